@@ -1,0 +1,38 @@
+# make demo, make test: all set-up included. Needs Python 3.11, git and a package index.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test slow check lint types fmt clean
+
+demo: $(STAMP)  ## train a byte-level GPT over 8 sites by scalars alone
+	$(BIN)/dandelion run --name demo-$$(date +%Y%m%d-%H%M%S)
+
+test: $(STAMP)  ## the default tests: no network, no GPU
+	$(BIN)/python -m pytest
+
+slow: $(STAMP)  ## everything, with the tests that start processes
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types test
+
+fmt: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV)

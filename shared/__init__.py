@@ -1,0 +1,1 @@
+"""What server, clients and operators have in common: directions, replicas, the wire."""

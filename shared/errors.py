@@ -1,0 +1,46 @@
+"""The errors that dandelion raises; each message says what was expected, came and is known."""
+
+from collections.abc import Iterable
+
+
+class DandelionError(Exception):
+    """Base of every error that a user or a peer can cause."""
+
+
+class ConfigError(DandelionError):
+    """A setting is unknown, of the wrong type, out of range, or contradicts another."""
+
+
+class UnknownNameError(ConfigError):
+    """A setting names something that no module registered."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}")
+
+
+class WireError(DandelionError):
+    """Bytes from a peer that cannot be read, or that answer another question."""
+
+
+class LedgerError(DandelionError):
+    """A ledger that is missing, corrupt, or not the one of this run; names file and row."""
+
+
+class GapError(DandelionError):
+    """A replica was handed a round that does not follow its own."""
+
+
+class DivergedError(DandelionError):
+    """A replica's digest is not the recorded one."""
+
+
+class SnapshotError(DandelionError):
+    """A snapshot or a client's store is damaged or of another run; names the file."""
+
+
+class DataError(DandelionError):
+    """Data that cannot be had or does not fit; says what to download and where to put it."""
+
+
+class StalledError(DandelionError):
+    """Too many rounds in a row found too few valid replies."""

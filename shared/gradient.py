@@ -1,0 +1,50 @@
+"""One verb carries the system: a gradient adds itself, scaled, to a vector."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from shared.directions import Directions, Key
+
+CHUNK = 1 << 20  # elements: temporaries of element-wise work stay this small
+
+
+class Gradient(Protocol):
+    """A direction of ascent in parameter space."""
+
+    def add_to_(self, flat: Tensor, scale: float) -> None:
+        """Add scale * gradient to ``flat`` (size,) in place."""
+
+
+@dataclass(frozen=True)
+class ZerothOrderGradient:
+    """The sum of coefficients[k] * z(keys[k]): a few numbers, whatever the model's size."""
+
+    directions: Directions
+    keys: Sequence[Key]
+    coefficients: Sequence[float]  # projected gradients, already divided by the query budget
+
+    def add_to_(self, flat: Tensor, scale: float) -> None:
+        """Add scale * gradient to ``flat`` (size,) in place, direction by direction."""
+        self.directions.add_to_(flat, self.keys, [scale * c for c in self.coefficients])
+
+
+@dataclass(frozen=True)
+class DenseGradient:
+    """One number per parameter, as backpropagation gives it."""
+
+    vector: Tensor  # (size,), padding zero
+
+    def add_to_(self, flat: Tensor, scale: float) -> None:
+        """Add scale * gradient to ``flat`` (size,); product and sum are rounded apart."""
+        add_scaled_(flat, self.vector, scale)
+
+
+def add_scaled_(target: Tensor, vector: Tensor, scale: float) -> None:
+    """Add scale * vector to ``target`` without fused multiply-add, so that devices agree."""
+    for start in range(0, target.numel(), CHUNK):
+        part = slice(start, start + CHUNK)
+        target[part] += torch.mul(vector[part], scale)
