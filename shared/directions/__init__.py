@@ -1,0 +1,52 @@
+"""Random directions in parameter space, each a pure function of a key and an address."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from shared.flat import Layout
+from shared.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Names one direction: number ``index`` of ``slot`` in ``round`` of the run seeded ``seed``.
+
+    ``seed`` has 64 bits, the other three 32 bits each; they go into separate counter words of the
+    generator, so no two keys can meet. Slot 0 is every site's; other slots are a site's own.
+    """
+
+    seed: int
+    round: int
+    slot: int
+    index: int
+
+
+class Directions(Protocol):
+    """A family of directions z over the flat address space of a layout.
+
+    ``start`` is the flat address of the first element of the tensor that is handed in, so any slice
+    of the parameters can be treated alone and gives the same numbers as within the whole.
+    Padding that a slice covers is written too; ``Layout.clear_padding_`` resets it.
+    """
+
+    exact: ClassVar[bool]  # the same bits on every device, at any thread count
+
+    def add_to_(
+        self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0
+    ) -> None:
+        """Add sum of coefficients[k] * z(keys[k]) to ``flat`` (n,) in place, in key order.
+
+        Each coefficient is rounded to float32 once; each product and each sum is rounded alone.
+        """
+
+    def perturbed_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
+        """Write source + scale * z(key) into ``out``; both (n,), at address ``start``."""
+
+    def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
+        """Add scale * z to ``rows`` (m, width); row i is row ids[i] of the matrix at ``start``."""
+
+
+DIRECTIONS: Registry[Callable[[Layout], Directions]] = Registry("directions", "shared.directions")

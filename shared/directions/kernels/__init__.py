@@ -1,0 +1,1 @@
+"""Fast forms of the families, each imported when a tensor first needs it, never to list names."""

@@ -1,0 +1,65 @@
+"""How CPU kernels are compiled: for one signature, cached on disk, taking memory by its address.
+
+Small tensors are many, and making an array of each would cost more than the work on it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+
+def kernel(signature: str, **options: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile at import, or load from the cache; where no folder takes a cache, compile each time.
+
+    A function has one signature, so processes that compile at once write files of equal content.
+    """
+    options |= {"nogil": True, "error_model": "numpy"}
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return njit(signature, cache=True, **options)(function)
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            return njit(signature, **options)(function)
+
+    return compiled
+
+
+@intrinsic
+def floats_at(context, address):
+    """Take an address for a pointer to float32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.FloatType().as_pointer())
+
+    return types.CPointer(types.float32)(types.int64), generate
+
+
+@intrinsic
+def integers_at(context, address):
+    """Take an address for a pointer to int64."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+
+    return types.CPointer(types.int64)(types.int64), generate
+
+
+@intrinsic
+def prefetch(context, address):
+    """Ask for the cache line at an address, which need not be anyone's."""
+
+    def generate(context, builder, signature, arguments):
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        reading, every_level, data = word(0), word(3), word(1)
+        builder.call(call, [builder.inttoptr(arguments[0], byte), reading, every_level, data])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), generate

@@ -1,0 +1,178 @@
+"""Sign directions on the CPU: a tile's signs are drawn and added while the tile is in cache.
+
+Each thread takes a run of whole tiles, so no bit depends on how many threads there are.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+import numba
+import numpy as np
+import torch
+from numba import carray, get_num_threads, njit, prange, set_num_threads
+from torch import Tensor
+
+from shared.directions import Key
+from shared.directions.kernels.compiled import floats_at, integers_at, kernel, prefetch
+from shared.directions.kernels.philox_cpu import LOW, draw, numbers
+from shared.directions.rademacher import BLOCKS, WORDS
+from shared.flat import TILE
+
+LINE = 16  # elements of a cache line
+PARALLEL_FROM = 1 << 16  # additions: below, waking a thread costs more than it saves
+
+
+@njit(inline="always")
+def _draw_tile(words, tile, key):
+    """Fill ``words`` (64,): word w of the tile's block b at w * 16 + b."""
+    for block in range(BLOCKS):
+        drawn = draw(np.uint64(tile * BLOCKS + block) & LOW, key)
+        for i in range(4):
+            words[i * BLOCKS + block] = np.uint32(drawn[i])
+
+
+@njit(inline="always")
+def _whole(out, source, words, scale, ahead):
+    """Write source + scale * z for a whole tile; ``ahead`` fetches the tile that follows."""
+    bit, following = np.uint32(1), np.int64(source.ctypes.data) + 4 * TILE
+    for row in range(0, TILE, WORDS):
+        if ahead:
+            for line in range(0, WORDS, LINE):
+                prefetch(following + 4 * (row + line))
+        for lane in range(WORDS):
+            out[row + lane] = source[row + lane] + (-scale if words[lane] & bit else scale)
+        bit = np.uint32(bit << np.uint32(1))
+
+
+@njit(inline="always")
+def _ragged(out, source, skip, words, scale):
+    """Write source + scale * z for elements ``skip`` onwards of a tile, row by row."""
+    done = 0
+    while done < out.size:
+        row, first = (skip + done) // WORDS, (skip + done) % WORDS
+        bit, count = np.uint32(1 << row), min(WORDS - first, out.size - done)
+        for i in range(np.uint64(count)):  # unsigned: an index that may be negative stops vectors
+            at, sign = np.uint64(done) + i, words[np.uint64(first) + i] & bit
+            out[at] = source[at] + (-scale if sign else scale)
+        done += count
+
+
+@njit(inline="always")
+def _add_run(flat, start, keys, scales):
+    """Add scales[k] * z(keys[k]) to ``flat`` (n,) at ``start``: every key, then the next tile."""
+    words = np.empty(WORDS, np.uint32)
+    for tile in range(start // TILE, (start + flat.size + TILE - 1) // TILE):
+        first, stop = max(tile * TILE, start), min((tile + 1) * TILE, start + flat.size)
+        piece = flat[first - start : stop - start]
+        for k in range(scales.size):
+            _draw_tile(words, tile, keys[k])
+            if piece.size == TILE:
+                _whole(piece, piece, words, scales[k], k == 0)
+            else:
+                _ragged(piece, piece, first - tile * TILE, words, scales[k])
+
+
+@njit(inline="always")
+def _perturb_run(out, source, start, key, scale):
+    """Write source + scale * z(key) into ``out`` (n,) at ``start``."""
+    words = np.empty(WORDS, np.uint32)
+    for tile in range(start // TILE, (start + out.size + TILE - 1) // TILE):
+        first, stop = max(tile * TILE, start), min((tile + 1) * TILE, start + out.size)
+        target, origin = out[first - start : stop - start], source[first - start : stop - start]
+        _draw_tile(words, tile, key)
+        if target.size == TILE:
+            _whole(target, origin, words, scale, True)
+        else:
+            _ragged(target, origin, first - tile * TILE, words, scale)
+
+
+@njit(inline="always")
+def _share(start, size, part, parts):
+    """Return where share ``part`` of the elements begins and ends: whole tiles, the ends apart."""
+    first = start // TILE
+    tiles = (start + size + TILE - 1) // TILE - first
+    low, high = first + tiles * part // parts, first + tiles * (part + 1) // parts
+    return max(low * TILE - start, 0), min(high * TILE - start, size)
+
+
+@kernel("void(int64, int64, int64, uint32[:, ::1], float32[::1], int64, int64)")
+def _add(flat, size, start, keys, scales, part, parts):
+    low, high = _share(start, size, part, parts)
+    _add_run(carray(floats_at(flat), size)[low:high], start + low, keys, scales)
+
+
+@kernel("void(int64, int64, int64, int64, uint32[::1], float64, int64, int64)")
+def _perturb(out, source, size, start, key, scale, part, parts):
+    low, high = _share(start, size, part, parts)
+    target, origin = carray(floats_at(out), size), carray(floats_at(source), size)
+    _perturb_run(target[low:high], origin[low:high], start + low, key, np.float32(scale))
+
+
+@kernel("void(int64, int64, int64, int64, int64, uint32[:, ::1], float32[::1])")
+def _add_rows(rows, width, ids, count, start, keys, scales):
+    matrix, chosen = carray(floats_at(rows), (count, width)), carray(integers_at(ids), count)
+    for i in range(count):
+        _add_run(matrix[i], start + chosen[i] * width, keys, scales)
+
+
+@kernel("void(int64, int64, int64, uint32[:, ::1], float32[::1], int64)", parallel=True)
+def _add_shared(flat, size, start, keys, scales, parts):
+    for part in prange(parts):
+        _add(flat, size, start, keys, scales, part, parts)
+
+
+@kernel("void(int64, int64, int64, int64, uint32[::1], float64, int64)", parallel=True)
+def _perturb_shared(out, source, size, start, key, scale, parts):
+    for part in prange(parts):
+        _perturb(out, source, size, start, key, scale, part, parts)
+
+
+@cache
+def _most_threads() -> int:
+    """Return how many threads numba can launch: one where only its work queue loads.
+
+    The work queue ends the process when two Python threads use it at once, and is no faster than
+    one thread here; OpenMP and TBB are safe.
+    """
+    set_num_threads(get_num_threads())  # loads the layer
+    safe = numba.threading_layer() in ("omp", "tbb")
+    return int(numba.config.NUMBA_NUM_THREADS) if safe else 1
+
+
+def _shares(size: int, keys: int) -> int:
+    """Return how many threads share the work, torch's number at most, and tell numba so."""
+    if size * keys < PARALLEL_FROM or (threads := torch.get_num_threads()) == 1:
+        return 1
+    shares = max(1, min(threads, _most_threads(), size // TILE))
+    set_num_threads(shares)  # for launches from this Python thread
+    return shares
+
+
+def add_to_(flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int) -> None:
+    """Add sum of coefficients[k] * z(keys[k]) to ``flat`` (n,) at address ``start``."""
+    names = np.array([numbers(key) for key in keys], np.uint32)
+    scales = np.array(coefficients, np.float32)
+    where = flat.data_ptr(), flat.numel(), start
+    shares = _shares(flat.numel(), len(keys))
+    if shares == 1:
+        _add(*where, names, scales, 0, 1)
+    else:
+        _add_shared(*where, names, scales, shares)
+
+
+def perturbed_(out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
+    """Write source + scale * z(key) into ``out`` (n,), which lies at address ``start``."""
+    where = out.data_ptr(), source.data_ptr(), out.numel(), start
+    shares = _shares(out.numel(), 1)
+    if shares == 1:
+        _perturb(*where, np.array(numbers(key), np.uint32), scale, 0, 1)
+    else:
+        _perturb_shared(*where, np.array(numbers(key), np.uint32), scale, shares)
+
+
+def add_rows_(rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
+    """Add scale * z to ``rows`` (m, width): row i holds row ids[i] of the matrix at ``start``."""
+    names, scales = np.array([numbers(key)], np.uint32), np.array([scale], np.float32)
+    chosen = ids.to(torch.int64).contiguous()
+    where = rows.data_ptr(), rows.shape[1], chosen.data_ptr(), len(chosen), start
+    _add_rows(*where, names, scales)

@@ -1,0 +1,86 @@
+"""Sign directions: each z_i is +1 or -1 with probability 1/2, one random bit each.
+
+``signs`` defines them. A tile is 2,048 elements = 16 consecutive blocks of the generator x 4 words
+x 32 bits: element e of a tile takes bit e // 64 of word (e % 64) // 16 of block e % 16, and a set
+bit means -1. So neighbours take the same bit of neighbouring words, as vector units want it.
+
+A coefficient times a sign is exact: even a fused multiply-add changes no bit, and every device
+computes the same sums. Source of the estimate along signs: Spall, IEEE TAC 37(3), 1992.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.directions import DIRECTIONS, Key
+from shared.directions.philox import words
+from shared.flat import TILE, Layout
+
+BLOCKS = 16  # of a tile
+WORDS = 64  # of a tile
+
+
+def signs(key: Key, addresses: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return z (n,) at these flat addresses (n,): the reference that every kernel must equal."""
+    tile, element = np.divmod(addresses, TILE)
+    lane = element % WORDS
+    drawn = words(key, tile * BLOCKS + lane % BLOCKS)  # (n, 4)
+    word = drawn[np.arange(len(drawn)), lane // BLOCKS]
+    bit = word >> (element // WORDS).astype(np.uint32) & np.uint32(1)
+    return np.where(bit, np.float32(-1), np.float32(1))
+
+
+@DIRECTIONS.register("rademacher")
+class Rademacher:
+    """Independent signs; the layout does not matter to them. Vectors are float32, contiguous."""
+
+    exact: ClassVar[bool] = True
+
+    def __init__(self, layout: Layout) -> None:
+        del layout
+
+    def add_to_(
+        self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0
+    ) -> None:
+        if len(keys) != len(coefficients):
+            raise ValueError(f"{len(keys)} keys came with {len(coefficients)} coefficients")
+        if keys:
+            _kernels_for(flat).add_to_(flat, keys, coefficients, start)
+
+    def perturbed_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
+        kernels = _kernels_for(out)
+        if out.numel() != source.numel() or kernels is not _kernels_for(source):
+            raise ValueError(f"out {out.shape} on {out.device} does not fit source {source.shape}")
+        kernels.perturbed_(out, source, start, key, scale)
+
+    def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
+        if rows.shape[:-1] != ids.shape:
+            raise ValueError(f"ids {tuple(ids.shape)} do not name rows {tuple(rows.shape)}")
+        _kernels_for(rows).add_rows_(rows, ids, start, key, scale)
+
+
+def _kernels_for(tensor: Tensor) -> ModuleType:
+    """Return the module whose functions work where ``tensor`` is, once it is what they trust."""
+    if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
+        raise ValueError(f"contiguous float32 expected, got {tensor.dtype} {tensor.stride()}")
+    return _on_cpu() if tensor.is_cpu else _on_any_device()
+
+
+@cache
+def _on_cpu() -> ModuleType:
+    from shared.directions.kernels import rademacher_cpu
+
+    return rademacher_cpu
+
+
+@cache
+def _on_any_device() -> ModuleType:
+    from shared.directions.kernels import rademacher_torch
+
+    return rademacher_torch
