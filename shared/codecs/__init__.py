@@ -1,0 +1,30 @@
+"""Ways to send a dense gradient as bytes; both sides use what the bytes say, not what was meant."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from shared.registry import Registry
+
+
+class Codec(Protocol):
+    """Turns vectors of one layout into payloads and back, with the same bits on every machine."""
+
+    @property
+    def payload_bytes(self) -> int:
+        """Length of every payload, header included: a function of the layout alone."""
+
+    def encode(self, vector: Tensor) -> bytes:
+        """Encode ``vector`` (size,); numbers that are not finite pass, for ``decode`` to refuse."""
+
+    def decode(self, payload: bytes) -> Tensor:
+        """Return a float32 vector (size,) on the CPU, padding zero.
+
+        Raises:
+            WireError: the payload is truncated, oversized, corrupt, of another codec or another
+                model, or holds a number that is not finite.
+        """
+
+
+CODECS: Registry[Callable[..., Codec]] = Registry("codec", "shared.codecs")

@@ -1,0 +1,71 @@
+"""The largest numbers exactly, the others not at all (Aji & Heafield 2017).
+
+https://arxiv.org/abs/1704.05021. What is left out is lost unless ``ErrorFeedback`` carries it over.
+"""
+
+from dataclasses import KW_ONLY, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.codecs import CODECS
+from shared.codecs.addresses import Addresses, coded, coded_bytes, decoded
+from shared.codecs.frame import HEADER_BYTES, opened, sealed
+from shared.codecs.packing import checked, numbers, packed, unpacked
+from shared.errors import ConfigError
+from shared.flat import Layout
+
+_NAME = b"topk"
+
+
+@CODECS.register("topk")
+@dataclass(frozen=True)
+class TopK:
+    """Body: the kept numbers as float32 in rising order of address, then their addresses.
+
+    Kept numbers are exact, all others decode to zero. Among equals the lowest addresses win.
+    """
+
+    layout: Layout
+    _: KW_ONLY
+    fraction: float = 0.01  # of the parameters that is kept; at least one number is
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction in (0, 1] expected, got {self.fraction}")
+
+    @property
+    def kept(self) -> int:
+        """How many numbers travel."""
+        return max(1, round(self.fraction * self.layout.parameters))
+
+    @property
+    def payload_bytes(self) -> int:
+        """16 + 4 per kept number + its address: 1.1 to 1.2 bytes each at a fraction of 0.01."""
+        return HEADER_BYTES + 4 * self.kept + coded_bytes(self.kept, self.layout.parameters)
+
+    def encode(self, vector: Tensor) -> bytes:
+        """Encode ``vector`` (size,)."""
+        values = packed(self.layout, numbers(self.layout, vector))
+        addresses = largest(values, self.kept)
+        body = values[addresses].astype("<f4", copy=False).tobytes()
+        body += coded(addresses, self.layout.parameters)
+        return sealed(_NAME, self.layout.parameters, body)
+
+    def decode(self, payload: bytes) -> Tensor:
+        """Return the sparse vector (size,); WireError where the payload is not whole or finite."""
+        parameters, cut = self.layout.parameters, 4 * self.kept
+        body = opened(_NAME, parameters, self.payload_bytes, payload)
+        values = np.zeros(parameters, dtype=np.float32)
+        values[decoded(body[cut:], self.kept, parameters)] = np.frombuffer(body[:cut], "<f4")
+        return checked(unpacked(self.layout, values))
+
+
+def largest(values: NDArray[np.float32], count: int) -> Addresses:
+    """Return the rising addresses of the ``count`` largest magnitudes, the lowest among equals."""
+    magnitudes = values.view(np.uint32) & np.uint32(0x7FFFFFFF)  # ordered as the floats, NaN on top
+    limit = np.partition(magnitudes, values.size - count)[values.size - count]
+    above = np.flatnonzero(magnitudes > limit)
+    level = np.flatnonzero(magnitudes == limit)[: count - above.size]
+    return np.sort(np.concatenate([above, level]))
