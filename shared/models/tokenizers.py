@@ -1,0 +1,59 @@
+"""Tokenizers: bytes, the same everywhere and never trained, or any of Hugging Face's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """UTF-8 bytes after three special tokens, as ByT5 (Xue et al. 2022) without its sentinels.
+
+    Encodes with numpy what ``transformers.ByT5Tokenizer(extra_ids=0)`` encodes byte by byte.
+    """
+
+    end: int = 1  # </s>; 0 is <pad>, 2 is <unk>
+    size: int = 259
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Tokens of a text; a lone surrogate, which is no text, becomes a question mark."""
+        return np.frombuffer(text.encode("utf-8", "replace"), np.uint8) + np.int64(3)
+
+    def decode(self, tokens: NDArray[np.int64]) -> str:
+        """Text of tokens; special tokens are left out, broken UTF-8 is replaced."""
+        return (tokens[tokens > 2] - 3).astype(np.uint8).tobytes().decode("utf-8", "replace")
+
+    def save(self, folder: Path) -> None:
+        """Write it as the ``ByT5Tokenizer`` that it equals."""
+        from transformers import ByT5Tokenizer
+
+        ByT5Tokenizer(extra_ids=0).save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class HubTokenizer:
+    """A tokenizer of transformers."""
+
+    inner: Any  # PreTrainedTokenizerBase
+    end: int
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return len(self.inner)
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Tokens of a text, of any length, with no special token added."""
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return np.array(self.inner(text, **options)["input_ids"], np.int64)
+
+    def decode(self, tokens: NDArray[np.int64]) -> str:
+        """Text of tokens, special ones included."""
+        return str(self.inner.decode(tokens.tolist()))
+
+    def save(self, folder: Path) -> None:
+        """Write what ``AutoTokenizer.from_pretrained`` reads."""
+        self.inner.save_pretrained(folder)

@@ -1,0 +1,62 @@
+"""The loss of a task: next-token cross-entropy in nats, computed in fp32 and summed in fp64."""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from shared.models import FORWARDS, Forward
+
+CHUNK = 1 << 22  # logits that cross-entropy treats at once: its temporaries stay this small
+IGNORED = -100  # a target that does not count
+
+
+def language_modelling(module: nn.Module, blocks: Tensor) -> float:
+    """Return the mean loss of the next tokens of blocks (B, T). Costs one forward pass."""
+    with torch.inference_mode():
+        return float(loss_tensor(module, blocks))
+
+
+def example_losses(module: nn.Module, blocks: Tensor) -> Tensor:
+    """Return the mean loss of each block (B,), float64. Costs one forward pass."""
+    with torch.inference_mode():
+        return _token_losses(module, blocks).double().sum(1) / (blocks.shape[1] - 1)
+
+
+def loss_tensor(module: nn.Module, blocks: Tensor) -> Tensor:
+    """Return what ``language_modelling`` returns as a float64 scalar, for backpropagation."""
+    return _token_losses(module, blocks).sum(dtype=torch.float64) / _predictions(blocks)
+
+
+def _predictions(blocks: Tensor) -> int:
+    """How many tokens of blocks (B, T) are predicted: all but the first of each."""
+    return blocks.shape[0] * (blocks.shape[1] - 1)
+
+
+def _token_losses(module: nn.Module, blocks: Tensor) -> Tensor:
+    """Return the loss (B, T) float32 of predicting the token after each; 0 at the last.
+
+    Targets are shifted, not logits: slicing those would copy them. Cross-entropy goes through the
+    rows in chunks, so that beside the logits a large vocabulary needs CHUNK numbers, not a copy.
+    """
+    logits = _forward(type(module).__name__)(module, blocks)
+    rows = logits.flatten(0, 1)  # (B * T, V)
+    targets = F.pad(blocks[:, 1:], (0, 1), value=IGNORED).view(-1)
+    size = max(1, CHUNK // rows.shape[1])
+    losses = [
+        F.cross_entropy(part.float(), target, ignore_index=IGNORED, reduction="none")
+        for part, target in zip(torch.split(rows, size), torch.split(targets, size), strict=True)
+    ]
+    return torch.cat(losses).view(blocks.shape)
+
+
+@cache
+def _forward(architecture: str) -> Forward:
+    """Find the short forward of a class of modules; the module itself where none is registered."""
+    return FORWARDS[architecture] if architecture in FORWARDS.names() else _call
+
+
+def _call(module: nn.Module, blocks: Tensor) -> Tensor:
+    logits: Tensor = module(blocks, use_cache=False, return_dict=False)[0]
+    return logits
