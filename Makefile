@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow check lint types fmt clean
+.PHONY: demo test slow check lint types map fmt clean
 
 demo: $(STAMP)  ## train a byte-level GPT over 8 sites by scalars alone
 	$(BIN)/dandelion run --name demo-$$(date +%Y%m%d-%H%M%S)
@@ -23,6 +23,9 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 check: lint types test
+
+map: $(STAMP)  ## print the file map of the README
+	$(BIN)/python docs/file_map.py
 
 fmt: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -51,7 +51,7 @@ class LanguageModel:
         """Write a folder that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load."""
         from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         module: Any = self.module
         module.save_pretrained(folder)
         if self.tokenizer is not None:

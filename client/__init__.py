@@ -1,0 +1,1 @@
+"""The site's side: a thin ClientApp over the work of measuring."""

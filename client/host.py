@@ -1,0 +1,123 @@
+"""One process's share of the work: a replica, and the sites that it serves."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from client.site import Site
+from client.store import Store
+from shared.code import code_digest
+from shared.config import Config
+from shared.data.corpus import Corpus
+from shared.entry import Entry
+from shared.errors import DivergedError, GapError, SnapshotError
+from shared.learner import Learner
+from shared.sites import site_of
+from shared.snapshot import load_snapshot_
+from shared.wire import DIVERGED, MISSING, Behind, Hello, Measured, Request
+
+_hosts: dict[str, "Host"] = {}
+
+
+def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object]) -> "Host":
+    """This process's host for a configuration; a new configuration replaces the old host.
+
+    Virtual clients in one process share it: all replicas of a round are equal, so memory does not
+    grow with the number of clients.
+    """
+    name = json.dumps([dict(run_config), node_config.get("store", "")], sort_keys=True)
+    if name not in _hosts:
+        _hosts.clear()
+        folder = node_config.get("store")
+        store = Store(Path(str(folder))) if folder else None
+        _hosts[name] = Host(Config.from_run_config(run_config), store)
+    return _hosts[name]
+
+
+class Host:
+    """Follows one run at a time and lets its sites measure.
+
+    Invariant: the replica is at some round of run ``_run``; sites only read it.
+    """
+
+    def __init__(self, config: Config, store: Store | None = None) -> None:
+        self._config, self._store = config, store
+        self._learner = Learner.of(config)
+        self._corpus = Corpus.of(config, self._learner.language_model)
+        self._run = b""
+        self._sites: dict[str, Site] = {}
+
+    def hello(self, node_config: Mapping[str, object]) -> Hello:
+        """What the server asks a site that it meets."""
+        site, replica = self._site(node_config), self._learner.replica
+        at = replica.round, self._run
+        if not self._run and self._store is not None:
+            at = self._store.where()
+        return Hello(
+            site=site.name.name,
+            slot=site.name.slot,
+            round=at[0],
+            base=self._learner.base.hex(),
+            code=code_digest().hex(),
+            run=at[1].hex(),
+            examples=site.count,
+            device=str(replica.model.flat.device),
+            dtype=str(replica.model.flat.dtype).removeprefix("torch."),
+            threads=torch.get_num_threads(),
+            can_backpropagate=True,
+        )
+
+    def train(
+        self, node_config: Mapping[str, object], request: Request, snapshot: bytes | None
+    ) -> Measured | Behind:
+        """Bring the replica to the round before the request's, then measure."""
+        site = self._site(node_config)
+        if torch.get_num_threads() != self._config.threads:
+            torch.set_num_threads(self._config.threads)
+        self._follow(request.run)
+        try:
+            self._catch_up(request, snapshot)
+        except GapError:
+            return Behind(self._learner.replica.round, MISSING)
+        except (DivergedError, SnapshotError):
+            round_ = self._learner.replica.round
+            self._restart()
+            return Behind(round_, DIVERGED)
+        return site.measure(self._learner, request)
+
+    def _follow(self, run: bytes) -> None:
+        if run == self._run:
+            return
+        if self._learner.replica.round:
+            self._restart()
+        self._run = run
+        if self._store is not None:
+            self._store.load_(self._learner.replica, run)
+
+    def _catch_up(self, request: Request, snapshot: bytes | None) -> None:
+        replica, before = self._learner.replica, self._learner.replica.round
+        if request.reset and snapshot is None and replica.round:
+            self._restart()
+            replica = self._learner.replica
+        if snapshot is not None:
+            load_snapshot_(replica, snapshot, request.run)
+        replica.apply(Entry.decode(data) for data in request.entries)
+        if replica.round < request.round - 1:
+            raise GapError(f"round {request.round - 1} expected, got {replica.round}")
+        replica.check(request.digest)
+        if self._store is not None and replica.round != before:
+            self._store.save(replica, request.run)
+
+    def _restart(self) -> None:
+        """Back to the base model, made anew; data and sites stay."""
+        self._learner = Learner.of(self._config)
+
+    def _site(self, node_config: Mapping[str, object]) -> Site:
+        name = site_of(node_config)
+        if name.name not in self._sites:
+            number, of = node_config.get("partition-id", 0), node_config.get("num-partitions", 1)
+            shard = self._corpus.shard(int(str(number)), int(str(of)))
+            self._sites[name.name] = Site(name, shard, self._config)
+        return self._sites[name.name]

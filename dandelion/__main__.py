@@ -1,0 +1,6 @@
+"""``python -m dandelion``: the same as the ``dandelion`` command."""
+
+from dandelion.cli import entry
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,72 @@
+"""Message handling alone: rounds of many virtual clients whose measurement does nothing."""
+
+import tempfile
+import time
+
+import numpy as np
+from flwr.app import Context, Message, MessageType
+
+from dandelion.bench.rows import Row
+from dandelion.local import LocalGrid, contexts_of
+from server.cohort import Cohort
+from server.folder import opened
+from server.strategy import ScalarStrategy
+from shared.config import Config
+from shared.sites import site_of
+from shared.wire import (
+    Hello,
+    Measured,
+    decode_request,
+    encode_hello,
+    encode_reply,
+    pack,
+    unpack,
+)
+
+
+class Idle:
+    """A site's side of the protocol without a model: it answers every request with zeros."""
+
+    def __init__(self, config: Config) -> None:
+        self._numbers = np.zeros(config.queries * config.local_steps, np.float32)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Introduce itself, or answer as if measured at the digest that the server expects."""
+        if message.metadata.message_type == MessageType.QUERY:
+            return Message(content=pack(encode_hello(_hello(context))), reply_to=message)
+        request = decode_request(unpack(message.content)[0])
+        reply = Measured(request.round, self._numbers, 1, 0.0, 0.0, request.digest)
+        return Message(content=pack(encode_reply(reply)), reply_to=message)
+
+
+def engine(clients: int = 1000, rounds: int = 7) -> list[Row]:
+    """Seconds of a round of ``clients`` no-op measurements; the note has clients per second."""
+    with tempfile.TemporaryDirectory(prefix="dandelion-") as folder:
+        config = Config.from_run_config(
+            {"num-clients": clients, "num-rounds": rounds + 1, "queries": 1, "output-dir": folder}
+        )
+        times: list[float] = []
+        with opened(config) as run:
+            cohort = Cohort(config, lambda hello: "", run.name)
+            strategy = ScalarStrategy(run, cohort, lambda round_: times.append(time.perf_counter()))
+            strategy.start(LocalGrid(Idle(config), contexts_of(config)))
+    seconds = float(np.median(np.diff(times)[1:]))  # the first round meets the clients
+    note = f"{clients / seconds:,.0f} clients/s, {clients} clients, q = 1"
+    return [Row("round without measurement", seconds, seconds, note)]
+
+
+def _hello(context: Context) -> Hello:
+    name = site_of(context.node_config)
+    return Hello(
+        site=name.name,
+        slot=name.slot,
+        round=0,
+        base="",
+        code="",
+        run="",
+        examples=1,
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        can_backpropagate=True,
+    )

@@ -1,0 +1,51 @@
+"""``dandelion bench``: ours against the peers' ways, in one process and run, as ratios."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dandelion.bench.rows import Row
+
+app = typer.Typer(no_args_is_help=True, help="Measure speed and memory as ratios.")
+console = Console()
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the rows to this file.")]
+
+
+@app.command()
+def directions(json_file: Json = None) -> None:
+    """Adding random directions to 20 M parameters."""
+    from dandelion.bench.directions import directions as measure
+
+    show("directions", measure(), json_file)
+
+
+@app.command()
+def query(json_file: Json = None) -> None:
+    """One query (two perturbed evaluations) against two plain forwards."""
+    from dandelion.bench.query import query as measure
+
+    show("query", measure(), json_file)
+
+
+@app.command()
+def memory(json_file: Json = None) -> None:
+    """Peak memory of a query over a plain forward, in separate processes."""
+    from dandelion.bench.memory import memory as measure
+
+    show("memory", measure(), json_file)
+
+
+def show(title: str, rows: Sequence[Row], json_file: Path | None) -> None:
+    """Print rows as a table and write them where asked."""
+    table = Table("what", "seconds", "ratio", "note", title=title)
+    for row in rows:
+        table.add_row(row.name, f"{row.seconds:.4g}", f"{row.ratio:.3g}", row.note)
+    console.print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2))

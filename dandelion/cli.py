@@ -1,0 +1,90 @@
+"""The ``dandelion`` command."""
+
+import logging
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from dandelion import bench_cli, ledger_cli
+from shared.errors import DandelionError, UnknownNameError
+
+ENGINES = ("local", "flower")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Federated training of language models in which sites send numbers, not models.",
+)
+app.add_typer(ledger_cli.app, name="ledger")
+app.add_typer(bench_cli.app, name="bench")
+console = Console()
+
+
+@app.callback()
+def main(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every step.")] = False,
+) -> None:
+    """Set logging up once for every command."""
+    handler = RichHandler(console=console, show_path=False, show_time=False)
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+    for name in ("flwr", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@app.command()
+def run(
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; repeatable.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="local (in this process) or flower (simulation).")
+    ] = "local",
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the run folder.")] = "",
+) -> None:
+    """Train: a new run, or one that was cut off."""
+    if engine not in ENGINES:
+        raise UnknownNameError("engine", engine, ENGINES)
+    from dandelion.flower import run_flower
+    from dandelion.live import Live, show_summary
+    from dandelion.local import run_local
+    from dandelion.settings import gather
+
+    chosen = gather(config, settings or [], resume, **{"run-name": name})
+    if engine == "flower":
+        folder = run_flower(chosen, console)
+    else:
+        with Live(console) as live:
+            folder = run_local(chosen, live)
+    show_summary(console, folder)
+
+
+@app.command()
+def plot(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Draw loss.png of a run anew, also while it runs."""
+    from server.folder import LEDGER
+    from server.ledger import Ledger
+    from server.picture import draw_losses
+
+    with closing(Ledger.open(folder / LEDGER)) as ledger:
+        draw_losses(ledger, folder / "loss.png")
+    console.print(f"{folder / 'loss.png'}", soft_wrap=True, highlight=False, markup=False)
+
+
+def entry() -> None:
+    """Run the command; an error that is not ours to mend ends in one clear line and status 2."""
+    try:
+        app()
+    except (DandelionError, OSError, sqlite3.Error) as error:
+        line = f"{type(error).__name__}: {error}"
+        Console(stderr=True).print(line, style="red", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)

@@ -1,0 +1,93 @@
+"""``dandelion ledger``: look at a run's record, prove it, rebuild any round from it."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from dandelion.live import size_text
+from server.folder import LEDGER, check_base, recorded_config
+from server.ledger import Ledger
+from shared.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True, help="Show, verify and replay a run's ledger.")
+console = Console()
+HEAD = ("round", "rate", "groups", "numbers", "bytes", "held out", "digest")
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+@app.command()
+def show(run: Folder, last: Annotated[int, typer.Option(help="How many rounds.")] = 10) -> None:
+    """Print what the ledger is of, and its last rounds."""
+    with closing(Ledger.open(run / LEDGER)) as ledger:
+        payload = sum(len(p) for p in ledger.payloads(0, ledger.last_round))
+        say(f"run    {ledger.head('run').hex()}")
+        say(f"base   {ledger.head('base').hex()}")
+        say(f"rounds {ledger.last_round:,} in {size_text(payload)} of entries")
+        table = Table(*HEAD)
+        for round_ in range(max(1, ledger.last_round - last + 1), ledger.last_round + 1):
+            table.add_row(*_row(ledger, round_))
+    console.print(table)
+
+
+@app.command()
+def verify(run: Folder) -> None:
+    """Rebuild the parameters from base model and ledger; compare every recorded digest."""
+    from shared.learner import Learner
+
+    with closing(Ledger.open(run / LEDGER)) as ledger:
+        learner = Learner.of(recorded_config(ledger))
+        check_base(ledger, learner)
+        replica, last, compared = learner.replica, ledger.last_round, 0
+        for round_ in track(range(last + 1), "verifying", console=console, transient=True):
+            if round_:
+                replica.apply([ledger.entry(round_)])
+            if (digest := ledger.digest(round_)) is not None:
+                replica.check(digest)
+                compared += 1
+    say(f"{last:,} rounds replayed, {compared:,} digests equal; digest {replica.digest().hex()}")
+
+
+@app.command()
+def replay(
+    run: Folder,
+    round_: Annotated[int, typer.Option("--round", help="Up to and with this round.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+) -> None:
+    """Write the model as of a round, in Hugging Face format."""
+    from server.snapshots import follow_
+    from shared.learner import Learner
+
+    with closing(Ledger.open(run / LEDGER)) as ledger:
+        if not 0 <= round_ <= ledger.last_round:
+            raise ConfigError(f"--round 0 to {ledger.last_round} expected, got {round_}")
+        learner = Learner.of(recorded_config(ledger))
+        check_base(ledger, learner)
+        follow_(learner.replica, ledger, round_)
+        if (digest := ledger.digest(round_)) is not None:
+            learner.replica.check(digest)
+    learner.language_model.save(out)
+    say(f"round {round_}, digest {learner.replica.digest().hex()}: {out.resolve()}")
+
+
+def say(line: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _row(ledger: Ledger, round_: int) -> tuple[str, ...]:
+    entry, digest = ledger.entry(round_), ledger.digest(round_)
+    evaluated = ledger.rows("SELECT loss FROM evaluations WHERE round = ?", (round_,))
+    return (
+        str(round_),
+        f"{entry.learning_rate:.3g}",
+        str(len(entry.groups)),
+        str(sum(len(group.differences) for group in entry.groups)),
+        str(len(entry.encode())),
+        f"{evaluated[0][0]:.4f}" if evaluated else "",
+        digest.hex() if digest else "not noted",
+    )

@@ -1,0 +1,118 @@
+"""A federation in one process: the same ServerApp, strategy and ClientApp, without sockets."""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from server.report import Report
+from server.run import serve
+from shared.config import Config
+
+LOCAL_RUN, SERVER_NODE = 1, 1
+ERROR_IN_CLIENT = 2  # what a SuperNode reports when a ClientApp raises
+
+
+class Client(Protocol):
+    """What a node runs: Flower's ClientApp, or a stand-in of the same shape."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer one message."""
+
+
+class LocalGrid(Grid):
+    """A Grid whose nodes are function calls.
+
+    Messages are copied both ways, as a wire would, because a handler may change what it is given.
+    """
+
+    def __init__(self, client: Client, contexts: Mapping[int, Context]) -> None:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, LOCAL_RUN, SERVER_NODE
+        self._client, self._contexts = client, dict(contexts)
+        self._inbox: dict[str, Message] = {}
+        self._numbers = itertools.count(1)
+
+    def set_run(self, run: Run) -> None:
+        """Nothing: there is one run."""
+
+    @property
+    def run(self) -> Run:
+        """The one run."""
+        return Run.create_empty(LOCAL_RUN)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message to a node."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Every node, always."""
+        return list(self._contexts)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Every node, always."""
+        return [NodeInfo(node_id=node_id) for node_id in self._contexts]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand each message to its node and keep the reply; return the messages' ids."""
+        return [self._deliver(message) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies to these messages that have not been pulled yet."""
+        return [self._inbox.pop(name) for name in message_ids if name in self._inbox]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Both at once."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _deliver(self, message: Message) -> str:
+        name = f"local-{next(self._numbers)}"
+        message.metadata.__dict__["_message_id"] = name
+        try:
+            reply = self._client(
+                copy.deepcopy(message), self._contexts[message.metadata.dst_node_id]
+            )
+        except Exception as failure:  # the process boundary: a SuperNode reports these as errors
+            reason = f"{type(failure).__name__}: {failure}"
+            reply = Message(Error(code=ERROR_IN_CLIENT, reason=reason), reply_to=message)
+        self._inbox[name] = copy.deepcopy(reply)
+        return name
+
+
+def contexts_of(config: Config) -> dict[int, Context]:
+    """One context per virtual client: partition 0 to ``num-clients`` - 1."""
+    return {
+        SERVER_NODE + 1 + number: Context(
+            run_id=LOCAL_RUN,
+            node_id=SERVER_NODE + 1 + number,
+            node_config={"partition-id": number, "num-partitions": config.num_clients},
+            state=RecordDict(),
+            run_config=config.to_run_config(),
+        )
+        for number in range(config.num_clients)
+    }
+
+
+def run_local(
+    config: Config, on_round: Callable[[Report, int], None] = lambda report, round_: None
+) -> Path:
+    """Train with every site in this process; return the run folder."""
+    from client.app import app
+
+    grid = LocalGrid(app, contexts_of(config))
+    return serve(grid, config.to_run_config(), on_round)

@@ -1,0 +1,85 @@
+"""Settings from the command line: a file, then single values, then what a resumed run recorded."""
+
+import tomllib
+from pathlib import Path
+
+from server.folder import CONFIG
+from shared.config import OPERATIONAL, Config, Value, parse
+from shared.errors import ConfigError
+
+
+def gather(
+    file: Path | None, pairs: list[str], resume: Path | None = None, **given: Value
+) -> Config:
+    """One checked configuration; later sources win.
+
+    Raises:
+        ConfigError: a pair is not ``key=value``, a value does not fit, a file cannot be read, or a
+            resumed run is given a key that would make another run of it.
+    """
+    settings: dict[str, object] = dict(read_toml(file)) if file else {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set key=value expected, got {pair!r}")
+        settings[key.strip()] = parse(key.strip(), text.strip())
+    settings |= {key: value for key, value in given.items() if value != ""}
+    if named := settings.pop("resume", ""):
+        resume = resume or Path(str(named))
+    if resume is None:
+        config = Config.from_run_config(settings)
+        check_model(config.model)
+        check_sites(config)
+        return config
+    if not (resume / CONFIG).is_file():
+        raise ConfigError(f"{resume}: no run to resume; {CONFIG} expected in it")
+    if fixed := sorted(set(settings) - OPERATIONAL):
+        raise ConfigError(f"a resumed run keeps {fixed}; it may be given {sorted(OPERATIONAL)}")
+    recorded = read_toml(resume / CONFIG)
+    return Config.from_run_config({**recorded, **settings, "resume": str(resume.resolve())})
+
+
+def check_model(name: str) -> None:
+    """Refuse a name that is misspelt, before a hub is asked for it, again and again.
+
+    Raises:
+        ConfigError: neither registered, nor a folder, nor on a hub (owner/name), nor cached.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    from shared.models import MODELS
+
+    if name in MODELS.names() or (name and Path(name).is_dir()) or name.count("/") == 1:
+        return
+    if not name or "/" in name or not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        raise ConfigError(
+            f"unknown model {name!r}; known: {', '.join(MODELS.names())}; or a folder in Hugging "
+            "Face format, or owner/name on its hub"
+        )
+
+
+def check_sites(config: Config) -> None:
+    """Refuse to wait for more sites than the engines of this command make.
+
+    Raises:
+        ConfigError: ``min-clients`` is above ``num-clients``.
+    """
+    if config.min_clients > config.num_clients:
+        raise ConfigError(
+            f"min-clients: at most num-clients = {config.num_clients} expected here, "
+            f"got {config.min_clients}: the run would wait for sites that never come"
+        )
+
+
+def read_toml(file: Path) -> dict[str, object]:
+    """A TOML file's top level.
+
+    Raises:
+        ConfigError: it is not there or not TOML.
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise ConfigError(f"{file}: {error}") from error

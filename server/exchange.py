@@ -1,0 +1,74 @@
+"""Messages out and replies in, with an own poll and time-out; their bytes are counted here."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from shared.traffic import Direction, Kind, Transfer
+from shared.wire import message_bytes, payload_bytes
+
+POLL_FIRST_S, POLL_LAST_S = 0.005, 0.25
+
+
+class Exchange:
+    """Round trips with some nodes; more may be sent while replies are read.
+
+    Flower's own ``send_and_receive`` sleeps three seconds between looks; this one looks soon and
+    then less often.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._nodes: dict[str, int] = {}  # message id to the node that it was sent to
+        self._open: dict[str, None] = {}  # ids of messages whose replies are awaited
+        self._late: dict[str, None] = {}  # ids of messages that were not answered in time
+
+    def send(self, messages: Iterable[Message]) -> list[Message]:
+        """Send messages; return those that Flower could push."""
+        listed = list(messages)
+        sent = dict(zip(self._grid.push_messages(listed), listed, strict=False))
+        sent = {name: message for name, message in sent.items() if name}
+        self._nodes |= {name: message.metadata.dst_node_id for name, message in sent.items()}
+        self._open |= dict.fromkeys(sent)
+        return list(sent.values())
+
+    def replies(self, timeout_s: float) -> Iterator[Message]:
+        """What comes back, as it comes, until nothing is awaited or the time is up.
+
+        What is late is not awaited any more, but taken if this is called again.
+        """
+        deadline, pause = time.monotonic() + timeout_s, POLL_FIRST_S
+        while ids := [*self._late, *self._open]:
+            over, sent = time.monotonic() >= deadline, len(self._nodes)
+            for reply in self._grid.pull_messages(ids):
+                self._open.pop(reply.metadata.reply_to_message_id, None)
+                self._late.pop(reply.metadata.reply_to_message_id, None)
+                yield reply
+            if over and sent == len(self._nodes):
+                self._late |= self._open
+                self._open.clear()
+            if not self._open:
+                return
+            time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+            pause = min(2 * pause, POLL_LAST_S)
+
+    def node_of(self, reply: Message) -> int | None:
+        """The node that was asked what this answers; None where another one answers.
+
+        An error may be the grid's own: its source is then the server itself.
+        """
+        node_id = self._nodes.get(reply.metadata.reply_to_message_id)
+        return node_id if reply.has_error() or reply.metadata.src_node_id == node_id else None
+
+
+def transfer(message: Message, round_: int, site: str, direction: Direction) -> Transfer:
+    """What a message cost; one of ours must be sent, so that it has Flower's message id."""
+    kind: Kind = "scalars"
+    if message.has_error() or message.metadata.message_type == MessageType.QUERY:
+        kind = "control"
+    elif message.content.array_records:
+        kind = "snapshot"
+    size = message_bytes(message)
+    return Transfer(round_, site, direction, kind, payload_bytes(message), size)

@@ -1,0 +1,121 @@
+"""A run's folder: created or resumed, locked, and checked before anything is trained."""
+
+import fcntl
+import logging
+import secrets
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from server.ledger import Ledger
+from server.snapshots import Snapshots
+from shared.code import code_digest
+from shared.config import Config
+from shared.errors import ConfigError, DivergedError, LedgerError
+from shared.learner import Learner
+from shared.snapshot import write_atomically
+from shared.toml import to_toml
+
+LOG = logging.getLogger("dandelion")
+LEDGER, CONFIG, LOCK = "ledger.sqlite", "config.toml", "run.lock"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that this process alone is at; the learner's replica is at the ledger's last round."""
+
+    folder: Path
+    config: Config
+    ledger: Ledger
+    learner: Learner
+    name: bytes  # 16, random: names the run on the wire
+    code: bytes  # 16, of the source files that server and sites must share
+
+
+@contextmanager
+def opened(config: Config) -> Iterator[Run]:
+    """Create the run folder, or open the one to resume, and keep others out of it.
+
+    Raises:
+        ConfigError: another process is at it, a run is there already, or it is another run's.
+        LedgerError: the ledger to resume is missing or damaged.
+        DivergedError: model or seed give other parameters than the recorded ones.
+    """
+    folder = run_folder(config)
+    if config.resume and not (folder / LEDGER).exists():
+        raise ConfigError(f"{folder}: no run to resume; {LEDGER} expected in it")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"{folder}: another process is at this run") from error
+        run = _resume(folder, config) if config.resume else _create(folder, config)
+        try:
+            yield run
+        finally:
+            run.ledger.close()
+
+
+def run_folder(config: Config) -> Path:
+    """Where the run's files are, absolute."""
+    if config.resume:
+        return Path(config.resume).resolve()
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    name = config.run_name or f"{config.mode}-{Path(config.model).name}-{stamp}"
+    return (Path(config.output_dir) / name).resolve()
+
+
+def recorded_config(ledger: Ledger) -> Config:
+    """The configuration that a ledger's run was started with."""
+    try:
+        return Config.from_run_config(tomllib.loads(ledger.head("config").decode()))
+    except (ValueError, ConfigError) as error:
+        raise LedgerError(f"{ledger.path}: table head, row config: {error}") from error
+
+
+def check_base(ledger: Ledger, learner: Learner) -> None:
+    """Compare an untrained model with the one that the run started from.
+
+    Raises:
+        DivergedError: it is another.
+    """
+    if learner.base != ledger.head("base"):
+        raise DivergedError(
+            f"{ledger.path}: base model {ledger.head('base').hex()} expected, "
+            f"this one is {learner.base.hex()}"
+        )
+
+
+def _create(folder: Path, config: Config) -> Run:
+    if (folder / LEDGER).exists():
+        raise ConfigError(f"{folder}: a run is there; resume it, or choose another run-name")
+    learner, name, text = Learner.of(config), secrets.token_bytes(16), _text(config)
+    write_atomically(folder / CONFIG, text.encode())
+    head = {"run": name, "config": text.encode(), "base": learner.base, "code": code_digest()}
+    ledger = Ledger.create(folder / LEDGER, head)
+    return Run(folder, config, ledger, learner, name, code_digest())
+
+
+def _resume(folder: Path, config: Config) -> Run:
+    ledger = Ledger.open(folder / LEDGER)
+    if changed := config.differences(recorded_config(ledger)):
+        raise ConfigError(f"{folder}: cannot go on as another run: {'; '.join(changed)}")
+    learner = Learner.of(config)
+    check_base(ledger, learner)
+    name, last = ledger.head("run"), ledger.last_round
+    for complaint in Snapshots(ledger).restore_(learner.replica, name, last):
+        LOG.warning("not used: %s", complaint)
+    if (digest := ledger.digest(last)) is not None:
+        learner.replica.check(digest)
+    if ledger.head("code") != code_digest():
+        LOG.warning("the source files are not those that the run was started with")
+    LOG.info("resumed at round %d: %s", last, folder)
+    return Run(folder, config, ledger, learner, name, code_digest())
+
+
+def _text(config: Config) -> str:
+    return to_toml(config.to_run_config() | {"resume": ""})

@@ -1,0 +1,49 @@
+"""What the ledger keeps of a round beside its entry: who measured what, and what it cost."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One site's valid reply, as it went into a round."""
+
+    round: int
+    slot: int
+    site: str
+    examples: int
+    loss: float
+    seconds: float
+    differences: NDArray[np.float32]  # (K*q,)
+
+    def order(self) -> tuple[object, ...]:
+        """Sorts contributions by slot, and copies of one by all that they say."""
+        return (self.slot, self.differences.tobytes(), self.examples, self.loss, self.seconds)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A reply that was not used, or that did not come."""
+
+    round: int
+    site: str
+    reason: str  # one of a few words that are counted
+    detail: str
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a round did, but for its evaluation, which comes after it is applied."""
+
+    round: int
+    timestamp: str  # ISO 8601, UTC
+    loss: float  # of the sites, weighted by examples
+    gradient_norm: float  # root mean square of the projected gradients: estimates |gradient|
+    learning_rate: float
+    clients: int
+    forwards: int  # forward passes of all sites
+    bytes_up: int  # payload
+    bytes_down: int
+    seconds: float

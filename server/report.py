@@ -1,0 +1,170 @@
+"""What a person reads of a run: CSV logs, summary, picture and model, all made from the ledger."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.ledger import Ledger
+from server.picture import draw_losses
+from shared.config import Config
+from shared.models import LanguageModel
+from shared.replica import Replica
+from shared.snapshot import write_atomically
+
+METRICS_HEAD = (
+    "timestamp",
+    "round",
+    "mode",
+    "scope",
+    "q",
+    "lr",
+    "batch size",
+    "optimizer",
+    "bp interval",
+    "loss",
+    "gradient norm",
+    "evaluation loss",
+    "bytes up",
+    "bytes down",
+    "forwards",
+)
+CLIENTS_HEAD = ("round", "site", "loss", "examples", "bytes up", "bytes down", "seconds", "refusal")
+METRICS_QUERY = """
+SELECT m.timestamp, m.round, m.learning_rate, m.loss, m.gradient_norm, e.loss, m.bytes_up,
+       m.bytes_down, m.forwards
+FROM metrics m LEFT JOIN evaluations e USING (round) WHERE m.round >= ? AND m.round <= ?
+ORDER BY m.round"""
+CLIENTS_QUERY = """
+SELECT t.round, t.site, c.loss, c.examples,
+       sum(t.payload * (t.direction = 'up')), sum(t.payload * (t.direction = 'down')), c.seconds,
+       (SELECT group_concat(r.reason, '; ') FROM refusals r
+        WHERE r.round = t.round AND r.site = t.site)
+FROM traffic t LEFT JOIN contributions c ON c.round = t.round AND c.site = t.site
+WHERE t.kind != 'control' AND t.round >= ? AND t.round <= ?
+GROUP BY t.round, t.site ORDER BY t.round, c.slot, t.site"""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the whole run so far."""
+
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+
+
+class Report:
+    """Writes the readable files of a run folder; the ledger has everything they say."""
+
+    def __init__(self, folder: Path, ledger: Ledger, config: Config, replica: Replica) -> None:
+        self.folder, self.ledger, self.config = folder, ledger, config
+        self._replica = replica
+
+    def rebuild(self) -> None:
+        """Write both logs anew, up to the round before the last, which ``add`` follows."""
+        to = self.ledger.last_round - 1
+        for name, head, rows in (
+            ("metrics.csv", METRICS_HEAD, self._metrics(0, to)),
+            ("clients.csv", CLIENTS_HEAD, self._clients(0, to)),
+        ):
+            with (self.folder / name).open("w", newline="") as file:
+                csv.writer(file).writerows([head, *rows])
+
+    def add(self, round_: int) -> None:
+        """Append the rows of one round to both logs."""
+        for name, rows in (
+            ("metrics.csv", self._metrics(round_, round_)),
+            ("clients.csv", self._clients(round_, round_)),
+        ):
+            with (self.folder / name).open("a", newline="") as file:
+                csv.writer(file).writerows(rows)
+
+    def totals(self) -> Totals:
+        """Payload bytes and seconds of all rounds."""
+        up, down, seconds = self.ledger.rows(
+            "SELECT coalesce(sum(bytes_up), 0), coalesce(sum(bytes_down), 0), "
+            "coalesce(sum(seconds), 0.0) FROM metrics"
+        )[0]
+        return Totals(up, down, seconds)
+
+    def evaluations(self) -> list[tuple[int, float]]:
+        """Round and loss of every evaluation."""
+        return [
+            (r, loss) for r, loss in self.ledger.rows("SELECT * FROM evaluations ORDER BY round")
+        ]
+
+    def finish(self, model: LanguageModel) -> None:
+        """Write summary and picture, and the model where ``save-model`` says so."""
+        text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
+        write_atomically(self.folder / "summary.json", text.encode())
+        draw_losses(self.ledger, self.folder / "loss.png")
+        if self.config.save_model:
+            model.save(self.folder / "model")
+
+    def summary(self) -> dict[str, Any]:
+        """The run in some twenty numbers; bytes are means per client and round that was sent."""
+        evaluations, config = self.evaluations(), self.config
+        per_client = {
+            f"{size}_bytes_{direction}_per_client_round": self._mean(size, direction)
+            for size in ("payload", "message")
+            for direction in ("up", "down")
+        }
+        refusals = dict(
+            self.ledger.rows(
+                "SELECT reason, count(*) FROM refusals GROUP BY reason ORDER BY reason"
+            )
+        )
+        return {
+            "mode": config.mode,
+            "rounds": self.ledger.last_round,
+            "parameters": self._replica.model.layout.parameters,
+            "clients": self.ledger.rows("SELECT count(DISTINCT site) FROM contributions")[0][0],
+            "queries": config.queries,
+            "evaluation_loss_first": evaluations[0][1] if evaluations else None,
+            "evaluation_loss_last": evaluations[-1][1] if evaluations else None,
+            "seconds": round(self.totals().seconds, 3),
+            "digest": self._replica.digest().hex(),
+            **per_client,
+            "refused_replies": sum(refusals.values()),
+            "refusals": refusals,
+            "skipped_rounds": self.ledger.rows("SELECT count(*) FROM skips")[0][0],
+            "ledger_bytes": sum(len(p) for p in self.ledger.payloads(0, self.ledger.last_round)),
+        }
+
+    def _mean(self, size: str, direction: str) -> float:
+        value = self.ledger.rows(
+            f"SELECT avg(s) FROM (SELECT sum({size}) s FROM traffic "
+            "WHERE direction = ? AND kind != 'control' GROUP BY round, site)",
+            (direction,),
+        )[0][0]
+        return round(value or 0.0, 1)
+
+    def _metrics(self, first: int, last: int) -> list[tuple[Any, ...]]:
+        c = self.config
+        return [
+            (
+                time,
+                round_,
+                c.mode,
+                c.scope,
+                c.queries,
+                rate,
+                c.zo_batch_size,
+                c.optimizer,
+                0,
+                loss,
+                norm,
+                evaluation,
+                up,
+                down,
+                forwards,
+            )
+            for time, round_, rate, loss, norm, evaluation, up, down, forwards in self.ledger.rows(
+                METRICS_QUERY, (first, last)
+            )
+        ]
+
+    def _clients(self, first: int, last: int) -> list[tuple[Any, ...]]:
+        return self.ledger.rows(CLIENTS_QUERY, (max(first, 1), last))

@@ -1,0 +1,36 @@
+"""What follows the commit of a round: digest, snapshot, evaluation; all safe to do again."""
+
+from collections.abc import Callable
+
+from server.folder import Run
+from server.snapshots import Snapshots
+
+
+class Settle:
+    """Called with a round that is committed and applied; after a crash, called again for the last.
+
+    Each part is noted once in the ledger and skipped where it is noted already.
+    """
+
+    def __init__(
+        self, run: Run, evaluate: Callable[[], float], shown: Callable[[int], None]
+    ) -> None:
+        self._run, self._evaluate, self._shown = run, evaluate, shown
+        self._snapshots = Snapshots(run.ledger)
+
+    def __call__(self, round_: int) -> None:
+        """Note what the parameters are, keep them where due, evaluate where due, show it."""
+        config, ledger, replica = self._run.config, self._run.ledger, self._run.learner.replica
+        ledger.record_digest(round_, replica.digest())
+        snapshot = bool(round_) and _due(round_, config.snapshot_interval)
+        if snapshot and not ledger.rows("SELECT 1 FROM snapshots WHERE round = ?", (round_,)):
+            self._snapshots.write(replica, self._run.name)
+        last = round_ in (0, config.num_rounds)
+        evaluated = ledger.rows("SELECT 1 FROM evaluations WHERE round = ?", (round_,))
+        if (last or _due(round_, config.eval_interval)) and not evaluated:
+            ledger.record_evaluation(round_, self._evaluate())
+        self._shown(round_)
+
+
+def _due(round_: int, interval: int) -> bool:
+    return interval > 0 and round_ % interval == 0

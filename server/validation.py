@@ -1,0 +1,66 @@
+"""Which replies may enter a round: everything a site sends is checked before it is believed."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Message
+
+from shared.errors import DandelionError, WireError
+from shared.wire import Behind, Measured, decode_reply, unpack
+
+
+class RefusedError(DandelionError):
+    """A reply that is not used; ``reason`` is one of a few words that are counted."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a valid reply to a round's request looks like."""
+
+    round: int
+    numbers: int  # K * q
+    digest: bytes  # 16, of the parameters after round - 1
+
+
+def read_reply(message: Message, expected: Expected) -> Measured | Behind:
+    """The reply in a message, checked.
+
+    Raises:
+        RefusedError: an error, undecodable, oversized, of another round, of the wrong length, not
+            finite, measured at other parameters, or measured on nothing.
+    """
+    if message.has_error():
+        raise RefusedError("error", message.error.reason or f"code {message.error.code}")
+    try:
+        payload, snapshot = unpack(message.content)
+        limit = 64 + 4 * expected.numbers
+        if len(payload) > limit or snapshot is not None:
+            raise RefusedError("oversized", f"at most {limit} bytes expected, got {len(payload)}")
+        reply = decode_reply(payload)
+    except WireError as error:
+        raise RefusedError("undecodable", str(error)) from error
+    if isinstance(reply, Measured):
+        _check(reply, expected)
+    return reply
+
+
+def _check(reply: Measured, expected: Expected) -> None:
+    if reply.round != expected.round:
+        raise RefusedError("wrong round", f"round {expected.round} expected, got {reply.round}")
+    if len(reply.differences) != expected.numbers:
+        raise RefusedError(
+            "wrong length", f"{expected.numbers} numbers expected, got {len(reply.differences)}"
+        )
+    if not (np.isfinite(reply.differences).all() and math.isfinite(reply.loss)):
+        raise RefusedError("not finite", f"{reply.differences}, loss {reply.loss}")
+    if reply.digest != expected.digest:
+        raise RefusedError(
+            "wrong digest", f"{expected.digest.hex()} expected, got {reply.digest.hex()}"
+        )
+    if reply.examples < 1 or not 0 <= reply.seconds < math.inf:
+        raise RefusedError("no examples", f"{reply.examples} examples in {reply.seconds} s")

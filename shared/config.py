@@ -1,0 +1,219 @@
+"""One frozen, typed configuration, checked before any message is sent."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+from unicodedata import category
+
+from shared.errors import ConfigError, UnknownNameError
+
+Value = str | int | float | bool
+
+CHOICES = {
+    "mode": ("zo",),
+    "seed-schedule": ("shared", "independent"),
+    "aggregation": ("mean", "median", "trimmed-mean", "krum", "multi-krum", "bulyan"),
+    "downlink": ("replay", "dense"),
+    "catch-up": ("auto", "replay", "snapshot"),
+    "partitioner": ("natural", "iid", "dirichlet"),
+    "lr-schedule": ("constant", "linear", "cosine"),
+}
+POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-size", "block-size",
+            "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
+            "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon",
+            "eval-fraction")  # fmt: skip
+FRACTIONS = ("eval-fraction", "trim-fraction", "momentum", "beta1", "beta2")
+NOT_NEGATIVE = ("local-learning-rate", "weight-decay")
+MOST_THREADS = 1024
+NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
+OPERATIONAL = frozenset({"num-rounds", "output-dir", "run-name", "resume", "wait-timeout",
+                         "round-timeout", "max-skipped-rounds", "eval-interval",
+                         "snapshot-interval", "catch-up", "save-model"})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run is. Keys are these names with hyphens; ``pyproject.toml`` has the defaults."""
+
+    mode: str = "zo"  # which gradient a round uses
+    model: str = "byte-gpt"  # a registered name, a hub name or a folder in Hugging Face format
+    dataset: str = "stdlib"  # a registered name
+    max_samples: int = 0  # documents taken from the data set; 0 = all
+    block_size: int = 64  # tokens of one example
+    partitioner: str = "natural"  # how documents are dealt to sites
+    partition_alpha: float = 0.5  # dirichlet: small is skewed
+    eval_fraction: float = 0.1  # share of each group's blocks held out for the server
+    eval_blocks: int = 128  # at most so many of them are evaluated
+    eval_interval: int = 10  # rounds between evaluations; the first and the last are always done
+    scope: str = "full"  # which parameters are trained: full, or regex:<pattern of their names>
+    num_rounds: int = 300  # rounds to be committed in all
+    num_clients: int = 8  # sites that the local and the simulation engine make
+    clients_per_round: int = 0  # cohort; 0 = every site that is there
+    min_clients: int = 1  # valid replies that a round needs; sites that it waits for
+    queries: int = 16  # q: directions of one step; each costs two forward passes
+    eps: float = 1e-3  # smoothing radius: how far a site steps along each direction
+    directions: str = "rademacher"  # family of directions
+    seed_schedule: str = "shared"  # whether all sites measure the same directions or each its own
+    local_steps: int = 1  # K: steps on the site before it replies
+    local_learning_rate: float = 0.0  # step size of these; 0 = the round's learning rate
+    zo_batch_size: int = 4  # examples measured per step
+    optimizer: str = "sgd"
+    learning_rate: float = 6e-3
+    lr_schedule: str = "constant"
+    warmup_rounds: int = 0
+    momentum: float = 0.0  # sgd
+    weight_decay: float = 0.0
+    beta1: float = 0.9  # adam, mudamw
+    beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    cautious: bool = False  # mudamw: drop coordinates where update and gradient disagree
+    aggregation: str = "mean"  # how the sites' coefficients become one set
+    trim_fraction: float = 0.2  # trimmed-mean: cut from each side
+    malicious_clients: int = 1  # krum, multi-krum, bulyan: how many sites may lie
+    downlink: str = "replay"  # scalars, or full parameters every round (for comparison)
+    catch_up: str = "auto"  # what a site that missed rounds gets: the fewer bytes, or as said
+    snapshot_interval: int = 100  # rounds between snapshots; 0 = none
+    round_timeout: float = 3600.0  # seconds until a missing reply counts as missing
+    wait_timeout: float = 3600.0  # seconds to wait for min-clients before giving up
+    max_skipped_rounds: int = 5  # in a row
+    seed: int = 1  # names every random choice of the run
+    threads: int = 1  # compute threads of a process; measured losses depend on it, replicas do not
+    device: str = "cpu"  # where the replicas live
+    output_dir: str = "runs"  # the run folder is made in it
+    run_name: str = ""  # its name; empty = mode, model and time
+    resume: str = ""  # a run folder to go on with
+    save_model: bool = True  # write the trained model in Hugging Face format at the end
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, object]) -> "Config":
+        """Check a mapping of hyphenated keys; what it lacks has its default.
+
+        Raises:
+            ConfigError: unknown key, wrong type, out of range, or a combination that cannot work.
+        """
+        known = {key_of(field.name): field for field in fields(cls)}
+        if unknown := sorted(str(key) for key in run_config if key not in known):
+            raise ConfigError(f"unknown keys {unknown}; known: {', '.join(sorted(known))}")
+        config = cls(**{  # type: ignore[arg-type]
+            known[key].name: _typed(key, value, type(known[key].default))
+            for key, value in run_config.items()
+        })  # fmt: skip
+        config._check_names()
+        config._check_ranges()
+        config._check_combinations()
+        return config
+
+    def to_run_config(self) -> dict[str, Value]:
+        """The whole configuration with hyphenated keys, as Flower's run config takes it."""
+        return {key_of(name): value for name, value in asdict(self).items()}
+
+    def differences(self, other: "Config") -> list[str]:
+        """Keys whose change would make another run of it, with both values."""
+        mine, theirs = self.to_run_config(), other.to_run_config()
+        return [
+            f"{key} = {mine[key]!r} (recorded: {theirs[key]!r})"
+            for key in mine
+            if key not in OPERATIONAL and mine[key] != theirs[key]
+        ]
+
+    def _check_names(self) -> None:
+        """Choices, and what modules register; a model may be anywhere, so it is looked up late."""
+        from shared.data import DATASETS
+        from shared.directions import DIRECTIONS
+        from shared.optimizers import OPTIMIZERS
+
+        known: list[tuple[str, str, Iterable[str]]] = [
+            ("dataset", self.dataset, DATASETS.names()),
+            ("directions", self.directions, DIRECTIONS.names()),
+            ("optimizer", self.optimizer, OPTIMIZERS.names()),
+        ]
+        values = self.to_run_config()
+        known += [(key, str(values[key]), names) for key, names in CHOICES.items()]
+        for key, name, names in known:
+            if name not in names:
+                raise UnknownNameError(key, name, names)
+        if self.scope != "full" and not self.scope.startswith("regex:"):
+            raise UnknownNameError("scope", self.scope, ("full", "regex:<pattern>"))
+
+    def _check_ranges(self) -> None:
+        values = self.to_run_config()
+        for key, value in values.items():
+            if isinstance(value, int) and key != "seed":
+                _require(0 <= value < 2**30, key, value, "an integer from 0 to below 2**30")
+        for key in POSITIVE:
+            _require(float(values[key]) > 0, key, values[key], "a number above 0")
+        for key in FRACTIONS:
+            _require(0 <= float(values[key]) < 1, key, values[key], "a number from 0 to below 1")
+        for key in NOT_NEGATIVE:
+            _require(float(values[key]) >= 0, key, values[key], "a number from 0")
+        _require(self.trim_fraction < 0.5, "trim-fraction", self.trim_fraction, "below 0.5")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "an integer from 0 to below 2**63")
+        _require(self.block_size >= 2, "block-size", self.block_size, "at least 2 tokens")
+        _require(self.threads <= MOST_THREADS, "threads", self.threads, f"at most {MOST_THREADS}")
+        _require(Path(self.run_name).name == self.run_name != "..", "run-name", self.run_name,
+                 "a name without /")  # fmt: skip
+
+    def _check_combinations(self) -> None:
+        _require(self.queries * self.local_steps <= 1 << 16, "queries × local-steps",
+                 self.queries * self.local_steps, "at most 65536")  # fmt: skip
+        if 0 < self.clients_per_round < self.min_clients:
+            raise ConfigError(
+                f"clients-per-round: 0 or at least min-clients = {self.min_clients} expected, "
+                f"got {self.clients_per_round}: every round would be skipped"
+            )
+        if self.aggregation != "mean" and self.seed_schedule == "independent":
+            raise ConfigError(
+                f"aggregation {self.aggregation!r} compares sites direction by direction and needs "
+                "seed-schedule 'shared'; with 'independent' each site has its own: use 'mean'"
+            )
+        needed = {"bulyan": 4 * self.malicious_clients + 3, "krum": self.malicious_clients + 3,
+                  "multi-krum": self.malicious_clients + 3}.get(self.aggregation, 1)  # fmt: skip
+        if self.min_clients < needed:
+            raise ConfigError(
+                f"aggregation {self.aggregation!r} with malicious-clients = "
+                f"{self.malicious_clients} needs min-clients >= {needed}, got {self.min_clients}"
+            )
+
+
+def key_of(name: str) -> str:
+    """The configuration key of a field: hyphens for underscores."""
+    return name.replace("_", "-")
+
+
+def parse(key: str, text: str) -> Value:
+    """Read a value from the command line as the key's own type; unknown keys stay text.
+
+    Raises:
+        ConfigError: the text is not a value of the key's type.
+    """
+    kind: Any = {k: type(v) for k, v in Config().to_run_config().items()}.get(key, str)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"{key}: true or false expected, got {text!r}")
+        return text.lower() == "true"
+    try:
+        value: Value = kind(text)
+    except ValueError:
+        raise ConfigError(f"{key}: {kind.__name__} expected, got {text!r}") from None
+    return value
+
+
+def _typed(key: str, value: object, kind: type) -> Value:
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise ConfigError(f"{key}: a number of 64 bits expected, got {value.bit_length()} bits")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{key}: {kind.__name__} expected, got {type(value).__name__} {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}: a finite number expected, got {value!r}")
+    if isinstance(value, str) and any(category(character) in NOT_TEXT for character in value):
+        raise ConfigError(f"{key}: text without control characters expected, got {value!r}")
+    return value  # type: ignore[return-value]
+
+
+def _require(holds: bool, key: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{key}: {expected} expected, got {value!r}")

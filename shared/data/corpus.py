@@ -1,0 +1,57 @@
+"""A data set as a run sees it: one shard per site, and held-out examples for the server."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from shared.config import Config
+from shared.data import DATASETS
+from shared.data.blocks import Blocks, cut, hold_out
+from shared.data.shards import shard
+from shared.errors import ConfigError, DataError
+from shared.models import LanguageModel
+from shared.models.tokenizers import ByteTokenizer
+
+
+@dataclass
+class Corpus:
+    """Blocks that are trained on, dealt to sites, and blocks that are not."""
+
+    training: Blocks
+    held_out: Blocks
+    config: Config
+    _shards: dict[int, list[Blocks]] = field(default_factory=dict)  # by number of shards
+
+    @classmethod
+    def of(cls, config: Config, model: LanguageModel) -> "Corpus":
+        """Load, tokenise, cut and split what ``config`` names.
+
+        A model without a tokenizer here reads bytes.
+        """
+        documents = DATASETS[config.dataset](config.max_samples)
+        blocks = cut(documents, model.tokenizer or ByteTokenizer(), config.block_size)
+        training, held_out = hold_out(blocks, config.eval_fraction, config.eval_blocks)
+        if not len(held_out):
+            raise DataError(
+                f"eval-fraction = {config.eval_fraction} holds no block out of {len(blocks)}"
+            )
+        return cls(training, held_out, config)
+
+    def shard(self, number: int, count: int) -> Blocks:
+        """The examples of shard ``number`` of ``count``.
+
+        Raises:
+            ConfigError: there is no such shard, or the data cannot be dealt to so many.
+        """
+        if not 0 <= number < count:
+            raise ConfigError(f"a partition-id from 0 to below {count} expected, got {number}")
+        if count not in self._shards:
+            c = self.config
+            dealt = shard(self.training.groups, count, c.partitioner, c.seed, c.partition_alpha)
+            self._shards[count] = [self.training.take(rows) for rows in dealt]
+        return self._shards[count][number]
+
+    def evaluation(self) -> Tensor:
+        """All held-out blocks (n, block_size) as tokens."""
+        return torch.from_numpy(self.held_out.batch(torch.arange(len(self.held_out)).numpy()))

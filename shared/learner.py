@@ -1,0 +1,83 @@
+"""A model that can be measured and stepped: module, replica and perturbed evaluation together."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from shared.config import Config
+from shared.errors import ConfigError
+from shared.flat import flatten
+from shared.models import LanguageModel, load_model
+from shared.perturb import Perturber
+from shared.replica import Replica, digest_of
+from shared.tasks import language_modelling
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What server and sites build alike from the same configuration."""
+
+    language_model: LanguageModel
+    replica: Replica
+    base: bytes  # 16, digest of every parameter and buffer of the untrained model
+
+    @classmethod
+    def of(cls, config: Config) -> "Learner":
+        """The untrained model that ``config`` names, at round 0.
+
+        Raises:
+            ConfigError: no such device, or blocks longer than the model reads.
+        """
+        torch.set_num_threads(config.threads)
+        if config.device != "cpu" and not torch.cuda.is_available():
+            raise ConfigError(f"device {config.device!r}: no CUDA device is visible here; use cpu")
+        model = load_model(config.model, config.seed)
+        if config.block_size > model.positions:
+            raise ConfigError(
+                f"block-size up to {model.positions} expected for model {config.model!r}, "
+                f"got {config.block_size}"
+            )
+        module = model.module.to(config.device)
+        base = base_digest(module)
+        replica = Replica.of(flatten(module, trainable(config.scope)), config)
+        return cls(model, replica, base)
+
+    @cached_property
+    def perturber(self) -> Perturber:
+        """Evaluates the model at θ + scale * z; owns the scratch."""
+        return Perturber(self.replica.model, self.replica.directions)
+
+    def loss(self, blocks: Tensor) -> float:
+        """Mean next-token loss in nats of blocks (B, T) at the model's current parameters."""
+        device = self.replica.model.flat.device
+        return language_modelling(self.language_model.module, blocks.to(device))
+
+
+def trainable(scope: str) -> Callable[[str], bool]:
+    """Which parameters a scope trains, by their names.
+
+    Raises:
+        ConfigError: the scope's pattern is not a regular expression.
+    """
+    if scope == "full":
+        return lambda name: True
+    try:
+        pattern = re.compile(scope.removeprefix("regex:"))
+    except re.error as error:
+        raise ConfigError(f"scope {scope!r}: {error}") from error
+    return lambda name: pattern.search(name) is not None
+
+
+def base_digest(module: nn.Module) -> bytes:
+    """16 bytes over names and bits of all parameters and buffers, frozen ones included."""
+    found = xxhash.xxh3_128()
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        found.update(name.encode())
+        found.update(digest_of(tensor.detach().contiguous()))
+    return found.digest()

@@ -1,0 +1,108 @@
+"""A copy of the model that follows the ledger, entry by entry, with the same bits everywhere."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from inspect import signature
+
+import xxhash
+from torch import Tensor
+
+from shared.config import Config
+from shared.directions import DIRECTIONS, Directions, Key
+from shared.entry import Entry
+from shared.errors import DivergedError, GapError
+from shared.flat import FlatModel
+from shared.gradient import ZerothOrderGradient
+from shared.optimizers import OPTIMIZERS, Optimizer
+
+SHARED_SLOT = 0
+
+
+def keys_of(seed: int, round_: int, slot: int, first: int, count: int) -> list[Key]:
+    """The keys ``first`` to ``first + count`` of a slot in a round, in the order of application."""
+    return [Key(seed, round_, slot, index) for index in range(first, first + count)]
+
+
+def digest_of(tensor: Tensor, seed: int = 0) -> bytes:
+    """16 bytes that name the bits of a tensor (XXH3-128: finds faults, stops no forger)."""
+    return xxhash.xxh3_128_digest(tensor.detach().cpu().view(-1).numpy().data, seed)
+
+
+@dataclass
+class Replica:
+    """Parameters, optimizer state and the round that they are of.
+
+    Invariant: after round t the parameters are a pure function of the base model and the entries
+    1 to t, whichever process, device or number of threads computed them.
+    """
+
+    model: FlatModel
+    directions: Directions
+    optimizer: Optimizer
+    seed: int
+    queries: int
+    eps: float
+    round: int = 0  # the last entry that is applied
+    _digest: bytes = b""  # of the parameters at this round; empty: not computed yet
+
+    @classmethod
+    def of(cls, model: FlatModel, config: Config) -> "Replica":
+        """A replica at round 0 of the run that ``config`` describes."""
+        optimizer = OPTIMIZERS[config.optimizer]
+        values = asdict(config) | {"epsilon": config.adam_epsilon}
+        known = set(signature(optimizer).parameters) & set(values) - {"device"}
+        return cls(
+            model,
+            DIRECTIONS[config.directions](model.layout),
+            optimizer(model.layout, model.flat.device, **{name: values[name] for name in known}),
+            config.seed,
+            config.queries,
+            config.eps,
+        )
+
+    def apply(self, entries: Iterable[Entry]) -> None:
+        """Take the step of each entry; one that is applied already is passed over.
+
+        Raises:
+            GapError: an entry does not follow the replica's round; nothing of it is applied.
+        """
+        for entry in entries:
+            if entry.round <= self.round:
+                continue
+            if entry.round != self.round + 1:
+                raise GapError(f"entry of round {self.round + 1} expected, got {entry.round}")
+            self.optimizer.step_(self.model.flat, self.gradient(entry), entry.learning_rate)
+            self.model.layout.clear_padding_(self.model.flat)
+            self.moved(entry.round)
+
+    def gradient(self, entry: Entry) -> ZerothOrderGradient:
+        """The estimate of an entry: (1/q) * sum of difference / 2eps * z, group by group."""
+        keys: list[Key] = []
+        coefficients: list[float] = []
+        for group in entry.groups:
+            keys += keys_of(self.seed, entry.round, group.slot, 0, len(group.differences))
+            scale = 2 * self.eps * self.queries
+            coefficients += [float(value) / scale for value in group.differences]
+        return ZerothOrderGradient(self.directions, keys, coefficients)
+
+    def digest(self) -> bytes:
+        """16 bytes that two replicas share exactly when their parameters are the same bits."""
+        if not self._digest:
+            self._digest = digest_of(self.model.flat)
+        return self._digest
+
+    def moved(self, round_: int) -> None:
+        """Say that the parameters are now those of ``round_``."""
+        self.round, self._digest = round_, b""
+
+    def check(self, digest: bytes) -> None:
+        """Compare with a recorded digest.
+
+        Raises:
+            DivergedError: the parameters are others.
+        """
+        mine = self.digest()
+        if mine != digest:
+            raise DivergedError(
+                f"round {self.round}: digest {digest.hex()} expected, this replica has {mine.hex()}"
+            )

@@ -1,0 +1,224 @@
+"""What travels between server and sites, byte for byte; only here Flower records are built."""
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from zlib import crc32
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.serde import message_to_proto
+from numpy.typing import NDArray
+
+from shared.errors import WireError
+
+# request:  | magic u16 | flags u16 | round u32 | entries u32 | learning rate f64 | digest 16 |
+#           run 16 | code 16 | entries x (| length u32 | bytes |) | crc32 u32
+# measured: | magic u16 | zero u16 | round u32 | numbers u32 | examples u32 | loss f32 |
+#           seconds f32 | digest 16 | numbers x f32 | crc32 u32
+# behind:   | magic u16 | reason u16 | round u32 | crc32 u32                        little-endian
+REQUEST = struct.Struct("<HHIId16s16s16s")
+MEASURED = struct.Struct("<HHIIIff16s")
+BEHIND = struct.Struct("<HHI")
+LENGTH = struct.Struct("<I")
+MAGIC_REQUEST, MAGIC_MEASURED, MAGIC_BEHIND = 0xDE11, 0xDE12, 0xDE13
+RESET = 1  # flag: forget the replica and start from the base model (or the snapshot that comes)
+MISSING, DIVERGED = 0, 1  # reasons of a site that is behind
+LONGEST_HELLO, LONGEST_TEXT = 4096, 200  # bytes, characters: no site needs more to introduce itself
+LARGEST = 1 << 31  # numbers of an introduction are below it, slots above 0
+RAW = "bytes"  # how a snapshot is serialised within Flower's array: not at all
+
+
+@dataclass(frozen=True)
+class Request:
+    """Server to site: catch up, then measure round ``round``."""
+
+    round: int  # to be measured
+    learning_rate: float  # of this round, for local steps
+    digest: bytes  # 16, of the parameters after round - 1
+    run: bytes  # 16, names the run
+    code: bytes  # 16, of the server's source files
+    entries: Sequence[bytes] = ()  # what the site missed, oldest first
+    reset: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Site to server: what it measured."""
+
+    round: int
+    differences: NDArray[np.float32]  # (K*q,) L(θ+εz) − L(θ−εz)
+    examples: int
+    loss: float  # mean over the examples and evaluations; float32
+    seconds: float
+    digest: bytes  # 16, of the parameters that it measured at
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Site to server: I cannot measure this round, my replica is at another one."""
+
+    round: int
+    reason: int  # MISSING or DIVERGED
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Site to server, when first met: who and where it is."""
+
+    site: str  # the name from the node's config
+    slot: int
+    round: int
+    base: str  # digest of the untrained parameters, hexadecimal
+    code: str  # digest of its source files, hexadecimal
+    run: str  # the run that its replica follows, hexadecimal; empty at first
+    examples: int
+    device: str
+    dtype: str
+    threads: int
+    can_backpropagate: bool
+
+
+def encode_request(request: Request) -> bytes:
+    """Bytes of the drawing above."""
+    head = REQUEST.pack(
+        MAGIC_REQUEST,
+        RESET * request.reset,
+        request.round,
+        len(request.entries),
+        request.learning_rate,
+        request.digest,
+        request.run,
+        request.code,
+    )
+    return _sealed(b"".join([head, *(LENGTH.pack(len(e)) + e for e in request.entries)]))
+
+
+def decode_request(data: bytes) -> Request:
+    """Read a request; WireError where it is damaged."""
+    body = _unsealed(data, REQUEST, MAGIC_REQUEST)
+    _, flags, round_, count, rate, digest, run, code = REQUEST.unpack_from(body)
+    at = REQUEST.size
+    entries: list[bytes] = []
+    for _ in range(count):
+        size = LENGTH.unpack_from(body, at)[0] if at + LENGTH.size <= len(body) else len(body)
+        if at + LENGTH.size + size > len(body):
+            raise WireError(f"{count} entries expected, the bytes end within number {len(entries)}")
+        entries.append(body[at + LENGTH.size : at + LENGTH.size + size])
+        at += LENGTH.size + size
+    if at != len(body):
+        raise WireError(f"{at} bytes expected, got {len(body)}")
+    return Request(round_, rate, digest, run, code, tuple(entries), bool(flags & RESET))
+
+
+def encode_reply(reply: Measured | Behind) -> bytes:
+    """Bytes of the drawing above: 44 + 4 * K * q for a measurement."""
+    if isinstance(reply, Behind):
+        return _sealed(BEHIND.pack(MAGIC_BEHIND, reply.reason, reply.round))
+    head = MEASURED.pack(
+        MAGIC_MEASURED,
+        0,
+        reply.round,
+        len(reply.differences),
+        reply.examples,
+        reply.loss,
+        reply.seconds,
+        reply.digest,
+    )
+    return _sealed(head + reply.differences.astype("<f4").tobytes())
+
+
+def decode_reply(data: bytes) -> Measured | Behind:
+    """Read a reply; WireError where it is damaged."""
+    if data[:2] == LENGTH.pack(MAGIC_BEHIND)[:2]:
+        _, reason, round_ = BEHIND.unpack(_unsealed(data, BEHIND, MAGIC_BEHIND, exact=True))
+        return Behind(round_, reason)
+    body = _unsealed(data, MEASURED, MAGIC_MEASURED)
+    _, _, round_, numbers, examples, loss, seconds, digest = MEASURED.unpack_from(body)
+    if len(body) != MEASURED.size + 4 * numbers:
+        raise WireError(
+            f"{numbers} numbers expected, got {len(body) - MEASURED.size} bytes of them"
+        )
+    values = np.frombuffer(body, "<f4", numbers, MEASURED.size).astype(np.float32)
+    return Measured(round_, values, examples, loss, seconds, digest)
+
+
+def encode_hello(hello: Hello) -> bytes:
+    """A JSON object of the fields."""
+    return json.dumps(asdict(hello)).encode()
+
+
+def decode_hello(data: bytes) -> Hello:
+    """Read an introduction; WireError where a field lacks, is of another type, or out of range."""
+    if len(data) > LONGEST_HELLO:
+        raise WireError(f"an introduction of at most {LONGEST_HELLO} bytes expected: {len(data)}")
+    try:
+        read = json.loads(data)
+        values = [read[field.name] for field in fields(Hello)]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WireError(f"an introduction expected, got {data[:80]!r}") from error
+    for field, value in zip(fields(Hello), values, strict=True):
+        if type(value) is not field.type or not _sensible(field.name, value):
+            raise WireError(f"introduction: {field.name} is {str(value)[:80]!r}")
+    return Hello(*values)
+
+
+def _sensible(name: str, value: str | int | bool) -> bool:
+    """Whether a value can go into logs, the ledger, and the words of a key."""
+    if isinstance(value, str):
+        return len(value) <= LONGEST_TEXT and value.isprintable() and bool(value or name == "run")
+    return (name == "slot") <= value < LARGEST
+
+
+def pack(payload: bytes, snapshot: bytes | None = None) -> RecordDict:
+    """One record that carries ``payload``; a snapshot goes beside it, which Flower chunks."""
+    content = RecordDict({"d": ConfigRecord({"b": payload})})
+    if snapshot is not None:
+        array = Array(dtype="uint8", shape=(len(snapshot),), stype=RAW, data=snapshot)
+        content["s"] = ArrayRecord({"s": array})
+    return content
+
+
+def unpack(content: RecordDict) -> tuple[bytes, bytes | None]:
+    """What ``pack`` was given; WireError where the record is another."""
+    record, arrays = content.config_records.get("d"), content.array_records.get("s")
+    payload = record.get("b") if record is not None and len(record) == 1 else None
+    if not isinstance(payload, bytes) or len(content) != 1 + (arrays is not None):
+        raise WireError(f"a record 'd' with bytes 'b' expected, got {sorted(content)}")
+    if arrays is None:
+        return payload, None
+    array = arrays.get("s")
+    if array is None or array.stype != RAW or len(arrays) != 1:
+        raise WireError(f"a record 's' with one array 's' of {RAW} expected, got {sorted(arrays)}")
+    return payload, array.data
+
+
+def payload_bytes(message: Message) -> int:
+    """Bytes of ours in a message, without Flower's envelope; 0 in an error."""
+    if message.has_error():
+        return 0
+    values = [v for record in message.content.config_records.values() for v in record.values()]
+    arrays = [a for record in message.content.array_records.values() for a in record.values()]
+    return sum(len(v) for v in values if isinstance(v, bytes)) + sum(len(a.data) for a in arrays)
+
+
+def message_bytes(message: Message) -> int:
+    """Length of a message as serialised, its payload included."""
+    return int(message_to_proto(message).ByteSize())
+
+
+def _sealed(body: bytes) -> bytes:
+    return body + LENGTH.pack(crc32(body))
+
+
+def _unsealed(data: bytes, head: struct.Struct, magic: int, exact: bool = False) -> bytes:
+    size = head.size + LENGTH.size
+    if len(data) < size or (exact and len(data) != size):
+        raise WireError(f"{'' if exact else 'at least '}{size} bytes expected, got {len(data)}")
+    if (got := int.from_bytes(data[:2], "little")) != magic:
+        raise WireError(f"a frame {magic:#x} expected, got {got:#x}")
+    body = data[: -LENGTH.size]
+    if LENGTH.unpack(data[-LENGTH.size :])[0] != crc32(body):
+        raise WireError("the frame's checksum does not fit its bytes")
+    return body
