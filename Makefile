@@ -24,8 +24,8 @@ types: $(STAMP)
 
 check: lint types test
 
-map: $(STAMP)  ## print the file map of the README
-	$(BIN)/python docs/file_map.py
+map: $(STAMP)  ## bring the file map of the README up to date
+	$(BIN)/python docs/file_map.py --write
 
 fmt: $(STAMP)
 	$(BIN)/ruff check --fix .

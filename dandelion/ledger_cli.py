@@ -1,13 +1,15 @@
 """``dandelion ledger``: look at a run's record, prove it, rebuild any round from it."""
 
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from dandelion.live import size_text
 from server.folder import LEDGER, check_base, recorded_config
@@ -16,7 +18,7 @@ from shared.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="Show, verify and replay a run's ledger.")
 console = Console()
-HEAD = ("round", "rate", "groups", "numbers", "bytes", "held out", "digest")
+HEAD = ("round", "rate", "numbers", "bytes", "held out")
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
@@ -28,7 +30,7 @@ def show(run: Folder, last: Annotated[int, typer.Option(help="How many rounds.")
         say(f"run    {ledger.head('run').hex()}")
         say(f"base   {ledger.head('base').hex()}")
         say(f"rounds {ledger.last_round:,} in {size_text(payload)} of entries")
-        table = Table(*HEAD)
+        table = Table(*(Column(name, justify="right") for name in HEAD), "digest", box=SIMPLE_HEAD)
         for round_ in range(max(1, ledger.last_round - last + 1), ledger.last_round + 1):
             table.add_row(*_row(ledger, round_))
     console.print(table)
@@ -43,7 +45,7 @@ def verify(run: Folder) -> None:
         learner = Learner.of(recorded_config(ledger))
         check_base(ledger, learner)
         replica, last, compared = learner.replica, ledger.last_round, 0
-        for round_ in track(range(last + 1), "verifying", console=console, transient=True):
+        for round_ in _rounds(last):
             if round_:
                 replica.apply([ledger.entry(round_)])
             if (digest := ledger.digest(round_)) is not None:
@@ -79,14 +81,24 @@ def say(line: str) -> None:
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
+def _rounds(last: int) -> Iterable[int]:
+    """0 to ``last``, with a bar where there is a terminal."""
+    return track(
+        range(last + 1),
+        "verifying",
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
 def _row(ledger: Ledger, round_: int) -> tuple[str, ...]:
     entry, digest = ledger.entry(round_), ledger.digest(round_)
     evaluated = ledger.rows("SELECT loss FROM evaluations WHERE round = ?", (round_,))
     return (
         str(round_),
         f"{entry.learning_rate:.3g}",
-        str(len(entry.groups)),
-        str(sum(len(group.differences) for group in entry.groups)),
+        f"{len(entry.groups)} × {len(entry.groups[0].differences)}",
         str(len(entry.encode())),
         f"{evaluated[0][0]:.4f}" if evaluated else "",
         digest.hex() if digest else "not noted",
