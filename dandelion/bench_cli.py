@@ -41,6 +41,14 @@ def memory(json_file: Json = None) -> None:
     show("memory", measure(), json_file)
 
 
+@app.command()
+def engine(json_file: Json = None) -> None:
+    """Message handling alone: rounds of virtual clients that measure nothing."""
+    from dandelion.bench.engine import engine as measure
+
+    show("engine", measure(), json_file)
+
+
 def show(title: str, rows: Sequence[Row], json_file: Path | None) -> None:
     """Print rows as a table and write them where asked."""
     table = Table("what", "seconds", "ratio", "note", title=title)
@@ -48,4 +56,4 @@ def show(title: str, rows: Sequence[Row], json_file: Path | None) -> None:
         table.add_row(row.name, f"{row.seconds:.4g}", f"{row.ratio:.3g}", row.note)
     console.print(table)
     if json_file is not None:
-        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")

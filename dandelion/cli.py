@@ -3,7 +3,6 @@
 import logging
 import sqlite3
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -71,11 +70,9 @@ def run(
 @app.command()
 def plot(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Draw loss.png of a run anew, also while it runs."""
-    from server.folder import LEDGER
-    from server.ledger import Ledger
     from server.picture import draw_losses
 
-    with closing(Ledger.open(folder / LEDGER)) as ledger:
+    with ledger_cli.ledger_of(folder) as ledger:
         draw_losses(ledger, folder / "loss.png")
     console.print(f"{folder / 'loss.png'}", soft_wrap=True, highlight=False, markup=False)
 

@@ -1,9 +1,9 @@
 """``dandelion ledger``: look at a run's record, prove it, rebuild any round from it."""
 
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -12,9 +12,11 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from dandelion.live import size_text
-from server.folder import LEDGER, check_base, recorded_config
 from server.ledger import Ledger
 from shared.errors import ConfigError
+
+if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
+    from shared.learner import Learner
 
 app = typer.Typer(no_args_is_help=True, help="Show, verify and replay a run's ledger.")
 console = Console()
@@ -25,12 +27,13 @@ Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 @app.command()
 def show(run: Folder, last: Annotated[int, typer.Option(help="How many rounds.")] = 10) -> None:
     """Print what the ledger is of, and its last rounds."""
-    with closing(Ledger.open(run / LEDGER)) as ledger:
+    with ledger_of(run) as ledger:
         payload = sum(len(p) for p in ledger.payloads(0, ledger.last_round))
         say(f"run    {ledger.head('run').hex()}")
         say(f"base   {ledger.head('base').hex()}")
         say(f"rounds {ledger.last_round:,} in {size_text(payload)} of entries")
-        table = Table(*(Column(name, justify="right") for name in HEAD), "digest", box=SIMPLE_HEAD)
+        columns = [Column(name, justify="right") for name in HEAD]
+        table = Table(*columns, "digest", box=SIMPLE_HEAD, pad_edge=False)
         for round_ in range(max(1, ledger.last_round - last + 1), ledger.last_round + 1):
             table.add_row(*_row(ledger, round_))
     console.print(table)
@@ -39,11 +42,8 @@ def show(run: Folder, last: Annotated[int, typer.Option(help="How many rounds.")
 @app.command()
 def verify(run: Folder) -> None:
     """Rebuild the parameters from base model and ledger; compare every recorded digest."""
-    from shared.learner import Learner
-
-    with closing(Ledger.open(run / LEDGER)) as ledger:
-        learner = Learner.of(recorded_config(ledger))
-        check_base(ledger, learner)
+    with ledger_of(run) as ledger:
+        learner = learner_of(ledger)
         replica, last, compared = learner.replica, ledger.last_round, 0
         for round_ in _rounds(last):
             if round_:
@@ -62,18 +62,39 @@ def replay(
 ) -> None:
     """Write the model as of a round, in Hugging Face format."""
     from server.snapshots import follow_
-    from shared.learner import Learner
 
-    with closing(Ledger.open(run / LEDGER)) as ledger:
+    with ledger_of(run) as ledger:
         if not 0 <= round_ <= ledger.last_round:
             raise ConfigError(f"--round 0 to {ledger.last_round} expected, got {round_}")
-        learner = Learner.of(recorded_config(ledger))
-        check_base(ledger, learner)
+        learner = learner_of(ledger)
         follow_(learner.replica, ledger, round_)
         if (digest := ledger.digest(round_)) is not None:
             learner.replica.check(digest)
     learner.language_model.save(out)
     say(f"round {round_}, digest {learner.replica.digest().hex()}: {out.resolve()}")
+
+
+@contextmanager
+def ledger_of(run: Path) -> Iterator[Ledger]:
+    """The ledger of a run folder, checked."""
+    from server.folder import LEDGER
+
+    with closing(Ledger.open(run / LEDGER)) as ledger:
+        yield ledger
+
+
+def learner_of(ledger: Ledger) -> "Learner":
+    """The untrained model that a run started from.
+
+    Raises:
+        DivergedError: what its settings give here is another one.
+    """
+    from server.folder import check_base, recorded_config
+    from shared.learner import Learner
+
+    learner = Learner.of(recorded_config(ledger))
+    check_base(ledger, learner)
+    return learner
 
 
 def say(line: str) -> None:

@@ -5,14 +5,15 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from server.report import Report
+if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
+    from server.report import Report
 
 PLAIN_EVERY_S = 10.0  # without a terminal: a line now and then instead of one that moves
 WIDE = 110  # columns: a terminal as wide as this has room for a bar
@@ -77,7 +78,7 @@ class Live:
                 markup=False,
             )
 
-    def __call__(self, report: Report, round_: int) -> None:
+    def __call__(self, report: "Report", round_: int) -> None:
         """Show the state after ``round_``."""
         self._report, rounds, now = report, report.config.num_rounds, time.monotonic()
         text = f"{state_text(report, round_)}  {self._left(round_, rounds, now)}".rstrip()
@@ -100,7 +101,7 @@ class Live:
         return f"{time_text((now - since) / (round_ - first) * (rounds - round_))} left"
 
 
-def state_text(report: Report, round_: int) -> str:
+def state_text(report: "Report", round_: int) -> str:
     """Losses and bytes of all sites so far, in one line."""
     totals, evaluations = report.totals(), report.evaluations()
     loss = report.ledger.rows("SELECT loss FROM metrics WHERE round = ?", (round_,))

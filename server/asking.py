@@ -16,27 +16,18 @@ class Asking:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._snapshots = Snapshots(run.ledger)
+        self._round = 0
+        self._frames: dict[int | None, tuple[bytes, bytes | None]] = {}  # of that round
 
     def message(self, site: Site, round_: int) -> Message:
         """The request for a site, given where its replica is known to be."""
-        run, way = self._run, self._way(site, round_ - 1)
-        payload = encode_request(
-            Request(
-                round=round_,
-                learning_rate=self.rate(round_),
-                digest=run.learner.replica.digest(),
-                run=run.name,
-                code=run.code,
-                entries=way.entries,
-                reset=way.reset,
-            )
-        )
+        payload, snapshot = self._frame(site.round, round_)
         return Message(
-            content=pack(payload, way.snapshot),
+            content=pack(payload, snapshot),
             dst_node_id=site.node_id,
             message_type=MessageType.TRAIN,
             group_id=str(round_),
-            ttl=run.config.round_timeout,
+            ttl=self._run.config.round_timeout,
         )
 
     def rate(self, round_: int) -> float:
@@ -50,8 +41,29 @@ class Asking:
             rounds=c.num_rounds,
         )
 
-    def _way(self, site: Site, to: int) -> CatchUp:
+    def _frame(self, site_round: int | None, round_: int) -> tuple[bytes, bytes | None]:
+        """Request and snapshot for all sites that are at the same round: made once."""
+        if round_ != self._round:
+            self._round, self._frames = round_, {}
+        if site_round not in self._frames:
+            self._frames[site_round] = self._made(site_round, round_)
+        return self._frames[site_round]
+
+    def _made(self, site_round: int | None, round_: int) -> tuple[bytes, bytes | None]:
+        run, way = self._run, self._way(site_round, round_ - 1)
+        request = Request(
+            round=round_,
+            learning_rate=self.rate(round_),
+            digest=run.learner.replica.digest(),
+            run=run.name,
+            code=run.code,
+            entries=way.entries,
+            reset=way.reset,
+        )
+        return encode_request(request), way.snapshot
+
+    def _way(self, site_round: int | None, to: int) -> CatchUp:
         run = self._run
         if run.config.downlink == "dense":
             return full_parameters(run.learner.replica, run.name)
-        return catch_up(run.config, run.ledger, self._snapshots, site.round, to)
+        return catch_up(run.config, run.ledger, self._snapshots, site_round, to)

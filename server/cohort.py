@@ -50,7 +50,8 @@ class Cohort:
         self._config = config
         self._accept = accept  # says why a site cannot take part; empty: it can
         self._run = run
-        self.sites: dict[str, Site] = {}
+        self.sites: dict[str, Site] = {}  # by name
+        self._slots: dict[int, str] = {}  # the names of those, by slot
         self.outsiders: dict[int, Outsider] = {}  # by node id
         self._exchange: Exchange | None = None
         self.transfers: list[Transfer] = []  # these two: of introductions, since last taken
@@ -60,6 +61,7 @@ class Cohort:
         """Ask nodes that are new, or were refused a while ago, who they are; forget who is gone."""
         present, now = set(grid.get_node_ids()), time.monotonic()
         self.sites = {name: s for name, s in self.sites.items() if s.node_id in present}
+        self._slots = {site.name.slot: name for name, site in self.sites.items()}
         self.outsiders = {n: o for n, o in self.outsiders.items() if n in present}
         known = {site.node_id for site in self.sites.values()}
         known |= {n for n, outsider in self.outsiders.items() if now < outsider.again}
@@ -77,15 +79,15 @@ class Cohort:
             count, needed = len(self.sites), self._config.min_clients
             if count >= needed:
                 return
+            if count != said:
+                LOG.info("waiting for sites: %d of %d are there", count, needed)
+                said = count
             if time.monotonic() - start > self._config.wait_timeout:
                 reasons = sorted(outsider.reason for outsider in self.outsiders.values())
                 raise StalledError(
                     f"{needed} sites needed for round {round_}, {count} came within "
                     f"{self._config.wait_timeout:g} s; refused: {reasons}"
                 )
-            if count != said:
-                LOG.info("waiting for sites: %d of %d are there", count, needed)
-                said = count
             time.sleep(min(1.0, self._config.wait_timeout / 10))
 
     def draw(self, round_: int, attempt: int) -> list[Site]:
@@ -131,17 +133,18 @@ class Cohort:
         at = hello.round if hello.run in ("", self._run.hex()) else None
         self.outsiders.pop(node_id, None)
         self.sites[name] = Site(SiteName(hello.slot, name), node_id, hello, at)
+        self._slots[hello.slot] = name
         LOG.info(
             "site %s is here: %d examples, %s, round %s", name, hello.examples, hello.device, at
         )
         return name
 
     def _clash(self, hello: Hello, node_id: int) -> str:
-        for site in self.sites.values():
-            if site.node_id != node_id and hello.site == site.name.name:
-                return f"site {hello.site!r} is here already, as node {site.node_id}"
-            if site.node_id != node_id and hello.slot == site.name.slot:
-                return f"slot {hello.slot} is taken by site {site.name.name!r}: rename one of them"
+        there = self.sites.get(hello.site)
+        if there is not None and there.node_id != node_id:
+            return f"site {hello.site!r} is here already, as node {there.node_id}"
+        if (name := self._slots.get(hello.slot, hello.site)) != hello.site:
+            return f"slot {hello.slot} is taken by site {name!r}: rename one of them"
         return ""
 
     def _refuse(self, round_: int, node_id: int, name: str, reason: str, again_s: float) -> None:

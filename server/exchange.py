@@ -68,7 +68,7 @@ def transfer(message: Message, round_: int, site: str, direction: Direction) -> 
     kind: Kind = "scalars"
     if message.has_error() or message.metadata.message_type == MessageType.QUERY:
         kind = "control"
-    elif message.content.array_records:
+    elif len(message.content) > 1:
         kind = "snapshot"
     size = message_bytes(message)
     return Transfer(round_, site, direction, kind, payload_bytes(message), size)

@@ -4,8 +4,9 @@ import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import astuple
+from dataclasses import astuple, fields
 from hashlib import sha256
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from shared.entry import Entry
 from shared.errors import GapError, LedgerError, WireError
 from shared.traffic import Transfer
 
+TRANSFER = attrgetter(*(field.name for field in fields(Transfer)))  # astuple copies, and is slow
 SEAL = "seal"  # the row of ``head`` that binds its other rows; the first chain starts from it
 DETAIL = 500  # characters of a refusal's detail, which may come from a site, that are kept
 
@@ -188,12 +190,12 @@ class Ledger:
             raise LedgerError(f"{self.path}: ledger version {VERSION} expected, got {version}")
         if (found := self.rows("PRAGMA quick_check(1)")[0][0]) != "ok":
             raise LedgerError(f"{self.path}: damaged ({found})")
-        rest = self.rows("SELECT * FROM head WHERE key != ? ORDER BY key", (SEAL,))
+        rest = self.rows("SELECT key, value FROM head WHERE key != ? ORDER BY key", (SEAL,))
         if self.head(SEAL) != _seal(rest):
             raise LedgerError(f"{self.path}: table head, row {SEAL}: does not fit the other rows")
         before = self.head(SEAL)
         for expected, (round_, payload, chain) in enumerate(
-            self.rows("SELECT * FROM entries ORDER BY round"), 1
+            self.rows("SELECT round, payload, chain FROM entries ORDER BY round"), 1
         ):
             if round_ != expected:
                 raise LedgerError(f"{self.path}: table entries: round {expected} is missing")
@@ -213,7 +215,11 @@ class Ledger:
         return _bytes(self.rows("SELECT chain FROM entries WHERE round = ?", (round_ - 1,))[0][0])
 
     def _contributions(self, round_: int) -> list[tuple[Any, ...]]:
-        return self.rows("SELECT * FROM contributions WHERE round = ? ORDER BY slot", (round_,))
+        return self.rows(
+            "SELECT round, slot, site, examples, loss, seconds, differences FROM contributions "
+            "WHERE round = ? ORDER BY slot",
+            (round_,),
+        )
 
     def _fill(self, head: Mapping[str, bytes]) -> None:
         for statement in TABLES.split(";"):
@@ -227,7 +233,7 @@ class Ledger:
         self._write_all(
             "INSERT INTO traffic (round, site, direction, kind, payload, message) "
             "VALUES (?, ?, ?, ?, ?, ?)",
-            [astuple(transfer) for transfer in transfers],
+            [TRANSFER(transfer) for transfer in transfers],
         )
         self._write_all(
             "INSERT INTO refusals (round, site, reason, detail) VALUES (?, ?, ?, ?)",

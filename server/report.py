@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,21 +66,13 @@ class Report:
     def rebuild(self) -> None:
         """Write both logs anew, up to the round before the last, which ``add`` follows."""
         to = self.ledger.last_round - 1
-        for name, head, rows in (
-            ("metrics.csv", METRICS_HEAD, self._metrics(0, to)),
-            ("clients.csv", CLIENTS_HEAD, self._clients(0, to)),
-        ):
-            with (self.folder / name).open("w", newline="") as file:
-                csv.writer(file).writerows([head, *rows])
+        self._write("metrics.csv", "w", [METRICS_HEAD, *self._metrics(0, to)])
+        self._write("clients.csv", "w", [CLIENTS_HEAD, *self._clients(0, to)])
 
     def add(self, round_: int) -> None:
         """Append the rows of one round to both logs."""
-        for name, rows in (
-            ("metrics.csv", self._metrics(round_, round_)),
-            ("clients.csv", self._clients(round_, round_)),
-        ):
-            with (self.folder / name).open("a", newline="") as file:
-                csv.writer(file).writerows(rows)
+        self._write("metrics.csv", "a", self._metrics(round_, round_))
+        self._write("clients.csv", "a", self._clients(round_, round_))
 
     def totals(self) -> Totals:
         """Payload bytes and seconds of all rounds."""
@@ -141,30 +134,23 @@ class Report:
         )[0][0]
         return round(value or 0.0, 1)
 
-    def _metrics(self, first: int, last: int) -> list[tuple[Any, ...]]:
+    def _write(self, name: str, mode: str, rows: Iterable[Sequence[object]]) -> None:
+        with (self.folder / name).open(mode, newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+
+    def _metrics(self, first: int, last: int) -> list[list[object]]:
         c = self.config
+        rows = self.ledger.rows(METRICS_QUERY, (first, last))
+        settings = (c.mode, c.scope, c.queries)
         return [
-            (
-                time,
-                round_,
-                c.mode,
-                c.scope,
-                c.queries,
-                rate,
-                c.zo_batch_size,
-                c.optimizer,
-                0,
-                loss,
-                norm,
-                evaluation,
-                up,
-                down,
-                forwards,
-            )
-            for time, round_, rate, loss, norm, evaluation, up, down, forwards in self.ledger.rows(
-                METRICS_QUERY, (first, last)
-            )
+            _readable([*row[:2], *settings, row[2], c.zo_batch_size, c.optimizer, 0, *row[3:]])
+            for row in rows
         ]
 
-    def _clients(self, first: int, last: int) -> list[tuple[Any, ...]]:
-        return self.ledger.rows(CLIENTS_QUERY, (max(first, 1), last))
+    def _clients(self, first: int, last: int) -> list[list[object]]:
+        return [_readable(row) for row in self.ledger.rows(CLIENTS_QUERY, (max(first, 1), last))]
+
+
+def _readable(row: Iterable[object]) -> list[object]:
+    """Numbers with as many digits as a float32 has."""
+    return [float(f"{value:.8g}") if isinstance(value, float) else value for value in row]

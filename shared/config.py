@@ -48,7 +48,7 @@ class Config:
     eval_blocks: int = 128  # at most so many of them are evaluated
     eval_interval: int = 10  # rounds between evaluations; the first and the last are always done
     scope: str = "full"  # which parameters are trained: full, or regex:<pattern of their names>
-    num_rounds: int = 300  # rounds to be committed in all
+    num_rounds: int = 150  # rounds to be committed in all
     num_clients: int = 8  # sites that the local and the simulation engine make
     clients_per_round: int = 0  # cohort; 0 = every site that is there
     min_clients: int = 1  # valid replies that a round needs; sites that it waits for
@@ -60,7 +60,7 @@ class Config:
     local_learning_rate: float = 0.0  # step size of these; 0 = the round's learning rate
     zo_batch_size: int = 4  # examples measured per step
     optimizer: str = "sgd"
-    learning_rate: float = 6e-3
+    learning_rate: float = 2e-2
     lr_schedule: str = "constant"
     warmup_rounds: int = 0
     momentum: float = 0.0  # sgd

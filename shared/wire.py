@@ -182,14 +182,14 @@ def pack(payload: bytes, snapshot: bytes | None = None) -> RecordDict:
 
 def unpack(content: RecordDict) -> tuple[bytes, bytes | None]:
     """What ``pack`` was given; WireError where the record is another."""
-    record, arrays = content.config_records.get("d"), content.array_records.get("s")
-    payload = record.get("b") if record is not None and len(record) == 1 else None
+    record, arrays = content.get("d"), content.get("s")
+    payload = record.get("b") if isinstance(record, ConfigRecord) and len(record) == 1 else None
     if not isinstance(payload, bytes) or len(content) != 1 + (arrays is not None):
         raise WireError(f"a record 'd' with bytes 'b' expected, got {sorted(content)}")
     if arrays is None:
         return payload, None
-    array = arrays.get("s")
-    if array is None or array.stype != RAW or len(arrays) != 1:
+    array = arrays.get("s") if isinstance(arrays, ArrayRecord) and len(arrays) == 1 else None
+    if array is None or array.stype != RAW:
         raise WireError(f"a record 's' with one array 's' of {RAW} expected, got {sorted(arrays)}")
     return payload, array.data
 
@@ -198,9 +198,12 @@ def payload_bytes(message: Message) -> int:
     """Bytes of ours in a message, without Flower's envelope; 0 in an error."""
     if message.has_error():
         return 0
-    values = [v for record in message.content.config_records.values() for v in record.values()]
-    arrays = [a for record in message.content.array_records.values() for a in record.values()]
-    return sum(len(v) for v in values if isinstance(v, bytes)) + sum(len(a.data) for a in arrays)
+    return sum(
+        len(value.data) if isinstance(value, Array) else len(value)
+        for record in message.content.values()
+        for value in record.values()
+        if isinstance(value, bytes | Array)
+    )
 
 
 def message_bytes(message: Message) -> int:

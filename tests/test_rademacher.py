@@ -1,5 +1,7 @@
 """Sign directions: every kernel equals the numpy reference bit for bit."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.directions import Key
-from shared.directions.kernels import philox_cpu, philox_torch, rademacher_cpu, rademacher_torch
+from shared.directions.kernels import (
+    philox_cpu,
+    philox_torch,
+    rademacher_cpu,
+    rademacher_torch,
+    threads,
+)
 from shared.directions.kernels.compiled import kernel
 from shared.directions.philox import words
 from shared.directions.rademacher import Rademacher, signs
@@ -58,7 +66,7 @@ def test_an_element_takes_the_bit_that_the_layout_says():
         assert z[e] == (-1 if bit else 1)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("kernels", KERNELS)
 @settings(max_examples=40, deadline=None)
 @given(
@@ -66,14 +74,14 @@ def test_an_element_takes_the_bit_that_the_layout_says():
     size=st.integers(0, 4 * TILE + 3) | st.just(2 * TILE),
     coefficients=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=4),
 )
-def test_kernels_equal_the_reference(kernels, threads, start, size, coefficients):
-    torch.set_num_threads(threads)
+def test_kernels_equal_the_reference(kernels, number, start, size, coefficients):
+    torch.set_num_threads(number)
     vector = torch.linspace(-2, 2, size)
     keys = [replace(KEY, index=k) for k in range(len(coefficients))]
     expected = reference(vector, start, keys, coefficients)
     alone, out = reference(vector, start, keys[:1], coefficients[:1]), torch.full((size,), 9.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rademacher_cpu, "PARALLEL_FROM", 1)
+        patch.setattr(threads, "PARALLEL_FROM", 1)
         kernels.perturbed_(out, vector, start, keys[0], coefficients[0])
         kernels.add_to_(vector, keys, coefficients, start)
     assert np.array_equal(vector.numpy(), expected)
@@ -97,8 +105,8 @@ def test_many_fused_keys_have_the_same_bits_at_any_thread_count(size):
     keys, vector = [replace(KEY, index=k) for k in range(16)], torch.linspace(-1, 1, size)
     coefficients = [0.1 * (k + 1) for k in range(16)]
     expected = reference(vector, 100, keys, coefficients)
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
         ours = vector.clone()
         rademacher_cpu.add_to_(ours, keys, coefficients, 100)
         assert np.array_equal(ours.numpy(), expected)
@@ -113,10 +121,20 @@ def test_python_threads_may_add_at_the_same_time():
 
 
 def test_one_thread_is_used_where_only_the_unsafe_layer_loads(monkeypatch):
-    rademacher_cpu._most_threads.cache_clear()
-    monkeypatch.setattr(rademacher_cpu.numba, "threading_layer", lambda: "workqueue")
-    assert rademacher_cpu._most_threads() == 1
-    rademacher_cpu._most_threads.cache_clear()
+    threads.most_threads.cache_clear()
+    monkeypatch.setattr(threads.numba, "threading_layer", lambda: "workqueue")
+    assert threads.most_threads() == 1
+    threads.most_threads.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2])
+def test_loading_the_kernels_leaves_torchs_number_of_threads_alone(number):
+    program = (
+        "import torch; torch.set_num_threads({0}); import shared.directions.kernels.rademacher_cpu;"
+        "assert torch.get_num_threads() == {0}, torch.get_num_threads()"
+    )
+    subprocess.run([sys.executable, "-c", program.format(number)], check=True)
 
 
 def test_a_kernel_compiles_where_it_cannot_be_cached():

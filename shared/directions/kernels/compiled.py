@@ -11,6 +11,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from shared.directions.kernels.threads import most_threads
+
 
 def kernel(signature: str, **options: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile at import, or load from the cache; where no folder takes a cache, compile each time.
@@ -18,6 +20,8 @@ def kernel(signature: str, **options: bool) -> Callable[[Callable[..., Any]], Ca
     A function has one signature, so processes that compile at once write files of equal content.
     """
     options |= {"nogil": True, "error_model": "numpy"}
+    if "parallel" in options:
+        most_threads()  # or compiling would launch them
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         try:

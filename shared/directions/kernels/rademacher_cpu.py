@@ -4,22 +4,20 @@ Each thread takes a run of whole tiles, so no bit depends on how many threads th
 """
 
 from collections.abc import Sequence
-from functools import cache
 
-import numba
 import numpy as np
 import torch
-from numba import carray, get_num_threads, njit, prange, set_num_threads
+from numba import carray, njit, prange
 from torch import Tensor
 
 from shared.directions import Key
 from shared.directions.kernels.compiled import floats_at, integers_at, kernel, prefetch
 from shared.directions.kernels.philox_cpu import LOW, draw, numbers
+from shared.directions.kernels.threads import shares
 from shared.directions.rademacher import BLOCKS, WORDS
 from shared.flat import TILE
 
 LINE = 16  # elements of a cache line
-PARALLEL_FROM = 1 << 16  # additions: below, waking a thread costs more than it saves
 
 
 @njit(inline="always")
@@ -127,47 +125,26 @@ def _perturb_shared(out, source, size, start, key, scale, parts):
         _perturb(out, source, size, start, key, scale, part, parts)
 
 
-@cache
-def _most_threads() -> int:
-    """Return how many threads numba can launch: one where only its work queue loads.
-
-    The work queue ends the process when two Python threads use it at once, and is no faster than
-    one thread here; OpenMP and TBB are safe.
-    """
-    set_num_threads(get_num_threads())  # loads the layer
-    safe = numba.threading_layer() in ("omp", "tbb")
-    return int(numba.config.NUMBA_NUM_THREADS) if safe else 1
-
-
-def _shares(size: int, keys: int) -> int:
-    """Return how many threads share the work, torch's number at most, and tell numba so."""
-    if size * keys < PARALLEL_FROM or (threads := torch.get_num_threads()) == 1:
-        return 1
-    shares = max(1, min(threads, _most_threads(), size // TILE))
-    set_num_threads(shares)  # for launches from this Python thread
-    return shares
-
-
 def add_to_(flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int) -> None:
     """Add sum of coefficients[k] * z(keys[k]) to ``flat`` (n,) at address ``start``."""
     names = np.array([numbers(key) for key in keys], np.uint32)
     scales = np.array(coefficients, np.float32)
     where = flat.data_ptr(), flat.numel(), start
-    shares = _shares(flat.numel(), len(keys))
-    if shares == 1:
+    threads = shares(flat.numel() * len(keys), flat.numel() // TILE)
+    if threads == 1:
         _add(*where, names, scales, 0, 1)
     else:
-        _add_shared(*where, names, scales, shares)
+        _add_shared(*where, names, scales, threads)
 
 
 def perturbed_(out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
     """Write source + scale * z(key) into ``out`` (n,), which lies at address ``start``."""
     where = out.data_ptr(), source.data_ptr(), out.numel(), start
-    shares = _shares(out.numel(), 1)
-    if shares == 1:
-        _perturb(*where, np.array(numbers(key), np.uint32), scale, 0, 1)
+    name, threads = np.array(numbers(key), np.uint32), shares(out.numel(), out.numel() // TILE)
+    if threads == 1:
+        _perturb(*where, name, scale, 0, 1)
     else:
-        _perturb_shared(*where, np.array(numbers(key), np.uint32), scale, shares)
+        _perturb_shared(*where, name, scale, threads)
 
 
 def add_rows_(rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
