@@ -1,9 +1,12 @@
 """The ``dandelion`` command."""
 
 import logging
+import signal
 import sqlite3
 import sys
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -30,12 +33,19 @@ console = Console()
 def main(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every step.")] = False,
 ) -> None:
-    """Set logging up once for every command."""
+    """Set logging up once for every command, and end what was started when told to end."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     handler = RichHandler(console=console, show_path=False, show_time=False)
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
     for name in ("flwr", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """Leave through every ``finally``, so that no SuperLink stays behind."""
+    raise SystemExit(128 + number)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from server.folder import run_folder
+from server.lines import PREFIX
 from shared.config import Config
 from shared.errors import DandelionError
 from shared.toml import to_toml
@@ -21,6 +22,7 @@ from shared.toml import to_toml
 APP = Path(__file__).resolve().parents[1]  # pyproject.toml, server/, client/, shared/
 CONNECTION = "simulation"
 START_TIMEOUT_S = 90.0
+POLL_S = 3.0  # asking Flower for its status costs a second of a core
 
 
 class EngineError(DandelionError):
@@ -45,7 +47,7 @@ def run_flower(config: Config, console: Console) -> Path:
         with superlink(Path(home), environment) as log:
             run_id = _start(file, config, environment)
             console.print(f"Flower run {run_id}; log {log}", soft_wrap=True, highlight=False)
-            status = _wait(run_id, environment)
+            status = _wait(run_id, environment, log, console)
         if status != "finished:completed":
             kept = folder / "flower.log"
             folder.mkdir(parents=True, exist_ok=True)
@@ -161,9 +163,14 @@ def _start(file: Path, config: Config, environment: Mapping[str, str]) -> str:
         raise EngineError(f"flwr run did not start: {done.stdout}{done.stderr}") from error
 
 
-def _wait(run_id: str, environment: Mapping[str, str]) -> str:
+def _wait(run_id: str, environment: Mapping[str, str], log: Path, console: Console) -> str:
+    shown = 0
     while True:
-        time.sleep(1.0)
+        time.sleep(POLL_S)
+        lines = [line for line in log.read_text(errors="replace").splitlines() if PREFIX in line]
+        for line in lines[shown:]:
+            console.print(line.partition(PREFIX)[2], soft_wrap=True, highlight=False, markup=False)
+        shown = len(lines)
         done = subprocess.run(
             ["flwr", "ls", CONNECTION, "--run-id", run_id, "--format", "json"],
             env=dict(environment),

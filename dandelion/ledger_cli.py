@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
-from dandelion.live import size_text
 from server.ledger import Ledger
+from server.lines import size_text
 from shared.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it

@@ -9,23 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column, Table
+
+from server.lines import size_text, state_text
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.report import Report
 
 PLAIN_EVERY_S = 10.0  # without a terminal: a line now and then instead of one that moves
 WIDE = 110  # columns: a terminal as wide as this has room for a bar
-
-
-def size_text(count: float) -> str:
-    """Bytes for people: 812 B, 3.4 kB, 1.2 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
 
 
 def time_text(seconds: float) -> str:
@@ -45,12 +38,10 @@ class Live:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        bar = [BarColumn(bar_width=20)] if console.width >= WIDE else []
+        text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
         self._progress = Progress(
-            TextColumn("round"),
-            MofNCompleteColumn(),
-            *bar,
-            TextColumn("{task.description}", markup=False),
+            *([BarColumn(bar_width=20)] if console.width >= WIDE else []),
+            text,
             console=console,
             disable=not console.is_terminal,
         )
@@ -81,14 +72,13 @@ class Live:
     def __call__(self, report: "Report", round_: int) -> None:
         """Show the state after ``round_``."""
         self._report, rounds, now = report, report.config.num_rounds, time.monotonic()
-        text = f"{state_text(report, round_)}  {self._left(round_, rounds, now)}".rstrip()
+        left = self._left(round_, rounds, now)
+        text = f"round {round_}/{rounds}  {state_text(report, round_)}  {left}".rstrip()
         self._progress.update(self._task, completed=round_, total=rounds, description=text)
         if self._console.is_terminal:
             return
         if self._said == 0.0 or now - self._said > PLAIN_EVERY_S or round_ >= rounds:
-            self._console.print(
-                f"round {round_}/{rounds}  {text}", soft_wrap=True, highlight=False, markup=False
-            )
+            self._console.print(text, soft_wrap=True, highlight=False, markup=False)
             self._said = now
 
     def _left(self, round_: int, rounds: int, now: float) -> str:
@@ -98,17 +88,9 @@ class Live:
         first, since = self._first
         if first == round_ or round_ >= rounds:
             return ""
-        return f"{time_text((now - since) / (round_ - first) * (rounds - round_))} left"
-
-
-def state_text(report: "Report", round_: int) -> str:
-    """Losses and bytes of all sites so far, in one line."""
-    totals, evaluations = report.totals(), report.evaluations()
-    loss = report.ledger.rows("SELECT loss FROM metrics WHERE round = ?", (round_,))
-    parts = [f"loss {loss[0][0]:.3f}"] if loss else []
-    parts += [f"held out {evaluations[-1][1]:.3f}"] if evaluations else []
-    parts += [f"up {size_text(totals.bytes_up)}", f"down {size_text(totals.bytes_down)}"]
-    return "  ".join(parts)
+        minutes, seconds = divmod(round((now - since) / (round_ - first) * (rounds - round_)), 60)
+        hours = f"{minutes // 60}:{minutes % 60:02}" if minutes >= 60 else str(minutes)
+        return f"{hours}:{seconds:02} left"
 
 
 def show_summary(console: Console, folder: Path) -> None:

@@ -1,7 +1,5 @@
 """The ServerApp: Flower in, ``server.run`` out."""
 
-import logging
-
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -11,7 +9,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the configuration that Flower hands over."""
+    from server.lines import LineLog
     from server.run import serve
 
-    logging.getLogger("dandelion").setLevel(logging.INFO)
-    serve(grid, context.run_config)
+    serve(grid, context.run_config, LineLog())
