@@ -46,7 +46,10 @@ def load_snapshot_(replica: Replica, data: bytes, run: bytes, name: str = "snaps
     state = {key.removeprefix(STATE): value for key, value in tensors.items()}
     if head.get("digest") != digest_of(flat).hex() or head.get("seal") != _seal(head, state):
         raise SnapshotError(f"{name}: damaged, its digests do not fit its tensors")
-    replica.optimizer.load_state(state)
+    try:
+        replica.optimizer.load_state(state)  # all of it or nothing
+    except SnapshotError as error:
+        raise SnapshotError(f"{name}: {error}") from error
     replica.model.flat.copy_(flat)
     replica.moved(int(head["round"]))
 

@@ -3,6 +3,9 @@
 import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from shutil import disk_usage
+from tempfile import TemporaryDirectory
 
 from flwr.app import MessageType
 from torch import Tensor
@@ -32,6 +35,15 @@ SMALL = {
     "round-timeout": 0.05,  # sites in this process have answered before the server looks
     "wait-timeout": 0.05,
 }
+
+
+@contextmanager
+def scratch():
+    """A folder for one example, in memory where there is some; a test's own has one per test."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and disk_usage(memory).free > 1 << 30
+    with TemporaryDirectory(dir=memory if roomy else None) as folder:
+        yield Path(folder)
 
 
 def config(folder, name="run", **changes):

@@ -393,7 +393,18 @@ def test_a_message_that_flower_cannot_push_is_not_waited_for(tmp_path, without):
     assert found.summary["refusals"] == {"no answer": 1}
 
 
-def test_a_hello_of_a_message_of_another_kind_is_an_error_reply(tmp_path):
+def test_a_site_with_other_code_does_not_measure_for_this_server(tmp_path, monkeypatch):
+    chosen = config(tmp_path, max_skipped_rounds=1)
+    monkeypatch.setattr("client.app.code_digest", lambda: b"other code......")
+    with pytest.raises(StalledError):
+        federate(chosen)
+    with ledger_of(chosen) as ledger:
+        assert ledger.rows("SELECT count(*) FROM refusals WHERE reason = 'error'") == [(3,)]
+        ((detail,),) = ledger.rows("SELECT DISTINCT detail FROM refusals")
+    assert "WireError: this site has other source files than the server" in detail
+
+
+def test_what_is_no_request_is_an_error_reply(tmp_path):
     """The client app answers what it understands; the rest is Flower's to report."""
     chosen = config(tmp_path)
     network = Network(chosen)

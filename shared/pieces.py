@@ -1,4 +1,4 @@
-"""Perturbed parameters in pieces: products with their blocks, looked-up rows, or a whole tensor."""
+"""Perturbed parameters in pieces: products with their blocks, the rows looked up, or one tensor."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,40 +17,49 @@ class Held:
     """A trainable parameter as a part of the flat vector."""
 
     values: Tensor  # (size,)
-    start: int  # address of the first
+    start: int  # flat address of the first
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """θ + scale * z(key), built from θ piece by piece; every number has the bits that it would have
-    if θ were perturbed in place.
+    """θ + scale * z(key), made from θ piece by piece; θ is read only.
 
-    Products add up in another order than a whole product does where they are split along the inner
-    dimension, so they equal it to rounding. A block is read while it is in cache.
+    Each number has the bits that it would have if θ were perturbed in place. A product that is
+    split along its inner dimension adds up in another order, so it is equal to rounding.
     """
 
     directions: Directions
-    scratch: Tensor  # (n,), overwritten by every product
+    scratch: Tensor  # (n,), holds one block at a time
     key: Key
     scale: float
 
     def whole(self, held: Held) -> Tensor:
-        """Return the perturbed tensor; costs its memory until it is dropped."""
+        """Return the perturbed tensor, which takes its own memory until it is dropped."""
         out = torch.empty_like(held.values)
         self.directions.perturbed_(out, held.values, held.start, self.key, self.scale)
         return out.view(held.shape)
 
     def rows(self, ids: Tensor, held: Held) -> Tensor:
-        """Return the perturbed rows (*ids.shape, width) of a matrix."""
-        width = held.shape[1]
+        """Return the perturbed rows (*ids.shape, width) of a matrix (height, width)."""
         chosen = F.embedding(ids, held.values.view(held.shape))
-        where, lines = ids.reshape(-1), chosen.view(-1, width)
-        self.directions.add_rows_(lines, where, held.start, self.key, self.scale)
+        lines, named = chosen.view(-1, held.shape[1]), ids.reshape(-1)
+        self.directions.add_rows_(lines, named, held.start, self.key, self.scale)
         return chosen
 
+    def fits(self, x: Tensor, held: Held, inner: int) -> bool:
+        """Tell whether ``x`` (..., k) can be multiplied by blocks of a matrix; k at ``inner``."""
+        return (
+            len(held.shape) == 2
+            and held.values.numel() > self.scratch.numel() >= held.shape[1]
+            and x.dim() > 0
+            and x.shape[-1] == held.shape[inner]
+            and x.dtype is held.values.dtype
+            and not torch.is_autocast_enabled(x.device.type)
+        )
+
     def linear(self, x: Tensor, held: Held, bias: Tensor | None) -> Tensor:
-        """Return x (..., k) times the transpose of a weight (n, k), plus bias (n,), as (..., n)."""
+        """Return x (..., k) times a weight (n, k) transposed, plus bias (n,), as (..., n)."""
         n, k = held.shape
         flat = x.reshape(-1, k)
         out = flat.new_empty(flat.shape[0], n)
@@ -82,21 +91,17 @@ class Point:
         for first in range(0, height, step):
             rows = slice(first, min(height, first + step))
             begin, end = rows.start * width, rows.stop * width
-            block = self.scratch[: end - begin]
-            source, start = held.values[begin:end], held.start + begin
-            self.directions.perturbed_(block, source, start, self.key, self.scale)
+            block, source = self.scratch[: end - begin], held.values[begin:end]
+            self.directions.perturbed_(block, source, held.start + begin, self.key, self.scale)
             yield rows, block.view(-1, width)
 
 
 def rows_of_block(height: int, width: int, room: int) -> int:
-    """Return how many rows of a matrix (height, width) to treat at once in ``room`` elements.
+    """Return how many rows of a matrix (height, width) make a block of at most ``room`` elements.
 
-    Blocks are of about equal height, and begin at whole tiles where that fits, which costs least.
+    Blocks are about equal, and begin at whole tiles where room allows: those are quickest to draw.
     """
-    most = room // width
-    blocks = -(-height // most)
-    even, whole = -(-height // blocks), TILE // gcd(width, TILE)
-    aligned = -(-even // whole) * whole
-    if aligned > most:
-        aligned = most // whole * whole
-    return aligned or most
+    most, tiled = room // width, TILE // gcd(width, TILE)
+    even = -(-height // -(-height // most))
+    up = -(-even // tiled) * tiled
+    return up if up <= most else most // tiled * tiled or most

@@ -8,25 +8,24 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-from shared.blocked import Held, Point
+from shared.pieces import Held, Point
 
 Function = Callable[..., Any]
 
 # Properties made of a tensor's numbers; all others are about it.
 VIEWS = {getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data", "real", "imag")}
-# Functions that read no numbers.
 METHODS = (
     *("size", "dim", "stride", "numel", "nelement", "ndimension", "element_size", "storage_offset"),
     *("is_contiguous", "is_floating_point", "is_complex", "is_inference", "get_device", "__len__"),
 )
-ABOUT = {
+ABOUT = {  # functions that read no numbers
     *(getattr(Tensor, name) for name in METHODS),
     *(torch.numel, torch.is_floating_point, torch.is_complex, torch.is_inference),
 }
 
 
-class Intercept(TorchFunctionMode):
-    """While active, torch functions get the values at ``point`` of the parameters it knows.
+class Interception(TorchFunctionMode):
+    """While active, torch functions get the values at ``point`` of the parameters that it knows.
 
     What is no torch function is not seen, such as a scripted module. What a function writes into a
     parameter goes into a perturbed copy and is dropped with it: the parameter is never touched.
@@ -44,7 +43,6 @@ class Intercept(TorchFunctionMode):
             torch.mm: self._matmul,
             Tensor.matmul: self._matmul,
             Tensor.__matmul__: self._matmul,
-            Tensor.data_ptr: self._address,
         }
 
     def __torch_function__(
@@ -83,32 +81,40 @@ class Intercept(TorchFunctionMode):
             return self._here.whole(held)
         if isinstance(value, dict):
             return {name: self._swapped(item) for name, item in value.items()}
-        if isinstance(value, (tuple, list)) and self._meets(value):
+        if isinstance(value, (tuple, list)):
             items = [self._swapped(item) for item in value]
             return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         return value
 
     @property
     def _here(self) -> Point:
-        assert self.point is not None
+        if self.point is None:
+            raise RuntimeError("no point is set")
         return self.point
 
-    def _linear(self, input: Any, weight: Any, bias: Any = None) -> Any:  # noqa: A002, ANN401
+    def _linear(self, input: Any, weight: Any, bias: Any = None) -> Any:  # noqa: ANN401
         held = self._known.get(id(weight))
-        if held is None or not self._here.multiplies(input, held, inner=-1):
+        if held is None or not self._plain(input) or not self._here.fits(input, held, inner=1):
             return NotImplemented
         return self._here.linear(input, held, self._swapped(bias))
 
-    def _matmul(self, x: Any, weight: Any, bias: Any = None, **options: Any) -> Any:  # noqa: ANN401
-        held = self._known.get(id(weight))
-        if held is None or options or not self._here.multiplies(x, held, inner=0):
+    def _matmul(self, input: Any, mat2: Any, bias: Any = None, **more: Any) -> Any:  # noqa: ANN401
+        held = self._known.get(id(mat2))
+        if held is None or more or not self._plain(input):
             return NotImplemented
-        return self._here.matmul(x, held, self._swapped(bias))
+        if not self._here.fits(input, held, inner=0):
+            return NotImplemented
+        return self._here.matmul(input, held, self._swapped(bias))
 
-    def _addmm(self, bias: Any, x: Any, weight: Any, **options: Any) -> Any:  # noqa: ANN401
-        return self._matmul(x, weight, bias, **options)
+    def _addmm(self, input: Any, mat1: Any, mat2: Any, **more: Any) -> Any:  # noqa: ANN401
+        return self._matmul(mat1, mat2, input, **more)
 
-    def _embedding(
-        self, ids: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
-    ) -> Any:
-        ...
+    def _embedding(self, input: Any, weight: Any, *more: Any, **named: Any) -> Any:  # noqa: ANN401
+        held = self._known.get(id(weight))
+        limited = len(more) > 1 or named.get("max_norm") is not None  # renormalises the rows
+        if held is None or len(held.shape) != 2 or limited:
+            return NotImplemented
+        return self._here.rows(input, held)
+
+    def _plain(self, value: Any) -> bool:  # noqa: ANN401
+        return isinstance(value, Tensor) and id(value) not in self._known

@@ -1,0 +1,99 @@
+"""One query, two evaluations at θ ± εz, against two plain forwards and against the peers' ways."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from dandelion.bench.rows import Row, alternate
+from shared.directions import DIRECTIONS, Key
+from shared.flat import FlatModel, flatten
+from shared.models.gpt2 import build
+from shared.perturb import Perturber
+from shared.tasks import language_modelling
+
+EPS = 1e-3
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model size and a batch of it."""
+
+    size: str
+    batch: int
+    length: int = 128
+
+
+CASES = (Case("20M", 4), Case("200M", 1))
+
+
+def query(repeats: int = 7, cases: tuple[Case, ...] = CASES) -> list[Row]:
+    """Medians of seconds, and of their ratio to two plain forwards in the same turn."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        return [row for case in cases for row in _case(case, repeats)]
+    finally:
+        torch.set_num_threads(before)
+
+
+def _case(case: Case, repeats: int) -> list[Row]:
+    model = flatten(build(case.size, seed=1).module)
+    blocks = torch.arange(case.batch * case.length).view(case.batch, -1) * 7919 % 50257
+    times = alternate(ways(model, blocks), repeats)
+    plain = times["two plain forwards"]
+    what = f"{model.layout.parameters / 1e6:.1f} M, {case.batch}x{case.length} tokens"
+    return [
+        Row(f"{name}, {what}", median(seconds), _ratio(seconds, plain), "to two plain forwards")
+        for name, seconds in times.items()
+    ]
+
+
+def ways(model: FlatModel, blocks: Tensor) -> dict[str, Callable[[], object]]:
+    """Two evaluations each: plain, ours, MeZO's in-place loop, the original's clone and restore."""
+    perturber = Perturber(model, DIRECTIONS["rademacher"](model.layout))
+
+    def loss() -> float:
+        return language_modelling(model.module, blocks)
+
+    def ours() -> None:
+        for scale in (EPS, -EPS):
+            with perturber.at(Key(1, 1, 0, 0), scale):
+                loss()
+
+    return {
+        "two plain forwards": lambda: (loss(), loss()),
+        "query": ours,
+        "in-place Gaussian (MeZO)": lambda: _in_place(model.module, loss),
+        "clone and restore (the original)": lambda: _clone(model.module, loss),
+    }
+
+
+def _in_place(module: nn.Module, loss: Callable[[], float]) -> None:
+    """MeZO (Malladi et al. 2023): +ε, −2ε, +ε over all tensors, reseeded for each sweep."""
+    for number, scale in enumerate((1, -2, 1)):
+        torch.manual_seed(7)
+        for parameter in module.parameters():
+            z = torch.normal(0.0, 1.0, size=parameter.shape)
+            parameter.data = parameter.data + scale * EPS * z
+        if number < 2:
+            loss()
+
+
+def _clone(module: nn.Module, loss: Callable[[], float]) -> None:
+    """The original client: a copy of all tensors, each sign from the copy, then the copy back."""
+    saved = [parameter.data.clone() for parameter in module.parameters()]
+    for sign in (1, -1):
+        torch.manual_seed(7)
+        for parameter, own in zip(module.parameters(), saved, strict=True):
+            parameter.data = own + sign * EPS * torch.randn_like(own)
+        loss()
+    for parameter, own in zip(module.parameters(), saved, strict=True):
+        parameter.data = own
+
+
+def _ratio(seconds: list[float], plain: list[float]) -> float:
+    return median(mine / other for mine, other in zip(seconds, plain, strict=True))
