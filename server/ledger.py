@@ -115,7 +115,7 @@ class Ledger:
         with self._transaction():
             chain = _chain(self._chain_before(entry.round), payload, rows)
             self._write("INSERT INTO entries VALUES (?, ?, ?)", (entry.round, payload, chain))
-            self._write_all("INSERT INTO contributions VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._write_all("INSERT INTO contributions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._write(f"INSERT INTO metrics VALUES ({_marks(Metrics)})", astuple(metrics))
             self._add(transfers, refusals)
         return self.entry(entry.round)
@@ -267,7 +267,8 @@ class Ledger:
 
 def _row(c: Contribution) -> tuple[object, ...]:
     values = np.asarray(c.differences, "<f4").tobytes()
-    return (c.round, c.slot, c.site, c.examples, float(c.loss), float(c.seconds), values)
+    sent = sha256(c.gradient).digest() if c.gradient else b""
+    return (c.round, c.slot, c.site, c.examples, float(c.loss), float(c.seconds), values, sent)
 
 
 def _chain(before: bytes, payload: bytes, contributions: Sequence[Sequence[object]]) -> bytes:

@@ -109,6 +109,11 @@ class Intercept(TorchFunctionMode):
         return self._matmul(x, weight, bias, **options)
 
     def _embedding(
-        self, ids: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
-    ) -> Any:
-        ...
+        self,
+        ids: Any,
+        weight: Any,
+        padding_idx: Any = None,
+        max_norm: Any = None,
+        *_: Any,
+        **__: Any,
+    ) -> Any: ...

@@ -15,7 +15,7 @@ from shared.flat import flatten
 from shared.models import LanguageModel, load_model
 from shared.perturb import Perturber
 from shared.replica import Replica, digest_of
-from shared.tasks import language_modelling
+from shared.tasks import language_modelling, loss_tensor
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,19 @@ class Learner:
         """Mean next-token loss in nats of blocks (B, T) at the model's current parameters."""
         device = self.replica.model.flat.device
         return language_modelling(self.language_model.module, blocks.to(device))
+
+    def gradient(self, blocks: Tensor) -> tuple[float, Tensor]:
+        """Loss of blocks (B, T), and its gradient (size,) by backpropagation, padding zero."""
+        model = self.replica.model
+        named = dict(model.module.named_parameters())
+        chosen = {place.name: named[place.name] for place in model.layout.places}
+        loss = loss_tensor(self.language_model.module, blocks.to(model.flat.device))
+        found = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
+        parts = {
+            name: torch.zeros_like(own) if part is None else part
+            for (name, own), part in zip(chosen.items(), found, strict=True)
+        }
+        return float(loss.detach()), model.gather(parts)
 
 
 def trainable(scope: str) -> Callable[[str], bool]:

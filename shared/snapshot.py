@@ -19,7 +19,7 @@ FLAT, STATE = "flat", "optimizer."
 
 def encode_snapshot(replica: Replica, run: bytes) -> bytes:
     """A safetensors file: the flat vector, the optimizer's tensors, and what binds them."""
-    state = {name: value.detach().cpu() for name, value in replica.optimizer.state().items()}
+    state = {name: value.detach().cpu() for name, value in replica.state().items()}
     head = {"round": str(replica.round), "run": run.hex(), "digest": replica.digest().hex()}
     tensors = {FLAT: replica.model.flat.detach().cpu()}
     tensors |= {STATE + name: value for name, value in state.items()}
@@ -46,7 +46,7 @@ def load_snapshot_(replica: Replica, data: bytes, run: bytes, name: str = "snaps
     state = {key.removeprefix(STATE): value for key, value in tensors.items()}
     if head.get("digest") != digest_of(flat).hex() or head.get("seal") != _seal(head, state):
         raise SnapshotError(f"{name}: damaged, its digests do not fit its tensors")
-    replica.optimizer.load_state(state)
+    replica.load_state(state)
     replica.model.flat.copy_(flat)
     replica.moved(int(head["round"]))
 
