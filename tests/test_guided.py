@@ -1,4 +1,4 @@
-"""Directions that lean on a gradient have the promised cosine, and their estimate its closed form."""
+"""Directions that lean on a gradient have their cosine, and their estimate its closed form."""
 
 import numpy as np
 import pytest
