@@ -7,6 +7,7 @@ from server.cohort import Site
 from server.folder import Run
 from server.snapshots import Snapshots
 from shared.entry import is_dense
+from shared.errors import GapError
 from shared.modes import plan_of
 from shared.schedules import learning_rate
 from shared.wire import Request, encode_request, pack
@@ -72,4 +73,7 @@ class Asking:
         run = self._run
         if run.config.downlink == "dense":
             return full_parameters(run.learner.replica, run.name)
-        return catch_up(run.config, run.ledger, self._snapshots, site_round, to)
+        try:
+            return catch_up(run.config, run.ledger, self._snapshots, site_round, to)
+        except GapError:
+            return full_parameters(run.learner.replica, run.name)

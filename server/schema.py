@@ -1,6 +1,6 @@
 """The tables of a ledger file."""
 
-VERSION = 2
+VERSION = 1
 
 TABLES = """
 CREATE TABLE head (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;

@@ -24,8 +24,8 @@ def tilted_weight(config: Config, gradient: Tensor, slopes: NDArray[np.float64])
     """The weight of a backpropagated gradient ĝ against the estimate along directions by it.
 
     ``bp-weight``, or where that is auto what the slopes D (q,) show. Their mean over c says how
-    fast the loss of the queries' data rises along ĝ/‖ĝ‖: a. If ĝ = g + e with an error e across g, then
-    ‖e‖² = ‖ĝ‖·(‖ĝ‖ − a). The estimate misses of g what is across ĝ, a·(‖ĝ‖ − a), and spreads with
+    fast the loss of the queries' data rises along ĝ/‖ĝ‖: a. If ĝ = g + e with an error e across g,
+    then ‖e‖² = ‖ĝ‖·(‖ĝ‖ − a). The estimate misses of g what is across ĝ, a·(‖ĝ‖ − a), and spreads with
     its q slopes by (mean(D²)/c⁴ − a²)/q.
     """
     fixed = weight_of(config.bp_weight)

@@ -64,8 +64,8 @@ def _check_mode(c: Config) -> None:
         )
     if c.mode == "fedavg" and (c.optimizer != "sgd" or c.momentum):
         raise ConfigError(
-            f"optimizer {c.optimizer!r} with momentum {c.momentum}: in mode 'fedavg' the sites step "
-            "by AdamW and parameters are averaged: use sgd, momentum 0"
+            f"optimizer {c.optimizer!r} with momentum {c.momentum}: in mode 'fedavg' sites step by "
+            "AdamW and parameters are averaged: use sgd, momentum 0"
         )
     if c.instruct_directions == "masked" and c.mode == "instruct" and c.guidance == "reuse":
         raise ConfigError(

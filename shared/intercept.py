@@ -93,7 +93,7 @@ class Intercept(TorchFunctionMode):
         assert self.point is not None
         return self.point
 
-    def _linear(self, input: Any, weight: Any, bias: Any = None) -> Any:  # noqa: A002, ANN401
+    def _linear(self, input: Any, weight: Any, bias: Any = None) -> Any:  # noqa: ANN401
         held = self._known.get(id(weight))
         if held is None or not self._here.multiplies(input, held, inner=-1):
             return NotImplemented
