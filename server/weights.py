@@ -25,8 +25,8 @@ def tilted_weight(config: Config, gradient: Tensor, slopes: NDArray[np.float64])
 
     ``bp-weight``, or where that is auto what the slopes D (q,) show. Their mean over c says how
     fast the loss of the queries' data rises along ĝ/‖ĝ‖: a. If ĝ = g + e with an error e across g,
-    then ‖e‖² = ‖ĝ‖·(‖ĝ‖ − a). The estimate misses of g what is across ĝ, a·(‖ĝ‖ − a), and spreads with
-    its q slopes by (mean(D²)/c⁴ − a²)/q.
+    then ‖e‖² = ‖ĝ‖·(‖ĝ‖ − a). The estimate misses of g what is across ĝ, a·(‖ĝ‖ − a), and spreads
+    with its q slopes by (mean(D²)/c⁴ − a²)/q.
     """
     fixed = weight_of(config.bp_weight)
     if fixed is not None:
