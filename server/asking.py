@@ -38,10 +38,10 @@ class Asking:
     def rate(self, round_: int) -> float:
         """The learning rate of a round, which its entry will carry."""
         c = self._run.config
-        dense = plan_of(c, round_).dense
+        backpropagates = plan_of(c, round_).backpropagate
         return learning_rate(
             round_,
-            rate=(c.bp_learning_rate if dense else 0.0) or c.learning_rate,
+            rate=(c.bp_learning_rate if backpropagates else 0.0) or c.learning_rate,
             schedule=c.lr_schedule,
             warmup_rounds=c.warmup_rounds,
             rounds=c.num_rounds,
