@@ -64,7 +64,7 @@ class Config:
     eval_interval: int = 10  # rounds between evaluations; the first and the last are always done
     scope: str = "full"  # what is trained: full, reduced, lora, or regex:<pattern of the names>
     lora_rank: int = 8
-    lora_alpha: float = 16.0  # an adapter's output counts alpha / rank
+    lora_alpha: int = 16  # an adapter's output counts alpha / rank
     lora_targets: str = ""  # names of adapted modules, with commas; empty = PEFT's own choice
     init_from: str = ""  # a run folder or a model folder to start from; empty = the model untrained
     num_rounds: int = 150  # rounds to be committed in all

@@ -226,7 +226,8 @@ def test_any_value_of_a_known_key_is_kept_or_a_config_error(key, value):
         config = Config.from_run_config({key: value})
     except ConfigError:
         return
-    assert config.to_run_config()[key] == value
+    expected = float(value) if type(DEFAULTS[key]) is float else value
+    assert config.to_run_config()[key] == expected
 
 
 @pytest.mark.parametrize("key", DEFAULTS)

@@ -31,7 +31,7 @@ class Budget:
             "FROM metrics"
         )[0]
         each = forwards / (clients or 1)
-        return 0 < self.seconds <= seconds or 0 < self.forwards <= each
+        return bool(0 < self.seconds <= seconds or 0 < self.forwards <= each)
 
 
 class SpentError(Exception):

@@ -51,10 +51,12 @@ def merged(module: nn.Module) -> dict[str, Tensor]:
     """
     from peft.tuners.lora import LoraLayer
 
+    layers: dict[str, Any] = {
+        name: part for name, part in module.named_modules() if isinstance(part, LoraLayer)
+    }
     added = {
-        f"{name}.base_layer.weight": part.get_delta_weight("default")
-        for name, part in module.named_modules()
-        if isinstance(part, LoraLayer)
+        f"{name}.base_layer.weight": layer.get_delta_weight("default")
+        for name, layer in layers.items()
     }
     return {
         name.replace(".base_layer.", "."): value + added[name] if name in added else value
