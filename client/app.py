@@ -5,7 +5,7 @@ from flwr.clientapp import ClientApp
 
 from shared.code import code_digest
 from shared.errors import WireError
-from shared.wire import decode_request, encode_hello, encode_reply, pack, unpack
+from shared.wire import Measured, decode_request, encode_hello, encode_reply, pack, unpack
 
 app = ClientApp()
 
@@ -34,4 +34,5 @@ def measure(message: Message, context: Context) -> Message:
     reply = host_of(context.run_config, context.node_config).train(
         context.node_config, request, snapshot
     )
-    return Message(content=pack(encode_reply(reply)), reply_to=message)
+    dense = isinstance(reply, Measured) and bool(reply.gradient)
+    return Message(content=pack(encode_reply(reply), dense=dense), reply_to=message)

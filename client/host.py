@@ -10,9 +10,9 @@ from client.site import Site
 from client.store import Store
 from shared.code import code_digest
 from shared.config import Config
-from shared.data.corpus import Corpus
+from shared.data.apart import SiteData
 from shared.entry import Entry
-from shared.errors import DivergedError, GapError, SnapshotError
+from shared.errors import ConfigError, DivergedError, GapError, SnapshotError
 from shared.learner import Learner
 from shared.sites import site_of
 from shared.snapshot import load_snapshot_
@@ -45,7 +45,7 @@ class Host:
     def __init__(self, config: Config, store: Store | None = None) -> None:
         self._config, self._store = config, store
         self._learner = Learner.of(config)
-        self._corpus = Corpus.of(config, self._learner.language_model)
+        self._data = SiteData.of(config, self._learner.language_model)
         self._run = b""
         self._sites: dict[str, Site] = {}
 
@@ -66,7 +66,7 @@ class Host:
             device=str(replica.model.flat.device),
             dtype=str(replica.model.flat.dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
-            can_backpropagate=True,
+            can_backpropagate=site.can_backpropagate,
         )
 
     def train(
@@ -118,6 +118,11 @@ class Host:
         name = site_of(node_config)
         if name.name not in self._sites:
             number, of = node_config.get("partition-id", 0), node_config.get("num-partitions", 1)
-            shard = self._corpus.shard(int(str(number)), int(str(of)))
-            self._sites[name.name] = Site(name, shard, self._config)
+            shards = self._data.shard(int(str(number)), int(str(of)))
+            able = node_config.get("can-backpropagate", True)
+            if not isinstance(able, bool):
+                raise ConfigError(f"can-backpropagate: true or false expected, got {able!r}")
+            self._sites[name.name] = Site(
+                name, shards.queries, self._config, shards.gradients, able
+            )
         return self._sites[name.name]

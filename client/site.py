@@ -1,30 +1,32 @@
-"""The work of one data owner: how the loss changes along each direction, on its own shard."""
+"""The work of one data owner, on its own shard: what the round's plan asks for."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from shared.estimators import two_point
 from torch import Tensor
 
+from client.gradients import Sender, backpropagated, trained
+from client.queries import Queries
 from shared.config import Config
-from shared.data.blocks import Blocks, draw
-from shared.directions import Key
+from shared.data.blocks import Blocks
 from shared.learner import Learner
-from shared.replica import SHARED_SLOT, keys_of
+from shared.modes import Plan, plan_of
 from shared.sites import SiteName
 from shared.wire import Measured, Request
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     """A name, its examples and how it measures; the replica it is handed stays as it is."""
 
     name: SiteName
-    examples: Blocks
+    examples: Blocks  # measured on
     config: Config
+    bp_examples: Blocks | None = None  # backpropagated on; the same where none are given
+    can_backpropagate: bool = True
+    _sender: Sender | None = field(default=None, repr=False)
 
     @property
     def count(self) -> int:
@@ -32,53 +34,39 @@ class Site:
         return len(self.examples)
 
     def measure(self, learner: Learner, request: Request) -> Measured:
-        """K steps of q queries each from the replica's parameters; costs 2Kq forward passes.
-
-        Which examples are measured depends on (seed, slot, round, step) alone, so a round that is
-        asked for again gives the same numbers.
-        """
-        started, losses = time.perf_counter(), []
-        found: list[NDArray[np.float32]] = []
-        flat = learner.replica.model.flat
-        saved = flat.clone() if self.config.local_steps > 1 else None
-        try:
-            for step in range(self.config.local_steps):
-                keys, batch = self._keys(request.round, step), self._batch(request.round, step)
-
-                def loss(query: int, batch: Tensor = batch) -> float:
-                    losses.append(learner.loss(batch))
-                    return losses[-1]
-
-                found.append(two_point(loss, learner.perturber, keys, self.config.eps))
-                if saved is not None and step + 1 < self.config.local_steps:
-                    self._step_(learner, keys, found[-1], request.learning_rate)
-        finally:
-            if saved is not None:
-                flat.copy_(saved)
+        """The reply to a request: loss differences, an encoded gradient, or both."""
+        started = time.perf_counter()
+        plan = plan_of(self.config, request.round, self.can_backpropagate)
+        losses, payload, guide = self._gradient(learner, request, plan)
+        if plan.along == "guidance":
+            guide = learner.replica.guidance
+        numbers: NDArray[np.float32] = np.zeros(0, np.float32)
+        if plan.measure:
+            queries = Queries(self.name, self.examples, self.config, request.round, losses)
+            along = None if plan.along == "keys" else guide
+            numbers = queries.measure(learner, request.learning_rate, along)
         return Measured(
             round=request.round,
-            differences=np.concatenate(found),
+            differences=numbers,
             examples=self.count,
             loss=float(np.float32(np.mean(losses))),
             seconds=time.perf_counter() - started,
             digest=learner.replica.digest(),
+            gradient=payload,
         )
 
-    def _keys(self, round_: int, step: int) -> list[Key]:
-        c = self.config
-        slot = SHARED_SLOT if c.seed_schedule == "shared" else self.name.slot
-        return keys_of(c.seed, round_, slot, step * c.queries, c.queries)
-
-    def _batch(self, round_: int, step: int) -> Tensor:
-        c = self.config
-        rows = draw(c.seed, self.name.slot, round_, step, self.count, c.zo_batch_size)
-        return torch.from_numpy(self.examples.batch(rows))
-
-    def _step_(
-        self, learner: Learner, keys: list[Key], differences: NDArray[np.float32], rate: float
-    ) -> None:
-        c = self.config
-        scale = -(c.local_learning_rate or rate) / (2 * c.eps * c.queries)
-        learner.replica.directions.add_to_(
-            learner.replica.model.flat, keys, [scale * float(value) for value in differences]
-        )
+    def _gradient(
+        self, learner: Learner, request: Request, plan: Plan
+    ) -> tuple[list[float], bytes, Tensor | None]:
+        """Losses, payload, and the gradient as the server will decode it; nothing if not asked."""
+        if not plan.dense:
+            return [], b"", None
+        codec, examples = learner.replica.codec, self.bp_examples or self.examples
+        what = self.config, learner, examples, self.name.slot, request.round
+        if plan.train:
+            losses, vector = trained(*what, request.learning_rate)
+        else:
+            losses, vector = backpropagated(*what)
+        self._sender = self._sender or Sender(codec, self.config.error_feedback)
+        payload = self._sender.encode(request.round, vector)
+        return losses, payload, codec.decode(payload) if plan.measure else None

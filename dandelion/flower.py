@@ -16,7 +16,7 @@ from rich.console import Console
 from server.folder import run_folder
 from server.lines import PREFIX
 from shared.config import Config
-from shared.errors import DandelionError
+from shared.errors import ConfigError, DandelionError
 from shared.toml import to_toml
 
 APP = Path(__file__).resolve().parents[1]  # pyproject.toml, server/, client/, shared/
@@ -37,6 +37,11 @@ def run_flower(config: Config, console: Console) -> Path:
     """
     if not (APP / "pyproject.toml").exists():
         raise EngineError(f"{APP}: no pyproject.toml; --engine flower runs from a checkout")
+    if config.error_feedback:
+        raise ConfigError(
+            "error-feedback with --engine flower: Ray moves sites between processes, and what a "
+            "site owes stays behind; use the local engine, or a deployment"
+        )
     folder = run_folder(config)
     settings = {**config.to_run_config(), "run-name": folder.name, "output-dir": str(folder.parent)}
     with tempfile.TemporaryDirectory(prefix="dandelion-") as home:

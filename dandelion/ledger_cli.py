@@ -1,5 +1,6 @@
 """``dandelion ledger``: look at a run's record, prove it, rebuild any round from it."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from server.lines import size_text
 from shared.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
+    from shared.entry import Entry
     from shared.learner import Learner
 
 app = typer.Typer(no_args_is_help=True, help="Show, verify and replay a run's ledger.")
@@ -42,16 +44,26 @@ def show(run: Folder, last: Annotated[int, typer.Option(help="How many rounds.")
 @app.command()
 def verify(run: Folder) -> None:
     """Rebuild the parameters from base model and ledger; compare every recorded digest."""
+    from server.snapshots import rebuilt_
+
     with ledger_of(run) as ledger:
-        learner = learner_of(ledger)
-        replica, last, compared = learner.replica, ledger.last_round, 0
-        for round_ in _rounds(last):
-            if round_:
-                replica.apply([ledger.entry(round_)])
+        replica, last = learner_of(ledger).replica, ledger.last_round
+        compared = reached = 0
+        for round_ in _shown(itertools.chain([0], rebuilt_(replica, ledger, last)), last):
             if (digest := ledger.digest(round_)) is not None:
                 replica.check(digest)
                 compared += 1
-    say(f"{last:,} rounds replayed, {compared:,} digests equal; digest {replica.digest().hex()}")
+            reached += 1
+        leapt, gone = last + 1 - reached, ledger.dropped(0, last)
+    say(
+        f"{last - leapt:,} rounds replayed, {compared:,} digests equal; "
+        f"digest {replica.digest().hex()}"
+    )
+    if leapt:
+        say(
+            f"{leapt:,} rounds were leapt over, from snapshot to snapshot: gradients up to round "
+            f"{gone} were dropped when a later snapshot was there"
+        )
 
 
 @app.command()
@@ -61,13 +73,14 @@ def replay(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
 ) -> None:
     """Write the model as of a round, in Hugging Face format."""
-    from server.snapshots import follow_
+    from server.snapshots import rebuilt_
 
     with ledger_of(run) as ledger:
         if not 0 <= round_ <= ledger.last_round:
             raise ConfigError(f"--round 0 to {ledger.last_round} expected, got {round_}")
         learner = learner_of(ledger)
-        follow_(learner.replica, ledger, round_)
+        for _ in rebuilt_(learner.replica, ledger, round_):
+            pass
         if (digest := ledger.digest(round_)) is not None:
             learner.replica.check(digest)
     learner.language_model.save(out)
@@ -102,15 +115,23 @@ def say(line: str) -> None:
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _rounds(last: int) -> Iterable[int]:
-    """0 to ``last``, with a bar where there is a terminal."""
+def _shown(rounds: Iterable[int], last: int) -> Iterable[int]:
+    """The rounds as they come, with a bar where there is a terminal."""
     return track(
-        range(last + 1),
+        rounds,
         "verifying",
+        total=last + 1,
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+def _numbers(entry: "Entry") -> str:
+    """What an entry holds: groups of numbers, a gradient, or what is left of one."""
+    gradient = "dropped" if entry.dropped else "gradient" if entry.payload else ""
+    each = len(entry.groups[0].differences) if entry.groups else 0
+    return " + ".join(filter(None, [f"{len(entry.groups)} × {each}" if each else "", gradient]))
 
 
 def _row(ledger: Ledger, round_: int) -> tuple[str, ...]:
@@ -119,7 +140,7 @@ def _row(ledger: Ledger, round_: int) -> tuple[str, ...]:
     return (
         str(round_),
         f"{entry.learning_rate:.3g}",
-        f"{len(entry.groups)} × {len(entry.groups[0].differences)}",
+        _numbers(entry),
         str(len(entry.encode())),
         f"{evaluated[0][0]:.4f}" if evaluated else "",
         digest.hex() if digest else "not noted",

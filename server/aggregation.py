@@ -2,8 +2,10 @@
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
 from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import (
     Bulyan,
@@ -14,6 +16,7 @@ from flwr.serverapp.strategy import (
     MultiKrum,
 )
 from numpy.typing import NDArray
+from torch import Tensor
 
 from server.records import Contribution
 from shared.config import Config
@@ -60,6 +63,25 @@ def aggregate(config: Config, contributions: Sequence[Contribution]) -> NDArray[
     if arrays is None:
         raise RuntimeError(f"{config.aggregation} gave nothing for {len(replies)} replies")
     return arrays["coefficients"].numpy()
+
+
+def combine_dense(
+    config: Config,
+    contributions: Sequence[Contribution],
+    vector_of: Callable[[Contribution], Tensor],
+) -> Tensor:
+    """One vector (size,) float32 from the sites' vectors, in slot order.
+
+    A mean needs one of them at a time, in float64; rules that compare sites need all.
+    """
+    if config.aggregation != "mean":
+        numbers = [replace(c, differences=vector_of(c).numpy()) for c in contributions]
+        return torch.from_numpy(aggregate(config, numbers).astype(np.float32))
+    total, weight = torch.zeros(0), sum(c.examples for c in contributions)
+    for c in contributions:
+        part = vector_of(c).double() * (c.examples / weight)
+        total = part if not total.numel() else total.add_(part)
+    return total.float()
 
 
 class HeldArray(Array):

@@ -6,8 +6,13 @@ from server.catchup import CatchUp, catch_up, full_parameters
 from server.cohort import Site
 from server.folder import Run
 from server.snapshots import Snapshots
+from shared.entry import is_dense
+from shared.errors import GapError
+from shared.modes import plan_of
 from shared.schedules import learning_rate
 from shared.wire import Request, encode_request, pack
+
+Frame = tuple[bytes, bytes | None, bool]  # request, snapshot, whether gradients are in the request
 
 
 class Asking:
@@ -17,13 +22,13 @@ class Asking:
         self._run = run
         self._snapshots = Snapshots(run.ledger)
         self._round = 0
-        self._frames: dict[int | None, tuple[bytes, bytes | None]] = {}  # of that round
+        self._frames: dict[int | None, Frame] = {}  # of that round
 
     def message(self, site: Site, round_: int) -> Message:
         """The request for a site, given where its replica is known to be."""
-        payload, snapshot = self._frame(site.round, round_)
+        payload, snapshot, dense = self._frame(site.round, round_)
         return Message(
-            content=pack(payload, snapshot),
+            content=pack(payload, snapshot, dense),
             dst_node_id=site.node_id,
             message_type=MessageType.TRAIN,
             group_id=str(round_),
@@ -33,15 +38,16 @@ class Asking:
     def rate(self, round_: int) -> float:
         """The learning rate of a round, which its entry will carry."""
         c = self._run.config
+        backpropagates = plan_of(c, round_).backpropagate
         return learning_rate(
             round_,
-            rate=c.learning_rate,
+            rate=(c.bp_learning_rate if backpropagates else 0.0) or c.learning_rate,
             schedule=c.lr_schedule,
             warmup_rounds=c.warmup_rounds,
             rounds=c.num_rounds,
         )
 
-    def _frame(self, site_round: int | None, round_: int) -> tuple[bytes, bytes | None]:
+    def _frame(self, site_round: int | None, round_: int) -> Frame:
         """Request and snapshot for all sites that are at the same round: made once."""
         if round_ != self._round:
             self._round, self._frames = round_, {}
@@ -49,7 +55,7 @@ class Asking:
             self._frames[site_round] = self._made(site_round, round_)
         return self._frames[site_round]
 
-    def _made(self, site_round: int | None, round_: int) -> tuple[bytes, bytes | None]:
+    def _made(self, site_round: int | None, round_: int) -> Frame:
         run, way = self._run, self._way(site_round, round_ - 1)
         request = Request(
             round=round_,
@@ -60,10 +66,14 @@ class Asking:
             entries=way.entries,
             reset=way.reset,
         )
-        return encode_request(request), way.snapshot
+        dense = any(is_dense(entry) for entry in way.entries)
+        return encode_request(request), way.snapshot, dense
 
     def _way(self, site_round: int | None, to: int) -> CatchUp:
         run = self._run
         if run.config.downlink == "dense":
             return full_parameters(run.learner.replica, run.name)
-        return catch_up(run.config, run.ledger, self._snapshots, site_round, to)
+        try:
+            return catch_up(run.config, run.ledger, self._snapshots, site_round, to)
+        except GapError:
+            return full_parameters(run.learner.replica, run.name)

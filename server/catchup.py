@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from server.ledger import Ledger
 from server.snapshots import Snapshots
 from shared.config import Config
-from shared.errors import SnapshotError
+from shared.errors import GapError, SnapshotError
 from shared.replica import Replica
 from shared.snapshot import encode_snapshot
 
@@ -28,16 +28,22 @@ def catch_up(
 ) -> CatchUp:
     """The way from a site's round (None: unusable) to round ``to`` that ``catch-up`` asks for.
 
-    ``auto`` takes whichever is fewer bytes. Where no snapshot can be used, replay is the only way.
+    ``auto`` takes whichever is fewer bytes. Where no snapshot can be used, replay is the only way;
+    where a gradient was dropped, a snapshot is.
+
+    Raises:
+        GapError: a gradient was dropped, and no snapshot that is late enough can be used.
     """
     unusable = site_round is None or site_round > to
     start = 0 if site_round is None or unusable else site_round
-    missed = ledger.payloads(start, to)
-    found = None if config.catch_up == "replay" else snapshots.latest(to)
+    missed, gone = ledger.payloads(start, to), ledger.dropped(start, to)
+    found = None if config.catch_up == "replay" and not gone else snapshots.latest(to)
+    if gone and (found is None or found[0] < gone):
+        raise GapError(f"no snapshot of round {gone}, whose gradient was dropped, or a later one")
     if found is None or found[0] <= start:
         return CatchUp(missed, reset=unusable)
     rest = missed[found[0] - start :]
-    if config.catch_up == "auto" and _size(missed) <= found[1] + _size(rest):
+    if not gone and config.catch_up == "auto" and _size(missed) <= found[1] + _size(rest):
         return CatchUp(missed, reset=unusable)
     try:
         return CatchUp(rest, snapshots.read(found[0]), reset=True)

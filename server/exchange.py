@@ -7,7 +7,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from shared.traffic import Direction, Kind, Transfer
-from shared.wire import message_bytes, payload_bytes
+from shared.wire import is_dense, message_bytes, payload_bytes
 
 POLL_FIRST_S, POLL_LAST_S = 0.005, 0.25
 
@@ -70,5 +70,7 @@ def transfer(message: Message, round_: int, site: str, direction: Direction) -> 
         kind = "control"
     elif len(message.content) > 1:
         kind = "snapshot"
+    elif is_dense(message.content):
+        kind = "gradient"
     size = message_bytes(message)
     return Transfer(round_, site, direction, kind, payload_bytes(message), size)

@@ -12,21 +12,24 @@ from typing import Any
 
 import numpy as np
 
+from server.chain import chained, kept, seal
 from server.records import Contribution, Metrics, Refusal
 from server.schema import TABLES, VERSION
-from shared.entry import Entry
+from shared.entry import MAGIC_DENSE, MAGIC_DROPPED, Entry
 from shared.errors import GapError, LedgerError, WireError
 from shared.traffic import Transfer
 
 TRANSFER = attrgetter(*(field.name for field in fields(Transfer)))  # astuple copies, and is slow
 SEAL = "seal"  # the row of ``head`` that binds its other rows; the first chain starts from it
+OF_KIND = "round > ? AND round <= ? AND substr(payload, 1, 2) = ?"
 DETAIL = 500  # characters of a refusal's detail, which may come from a site, that are kept
 
 
 class Ledger:
     """The rounds 1 to ``last_round`` without a gap, each whole or not there at all.
 
-    Invariants: a row of ``entries`` is never changed; its ``chain`` binds it, the contributions
+    Invariants: a row of ``entries`` is never changed, but that a dense gradient may give way to its
+    digest; its ``chain`` binds it, the contributions
     that it came from and all rounds before; whoever applies an entry has read it back from here.
     """
 
@@ -113,9 +116,9 @@ class Ledger:
             raise GapError(f"{self.path}: round {self.last_round + 1} expected, got {entry.round}")
         payload, rows = entry.encode(), [_row(c) for c in contributions]
         with self._transaction():
-            chain = _chain(self._chain_before(entry.round), payload, rows)
+            chain = chained(self._chain_before(entry.round), payload, rows)
             self._write("INSERT INTO entries VALUES (?, ?, ?)", (entry.round, payload, chain))
-            self._write_all("INSERT INTO contributions VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._write_all("INSERT INTO contributions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._write(f"INSERT INTO metrics VALUES ({_marks(Metrics)})", astuple(metrics))
             self._add(transfers, refusals)
         return self.entry(entry.round)
@@ -168,6 +171,19 @@ class Ledger:
             )
         return [_bytes(row[0]) for row in rows]
 
+    def dropped(self, after: int, to: int) -> int:
+        """The newest round after ``after`` up to ``to`` whose dense gradient is gone; 0: none."""
+        query = f"SELECT coalesce(max(round), 0) FROM entries WHERE {OF_KIND}"
+        return int(self.rows(query, (after, to, MAGIC_DROPPED.to_bytes(2, "little")))[0][0])
+
+    def drop_gradients(self, to: int) -> None:
+        """Keep of the dense gradients of the rounds up to ``to`` their digests only."""
+        query = f"SELECT payload, round FROM entries WHERE {OF_KIND}"
+        found = self.rows(query, (0, to, MAGIC_DENSE.to_bytes(2, "little")))
+        with self._transaction():
+            rows = [(kept(payload), round_) for payload, round_ in found]
+            self._write_all("UPDATE entries SET payload = ? WHERE round = ?", rows)
+
     def digest(self, round_: int) -> bytes | None:
         """The recorded digest of a round, if one was noted."""
         rows = self.rows("SELECT digest FROM digests WHERE round = ?", (round_,))
@@ -191,7 +207,7 @@ class Ledger:
         if (found := self.rows("PRAGMA quick_check(1)")[0][0]) != "ok":
             raise LedgerError(f"{self.path}: damaged ({found})")
         rest = self.rows("SELECT key, value FROM head WHERE key != ? ORDER BY key", (SEAL,))
-        if self.head(SEAL) != _seal(rest):
+        if self.head(SEAL) != seal(rest):
             raise LedgerError(f"{self.path}: table head, row {SEAL}: does not fit the other rows")
         before = self.head(SEAL)
         for expected, (round_, payload, chain) in enumerate(
@@ -199,7 +215,7 @@ class Ledger:
         ):
             if round_ != expected:
                 raise LedgerError(f"{self.path}: table entries: round {expected} is missing")
-            before = _chain(before, payload, self._contributions(expected))
+            before = chained(before, payload, self._contributions(expected))
             if before != chain:
                 raise LedgerError(
                     f"{self.path}: table entries, row {round_}: does not fit its chain"
@@ -216,8 +232,8 @@ class Ledger:
 
     def _contributions(self, round_: int) -> list[tuple[Any, ...]]:
         return self.rows(
-            "SELECT round, slot, site, examples, loss, seconds, differences FROM contributions "
-            "WHERE round = ? ORDER BY slot",
+            "SELECT round, slot, site, examples, loss, seconds, differences, gradient "
+            "FROM contributions WHERE round = ? ORDER BY slot",
             (round_,),
         )
 
@@ -226,7 +242,7 @@ class Ledger:
             if statement.strip():
                 self._write(statement)
         rows = sorted(head.items())
-        self._write_all("INSERT INTO head VALUES (?, ?)", [*rows, (SEAL, _seal(rows))])
+        self._write_all("INSERT INTO head VALUES (?, ?)", [*rows, (SEAL, seal(rows))])
         self._write(f"PRAGMA user_version = {VERSION}")
 
     def _add(self, transfers: Iterable[Transfer], refusals: Iterable[Refusal]) -> None:
@@ -267,21 +283,8 @@ class Ledger:
 
 def _row(c: Contribution) -> tuple[object, ...]:
     values = np.asarray(c.differences, "<f4").tobytes()
-    return (c.round, c.slot, c.site, c.examples, float(c.loss), float(c.seconds), values)
-
-
-def _chain(before: bytes, payload: bytes, contributions: Sequence[Sequence[object]]) -> bytes:
-    found = sha256(before + payload)
-    for row in contributions:
-        found.update(repr(tuple(row)).encode())
-    return found.digest()
-
-
-def _seal(head: Iterable[tuple[str, bytes]]) -> bytes:
-    found = sha256()
-    for key, value in head:
-        found.update(f"{key} {len(value)} ".encode() + value)
-    return found.digest()
+    sent = sha256(c.gradient).digest() if c.gradient else b""
+    return (c.round, c.slot, c.site, c.examples, float(c.loss), float(c.seconds), values, sent)
 
 
 def _bytes(value: object) -> bytes:

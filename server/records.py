@@ -1,6 +1,7 @@
 """What the ledger keeps of a round beside its entry: who measured what, and what it cost."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,13 @@ class Contribution:
     examples: int
     loss: float
     seconds: float
-    differences: NDArray[np.float32]  # (K*q,)
+    differences: NDArray[np.floating[Any]]  # (K*q,) float32, as the site sent them
+    gradient: bytes = b""  # as the site encoded it; the ledger keeps its digest
 
     def order(self) -> tuple[object, ...]:
         """Sorts contributions by slot, and copies of one by all that they say."""
-        return (self.slot, self.differences.tobytes(), self.examples, self.loss, self.seconds)
+        said = self.differences.tobytes(), self.gradient
+        return (self.slot, *said, self.examples, self.loss, self.seconds)
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,11 @@ class Report:
         c = self.config
         rows = self.ledger.rows(METRICS_QUERY, (first, last))
         settings = (c.mode, c.scope, c.queries)
+        interval = c.bp_interval if c.mode in ("calibrate", "instruct") else 0
         return [
-            _readable([*row[:2], *settings, row[2], c.zo_batch_size, c.optimizer, 0, *row[3:]])
+            _readable(
+                [*row[:2], *settings, row[2], c.zo_batch_size, c.optimizer, interval, *row[3:]]
+            )
             for row in rows
         ]
 

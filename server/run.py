@@ -66,6 +66,8 @@ def acceptance(run: Run) -> Callable[[Hello], str]:
             return f"other source files: {run.code.hex()} expected, got {hello.code}"
         if hello.base != run.learner.base.hex():
             return f"another base model: {run.learner.base.hex()} expected, got {hello.base}"
+        if config.mode == "fedavg" and not hello.can_backpropagate:
+            return "mode 'fedavg' trains at the sites, and this one cannot backpropagate"
         if not exact and hello.device.split(":")[0] != device:
             return (
                 f"directions {config.directions!r} or optimizer {config.optimizer!r} differ "

@@ -13,6 +13,7 @@ CREATE TABLE contributions (        -- who measured what: an entry can be recomp
     round INTEGER NOT NULL, slot INTEGER NOT NULL, site TEXT NOT NULL,
     examples INTEGER NOT NULL, loss REAL NOT NULL, seconds REAL NOT NULL,
     differences BLOB NOT NULL,      -- float32, as the site sent them
+    gradient BLOB NOT NULL,         -- SHA-256 of an encoded gradient that came with them, or empty
     PRIMARY KEY (round, slot)
 ) WITHOUT ROWID;
 CREATE TABLE digests (round INTEGER PRIMARY KEY, digest BLOB NOT NULL);

@@ -24,7 +24,10 @@ class Settle:
         ledger.record_digest(round_, replica.digest())
         snapshot = bool(round_) and _due(round_, config.snapshot_interval)
         if snapshot and not ledger.rows("SELECT 1 FROM snapshots WHERE round = ?", (round_,)):
+            before = self._snapshots.latest(round_)
             self._snapshots.write(replica, self._run.name)
+            if before is not None:  # so that the newest snapshot can be lost, and the run not
+                ledger.drop_gradients(before[0])
         last = round_ in (0, config.num_rounds)
         evaluated = ledger.rows("SELECT 1 FROM evaluations WHERE round = ?", (round_,))
         if (last or _due(round_, config.eval_interval)) and not evaluated:

@@ -1,9 +1,11 @@
 """Snapshot files of a run: written now and then, found again when a replay should start late."""
 
+from collections.abc import Iterator
+
 import xxhash
 
 from server.ledger import Ledger
-from shared.errors import SnapshotError
+from shared.errors import GapError, SnapshotError
 from shared.replica import Replica
 from shared.snapshot import encode_snapshot, load_snapshot_, write_atomically
 
@@ -76,3 +78,33 @@ def follow_(replica: Replica, ledger: Ledger, to: int) -> None:
     """Apply the ledger's entries after the replica's round up to ``to``, one by one."""
     for round_ in range(replica.round + 1, to + 1):
         replica.apply([ledger.entry(round_)])
+
+
+def rebuilt_(replica: Replica, ledger: Ledger, to: int) -> Iterator[int]:
+    """Bring a replica to round ``to`` from the entries alone; yield each round that it reaches.
+
+    Where gradients were dropped it leaps to the next snapshot: those rounds are not yielded.
+
+    Raises:
+        GapError: the next snapshot is later than ``to``; says which rounds can be rebuilt.
+        SnapshotError: the next snapshot is gone or damaged.
+    """
+    while (round_ := replica.round + 1) <= to:
+        entry = ledger.entry(round_)
+        if entry.dropped:
+            _leap_(replica, ledger, to)
+        else:
+            replica.apply([entry])
+        yield replica.round
+
+
+def _leap_(replica: Replica, ledger: Ledger, to: int) -> None:
+    before = replica.round
+    later = ledger.rows("SELECT min(round) FROM snapshots WHERE round > ?", (before,))[0][0]
+    if later is None or later > to:
+        raise GapError(
+            f"round {to} cannot be rebuilt: the gradient of round {before + 1} was dropped; "
+            f"the next round that can is {later or 'none'}, from its snapshot"
+        )
+    data, name = Snapshots(ledger).read(later), f"snapshot of round {later}"
+    load_snapshot_(replica, data, ledger.head("run"), name)

@@ -6,20 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from server.aggregation import combine
 from server.asking import Asking
 from server.cohort import Cohort, Site
+from server.combining import Combining
 from server.exchange import Exchange, transfer
 from server.folder import Run
 from server.records import Contribution, Metrics, Refusal
 from server.validation import Expected, RefusedError, read_reply
 from shared.entry import Entry
 from shared.errors import StalledError
+from shared.modes import plan_of
 from shared.traffic import Direction, Transfer
 from shared.wire import DIVERGED, Behind
 
@@ -36,6 +36,7 @@ class ScalarStrategy(Strategy):
     def __init__(self, run: Run, cohort: Cohort, settle: Callable[[int], None]) -> None:
         self._run, self._cohort, self._settle = run, cohort, settle
         self._asking = Asking(run)
+        self._combining = Combining(run.config, run.learner.replica)
         self._exchange: Exchange | None = None  # of the current round
         self._asked: dict[int, Site] = {}  # of the current round, by node id
         self._transfers: list[Transfer] = []  # these two: committed with the round
@@ -89,16 +90,23 @@ class ScalarStrategy(Strategy):
         transfers, refusals = self._noted()
         if len(contributions) < run.config.min_clients:
             detail = f"{len(contributions)} of {run.config.min_clients} valid replies"
-            LOG.warning("round %d skipped: %s", server_round, detail)
-            run.ledger.skip(server_round, detail, transfers, refusals)
-            return None, None
-        rate = self._asking.rate(server_round)
-        entry = Entry(server_round, rate, tuple(combine(run.config, contributions)))
+            return self._skip(server_round, detail, transfers, refusals)
+        rate = 1.0 if run.config.mode == "fedavg" else self._asking.rate(server_round)
+        entry = self._combining.entry(server_round, rate, contributions)
+        if entry is None:
+            return self._skip(server_round, "too few replies of one kind", transfers, refusals)
         metrics = self._metrics(entry, contributions, transfers)
         committed = run.ledger.commit(entry, contributions, transfers, metrics, refusals)
         run.learner.replica.apply([committed])
         self._settle(server_round)
         return None, MetricRecord({"loss": metrics.loss})
+
+    def _skip(
+        self, round_: int, detail: str, transfers: list[Transfer], refusals: list[Refusal]
+    ) -> tuple[None, None]:
+        LOG.warning("round %d skipped: %s", round_, detail)
+        self._run.ledger.skip(round_, detail, transfers, refusals)
+        return None, None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -148,7 +156,7 @@ class ScalarStrategy(Strategy):
     def _is_behind(self, message: Message, site: Site, round_: int) -> bool:
         """Whether the reply says that the site needs more before it can measure."""
         try:
-            reply = read_reply(message, self._expected(round_))
+            reply = read_reply(message, self._expected(round_, site))
         except RefusedError:
             return False  # refused, and counted, with the round's other replies
         if not isinstance(reply, Behind):
@@ -190,7 +198,7 @@ class ScalarStrategy(Strategy):
         return list(kept.values())
 
     def _contribution(self, message: Message, site: Site, round_: int) -> Contribution:
-        reply = read_reply(message, self._expected(round_))
+        reply = read_reply(message, self._expected(round_, site))
         if isinstance(reply, Behind):
             raise RefusedError("behind", f"still at round {reply.round} after {RETRIES} resends")
         return Contribution(
@@ -201,25 +209,27 @@ class ScalarStrategy(Strategy):
             loss=reply.loss,
             seconds=reply.seconds,
             differences=reply.differences,
+            gradient=reply.gradient,
         )
 
-    def _expected(self, round_: int) -> Expected:
-        numbers = self._run.config.queries * self._run.config.local_steps
-        return Expected(round_, numbers, self._run.learner.replica.digest())
+    def _expected(self, round_: int, site: Site) -> Expected:
+        config, replica = self._run.config, self._run.learner.replica
+        plan = plan_of(config, round_, site.hello.can_backpropagate)
+        numbers = config.queries * config.local_steps * plan.measure
+        return Expected(round_, numbers, replica.digest(), replica.codec if plan.dense else None)
 
     def _metrics(
         self, entry: Entry, contributions: Sequence[Contribution], transfers: Sequence[Transfer]
     ) -> Metrics:
-        c, examples = self._run.config, sum(x.examples for x in contributions)
-        measured = np.concatenate([x.differences for x in contributions]).astype(np.float64)
+        examples = sum(x.examples for x in contributions)
         return Metrics(
             round=entry.round,
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
             loss=sum(x.loss * x.examples for x in contributions) / examples,
-            gradient_norm=float(np.sqrt(np.mean((measured / (2 * c.eps)) ** 2))),
-            learning_rate=entry.learning_rate,
+            gradient_norm=self._combining.gradient_norm(entry, contributions),
+            learning_rate=self._asking.rate(entry.round),
             clients=len(contributions),
-            forwards=2 * c.queries * c.local_steps * len(contributions),
+            forwards=self._combining.forwards(entry.round, contributions),
             bytes_up=self._bytes("up", entry.round, transfers),
             bytes_down=self._bytes("down", entry.round, transfers),
             seconds=time.monotonic() - self._started,

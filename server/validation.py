@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Message
 
+from shared.codecs import Codec
 from shared.errors import DandelionError, WireError
 from shared.wire import Behind, Measured, decode_reply, unpack
 
@@ -25,6 +26,7 @@ class Expected:
     round: int
     numbers: int  # K * q
     digest: bytes  # 16, of the parameters after round - 1
+    codec: Codec | None = None  # of the gradient that the round asks for
 
 
 def read_reply(message: Message, expected: Expected) -> Measured | Behind:
@@ -39,6 +41,7 @@ def read_reply(message: Message, expected: Expected) -> Measured | Behind:
     try:
         payload, snapshot = unpack(message.content)
         limit = 64 + 4 * expected.numbers
+        limit += expected.codec.payload_bytes if expected.codec else 0
         if len(payload) > limit or snapshot is not None:
             raise RefusedError("oversized", f"at most {limit} bytes expected, got {len(payload)}")
         reply = decode_reply(payload)
@@ -46,6 +49,7 @@ def read_reply(message: Message, expected: Expected) -> Measured | Behind:
         raise RefusedError("undecodable", str(error)) from error
     if isinstance(reply, Measured):
         _check(reply, expected)
+        _check_gradient(reply, expected)
     return reply
 
 
@@ -64,3 +68,15 @@ def _check(reply: Measured, expected: Expected) -> None:
         )
     if reply.examples < 1 or not 0 <= reply.seconds < math.inf:
         raise RefusedError("no examples", f"{reply.examples} examples in {reply.seconds} s")
+
+
+def _check_gradient(reply: Measured, expected: Expected) -> None:
+    if bool(reply.gradient) != (expected.codec is not None):
+        wanted = "no gradient" if expected.codec is None else "a gradient"
+        raise RefusedError("wrong kind", f"{wanted} expected, got {len(reply.gradient)} bytes")
+    if expected.codec is None:
+        return
+    try:
+        expected.codec.decode(reply.gradient)
+    except WireError as error:
+        raise RefusedError("bad gradient", str(error)) from error

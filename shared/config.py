@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 from unicodedata import category
 
+from shared.combinations import check_combinations, weight_of
 from shared.errors import ConfigError, UnknownNameError
 
 Value = str | int | float | bool
 
 CHOICES = {
-    "mode": ("zo",),
+    "mode": ("fo", "zo", "calibrate", "instruct", "fedavg"),
+    "instruct-directions": ("tilted", "masked"),
+    "guidance": ("fresh", "reuse"),
+    "query-data": ("same", "fresh", "shared"),
     "seed-schedule": ("shared", "independent"),
     "aggregation": ("mean", "median", "trimmed-mean", "krum", "multi-krum", "bulyan"),
     "downlink": ("replay", "dense"),
@@ -20,12 +24,14 @@ CHOICES = {
     "partitioner": ("natural", "iid", "dirichlet"),
     "lr-schedule": ("constant", "linear", "cosine"),
 }
+SCOPES = ("full", "lora", "reduced")
 POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-size", "block-size",
             "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
-            "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon",
-            "eval-fraction")  # fmt: skip
-FRACTIONS = ("eval-fraction", "trim-fraction", "momentum", "beta1", "beta2")
-NOT_NEGATIVE = ("local-learning-rate", "weight-decay")
+            "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
+            "bp-interval", "bp-batch-size", "topk-fraction", "cosine-target", "lora-rank",
+            "lora-alpha")  # fmt: skip
+FRACTIONS = ("eval-fraction", "trim-fraction", "momentum", "beta1", "beta2", "cosine-target")
+NOT_NEGATIVE = ("bp-learning-rate", "local-learning-rate", "weight-decay")
 MOST_THREADS = 1024
 NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
 OPERATIONAL = frozenset({"num-rounds", "output-dir", "run-name", "resume", "wait-timeout",
@@ -37,7 +43,16 @@ OPERATIONAL = frozenset({"num-rounds", "output-dir", "run-name", "resume", "wait
 class Config:
     """What a run is. Keys are these names with hyphens; ``pyproject.toml`` has the defaults."""
 
-    mode: str = "zo"  # which gradient a round uses
+    mode: str = "zo"  # which gradient a round uses: fo, zo, calibrate, instruct; fedavg
+    bp_interval: int = 10  # calibrate, instruct: rounds 1, 1 + so many, … also backpropagate
+    bp_learning_rate: float = 0.0  # of rounds that backpropagate; 0 = learning-rate
+    codec: str = "float32"  # how gradients of one number per parameter travel
+    topk_fraction: float = 0.01  # codec topk: share of the numbers that is kept
+    error_feedback: bool = False  # what a codec loses is added to the sender's next gradient
+    instruct_directions: str = "tilted"  # how directions lean on the gradient: tilted or masked
+    cosine_target: float = 0.9  # instruct: cosine of a direction to the gradient
+    bp_weight: str = "0.5"  # instruct: weight of the gradient against the estimate, or auto
+    guidance: str = "fresh"  # instruct, between BP rounds: plain directions, or reuse the last one
     model: str = "byte-gpt"  # a registered name, a hub name or a folder in Hugging Face format
     dataset: str = "stdlib"  # a registered name
     max_samples: int = 0  # documents taken from the data set; 0 = all
@@ -47,7 +62,11 @@ class Config:
     eval_fraction: float = 0.1  # share of each group's blocks held out for the server
     eval_blocks: int = 128  # at most so many of them are evaluated
     eval_interval: int = 10  # rounds between evaluations; the first and the last are always done
-    scope: str = "full"  # which parameters are trained: full, or regex:<pattern of their names>
+    scope: str = "full"  # what is trained: full, reduced, lora, or regex:<pattern of the names>
+    lora_rank: int = 8
+    lora_alpha: int = 16  # an adapter's output counts alpha / rank
+    lora_targets: str = ""  # names of adapted modules, with commas; empty = PEFT's own choice
+    init_from: str = ""  # a run folder or a model folder to start from; empty = the model untrained
     num_rounds: int = 150  # rounds to be committed in all
     num_clients: int = 8  # sites that the local and the simulation engine make
     clients_per_round: int = 0  # cohort; 0 = every site that is there
@@ -59,6 +78,11 @@ class Config:
     local_steps: int = 1  # K: steps on the site before it replies
     local_learning_rate: float = 0.0  # step size of these; 0 = the round's learning rate
     zo_batch_size: int = 4  # examples measured per step
+    query_data: str = "same"  # one batch for all queries, fresh ones, or one of all these (shared)
+    bp_batch_size: int = 4  # examples backpropagated per step
+    bp_dataset: str = ""  # what is backpropagated on, dealt to the sites; empty = dataset
+    bp_max_samples: int = 0  # examples of a site that are backpropagated on; 0 = all
+    split_bp_zo_data: bool = False  # a site's examples are halved: one half is backpropagated on
     optimizer: str = "sgd"
     learning_rate: float = 2e-2
     lr_schedule: str = "constant"
@@ -102,7 +126,7 @@ class Config:
         })  # fmt: skip
         config._check_names()
         config._check_ranges()
-        config._check_combinations()
+        check_combinations(config)
         return config
 
     def to_run_config(self) -> dict[str, Value]:
@@ -120,12 +144,15 @@ class Config:
 
     def _check_names(self) -> None:
         """Choices, and what modules register; a model may be anywhere, so it is looked up late."""
+        from shared.codecs import CODECS
         from shared.data import DATASETS
         from shared.directions import DIRECTIONS
         from shared.optimizers import OPTIMIZERS
 
         known: list[tuple[str, str, Iterable[str]]] = [
             ("dataset", self.dataset, DATASETS.names()),
+            ("bp-dataset", self.bp_dataset or self.dataset, DATASETS.names()),
+            ("codec", self.codec, CODECS.names()),
             ("directions", self.directions, DIRECTIONS.names()),
             ("optimizer", self.optimizer, OPTIMIZERS.names()),
         ]
@@ -134,8 +161,8 @@ class Config:
         for key, name, names in known:
             if name not in names:
                 raise UnknownNameError(key, name, names)
-        if self.scope != "full" and not self.scope.startswith("regex:"):
-            raise UnknownNameError("scope", self.scope, ("full", "regex:<pattern>"))
+        if self.scope not in SCOPES and not self.scope.startswith("regex:"):
+            raise UnknownNameError("scope", self.scope, (*SCOPES, "regex:<pattern>"))
 
     def _check_ranges(self) -> None:
         values = self.to_run_config()
@@ -148,33 +175,14 @@ class Config:
             _require(0 <= float(values[key]) < 1, key, values[key], "a number from 0 to below 1")
         for key in NOT_NEGATIVE:
             _require(float(values[key]) >= 0, key, values[key], "a number from 0")
+        _require(self.topk_fraction <= 1, "topk-fraction", self.topk_fraction, "at most 1")
+        weight_of(self.bp_weight)
         _require(self.trim_fraction < 0.5, "trim-fraction", self.trim_fraction, "below 0.5")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "an integer from 0 to below 2**63")
         _require(self.block_size >= 2, "block-size", self.block_size, "at least 2 tokens")
         _require(self.threads <= MOST_THREADS, "threads", self.threads, f"at most {MOST_THREADS}")
         _require(Path(self.run_name).name == self.run_name != "..", "run-name", self.run_name,
                  "a name without /")  # fmt: skip
-
-    def _check_combinations(self) -> None:
-        _require(self.queries * self.local_steps <= 1 << 16, "queries × local-steps",
-                 self.queries * self.local_steps, "at most 65536")  # fmt: skip
-        if 0 < self.clients_per_round < self.min_clients:
-            raise ConfigError(
-                f"clients-per-round: 0 or at least min-clients = {self.min_clients} expected, "
-                f"got {self.clients_per_round}: every round would be skipped"
-            )
-        if self.aggregation != "mean" and self.seed_schedule == "independent":
-            raise ConfigError(
-                f"aggregation {self.aggregation!r} compares sites direction by direction and needs "
-                "seed-schedule 'shared'; with 'independent' each site has its own: use 'mean'"
-            )
-        needed = {"bulyan": 4 * self.malicious_clients + 3, "krum": self.malicious_clients + 3,
-                  "multi-krum": self.malicious_clients + 3}.get(self.aggregation, 1)  # fmt: skip
-        if self.min_clients < needed:
-            raise ConfigError(
-                f"aggregation {self.aggregation!r} with malicious-clients = "
-                f"{self.malicious_clients} needs min-clients >= {needed}, got {self.min_clients}"
-            )
 
 
 def key_of(name: str) -> str:

@@ -43,6 +43,20 @@ class DenseGradient:
         add_scaled_(flat, self.vector, scale)
 
 
+@dataclass(frozen=True)
+class SumGradient:
+    """weight * first + second: what was backpropagated, and what was measured."""
+
+    first: Gradient
+    weight: float
+    second: Gradient
+
+    def add_to_(self, flat: Tensor, scale: float) -> None:
+        """Add scale * gradient to ``flat`` (size,), the first part first."""
+        self.first.add_to_(flat, scale * self.weight)
+        self.second.add_to_(flat, scale)
+
+
 def add_scaled_(target: Tensor, vector: Tensor, scale: float) -> None:
     """Add scale * vector to ``target`` without fused multiply-add, so that devices agree."""
     for start in range(0, target.numel(), CHUNK):

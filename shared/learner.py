@@ -1,21 +1,22 @@
 """A model that can be measured and stepped: module, replica and perturbed evaluation together."""
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 import xxhash
 from torch import Tensor, nn
 
 from shared.config import Config
-from shared.errors import ConfigError
+from shared.errors import ConfigError, DataError
 from shared.flat import flatten
 from shared.models import LanguageModel, load_model
+from shared.models.adapters import adapt_
 from shared.perturb import Perturber
 from shared.replica import Replica, digest_of
-from shared.tasks import language_modelling
+from shared.scopes import trainable
+from shared.tasks import language_modelling, loss_tensor
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,17 @@ class Learner:
         torch.set_num_threads(config.threads)
         if config.device != "cpu" and not torch.cuda.is_available():
             raise ConfigError(f"device {config.device!r}: no CUDA device is visible here; use cpu")
-        model = load_model(config.model, config.seed)
+        model = start_of(config)
         if config.block_size > model.positions:
             raise ConfigError(
                 f"block-size up to {model.positions} expected for model {config.model!r}, "
                 f"got {config.block_size}"
             )
+        if config.scope == "lora":
+            adapt_(model.module, config)
         module = model.module.to(config.device)
         base = base_digest(module)
-        replica = Replica.of(flatten(module, trainable(config.scope)), config)
+        replica = Replica.of(flatten(module, trainable(config, module)), config)
         return cls(model, replica, base)
 
     @cached_property
@@ -57,20 +60,36 @@ class Learner:
         device = self.replica.model.flat.device
         return language_modelling(self.language_model.module, blocks.to(device))
 
+    def gradient(self, blocks: Tensor) -> tuple[float, Tensor]:
+        """Loss of blocks (B, T), and its gradient (size,) by backpropagation, padding zero."""
+        model = self.replica.model
+        named = dict(model.module.named_parameters())
+        chosen = {place.name: named[place.name] for place in model.layout.places}
+        loss = loss_tensor(self.language_model.module, blocks.to(model.flat.device))
+        found = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
+        parts = {
+            name: torch.zeros_like(own) if part is None else part
+            for (name, own), part in zip(chosen.items(), found, strict=True)
+        }
+        return float(loss.detach()), model.gather(parts)
 
-def trainable(scope: str) -> Callable[[str], bool]:
-    """Which parameters a scope trains, by their names.
+
+def start_of(config: Config) -> LanguageModel:
+    """The model that a run starts from: untrained, or what another run (``init-from``) came to.
 
     Raises:
-        ConfigError: the scope's pattern is not a regular expression.
+        DataError: that run left no model.
     """
-    if scope == "full":
-        return lambda name: True
-    try:
-        pattern = re.compile(scope.removeprefix("regex:"))
-    except re.error as error:
-        raise ConfigError(f"scope {scope!r}: {error}") from error
-    return lambda name: pattern.search(name) is not None
+    if not config.init_from:
+        return load_model(config.model, config.seed)
+    folder = Path(config.init_from)
+    found = folder / "model" if (folder / "model").is_dir() else folder
+    if not (found / "config.json").is_file():
+        raise DataError(
+            f"init-from: {folder} holds no model; a run with save-model = true leaves one, and so "
+            f"does 'dandelion ledger replay {folder} --round N --out {folder / 'model'}'"
+        )
+    return load_model(str(found), config.seed)
 
 
 def base_digest(module: nn.Module) -> bytes:

@@ -19,7 +19,7 @@ FLAT, STATE = "flat", "optimizer."
 
 def encode_snapshot(replica: Replica, run: bytes) -> bytes:
     """A safetensors file: the flat vector, the optimizer's tensors, and what binds them."""
-    state = {name: value.detach().cpu() for name, value in replica.optimizer.state().items()}
+    state = {name: value.detach().cpu() for name, value in replica.state().items()}
     head = {"round": str(replica.round), "run": run.hex(), "digest": replica.digest().hex()}
     tensors = {FLAT: replica.model.flat.detach().cpu()}
     tensors |= {STATE + name: value for name, value in state.items()}
@@ -47,7 +47,7 @@ def load_snapshot_(replica: Replica, data: bytes, run: bytes, name: str = "snaps
     if head.get("digest") != digest_of(flat).hex() or head.get("seal") != _seal(head, state):
         raise SnapshotError(f"{name}: damaged, its digests do not fit its tensors")
     try:
-        replica.optimizer.load_state(state)  # all of it or nothing
+        replica.load_state(state)  # all of it or nothing
     except SnapshotError as error:
         raise SnapshotError(f"{name}: {error}") from error
     replica.model.flat.copy_(flat)

@@ -15,8 +15,8 @@ from shared.errors import WireError
 
 # request:  | magic u16 | flags u16 | round u32 | entries u32 | learning rate f64 | digest 16 |
 #           run 16 | code 16 | entries x (| length u32 | bytes |) | crc32 u32
-# measured: | magic u16 | zero u16 | round u32 | numbers u32 | examples u32 | loss f32 |
-#           seconds f32 | digest 16 | numbers x f32 | crc32 u32
+# measured: | magic u16 | flags u16 | round u32 | numbers u32 | examples u32 | loss f32 |
+#           seconds f32 | digest 16 | numbers x f32 | if flagged: gradient, encoded | crc32 u32
 # behind:   | magic u16 | reason u16 | round u32 | crc32 u32                        little-endian
 REQUEST = struct.Struct("<HHIId16s16s16s")
 MEASURED = struct.Struct("<HHIIIff16s")
@@ -24,10 +24,12 @@ BEHIND = struct.Struct("<HHI")
 LENGTH = struct.Struct("<I")
 MAGIC_REQUEST, MAGIC_MEASURED, MAGIC_BEHIND = 0xDE11, 0xDE12, 0xDE13
 RESET = 1  # flag: forget the replica and start from the base model (or the snapshot that comes)
+GRADIENT = 1  # flag: an encoded gradient follows the numbers
 MISSING, DIVERGED = 0, 1  # reasons of a site that is behind
 LONGEST_HELLO, LONGEST_TEXT = 4096, 200  # bytes, characters: no site needs more to introduce itself
 LARGEST = 1 << 31  # numbers of an introduction are below it, slots above 0
-RAW = "bytes"  # how a snapshot is serialised within Flower's array: not at all
+DENSE = "g"  # the record of a payload that holds a gradient
+RAW = "bytes"  # how a snapshot or a gradient is serialised within Flower's array: not at all
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Measured:
     loss: float  # mean over the examples and evaluations; float32
     seconds: float
     digest: bytes  # 16, of the parameters that it measured at
+    gradient: bytes = b""  # as its codec encoded it, where the round asks for one
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,12 @@ def decode_request(data: bytes) -> Request:
 
 
 def encode_reply(reply: Measured | Behind) -> bytes:
-    """Bytes of the drawing above: 44 + 4 * K * q for a measurement."""
+    """Bytes of the drawing above: 44 + 4 * K * q + gradient for a measurement."""
     if isinstance(reply, Behind):
         return _sealed(BEHIND.pack(MAGIC_BEHIND, reply.reason, reply.round))
     head = MEASURED.pack(
         MAGIC_MEASURED,
-        0,
+        GRADIENT * bool(reply.gradient),
         reply.round,
         len(reply.differences),
         reply.examples,
@@ -126,7 +129,7 @@ def encode_reply(reply: Measured | Behind) -> bytes:
         reply.seconds,
         reply.digest,
     )
-    return _sealed(head + reply.differences.astype("<f4").tobytes())
+    return _sealed(head + reply.differences.astype("<f4").tobytes() + reply.gradient)
 
 
 def decode_reply(data: bytes) -> Measured | Behind:
@@ -135,13 +138,14 @@ def decode_reply(data: bytes) -> Measured | Behind:
         _, reason, round_ = BEHIND.unpack(_unsealed(data, BEHIND, MAGIC_BEHIND, exact=True))
         return Behind(round_, reason)
     body = _unsealed(data, MEASURED, MAGIC_MEASURED)
-    _, _, round_, numbers, examples, loss, seconds, digest = MEASURED.unpack_from(body)
-    if len(body) != MEASURED.size + 4 * numbers:
+    _, flags, round_, numbers, examples, loss, seconds, digest = MEASURED.unpack_from(body)
+    end = MEASURED.size + 4 * numbers
+    if len(body) < end or (len(body) > end) != bool(flags & GRADIENT):
         raise WireError(
             f"{numbers} numbers expected, got {len(body) - MEASURED.size} bytes of them"
         )
     values = np.frombuffer(body, "<f4", numbers, MEASURED.size).astype(np.float32)
-    return Measured(round_, values, examples, loss, seconds, digest)
+    return Measured(round_, values, examples, loss, seconds, digest, body[end:])
 
 
 def encode_hello(hello: Hello) -> bytes:
@@ -171,27 +175,48 @@ def _sensible(name: str, value: str | int | bool) -> bool:
     return (name == "slot") <= value < LARGEST
 
 
-def pack(payload: bytes, snapshot: bytes | None = None) -> RecordDict:
-    """One record that carries ``payload``; a snapshot goes beside it, which Flower chunks."""
-    content = RecordDict({"d": ConfigRecord({"b": payload})})
+def pack(payload: bytes, snapshot: bytes | None = None, dense: bool = False) -> RecordDict:
+    """One record that carries ``payload``; a snapshot goes beside it, which Flower chunks.
+
+    A payload with gradients (``dense``) is chunked too, and is told by it where bytes are counted.
+    """
+    if dense:
+        content = RecordDict({DENSE: ArrayRecord({DENSE: _array(payload)})})
+    else:
+        content = RecordDict({"d": ConfigRecord({"b": payload})})
     if snapshot is not None:
-        array = Array(dtype="uint8", shape=(len(snapshot),), stype=RAW, data=snapshot)
-        content["s"] = ArrayRecord({"s": array})
+        content["s"] = ArrayRecord({"s": _array(snapshot)})
     return content
+
+
+def _array(data: bytes) -> Array:
+    return Array(dtype="uint8", shape=(len(data),), stype=RAW, data=data)
+
+
+def is_dense(content: RecordDict) -> bool:
+    """Whether ``pack`` was told that gradients are in it."""
+    return DENSE in content
 
 
 def unpack(content: RecordDict) -> tuple[bytes, bytes | None]:
     """What ``pack`` was given; WireError where the record is another."""
     record, arrays = content.get("d"), content.get("s")
     payload = record.get("b") if isinstance(record, ConfigRecord) and len(record) == 1 else None
+    if DENSE in content:
+        payload = _only(content, DENSE)
     if not isinstance(payload, bytes) or len(content) != 1 + (arrays is not None):
         raise WireError(f"a record 'd' with bytes 'b' expected, got {sorted(content)}")
-    if arrays is None:
-        return payload, None
-    array = arrays.get("s") if isinstance(arrays, ArrayRecord) and len(arrays) == 1 else None
+    return payload, None if arrays is None else _only(content, "s")
+
+
+def _only(content: RecordDict, name: str) -> bytes:
+    """The bytes of the one array of an array record, both of one name."""
+    arrays = content.get(name)
+    array = arrays.get(name) if isinstance(arrays, ArrayRecord) and len(arrays) == 1 else None
     if array is None or array.stype != RAW:
-        raise WireError(f"a record 's' with one array 's' of {RAW} expected, got {sorted(arrays)}")
-    return payload, array.data
+        got = sorted(content[name])
+        raise WireError(f"a record {name!r} with one array {name!r} of {RAW} expected, got {got}")
+    return array.data
 
 
 def payload_bytes(message: Message) -> int:

@@ -5,6 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from shared.config import Config
+from shared.flat import Layout
 from shared.registry import Registry
 
 
@@ -28,3 +30,9 @@ class Codec(Protocol):
 
 
 CODECS: Registry[Callable[..., Codec]] = Registry("codec", "shared.codecs")
+
+
+def codec_of(config: Config, layout: Layout) -> Codec:
+    """The codec that the gradients of a run travel in."""
+    options = {"fraction": config.topk_fraction} if config.codec == "topk" else {}
+    return CODECS[config.codec](layout, **options)

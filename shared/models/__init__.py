@@ -48,12 +48,20 @@ class LanguageModel:
         return int(config.max_position_embeddings)
 
     def save(self, folder: Path) -> None:
-        """Write a folder that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load."""
+        """Write a folder that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load.
+
+        Adapters are merged into the layers that they adapt: nobody needs PEFT to load the model.
+        """
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # type: ignore[no-untyped-call]
         module: Any = self.module
-        module.save_pretrained(folder)
+        if any(".lora_" in name for name, _ in module.named_parameters()):
+            from shared.models.adapters import merged
+
+            module.save_pretrained(folder, state_dict=merged(module))
+        else:
+            module.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
 

@@ -1,0 +1,90 @@
+"""Loss differences: K steps of q queries each, along plain directions or along guided ones."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.config import Config
+from shared.data.blocks import Blocks, draw
+from shared.directions import Key
+from shared.estimators import two_point
+from shared.guided import guided, radius, two_point_along
+from shared.learner import Learner
+from shared.replica import SHARED_SLOT, keys_of
+from shared.sites import SiteName
+
+
+@dataclass
+class Queries:
+    """What one site measures in one round; the replica is as it was when it is done."""
+
+    name: SiteName
+    examples: Blocks
+    config: Config
+    round: int
+    losses: list[float] = field(default_factory=list)  # of every evaluation
+
+    def measure(self, learner: Learner, rate: float, guide: Tensor | None) -> NDArray[np.float32]:
+        """Differences (K*q,); costs 2Kq forward passes.
+
+        Which examples are measured depends on (seed, slot, round, step) alone, so a round that is
+        asked for again gives the same numbers.
+        """
+        if guide is not None:
+            return self._along(learner, guide)
+        found: list[NDArray[np.float32]] = []
+        flat, steps = learner.replica.model.flat, self.config.local_steps
+        saved = flat.clone() if steps > 1 else None
+        try:
+            for step in range(steps):
+                keys, loss = self._keys(step), self._loss(learner, step)
+                found.append(two_point(loss, learner.perturber, keys, self.config.eps))
+                if step + 1 < steps:
+                    self._step_(learner, keys, found[-1], rate)
+        finally:
+            if saved is not None:
+                flat.copy_(saved)
+        return np.concatenate(found)
+
+    def _along(self, learner: Learner, guide: Tensor) -> NDArray[np.float32]:
+        model, directions = learner.replica.model, learner.replica.directions
+        lean = guided(self.config, model, directions, guide)
+        step = radius(self.config.eps, model.layout)
+        loss, keys = self._loss(learner, 0), self._keys(0)
+        return two_point_along(loss, learner.perturber, model, lean, keys, step)
+
+    def _keys(self, step: int) -> list[Key]:
+        c = self.config
+        slot = SHARED_SLOT if c.seed_schedule == "shared" else self.name.slot
+        return keys_of(c.seed, self.round, slot, step * c.queries, c.queries)
+
+    def _loss(self, learner: Learner, step: int) -> Callable[[int], float]:
+        """The loss of a query's batch, noted; both signs of a query see the same batch."""
+        c = self.config
+        fresh, same = c.query_data == "fresh", self._batch(step)
+
+        def loss(query: int) -> float:
+            batch = self._batch(step * c.queries + query) if fresh else same
+            self.losses.append(learner.loss(batch))
+            return self.losses[-1]
+
+        return loss
+
+    def _batch(self, number: int) -> Tensor:
+        c = self.config
+        size = c.zo_batch_size * (c.queries if c.query_data == "shared" else 1)
+        rows = draw(c.seed, self.name.slot, self.round, number, len(self.examples), size)
+        return torch.from_numpy(self.examples.batch(rows))
+
+    def _step_(
+        self, learner: Learner, keys: list[Key], differences: NDArray[np.float32], rate: float
+    ) -> None:
+        c = self.config
+        scale = -(c.local_learning_rate or rate) / (2 * c.eps * c.queries)
+        learner.replica.directions.add_to_(
+            learner.replica.model.flat, keys, [scale * float(value) for value in differences]
+        )

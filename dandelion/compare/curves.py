@@ -1,0 +1,57 @@
+"""What a run reached and what that cost, read from its ledger; all costs are per client."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.folder import LEDGER
+from server.ledger import Ledger
+
+AXES = {  # attribute of a point to what it is called
+    "round": "rounds",
+    "payload": "payload bytes per client",
+    "message": "message bytes per client",
+    "forwards": "forward passes per client (a backward counts two)",
+    "seconds": "seconds",
+}
+POINTS = """
+SELECT e.round, e.loss,
+  (SELECT coalesce(sum(payload), 0) FROM traffic t WHERE t.round <= e.round),
+  (SELECT coalesce(sum(message), 0) FROM traffic t WHERE t.round <= e.round),
+  (SELECT coalesce(sum(forwards), 0) FROM metrics m WHERE m.round <= e.round),
+  (SELECT coalesce(sum(seconds), 0) FROM metrics m WHERE m.round <= e.round)
+FROM evaluations e WHERE e.round <= (SELECT coalesce(max(round), 0) FROM entries) ORDER BY e.round
+"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation, and what had been spent until then."""
+
+    round: int
+    loss: float
+    payload: float
+    message: float
+    forwards: float
+    seconds: float
+
+
+def points_of(folder: Path) -> list[Point]:
+    """The evaluations of a run in order, with their costs per client."""
+    with closing(Ledger.open(folder / LEDGER)) as ledger:
+        clients = ledger.rows("SELECT count(DISTINCT site) FROM contributions")[0][0] or 1
+        return [
+            Point(round_, loss, payload / clients, message / clients, forwards / clients, seconds)
+            for round_, loss, payload, message, forwards, seconds in ledger.rows(POINTS)
+        ]
+
+
+def reached(points: Sequence[Point], loss: float) -> Point | None:
+    """The first evaluation that was at ``loss`` or below."""
+    return next((point for point in points if point.loss <= loss), None)
+
+
+def common_target(curves: Sequence[Sequence[Point]]) -> float:
+    """The lowest loss that every method came to."""
+    return max(min(point.loss for point in points) for points in curves)

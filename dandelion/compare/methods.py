@@ -1,0 +1,70 @@
+"""The methods that can be compared, and the presets: each a name and what it sets."""
+
+from collections.abc import Mapping
+
+from shared.config import Config, Value, parse
+from shared.errors import ConfigError, UnknownNameError
+
+Settings = Mapping[str, Value]
+
+FIRST_ORDER = frozenset({"fo", "fedavg", "fedavg-lora", "bp-alone"})  # every round backpropagates
+AVERAGED: Settings = {"mode": "fedavg", "local-steps": 4, "learning-rate": 1e-3}
+GRADIENTS: Settings = {"learning-rate": 0.5}
+GUIDED: Settings = {"bp-learning-rate": 0.5}
+METHODS: Mapping[str, Settings] = {
+    "zo": {"mode": "zo"},
+    "zo-dense": {"mode": "zo", "downlink": "dense"},  # the original protocol
+    "calibrate": {"mode": "calibrate", **GUIDED},
+    "instruct": {"mode": "instruct", **GUIDED},
+    "fo": {"mode": "fo", **GRADIENTS},
+    "fedavg": AVERAGED,
+    "fedavg-lora": {**AVERAGED, "scope": "lora", "learning-rate": 5e-3},
+}
+APART: Settings = {"mode": "instruct", "bp-interval": 1, "split-bp-zo-data": True, **GUIDED}
+PRESETS: Mapping[str, Mapping[str, Settings]] = {
+    "merged": {
+        "fresh-batches": {**APART, "query-data": "fresh"},
+        "shared-batch": {**APART, "query-data": "shared"},
+        "bp-alone": {"mode": "fo", "split-bp-zo-data": True, **GRADIENTS},
+    },
+    "three-modes": {name: METHODS[name] for name in ("fo", "zo", "instruct")},
+}
+
+
+def configurations(
+    methods: str, preset: str, pairs: list[str], base: Settings
+) -> dict[str, Config]:
+    """The configuration of each method: ``base``, then ``key=value``, the method's, its own pairs.
+
+    A pair ``method:key=value`` is of one method only, since each needs a learning rate of its own.
+
+    Raises:
+        ConfigError: an unknown method, preset or key, or a value that cannot work.
+    """
+    if preset and preset not in PRESETS:
+        raise UnknownNameError("preset", preset, PRESETS)
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in METHODS]:
+        raise UnknownNameError("method", unknown[0], METHODS)
+    rows = PRESETS[preset] if preset else {name: METHODS[name] for name in names}
+    if not rows:
+        raise ConfigError(f"--methods or --preset expected; known: {', '.join(METHODS)}")
+    given = [_pair(text, rows) for text in pairs]
+    common = {key: value for name, key, value in given if not name}
+    return {
+        name: Config.from_run_config(
+            {**base, **common, **row, **{key: value for of, key, value in given if of == name}}
+            | {"run-name": name}
+        )
+        for name, row in rows.items()
+    }
+
+
+def _pair(text: str, rows: Mapping[str, Settings]) -> tuple[str, str, Value]:
+    left, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set key=value or --set method:key=value expected, got {text!r}")
+    name, colon, key = left.rpartition(":")
+    if colon and name.strip() not in rows:
+        raise UnknownNameError("method", name.strip(), rows)
+    return name.strip(), key.strip(), parse(key.strip(), value.strip())

@@ -1,0 +1,110 @@
+"""Settings that are each in range but cannot work together, refused before anything is sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    from shared.config import Config
+
+MOST_DRAWS = 1 << 16  # directions, and batches, of one round
+COMPARING = ("krum", "multi-krum", "bulyan")  # rules that choose whole replies
+
+
+def check_combinations(c: Config) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        ConfigError: says which settings, and what to set instead.
+    """
+    _check_rounds(c)
+    _check_aggregation(c)
+    _check_mode(c)
+    _check_data(c)
+
+
+def _check_rounds(c: Config) -> None:
+    if c.queries * c.local_steps > MOST_DRAWS:
+        raise ConfigError(
+            f"queries × local-steps: at most {MOST_DRAWS} expected, got {c.queries * c.local_steps}"
+        )
+    if 0 < c.clients_per_round < c.min_clients:
+        raise ConfigError(
+            f"clients-per-round: 0 or at least min-clients = {c.min_clients} expected, "
+            f"got {c.clients_per_round}: every round would be skipped"
+        )
+
+
+def _check_aggregation(c: Config) -> None:
+    if c.aggregation != "mean" and c.seed_schedule == "independent":
+        raise ConfigError(
+            f"aggregation {c.aggregation!r} compares sites direction by direction and needs "
+            "seed-schedule 'shared'; with 'independent' each site has its own: use 'mean'"
+        )
+    needed = needed_replies(c)
+    if c.min_clients < needed:
+        raise ConfigError(
+            f"aggregation {c.aggregation!r} with malicious-clients = "
+            f"{c.malicious_clients} needs min-clients >= {needed}, got {c.min_clients}"
+        )
+    if c.aggregation in COMPARING and c.mode == "instruct":
+        raise ConfigError(
+            f"aggregation {c.aggregation!r} keeps whole replies, but in mode 'instruct' a site's "
+            "numbers and its gradient are combined apart: use mean, median or trimmed-mean"
+        )
+
+
+def _check_mode(c: Config) -> None:
+    if c.local_steps > 1 and c.mode not in ("zo", "fedavg"):
+        raise ConfigError(
+            f"local-steps = {c.local_steps} with mode {c.mode!r}: a gradient is of one point; use "
+            "local-steps = 1, or mode zo or fedavg"
+        )
+    if c.mode == "fedavg" and (c.optimizer != "sgd" or c.momentum):
+        raise ConfigError(
+            f"optimizer {c.optimizer!r} with momentum {c.momentum}: in mode 'fedavg' sites step by "
+            "AdamW and parameters are averaged: use sgd, momentum 0"
+        )
+    if c.instruct_directions == "masked" and c.mode == "instruct" and c.guidance == "reuse":
+        raise ConfigError(
+            "guidance 'reuse' with instruct-directions 'masked': between BP rounds a masked "
+            "estimate would be as large as a gradient: use tilted, or guidance fresh"
+        )
+    if c.error_feedback and c.codec == "float32":
+        raise ConfigError("error-feedback with codec float32: nothing is lost that could be owed")
+    if c.scope != "lora" and c.lora_targets:
+        raise ConfigError(f"lora-targets {c.lora_targets!r} need scope lora, got {c.scope!r}")
+
+
+def _check_data(c: Config) -> None:
+    if c.split_bp_zo_data and c.bp_dataset:
+        raise ConfigError(
+            f"split-bp-zo-data with bp-dataset = {c.bp_dataset!r}: these are apart already; use one"
+        )
+    if c.query_data == "fresh" and c.mode == "fedavg":
+        raise ConfigError("query-data 'fresh' with mode 'fedavg': no query is spent there")
+
+
+def needed_replies(c: Config) -> int:
+    """How many replies the aggregation rule needs to tell liars from others."""
+    least = {"bulyan": 4 * c.malicious_clients + 3, "krum": c.malicious_clients + 3}
+    return least.get(c.aggregation.removeprefix("multi-"), 1)
+
+
+def weight_of(text: str) -> float | None:
+    """The number that ``bp-weight`` is; None where it is to be estimated (auto).
+
+    Raises:
+        ConfigError: neither a number from 0 to 1 nor auto.
+    """
+    if text == "auto":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigError(f"bp-weight: auto or a number from 0 to 1 expected, got {text!r}")
+    return value

@@ -1,0 +1,60 @@
+"""What sites measure on and what they backpropagate on: the same examples, or two sets."""
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from shared.config import Config
+from shared.data import evenly
+from shared.data.blocks import Blocks
+from shared.data.corpus import Corpus
+from shared.models import LanguageModel
+
+LOG = logging.getLogger("dandelion")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """One site's examples."""
+
+    queries: Blocks
+    gradients: Blocks
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """The data set of the queries, and that of the gradients: often the same object."""
+
+    queries: Corpus
+    gradients: Corpus
+    config: Config
+
+    @classmethod
+    def of(cls, config: Config, model: LanguageModel) -> "SiteData":
+        """Load what ``dataset`` and ``bp-dataset`` name; say once if these are two."""
+        queries = Corpus.of(config, model)
+        if config.bp_dataset in ("", config.dataset):
+            return cls(queries, queries, config)
+        other = replace(config, dataset=config.bp_dataset, max_samples=0)
+        gradients = Corpus.of(other, model)
+        LOG.warning(
+            "queries are measured on %s (%d examples), gradients taken on %s (%d examples)",
+            config.dataset, len(queries.training), config.bp_dataset, len(gradients.training),
+        )  # fmt: skip
+        return cls(queries, gradients, config)
+
+    def shard(self, number: int, count: int) -> Shards:
+        """The examples of site ``number`` of ``count``.
+
+        ``split-bp-zo-data`` gives a site's even examples to the gradients and its odd ones to the
+        queries; of one example, neither can do without. ``bp-max-samples`` then thins the former.
+        """
+        queries, gradients = self.queries.shard(number, count), self.gradients.shard(number, count)
+        if self.config.split_bp_zo_data and len(queries) > 1:
+            rows = np.arange(len(queries))
+            queries, gradients = queries.take(rows[1::2]), gradients.take(rows[::2])
+        most = self.config.bp_max_samples
+        if 0 < most < len(gradients):
+            gradients = gradients.take(evenly(len(gradients), most))
+        return Shards(queries, gradients)

@@ -1,0 +1,71 @@
+"""LoRA adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685), by PEFT, within a model.
+
+Their initial weights are ours, from the run's seed, since torch's own differ between machines: A is
+near enough to normal, with the deviation of PEFT's Kaiming-uniform; B is zero, so that the adapted
+model starts as the model itself.
+"""
+
+from math import sqrt
+from typing import Any
+
+from torch import Tensor, nn
+
+from shared.config import Config
+from shared.errors import ConfigError
+from shared.models.initial import fill_normal_
+
+FIRST_TENSOR = 1 << 20  # numbers of adapters' tensors; a model's own are below
+
+
+def adapt_(module: nn.Module, config: Config) -> None:
+    """Put adapters of ``lora-rank`` into the module's layers, which it keeps frozen.
+
+    Raises:
+        ConfigError: PEFT knows no target in this architecture, or no module has a name given.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = [name.strip() for name in config.lora_targets.split(",") if name.strip()]
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=targets or None,
+        fan_in_fan_out=_transposed(module),
+    )
+    try:
+        inject_adapter_in_model(lora, module)
+    except ValueError as error:
+        raise ConfigError(f"scope lora: {str(error).splitlines()[0]}; set lora-targets") from error
+    module.eval()
+    for number, (name, parameter) in enumerate(module.named_parameters()):
+        if ".lora_A." in name:
+            deviation = 1 / sqrt(3 * parameter.shape[1])
+            weights = parameter.detach().view(-1).numpy()
+            fill_normal_(weights, config.seed, FIRST_TENSOR + number, deviation)
+
+
+def merged(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a model whose adapters are added into its layers, under the layers' own names.
+
+    The module itself stays as it is.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers: dict[str, Any] = {
+        name: part for name, part in module.named_modules() if isinstance(part, LoraLayer)
+    }
+    added = {
+        f"{name}.base_layer.weight": layer.get_delta_weight("default")
+        for name, layer in layers.items()
+    }
+    return {
+        name.replace(".base_layer.", "."): value + added[name] if name in added else value
+        for name, value in module.state_dict().items()
+        if ".lora_" not in name
+    }
+
+
+def _transposed(module: nn.Module) -> bool:
+    """Whether layers hold their weights transposed, as GPT-2's do."""
+    kinds: set[Any] = {type(part).__name__ for part in module.modules()}
+    return "Conv1D" in kinds
