@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from dandelion import bench_cli, ledger_cli
+from dandelion import bench_cli, client_cli, ledger_cli, server_cli
 from shared.errors import DandelionError, UnknownNameError
 
 ENGINES = ("local", "flower")
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 app.add_typer(ledger_cli.app, name="ledger")
 app.add_typer(bench_cli.app, name="bench")
+app.add_typer(server_cli.app, name="server")
+app.add_typer(client_cli.app, name="client")
 console = Console()
 
 
