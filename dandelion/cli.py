@@ -89,6 +89,21 @@ def plot(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     console.print(f"{folder / 'loss.png'}", soft_wrap=True, highlight=False, markup=False)
 
 
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until ^C.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.")] = 2.0,
+) -> None:
+    """Show a run as it stands: rounds, loss, bytes, and its nodes with lag and last error."""
+    from dandelion.standing import picture_of, watch
+
+    if follow:
+        watch(folder, console, every)
+    else:
+        console.print(picture_of(folder))
+
+
 def entry() -> None:
     """Run the command; an error that is not ours to mend ends in one clear line and status 2."""
     try:
