@@ -10,9 +10,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from dandelion.live import size_text, time_text
+from dandelion.live import time_text
 from server.folder import LEDGER, recorded_config
 from server.ledger import Ledger
+from server.lines import size_text
 
 NODES = """
 SELECT t.site,

@@ -13,7 +13,8 @@ from shared.config import Config
 
 pytestmark = pytest.mark.slow
 SETTINGS = {
-    "num-rounds": 4, "num-clients": 3, "min-clients": 3, "queries": 2, "max-samples": 6, "dataset": "topics", "partitioner": "iid",
+    "num-rounds": 4, "num-clients": 3, "min-clients": 3, "queries": 2,
+    "dataset": "topics", "partitioner": "iid", "max-samples": 6,
     "block-size": 16, "eval-blocks": 8, "snapshot-interval": 0, "save-model": False,
     "round-timeout": 300,
 }  # fmt: skip
