@@ -104,6 +104,18 @@ def status(
         console.print(picture_of(folder))
 
 
+@app.command()
+def tensorboard(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until ^C.")] = False,
+) -> None:
+    """Write a run's scalars for TensorBoard into the run folder, also while it trains."""
+    from dandelion.scalars import write
+
+    path = write(folder, follow_s=5.0 if follow else 0.0)
+    console.print(f"{path}", soft_wrap=True, highlight=False, markup=False)
+
+
 def entry() -> None:
     """Run the command; an error that is not ours to mend ends in one clear line and status 2."""
     try:
