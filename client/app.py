@@ -1,22 +1,32 @@
 """The ClientApp: Flower in, Flower out; the work is elsewhere and torch is not imported here."""
 
+from typing import Protocol
+
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.node import Node
 from shared.code import code_digest
 from shared.errors import WireError
-from shared.wire import Measured, decode_request, encode_hello, encode_reply, pack, unpack
+from shared.wire import Measured, decode_reply, decode_request, pack, unpack
 
 app = ClientApp()
+
+
+class Work(Protocol):
+    """Who does the work: this process, or a resident worker."""
+
+    def hello(self) -> bytes:
+        """An encoded introduction."""
+
+    def train(self, payload: bytes, snapshot: bytes | None) -> bytes:
+        """The encoded reply to an encoded request."""
 
 
 @app.query()
 def introduce(message: Message, context: Context) -> Message:
     """Say who this site is, where its replica is, and what it can do."""
-    from client.host import host_of
-
-    hello = host_of(context.run_config, context.node_config).hello(context.node_config)
-    return Message(content=pack(encode_hello(hello)), reply_to=message)
+    return Message(content=pack(work_of(context).hello()), reply_to=message)
 
 
 @app.train()
@@ -29,10 +39,18 @@ def measure(message: Message, context: Context) -> Message:
             f"this site has other source files than the server: "
             f"{request.code.hex()} expected, got {code_digest().hex()}"
         )
-    from client.host import host_of
-
-    reply = host_of(context.run_config, context.node_config).train(
-        context.node_config, request, snapshot
-    )
+    data = work_of(context).train(payload, snapshot)
+    reply = decode_reply(data)
     dense = isinstance(reply, Measured) and bool(reply.gradient)
-    return Message(content=pack(encode_reply(reply), dense=dense), reply_to=message)
+    return Message(content=pack(data, dense=dense), reply_to=message)
+
+
+def work_of(context: Context) -> Work:
+    """Who answers for this node, as its config says."""
+    if Node.of(context.node_config).resident:
+        from client.resident import Resident
+
+        return Resident(context.run_config, context.node_config)
+    from client.inline import Inline
+
+    return Inline(context.run_config, context.node_config)

@@ -9,7 +9,7 @@ import torch
 from client.site import Site
 from client.store import Store
 from shared.code import code_digest
-from shared.config import Config
+from shared.config import OPERATIONAL, Config
 from shared.data.apart import SiteData
 from shared.entry import Entry
 from shared.errors import ConfigError, DivergedError, GapError, SnapshotError
@@ -27,13 +27,22 @@ def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object])
     Virtual clients in one process share it: all replicas of a round are equal, so memory does not
     grow with the number of clients.
     """
-    name = json.dumps([dict(run_config), node_config.get("store", "")], sort_keys=True)
+    folder, device = str(node_config.get("store", "")), node_config.get("device", "")
+    config = Config.from_run_config({**run_config, **({"device": device} if device else {})})
+    decisive = {k: v for k, v in config.to_run_config().items() if k not in OPERATIONAL}
+    name = json.dumps([decisive, folder], sort_keys=True)
     if name not in _hosts:
+        save_all()
         _hosts.clear()
-        folder = node_config.get("store")
-        store = Store(Path(str(folder))) if folder else None
-        _hosts[name] = Host(Config.from_run_config(run_config), store)
+        every_s = float(str(node_config.get("store-every", 0.0)))
+        _hosts[name] = Host(config, Store(Path(folder), every_s) if folder else None)
     return _hosts[name]
+
+
+def save_all() -> None:
+    """Write what this process's hosts have not written yet, before they go."""
+    for host in _hosts.values():
+        host.save()
 
 
 class Host:
@@ -94,10 +103,11 @@ class Host:
             self._restart()
         self._run = run
         if self._store is not None:
+            self._store.round = 0
             self._store.load_(self._learner.replica, run)
 
     def _catch_up(self, request: Request, snapshot: bytes | None) -> None:
-        replica, before = self._learner.replica, self._learner.replica.round
+        replica = self._learner.replica
         if request.reset and snapshot is None and replica.round:
             self._restart()
             replica = self._learner.replica
@@ -107,8 +117,14 @@ class Host:
         if replica.round < request.round - 1:
             raise GapError(f"round {request.round - 1} expected, got {replica.round}")
         replica.check(request.digest)
-        if self._store is not None and replica.round != before:
+        if self._store is not None and self._store.is_due(replica.round):
             self._store.save(replica, request.run)
+
+    def save(self) -> None:
+        """Write the replica to the store, where there is one that has not got it yet."""
+        replica = self._learner.replica
+        if self._store is not None and replica.round not in (0, self._store.round):
+            self._store.save(replica, self._run)
 
     def _restart(self) -> None:
         """Back to the base model, made anew; data and sites stay."""

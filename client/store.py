@@ -1,6 +1,7 @@
 """A site's replica on its own disk, so that a restarted process need not start from round 0."""
 
 import logging
+import time
 from pathlib import Path
 
 from shared.errors import SnapshotError
@@ -13,12 +14,19 @@ LOG = logging.getLogger("dandelion")
 class Store:
     """One file, replaced atomically; damaged or of another run, it is as if it were not there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, every_s: float = 0.0) -> None:
         self.path = folder / "replica.safetensors"
+        self.round = 0  # of the run that this process follows; what it has not got comes again
+        self._every_s, self._next = every_s, 0.0
+
+    def is_due(self, round_: int) -> bool:
+        """Whether a replica at this round should be written now; rounds may be left out."""
+        return round_ != self.round and time.monotonic() >= self._next
 
     def save(self, replica: Replica, run: bytes) -> None:
         """Keep the replica as it is now."""
         write_atomically(self.path, encode_snapshot(replica, run))
+        self.round, self._next = replica.round, time.monotonic() + self._every_s
 
     def where(self) -> tuple[int, bytes]:
         """The round that the store seems to be at, and of which run; round 0 of none if unusable.
@@ -43,4 +51,5 @@ class Store:
         except (OSError, SnapshotError) as error:
             LOG.warning("store not used, the server will send what is missing: %s", error)
             return False
+        self.round = replica.round
         return True

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from dandelion import bench_cli, compare_cli, ledger_cli
+from dandelion import bench_cli, client_cli, compare_cli, ledger_cli, server_cli
 from shared.errors import DandelionError, UnknownNameError
 
 ENGINES = ("local", "flower")
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 app.add_typer(ledger_cli.app, name="ledger")
 app.add_typer(bench_cli.app, name="bench")
+app.add_typer(server_cli.app, name="server")
+app.add_typer(client_cli.app, name="client")
 app.command()(compare_cli.compare)
 console = Console()
 
@@ -86,6 +88,33 @@ def plot(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     with ledger_cli.ledger_of(folder) as ledger:
         draw_losses(ledger, folder / "loss.png")
     console.print(f"{folder / 'loss.png'}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until ^C.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.")] = 2.0,
+) -> None:
+    """Show a run as it stands: rounds, loss, bytes, and its nodes with lag and last error."""
+    from dandelion.standing import picture_of, watch
+
+    if follow:
+        watch(folder, console, every)
+    else:
+        console.print(picture_of(folder))
+
+
+@app.command()
+def tensorboard(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until ^C.")] = False,
+) -> None:
+    """Write a run's scalars for TensorBoard into the run folder, also while it trains."""
+    from dandelion.scalars import write
+
+    path = write(folder, follow_s=5.0 if follow else 0.0)
+    console.print(f"{path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def entry() -> None:

@@ -1,6 +1,7 @@
 """Settings from the command line: a file, then single values, then what a resumed run recorded."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 from server.folder import CONFIG
@@ -11,7 +12,21 @@ from shared.errors import ConfigError
 def gather(
     file: Path | None, pairs: list[str], resume: Path | None = None, **given: Value
 ) -> Config:
-    """One checked configuration; later sources win.
+    """One checked configuration, for an engine that makes ``num-clients`` sites.
+
+    Raises:
+        ConfigError: as ``gather_deployed``, or more sites are waited for than there will be.
+    """
+    config = gather_deployed(file, pairs, resume, given)
+    if not config.resume:
+        check_sites(config)
+    return config
+
+
+def gather_deployed(
+    file: Path | None, pairs: list[str], resume: Path | None, given: Mapping[str, Value]
+) -> Config:
+    """One checked configuration, whatever sites may come; later sources win.
 
     Raises:
         ConfigError: a pair is not ``key=value``, a value does not fit, a file cannot be read, or a
@@ -29,7 +44,6 @@ def gather(
     if resume is None:
         config = Config.from_run_config(settings)
         check_model(config.model)
-        check_sites(config)
         return config
     if not (resume / CONFIG).is_file():
         raise ConfigError(f"{resume}: no run to resume; {CONFIG} expected in it")

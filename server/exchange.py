@@ -54,6 +54,18 @@ class Exchange:
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
             pause = min(2 * pause, POLL_LAST_S)
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether a message was not answered in time."""
+        return bool(self._late)
+
+    def late(self) -> list[Message]:
+        """Replies that came after the time was up, without waiting for any."""
+        found = list(self._grid.pull_messages(list(self._late))) if self._late else []
+        for reply in found:
+            self._late.pop(reply.metadata.reply_to_message_id, None)
+        return found
+
     def node_of(self, reply: Message) -> int | None:
         """The node that was asked what this answers; None where another one answers.
 

@@ -15,6 +15,7 @@ from server.cohort import Cohort, Site
 from server.combining import Combining
 from server.exchange import Exchange, transfer
 from server.folder import Run
+from server.late import Late
 from server.records import Contribution, Metrics, Refusal
 from server.validation import Expected, RefusedError, read_reply
 from shared.entry import Entry
@@ -39,6 +40,7 @@ class ScalarStrategy(Strategy):
         self._combining = Combining(run.config, run.learner.replica)
         self._exchange: Exchange | None = None  # of the current round
         self._asked: dict[int, Site] = {}  # of the current round, by node id
+        self._late = Late()
         self._transfers: list[Transfer] = []  # these two: committed with the round
         self._refusals: list[Refusal] = []
         self._started = time.monotonic()
@@ -137,6 +139,9 @@ class ScalarStrategy(Strategy):
 
     def _gather(self, grid: Grid, round_: int) -> list[Message]:
         """Ask, send more to sites that are behind, and return the replies to be validated."""
+        transfers, refusals = self._late.take()
+        self._transfers += transfers
+        self._refusals += refusals
         self._exchange = exchange = Exchange(grid)
         messages = self.configure_train(round_, ArrayRecord(), ConfigRecord(), grid)
         self._send(exchange, messages, round_)
@@ -151,6 +156,7 @@ class ScalarStrategy(Strategy):
                 self._send(exchange, self._ask([site], round_), round_)
             else:
                 gathered.append(reply)
+        self._late.close(round_, exchange, self._asked)
         return gathered
 
     def _is_behind(self, message: Message, site: Site, round_: int) -> bool:

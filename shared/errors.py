@@ -44,3 +44,7 @@ class DataError(DandelionError):
 
 class StalledError(DandelionError):
     """Too many rounds in a row found too few valid replies."""
+
+
+class WorkerError(DandelionError):
+    """A node's resident worker cannot be started, died, or says why it refuses."""

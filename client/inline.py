@@ -1,0 +1,27 @@
+"""The work, done in this process: bytes of a message in, bytes of the answer out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from client.host import Host, host_of
+from shared.wire import decode_request, encode_hello, encode_reply
+
+
+@dataclass(frozen=True)
+class Inline:
+    """Answers for one node with the host of this process."""
+
+    run_config: Mapping[str, object]
+    node_config: Mapping[str, object]
+
+    def hello(self) -> bytes:
+        """Who this site is, where its replica is, and what it can do."""
+        return encode_hello(self._host().hello(self.node_config))
+
+    def train(self, payload: bytes, snapshot: bytes | None) -> bytes:
+        """Catch up and measure one round."""
+        request = decode_request(payload)
+        return encode_reply(self._host().train(self.node_config, request, snapshot))
+
+    def _host(self) -> Host:
+        return host_of(self.run_config, self.node_config)

@@ -1,0 +1,120 @@
+"""Where a server or a node keeps its files, and how Flower's programs are started from there."""
+
+import os
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from dandelion.flower import EngineError, flower_environment
+
+CONNECTION = "federation"
+TASK_POLL_S = "0.05"  # Flower's own is a second
+SERVER_FILES = ("ca.crt", "server.crt", "server.key")  # as deploy/certificates.sh writes them
+
+
+@dataclass(frozen=True)
+class Home:
+    """One folder, for its owner alone."""
+
+    folder: Path
+
+    @classmethod
+    def at(cls, folder: Path) -> "Home":
+        """Make the folder where it is missing."""
+        home = cls(folder.resolve())
+        home.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.empty.mkdir(exist_ok=True)
+        (home.folder / "flwr").mkdir(exist_ok=True)
+        return home
+
+    @property
+    def empty(self) -> Path:
+        """The working folder of Flower's programs: one that holds no code to be run by mistake."""
+        return self.folder / "empty"
+
+    @property
+    def runs(self) -> Path:
+        """Run folders."""
+        return self.folder / "runs"
+
+    @property
+    def pid(self) -> Path:
+        """The number of the process that keeps the servers up."""
+        return self.folder / "up.pid"
+
+    def log(self, name: str) -> Path:
+        """What a program says."""
+        return self.folder / f"{name}.log"
+
+    def secret(self) -> Path:
+        """The file that a SuperExec shares with its SuperLink; made where it is missing."""
+        path = self.folder / "superexec.secret"
+        if not path.exists():
+            path.touch(mode=0o600)
+            path.write_text(secrets.token_hex(32))
+        return path
+
+    def environment(self) -> dict[str, str]:
+        """Variables under which Flower installs nothing, calls nobody and writes here."""
+        polls = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_S}
+        return {**flower_environment(self.folder), **polls}
+
+    def connect(self, address: str, root: Path | None) -> None:
+        """Have ``flwr`` commands reach the SuperLink at ``address``, by TLS where there is a CA."""
+        trust = "insecure = true" if root is None else f'root-certificates = "{root}"'
+        (self.folder / "flwr" / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+            f'address = "{address}"\n{trust}\n'
+        )
+
+
+def default_home(side: str) -> Path:
+    """``$DANDELION_HOME``, or a folder among the user's state."""
+    if given := os.environ.get("DANDELION_HOME", ""):
+        return Path(given)
+    state = os.environ.get("XDG_STATE_HOME", "") or Path.home() / ".local" / "state"
+    return Path(state, "dandelion", side)
+
+
+def program(name: str) -> str:
+    """One of Flower's programs, of the installation that runs us."""
+    return str(Path(sys.executable).parent / name)
+
+
+def superlink_command(home: Home, host: str, port: int, certificates: Path | None) -> list[str]:
+    """A SuperLink whose runs outlive it: state in a file, ServerApps in processes of others."""
+    command = [program("flower-superlink"), "--host", host, "--port", str(port)]
+    command += ["--database", str(home.folder / "superlink.db"), "--isolation", "process"]
+    command += ["--superexec-auth-secret-file", str(home.secret())]
+    command += ["--disable-runtime-dependency-installation"]
+    if certificates is None:
+        return [*command, "--insecure"]
+    ca, crt, key = (_file(certificates / name) for name in SERVER_FILES)
+    command += ["--ssl-ca-certfile", ca, "--ssl-certfile", crt, "--ssl-keyfile", key]
+    return [*command, "--enable-supernode-auth"]
+
+
+def superexec_command(home: Home, port: int, root: Path | None) -> list[str]:
+    """What starts ServerApps, beside the SuperLink and not below it."""
+    command = [program("flower-superexec"), "--runtime-api-address", f"127.0.0.1:{port}"]
+    return [*command, "--superexec-auth-secret-file", str(home.secret()), *_trust(root)]
+
+
+def supernode_command(
+    superlink: str, node_config: str, port: int, root: Path | None, key: Path | None
+) -> list[str]:
+    """A SuperNode; it starts a SuperExec of its own on this host."""
+    command = [program("flower-supernode"), "--superlink", superlink, "--port", str(port)]
+    command += ["--node-config", node_config, *_trust(root)]
+    return [*command, "--auth-supernode-private-key", _file(key)] if key else command
+
+
+def _trust(root: Path | None) -> list[str]:
+    return ["--insecure"] if root is None else ["--root-certificates", _file(root)]
+
+
+def _file(path: Path) -> str:
+    if not path.is_file():
+        raise EngineError(f"{path}: no such file; deploy/certificates.sh makes certificates")
+    return str(path.resolve())

@@ -1,0 +1,123 @@
+"""Programs that are kept running: started in sessions of their own, restarted, ended together."""
+
+import os
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from dandelion.flower import end_session
+
+PAUSE_S = 2.0  # before a restart
+LOOK_S = 0.2
+STEADY_S = 90.0  # a program that ran for so long has started well
+
+
+@dataclass
+class Program:
+    """One program: its command, where it runs, and how often it died before it ran steadily."""
+
+    name: str
+    command: list[str]
+    folder: Path
+    environment: Mapping[str, str]
+    log: Path
+    process: "subprocess.Popen[bytes] | None" = None
+    deaths: int = 0
+    since: float = 0.0  # its last start (``time.monotonic``)
+    first_death: float = 0.0  # of those in a row
+
+    def start(self) -> None:
+        """Start it; its log goes on."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=self.folder,
+                env=dict(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.since = time.monotonic()
+
+    def died(self) -> int | None:
+        """Its exit status, once it has ended by itself; None while it runs."""
+        status = self.process.poll() if self.process else None
+        if status is not None:
+            steady = time.monotonic() - self.since > STEADY_S
+            self.deaths = 1 if steady else self.deaths + 1
+            self.first_death = time.monotonic() if self.deaths == 1 else self.first_death
+        return status
+
+    def failing(self) -> float:
+        """Seconds since the first of its deaths in a row."""
+        return time.monotonic() - self.first_death if self.deaths else 0.0
+
+    def end(self) -> None:
+        """End it, and what it started."""
+        if self.process is not None:
+            end_session(self.process)
+
+    def tail(self, size: int = 2000) -> str:
+        """The end of what it said."""
+        return self.log.read_text(errors="replace")[-size:]
+
+
+def printed(command: Iterable[str]) -> str:
+    """A command as a shell would read it."""
+    return shlex.join(command)
+
+
+class Keeper:
+    """Keeps programs running until a signal comes or one of them is given up."""
+
+    def __init__(self, programs: list[Program], say: Callable[[str], None]) -> None:
+        self._programs, self._say = programs, say
+        self._stopping = threading.Event()
+
+    def stop(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """Have ``run`` return soon; takes what a signal handler is given."""
+        self._stopping.set()
+
+    def run(self, give_up: Callable[[Program, int], bool]) -> Program | None:
+        """Start all; restart what dies; return what was given up, or None after a signal."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self.stop)
+        try:
+            for each in self._programs:
+                self._say(f"$ {printed(each.command)}")
+                each.start()
+            return self._keep(give_up)
+        finally:
+            for each in reversed(self._programs):
+                each.end()
+
+    def _keep(self, give_up: Callable[[Program, int], bool]) -> Program | None:
+        while not self._stopping.wait(LOOK_S):
+            for each in self._programs:
+                status = each.died()
+                if status is None:
+                    continue
+                if give_up(each, status):
+                    return each
+                self._say(f"{each.name} ended with status {status}; it is started again")
+                if self._stopping.wait(PAUSE_S):
+                    return None
+                each.start()
+        return None
+
+
+def alive(pid_file: Path) -> int | None:
+    """The process that a file names, if it is there."""
+    try:
+        pid = int(pid_file.read_text())
+        os.kill(pid, 0)
+    except (OSError, ValueError):
+        return None
+    return pid

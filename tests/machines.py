@@ -1,0 +1,187 @@
+"""A federation of real processes for tests: TLS, registered keys, a proxy before each node."""
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from proxy import CountingProxy
+
+from dandelion.flower import end_session, free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE_S = 600.0
+
+
+def until(holds: Callable[[], object], what: str, timeout_s: float = PATIENCE_S) -> None:
+    """Wait for something, or say what did not happen."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.2)
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below a process."""
+    below: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                below.setdefault(parent, []).append(int(entry.name))
+    found, look = [], [pid]
+    while look:
+        look += (mine := below.get(look.pop(), []))
+        found += mine
+    return found
+
+
+def named(pids: list[int], word: str) -> list[int]:
+    """Those whose command line has a word."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def rows(folder: Path, query: str) -> list[tuple]:
+    """What a run's ledger says; nothing where there is none yet."""
+    file = folder / "ledger.sqlite"
+    if not file.exists():
+        return []
+    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=30)) as db:
+        return db.execute(query).fetchall()
+
+
+def last_round(folder: Path) -> int:
+    """The newest round that is committed."""
+    found = rows(folder, "SELECT coalesce(max(round), 0) FROM entries")
+    return found[0][0] if found else 0
+
+
+@dataclass
+class Federation:
+    """One server and its nodes, on this host; ``end`` leaves no process behind."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    nodes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    proxies: dict[str, CountingProxy] = field(default_factory=dict)
+    commands: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    @property
+    def certificates(self) -> Path:
+        return self.folder / "certificates"
+
+    def start(self, *words: str, log: str) -> "subprocess.Popen[bytes]":
+        """One of our commands, in the background."""
+        with (self.folder / f"{log}.out").open("ab") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dandelion", *words],
+                cwd=ROOT,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        self.commands.append(process)
+        return process
+
+    def up(self) -> None:
+        """Make certificates and start the server."""
+        self.make_certificates()
+        words = ["--certificates", str(self.certificates), "--port", str(self.port)]
+        self.server = self.start("server", "up", "--home", str(self.home), *words, log="up")
+        until(lambda: self.command("server", "status").returncode == 0, "server is up", 120)
+
+    def make_certificates(self) -> None:
+        """An authority of this federation's own, and a certificate for this host."""
+        script = ROOT / "deploy" / "certificates.sh"
+        subprocess.run([script, self.certificates, "127.0.0.1"], check=True, stdout=-3)
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "server"
+
+    def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """One of our commands for the server, to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "dandelion", *words, "--home", str(self.home)],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    def key(self, name: str, register: bool = True) -> Path:
+        """A node's private key, registered or not."""
+        path = self.folder / f"{name}.key"
+        if not path.exists():
+            command = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", path]
+            subprocess.run(command, check=True)
+            if register:
+                done = self.command("server", "register", f"{path}.pub")
+                assert done.returncode == 0, done.stderr
+        return path
+
+    def join(self, name: str, *words: str, ca: Path | None = None, register: bool = True) -> None:
+        """Start a node; its connection goes through a proxy of its own."""
+        if name not in self.proxies:
+            self.proxies[name] = CountingProxy(self.port)
+        self.nodes[name] = self.start(
+            "client", "join", f"127.0.0.1:{self.proxies[name].port}",
+            "--home", str(self.folder / name),
+            "--ca", str(ca or self.certificates / "ca.crt"),
+            "--key", str(self.key(name, register)), *words, log=name,
+        )  # fmt: skip
+
+    def kill(self, name: str) -> None:
+        """A node's power fails: all its processes are gone at once, the worker too."""
+        node = self.nodes.pop(name)
+        worker = (self.folder / name / "store" / "worker.log").read_text().split("worker ")[-1]
+        below = descendants(node.pid)
+        for pid in [node.pid, *below, int(worker.split()[0])]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        node.wait()
+
+    def run(self, name: str, settings: dict[str, object]) -> "subprocess.Popen[bytes]":
+        """Start a run over the wire."""
+        pairs = [word for k, v in settings.items() for word in ("--set", f"{k}={v}")]
+        return self.start(
+            "server", "run", "--home", str(self.home), "--name", name, *pairs, log=name
+        )
+
+    def resume(self, name: str) -> "subprocess.Popen[bytes]":
+        """Go on with a run."""
+        words = ["--home", str(self.home), "--resume", str(self.runs / name)]
+        return self.start("server", "run", *words, log=name)
+
+    @property
+    def runs(self) -> Path:
+        return self.home / "runs"
+
+    def digest(self, name: str) -> str:
+        """What the parameters were when a run was done."""
+        return str(json.loads((self.runs / name / "summary.json").read_text())["digest"])
+
+    def said(self, log: str) -> str:
+        """What a command has printed."""
+        return (self.folder / f"{log}.out").read_text(errors="replace")
+
+    def end(self) -> None:
+        """End what was started, kindly, and then what is left of it."""
+        for process in self.commands:
+            if process.poll() is None:
+                process.terminate()
+        for process in self.commands:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            end_session(process)
+        for proxy in self.proxies.values():
+            proxy.close()

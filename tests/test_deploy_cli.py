@@ -1,0 +1,162 @@
+"""``dandelion server`` and ``dandelion client``: what they run, and that their status is true."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dandelion.cli import app
+from dandelion.client_cli import node_config, reason
+from dandelion.flower import EngineError
+from dandelion.home import Home, superexec_command, superlink_command, supernode_command
+from dandelion.processes import Keeper, Program, alive
+from shared.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home.at(tmp_path / "home")
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    folder = tmp_path / "certificates"
+    script = ROOT / "deploy" / "certificates.sh"
+    subprocess.run([script, folder, "superlink.example", "10.0.0.1"], check=True, stdout=-3)
+    return folder
+
+
+def program(tmp_path: Path, name: str, command: list[str]) -> Program:
+    return Program(name, command, tmp_path, os.environ, tmp_path / f"{name}.log")
+
+
+def test_a_superlink_keeps_its_state_in_a_file_and_runs_in_other_processes(home, certificates):
+    command = superlink_command(home, "0.0.0.0", 8000, certificates)
+    for words in (
+        ["--isolation", "process"],
+        ["--database", str(home.folder / "superlink.db")],
+        ["--ssl-certfile", str(certificates / "server.crt")],
+    ):
+        assert words[1] == command[command.index(words[0]) + 1]
+    assert "--disable-runtime-dependency-installation" in command
+    assert "--enable-supernode-auth" in command
+    assert "--insecure" not in command
+
+
+def test_without_certificates_nothing_is_authenticated(home):
+    command = superlink_command(home, "127.0.0.1", 8000, None)
+    assert "--insecure" in command
+    assert "--enable-supernode-auth" not in command
+    assert "--insecure" in superexec_command(home, 8000, None)
+
+
+def test_the_secret_of_a_superexec_is_made_once_and_for_its_owner_alone(home):
+    first = home.secret().read_text()
+    assert home.secret().read_text() == first
+    assert home.secret().stat().st_mode & 0o077 == 0
+    assert len(first) == 64
+
+
+def test_a_certificate_that_is_not_there_is_named(home, tmp_path):
+    with pytest.raises(EngineError, match=r"ca.crt: no such file; deploy/certificates.sh"):
+        superlink_command(home, "127.0.0.1", 8000, tmp_path)
+    with pytest.raises(EngineError, match=r"none\.key"):
+        supernode_command("a:1", "site='a'", 9094, None, tmp_path / "none.key")
+
+
+def test_the_server_certificate_is_for_the_names_given_and_for_this_host(certificates):
+    shown = subprocess.run(
+        ["openssl", "x509", "-in", certificates / "server.crt", "-noout", "-ext", "subjectAltName"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in ("DNS:localhost", "127.0.0.1", "DNS:superlink.example", "10.0.0.1"):
+        assert name in shown
+    verified = subprocess.run(
+        ["openssl", "verify", "-CAfile", certificates / "ca.crt", certificates / "server.crt"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert verified.returncode == 0
+    assert (certificates / "server.key").stat().st_mode & 0o077 == 0
+
+
+def test_a_second_server_certificate_has_the_same_authority(certificates):
+    authority, server = ((certificates / n).read_bytes() for n in ("ca.crt", "server.crt"))
+    script = ROOT / "deploy" / "certificates.sh"
+    subprocess.run([script, certificates, "other.example"], check=True, stdout=-3)
+    assert (certificates / "ca.crt").read_bytes() == authority
+    assert (certificates / "server.crt").read_bytes() != server
+
+
+def test_a_node_config_is_checked_before_anything_is_started(home):
+    assert node_config(["partition-id=3", "site=a b"], home) == {
+        "store": str(home.folder / "store"), "partition-id": 3, "site": "a b",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="unknown keys"):
+        node_config(["partition-id=3", "gpu=1"], home)
+    with pytest.raises(EngineError, match="key=value"):
+        node_config(["partition-id"], home)
+
+
+def test_the_reason_of_a_refusal_is_what_flower_says():
+    log = "noise\nExit Code: 305\n[code: 2004] Failed to activate SuperNode\nExit Code: 305\n"
+    assert reason(log) == "Exit Code: 305; [code: 2004] Failed to activate SuperNode"
+    assert reason("something else") == "something else"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["server", "up"], "either --certificates FOLDER or --insecure expected"),
+        (["server", "stop"], "no server is up"),
+        (["client", "join", "a:1"], "either --ca FILE or --insecure expected"),
+        (["client", "join", "a:1", "--insecure"], "must have site"),
+    ],
+)
+def test_a_command_that_cannot_work_says_why(words, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("DANDELION_HOME", str(tmp_path / "home"))
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code != 0
+    assert message in str(found.exception)
+
+
+def test_what_dies_is_started_again_and_what_keeps_dying_is_given_up(tmp_path):
+    said = []
+    dying = program(tmp_path, "dying", [sys.executable, "-c", "raise SystemExit(3)"])
+    steady = program(tmp_path, "steady", SLEEP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dandelion.processes.PAUSE_S", 0.05)
+        patch.setattr("dandelion.processes.signal.signal", lambda number, handler: None)
+        lost = Keeper([steady, dying], said.append).run(lambda each, status: each.deaths >= 3)
+    assert lost is dying
+    assert lost.deaths == 3
+    assert said.count("dying ended with status 3; it is started again") == 2
+    assert steady.process.returncode == -signal.SIGTERM
+
+
+def test_a_signal_ends_everything(tmp_path):
+    steady = program(tmp_path, "steady", SLEEP)
+    keeper = Keeper([steady], lambda text: None)
+    threading.Timer(1.0, keeper.stop).start()
+    start = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dandelion.processes.signal.signal", lambda number, handler: None)
+        assert keeper.run(lambda each, status: True) is None
+    assert time.monotonic() - start < 30
+    assert steady.process.returncode is not None
+
+
+def test_a_process_file_names_a_process_or_nothing(tmp_path):
+    assert alive(tmp_path / "none") is None
+    (tmp_path / "bad").write_text("x")
+    assert alive(tmp_path / "bad") is None
+    (tmp_path / "mine").write_text(str(os.getpid()))
+    assert alive(tmp_path / "mine") == os.getpid()
