@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow check lint types map fmt clean
+.PHONY: demo test slow deployment check lint types map fmt clean
 
 demo: $(STAMP)  ## train a byte-level GPT over 8 sites by scalars alone
 	$(BIN)/dandelion run --name demo-$$(date +%Y%m%d-%H%M%S)
@@ -12,8 +12,11 @@ demo: $(STAMP)  ## train a byte-level GPT over 8 sites by scalars alone
 test: $(STAMP)  ## the default tests: no network, no GPU
 	$(BIN)/python -m pytest
 
-slow: $(STAMP)  ## everything, with the tests that start processes
-	$(BIN)/python -m pytest -m "not gpu"
+slow: $(STAMP)  ## the tests that start processes or take long
+	$(BIN)/python -m pytest -m slow
+
+deployment: $(STAMP)  ## the tests of separate machines: SuperLink, SuperNodes, TLS, faults
+	$(BIN)/python -m pytest -m deployment
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

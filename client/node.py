@@ -22,6 +22,7 @@ class Node:
     num_partitions: int = 1
     worker: str = "auto"  # inline: in this process; resident: in one that stays; see ``resident``
     device: str = ""  # cpu, cuda, cuda:1 …; empty: what the run's config says
+    can_backpropagate: bool = True  # false: this node measures, and never computes a gradient
     store: str = ""  # folder for the replica; empty: resident workers choose one, others have none
     store_every: float = 60.0  # least seconds between two writes of it
     worker_idle: float = 1800.0  # seconds without a message after which a resident worker stops

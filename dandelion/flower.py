@@ -13,7 +13,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from server.folder import run_folder
 from server.lines import PREFIX
 from shared.config import Config
 from shared.errors import ConfigError, DandelionError
@@ -35,6 +34,8 @@ def run_flower(config: Config, console: Console) -> Path:
     Raises:
         EngineError: the run did not complete.
     """
+    from server.folder import run_folder  # torch takes a second, and ``--help`` needs none of it
+
     if not (APP / "pyproject.toml").exists():
         raise EngineError(f"{APP}: no pyproject.toml; --engine flower runs from a checkout")
     if config.error_feedback:

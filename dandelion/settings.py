@@ -4,7 +4,6 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from server.folder import CONFIG
 from shared.config import OPERATIONAL, Config, Value, parse
 from shared.errors import ConfigError
 
@@ -45,6 +44,8 @@ def gather_deployed(
         config = Config.from_run_config(settings)
         check_model(config.model)
         return config
+    from server.folder import CONFIG  # torch takes a second
+
     if not (resume / CONFIG).is_file():
         raise ConfigError(f"{resume}: no run to resume; {CONFIG} expected in it")
     if fixed := sorted(set(settings) - OPERATIONAL):

@@ -10,6 +10,8 @@ from shared.codecs import Codec
 from shared.errors import DandelionError, WireError
 from shared.wire import Behind, Measured, decode_reply, unpack
 
+LARGEST = 1e9  # no loss is larger; sums and squares of numbers up to it stay finite
+
 
 class RefusedError(DandelionError):
     """A reply that is not used; ``reason`` is one of a few words that are counted."""
@@ -34,7 +36,7 @@ def read_reply(message: Message, expected: Expected) -> Measured | Behind:
 
     Raises:
         RefusedError: an error, undecodable, oversized, of another round, of the wrong length, not
-            finite, measured at other parameters, or measured on nothing.
+            finite or too large, measured at other parameters, or measured on nothing.
     """
     if message.has_error():
         raise RefusedError("error", message.error.reason or f"code {message.error.code}")
@@ -60,8 +62,11 @@ def _check(reply: Measured, expected: Expected) -> None:
         raise RefusedError(
             "wrong length", f"{expected.numbers} numbers expected, got {len(reply.differences)}"
         )
-    if not (np.isfinite(reply.differences).all() and math.isfinite(reply.loss)):
+    numbers = np.append(reply.differences, np.float32(reply.loss))
+    if not np.isfinite(numbers).all():
         raise RefusedError("not finite", f"{reply.differences}, loss {reply.loss}")
+    if (np.abs(numbers) > LARGEST).any():
+        raise RefusedError("too large", f"up to {LARGEST:g} expected, got {np.abs(numbers).max()}")
     if reply.digest != expected.digest:
         raise RefusedError(
             "wrong digest", f"{expected.digest.hex()} expected, got {reply.digest.hex()}"

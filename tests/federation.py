@@ -30,6 +30,7 @@ SMALL = {
     "num-clients": 3,
     "queries": 2,
     "zo-batch-size": 2,
+    "learning-rate": 6e-3,
     "num-rounds": 3,
     "save-model": False,
     "round-timeout": 0.05,  # sites in this process have answered before the server looks

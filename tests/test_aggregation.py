@@ -12,7 +12,13 @@ from server.aggregation import RULES, aggregate, combine
 from server.records import Contribution
 from shared.errors import ConfigError
 
-TRAINING = {"queries": 4, "zo_batch_size": 4, "num_rounds": 6, "eval_interval": 0}
+TRAINING = {
+    "learning_rate": 4e-3,
+    "queries": 6,
+    "zo_batch_size": 4,
+    "num_rounds": 6,
+    "eval_interval": 0,
+}
 MANY = {"bulyan": 7}  # Flower's Bulyan needs 4f + 3 sites to withstand f
 
 
@@ -37,7 +43,7 @@ def lying(reply):
     """Site 0 sends numbers that are far off, another set each round."""
     if not is_reply(reply, site=0):
         return [reply]
-    signs = np.random.default_rng(int(reply.metadata.group_id)).choice([-1e4, 1e4], 4)
+    signs = np.random.default_rng(int(reply.metadata.group_id)).choice([-1e4, 1e4], 6)
     return [altered(reply, lambda m: replace(m, differences=signs.astype(np.float32)))]
 
 

@@ -17,6 +17,8 @@ from dandelion.compare.page import page
 from dandelion.compare.runner import verdicts
 from shared.errors import ConfigError, UnknownNameError
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 KEYS = ("dataset", "max-samples", "partitioner", "block-size", "eval-blocks", "num-clients",
         "queries", "zo-batch-size", "bp-batch-size", "bp-interval", "round-timeout",

@@ -11,7 +11,7 @@ from machines import Federation, descendants, last_round, named, rows, until
 from dandelion.local import run_local
 from shared.config import Config
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.deployment
 SETTINGS = {
     "num-rounds": 4, "num-clients": 3, "min-clients": 3, "queries": 2,
     "dataset": "topics", "partitioner": "iid", "max-samples": 6,

@@ -1,23 +1,19 @@
 """The invariants I1 to I7 of the design, each over random federations."""
 
 import copy
-import os
 import random
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from federation import Network, config, federate, folder_of, is_reply, resumed, scratch
-from flwr.app import MessageType
-from flwr.common.serde import message_to_proto
+from federation import config, federate, scratch
+from hazards import Chaos, Crash, crash_at, crossed, go_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.host import Host
-from server.ledger import Ledger
+from server.chain import kept
 from shared.entry import Entry
 from shared.errors import GapError
 from shared.learner import Learner
@@ -43,43 +39,21 @@ shapes = st.fixed_dictionaries(
         "learning_rate": st.just(1e-3),
     }
 )
-federations = st.builds(lambda shape, optimizer: shape | optimizer, shapes, sgd | others)
 
 
-class Crash(BaseException):
-    """The process is gone."""
-
-
-@contextmanager
-def crash_at(number):
-    """Raise instead of the n-th thing that is written; the list tells how many there were."""
-    written = []
-
-    def counted(real):
-        def call(*arguments, **keywords):
-            written.append(real.__name__)
-            if len(written) == number:
-                raise Crash
-            return real(*arguments, **keywords)
-
-        return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, name in (
-            (Ledger, "_write"),
-            (Ledger, "_write_all"),
-            (os, "fsync"),
-            (Path, "replace"),
-            (Path, "rename"),
-        ):
-            patch.setattr(owner, name, counted(getattr(owner, name)))
-        yield written
-
-
-def go_on(chosen):
-    """Finish a run that was cut off; one that never came to be is begun."""
-    there = (folder_of(chosen) / "ledger.sqlite").exists()
-    return federate(resumed(chosen) if there else chosen)
+@st.composite
+def federations(draw, **fixed):
+    """Settings of a small run in any mode."""
+    mode = draw(st.sampled_from(["zo", "zo", "zo", "fo", "calibrate", "instruct", "fedavg"]))
+    found = draw(shapes) | draw(sgd | others)
+    if mode != "zo":
+        codec = st.sampled_from(["float32", "bfloat16", "int8", "topk"])
+        found |= {"codec": draw(codec), "bp_interval": 2, "bp_batch_size": 1}
+    if mode == "fedavg":
+        found |= {"optimizer": "sgd", "momentum": 0.0}
+    elif mode != "zo":
+        found |= {"local_steps": 1, "guidance": draw(st.sampled_from(["fresh", "reuse"]))}
+    return found | {"mode": mode} | fixed
 
 
 class Follower:
@@ -97,7 +71,7 @@ class Follower:
         self.rounds.append(round_)
 
 
-@given(federations)
+@given(federations())
 @some
 def test_i1_base_model_and_ledger_are_the_servers_parameters_at_every_round(changes):
     with scratch() as folder:
@@ -126,7 +100,7 @@ def test_i1_holds_after_a_crash_at_any_point_that_writes():
             ]
 
 
-@given(federations, st.lists(st.integers(1, 45), min_size=1, max_size=3))
+@given(federations(), st.lists(st.integers(1, 45), min_size=1, max_size=3))
 @some
 def test_i1_holds_after_crashes_in_a_row(changes, numbers):
     with scratch() as folder:
@@ -140,10 +114,11 @@ def test_i1_holds_after_crashes_in_a_row(changes, numbers):
                 continue
         found = go_on(chosen)
     assert found.digest == expected.digest
-    assert found.entries == expected.entries
+    # of a dense gradient only the digest may be left, in one of them earlier than in the other
+    assert [*map(kept, found.entries)] == [*map(kept, expected.entries)]
 
 
-@given(federations)
+@given(federations(snapshot_interval=0))
 @few
 def test_i2_threads_and_chunks_change_no_bit(changes):
     with scratch() as folder:
@@ -174,7 +149,7 @@ def node(number, of):
     return {"partition-id": number, "num-partitions": of}
 
 
-@given(federations)
+@given(federations())
 @some
 def test_i3_measuring_touches_no_parameter(changes):
     with scratch() as folder:
@@ -193,35 +168,10 @@ def test_i3_measuring_touches_no_parameter(changes):
         assert torch.equal(tensor, state[name])
 
 
-class Chaos(Network):
-    """Loses some replies and brings the others in any order, some twice, lost ones a round late."""
-
-    def __init__(self, config, lost, order=None):
-        super().__init__(config)
-        self.lost, self.order, self.late = lost, order, []
-
-    def pull_messages(self, message_ids):
-        arrived = super(Network, self).pull_messages(message_ids)
-        gone = [r for r in arrived if is_reply(r) and self.key(r) in self.lost]
-        found = [r for r in arrived if r not in gone]
-        if self.order is not None:
-            found += [copy.deepcopy(r) for r in found if is_reply(r) and self.order.random() < 0.5]
-            now = max(self.key(r) for r in self.sent)[0]
-            found += [r for r in self.late if self.key(r)[0] < now]
-            self.late = [r for r in self.late if self.key(r)[0] == now] + gone
-            self.order.shuffle(found)
-        self.received += found
-        return found
-
-    @staticmethod
-    def key(reply):
-        return int(reply.metadata.group_id), reply.metadata.src_node_id - 2
-
-
 losses = st.sets(st.tuples(st.integers(1, 3), st.integers(0, 3)), max_size=4)
 
 
-@given(federations, losses, st.integers(0, 99))
+@given(federations(), losses, st.integers(0, 99))
 @some
 def test_i4_the_same_replies_in_any_order_make_the_same_entries(changes, lost, order):
     changes = changes | {"max_skipped_rounds": 1, "num_clients": 4, "clients_per_round": 0}
@@ -237,7 +187,7 @@ def test_i4_the_same_replies_in_any_order_make_the_same_entries(changes, lost, o
     ]
 
 
-@given(federations, st.lists(st.integers(1, 3), max_size=8))
+@given(federations(snapshot_interval=0), st.lists(st.integers(1, 3), max_size=8))
 @some
 def test_i5_an_entry_is_applied_once_and_never_before_its_time(changes, order):
     with scratch() as folder:
@@ -257,25 +207,7 @@ def test_i5_an_entry_is_applied_once_and_never_before_its_time(changes, order):
     assert torch.equal(replica.model.flat, straight.model.flat)
 
 
-def crossed(network):
-    """Payload and message bytes of all that crossed a network, by direction and kind."""
-    found = Counter()
-    for direction, messages in (("down", network.sent), ("up", network.received)):
-        for message in messages:
-            kind, payload = "control", 0
-            if message.has_content():
-                payload = len(message.content["d"]["b"])
-                if message.metadata.message_type == MessageType.TRAIN:
-                    kind = "snapshot" if "s" in message.content else "scalars"
-                if "s" in message.content:
-                    payload += len(message.content["s"]["s"].data)
-            found[direction, kind, "payload"] += payload
-            size = len(message_to_proto(message).SerializeToString())
-            found[direction, kind, "message"] += size
-    return found
-
-
-@given(federations, losses, st.none() | st.integers(0, 99))
+@given(federations(), losses, st.none() | st.integers(0, 99))
 @some
 def test_i6_every_byte_that_crosses_is_counted(changes, lost, order):
     with scratch() as folder:
@@ -293,7 +225,7 @@ def test_i6_every_byte_that_crosses_is_counted(changes, lost, order):
         assert sum(row[place] for row in rows["metrics"]) == total
 
 
-@given(federations, st.integers(1, 50))
+@given(federations(), st.integers(1, 50))
 @some
 def test_i7_a_round_that_is_asked_for_again_gives_the_same_numbers(changes, round_):
     changes = changes | {"num_clients": 3}

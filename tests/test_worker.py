@@ -23,6 +23,8 @@ from server.run import serve
 from shared.config import Config
 from shared.errors import ConfigError, WorkerError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"num-rounds": 2, "num-clients": 2, "queries": 2, "max-samples": 40, "block-size": 16,
             "eval-blocks": 4, "save-model": False}  # fmt: skip
