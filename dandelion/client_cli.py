@@ -18,6 +18,7 @@ from shared.errors import WorkerError
 app = typer.Typer(no_args_is_help=True, help="A site's side of a federation.")
 console = Console()
 REACTIVATION_S = 90.0  # for 60 s Flower refuses a key whose last process vanished
+HANGS = "SSL/TLS handshake error detected"  # Flower 1.41: its main thread ends, its process stays
 REASONS = re.compile(r"(Exit Code: \d+|\[code: \d+\].*|certificate verify failed.*)")
 
 
@@ -49,9 +50,8 @@ def join(  # noqa: PLR0913, PLR0917  (options of a command)
     config = node_config(settings or [], place)
     text = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
     command = supernode_command(superlink, text, port or free_port(), ca, key)
-    program = Program(
-        "supernode", command, place.empty, place.environment(), place.log("supernode")
-    )
+    log = place.log("supernode")
+    program = Program("supernode", command, place.empty, place.environment(), log, fatal=HANGS)
     program.log.unlink(missing_ok=True)
     try:
         lost = Keeper([program], say).run(lambda each, status: each.failing() > patience)

@@ -27,14 +27,17 @@ class Program:
     folder: Path
     environment: Mapping[str, str]
     log: Path
+    fatal: str = ""  # after saying this it does nothing any more, though it does not end
     process: "subprocess.Popen[bytes] | None" = None
     deaths: int = 0
     since: float = 0.0  # its last start (``time.monotonic``)
     first_death: float = 0.0  # of those in a row
+    said: int = 0  # bytes of the log that were there before this start
 
     def start(self) -> None:
         """Start it; its log goes on."""
         with self.log.open("ab") as log:
+            self.said = log.tell()
             self.process = subprocess.Popen(
                 self.command,
                 cwd=self.folder,
@@ -48,6 +51,8 @@ class Program:
 
     def died(self) -> int | None:
         """Its exit status, once it has ended by itself; None while it runs."""
+        if self._hangs():
+            self.end()
         status = self.process.poll() if self.process else None
         if status is not None:
             steady = time.monotonic() - self.since > STEADY_S
@@ -63,6 +68,13 @@ class Program:
         """End it, and what it started."""
         if self.process is not None:
             end_session(self.process)
+
+    def _hangs(self) -> bool:
+        if not self.fatal:
+            return False
+        with self.log.open("rb") as log:
+            log.seek(self.said)
+            return self.fatal.encode() in log.read()
 
     def tail(self, size: int = 2000) -> str:
         """The end of what it said."""

@@ -142,6 +142,18 @@ def test_what_dies_is_started_again_and_what_keeps_dying_is_given_up(tmp_path):
     assert steady.process.returncode == -signal.SIGTERM
 
 
+def test_what_hangs_after_a_fatal_error_is_started_again(tmp_path):
+    script = "import time; print('handshake error detected', flush=True); time.sleep(60)"
+    hanging = program(tmp_path, "hanging", [sys.executable, "-c", script])
+    hanging.fatal = "handshake error"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dandelion.processes.PAUSE_S", 0.05)
+        patch.setattr("dandelion.processes.signal.signal", lambda number, handler: None)
+        lost = Keeper([hanging], lambda text: None).run(lambda each, status: each.deaths >= 2)
+    assert lost is hanging
+    assert hanging.tail().count("handshake error") == 2
+
+
 def test_a_signal_ends_everything(tmp_path):
     steady = program(tmp_path, "steady", SLEEP)
     keeper = Keeper([steady], lambda text: None)
