@@ -62,14 +62,16 @@ def check_model(name: str) -> None:
     """
     from huggingface_hub import try_to_load_from_cache
 
-    from shared.models import MODELS
+    from shared.models import model_names
 
-    if name in MODELS.names() or (name and Path(name).is_dir()) or name.count("/") == 1:
+    if name in model_names() or (name and Path(name).exists()) or name.count("/") == 1:
+        return
+    if name.endswith(".gguf") and name.count("/") > 1 and not name.startswith(("/", ".")):
         return
     if not name or "/" in name or not isinstance(try_to_load_from_cache(name, "config.json"), str):
         raise ConfigError(
-            f"unknown model {name!r}; known: {', '.join(MODELS.names())}; or a folder in Hugging "
-            "Face format, or owner/name on its hub"
+            f"unknown model {name!r}; known: {', '.join(model_names())}; or a folder in Hugging "
+            "Face format, a GGUF file, or owner/name on its hub"
         )
 
 

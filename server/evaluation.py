@@ -1,9 +1,10 @@
-"""The server's evaluation: the mean loss over held-out examples."""
+"""The server's evaluation: loss and scores over held-out examples."""
 
 import torch
 from torch import Tensor
 
 from shared.learner import Learner
+from shared.scores import Outcome
 
 
 class Evaluation:
@@ -11,12 +12,8 @@ class Evaluation:
 
     def __init__(self, learner: Learner, examples: Tensor, batch_size: int) -> None:
         self._learner = learner
-        self._batches = torch.split(examples, batch_size)  # of (n, block)
+        self._batches = torch.split(examples, batch_size)  # rows of the task
 
-    def __call__(self) -> float:
-        """Mean next-token loss in nats over all held-out blocks."""
-        total = count = 0.0
-        for batch in self._batches:
-            total += self._learner.loss(batch) * len(batch)
-            count += len(batch)
-        return total / count
+    def __call__(self) -> Outcome:
+        """What the model does on all held-out examples."""
+        return sum(map(self._learner.outcome, self._batches), Outcome(0.0, 0))

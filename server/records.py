@@ -1,6 +1,7 @@
 """What the ledger keeps of a round beside its entry: who measured what, and what it cost."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,13 @@ class Contribution:
         """Sorts contributions by slot, and copies of one by all that they say."""
         said = self.differences.tobytes(), self.gradient
         return (self.slot, *said, self.examples, self.loss, self.seconds)
+
+    def row(self) -> tuple[object, ...]:
+        """What the ledger keeps; of a gradient its digest."""
+        values = np.asarray(self.differences, "<f4").tobytes()
+        sent = sha256(self.gradient).digest() if self.gradient else b""
+        about = self.round, self.slot, self.site, self.examples
+        return (*about, float(self.loss), float(self.seconds), values, sent)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from server.settle import Settle
 from server.strategy import ScalarStrategy
 from shared.config import Config
 from shared.data.corpus import Corpus
+from shared.rounding import lost
 from shared.wire import Hello
 
 LOG = logging.getLogger("dandelion")
@@ -43,6 +44,7 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
     """Commit the rounds that are left, logging each; ``on_round`` is told of every one."""
     report = Report(run.folder, run.ledger, run.config, run.learner.replica)
     report.rebuild()
+    warn_of_rounding(run)
 
     def shown(round_: int) -> None:
         report.add(round_)
@@ -53,6 +55,23 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
     cohort = Cohort(run.config, acceptance(run), run.name)
     ScalarStrategy(run, cohort, Settle(run, evaluate, shown)).start(grid)
     return report
+
+
+def warn_of_rounding(run: Run) -> None:
+    """Say how many parameters do not notice eps, where these are more than a few."""
+    model, eps = run.learner.replica.model, run.config.eps
+    found = lost(model.flat, model.layout, eps)
+    if run.config.mode == "fo" or not found.matters:
+        return
+    LOG.warning(
+        "eps = %g is lost to rounding at %.2g %% of the parameters in %s%s; 99 %% of them would "
+        "notice eps = %.2g",
+        eps, 100 * found.share, run.config.dtype, _examples(found.tensors), found.needed,
+    )  # fmt: skip
+
+
+def _examples(names: tuple[str, ...]) -> str:
+    return f", most of all in {len(names)} tensors such as {names[0]}" if names else ""
 
 
 def acceptance(run: Run) -> Callable[[Hello], str]:

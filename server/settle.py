@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 from server.folder import Run
 from server.snapshots import Snapshots
+from shared.scores import Outcome
+
+SERVER = ""  # whose scores those of no site are
 
 
 class Settle:
@@ -13,7 +16,7 @@ class Settle:
     """
 
     def __init__(
-        self, run: Run, evaluate: Callable[[], float], shown: Callable[[int], None]
+        self, run: Run, evaluate: Callable[[], Outcome], shown: Callable[[int], None]
     ) -> None:
         self._run, self._evaluate, self._shown = run, evaluate, shown
         self._snapshots = Snapshots(run.ledger)
@@ -31,7 +34,9 @@ class Settle:
         last = round_ in (0, config.num_rounds)
         evaluated = ledger.rows("SELECT 1 FROM evaluations WHERE round = ?", (round_,))
         if (last or _due(round_, config.eval_interval)) and not evaluated:
-            ledger.record_evaluation(round_, self._evaluate())
+            found = self._evaluate()
+            ledger.record_scores(round_, SERVER, found.scores())
+            ledger.record_evaluation(round_, found.loss)
         self._shown(round_)
 
 

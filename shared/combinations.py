@@ -67,6 +67,11 @@ def _check_mode(c: Config) -> None:
             f"optimizer {c.optimizer!r} with momentum {c.momentum}: in mode 'fedavg' sites step by "
             "AdamW and parameters are averaged: use sgd, momentum 0"
         )
+    if c.mode == "fedavg" and c.dtype != "float32":
+        raise ConfigError(
+            f"dtype {c.dtype!r} with mode 'fedavg': the small steps of AdamW at the sites would be "
+            "lost: use float32"
+        )
     if c.instruct_directions == "masked" and c.mode == "instruct" and c.guidance == "reuse":
         raise ConfigError(
             "guidance 'reuse' with instruct-directions 'masked': between BP rounds a masked "

@@ -23,8 +23,9 @@ CHOICES = {
     "catch-up": ("auto", "replay", "snapshot"),
     "partitioner": ("natural", "iid", "dirichlet"),
     "lr-schedule": ("constant", "linear", "cosine"),
+    "dtype": ("float32", "bfloat16"),
 }
-SCOPES = ("full", "lora", "reduced")
+SCOPES = ("full", "lora", "reduced", "head")
 POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-size", "block-size",
             "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
             "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
@@ -53,7 +54,11 @@ class Config:
     cosine_target: float = 0.9  # instruct: cosine of a direction to the gradient
     bp_weight: str = "0.5"  # instruct: weight of the gradient against the estimate, or auto
     guidance: str = "fresh"  # instruct, between BP rounds: plain directions, or reuse the last one
-    model: str = "byte-gpt"  # a registered name, a hub name or a folder in Hugging Face format
+    task: str = "language-modelling"  # or classification, by a head or by words after a prompt
+    label_words: str = ""  # classification: a word for each class, with commas, in their order
+    prompt: str = "{text} It was"  # what a causal model reads before it chooses among the words
+    model: str = "byte-gpt"  # a registered name, a hub name, a folder in Hugging Face format, GGUF
+    dtype: str = "float32"  # of the parameters; with bfloat16, updates are rounded stochastically
     dataset: str = "stdlib"  # a registered name
     max_samples: int = 0  # documents taken from the data set; 0 = all
     block_size: int = 64  # tokens of one example
@@ -62,7 +67,7 @@ class Config:
     eval_fraction: float = 0.1  # share of each group's blocks held out for the server
     eval_blocks: int = 128  # at most so many of them are evaluated
     eval_interval: int = 10  # rounds between evaluations; the first and the last are always done
-    scope: str = "full"  # what is trained: full, reduced, lora, or regex:<pattern of the names>
+    scope: str = "full"  # what is trained: full, reduced, lora, head, or regex:<pattern>
     lora_rank: int = 8
     lora_alpha: int = 16  # an adapter's output counts alpha / rank
     lora_targets: str = ""  # names of adapted modules, with commas; empty = PEFT's own choice
@@ -148,6 +153,7 @@ class Config:
         from shared.data import DATASETS
         from shared.directions import DIRECTIONS
         from shared.optimizers import OPTIMIZERS
+        from shared.tasks import TASKS
 
         known: list[tuple[str, str, Iterable[str]]] = [
             ("dataset", self.dataset, DATASETS.names()),
@@ -155,6 +161,7 @@ class Config:
             ("codec", self.codec, CODECS.names()),
             ("directions", self.directions, DIRECTIONS.names()),
             ("optimizer", self.optimizer, OPTIMIZERS.names()),
+            ("task", self.task, TASKS.names()),
         ]
         values = self.to_run_config()
         known += [(key, str(values[key]), names) for key, names in CHOICES.items()]

@@ -11,12 +11,14 @@ from torch import Tensor
 from shared.codecs import Codec, codec_of
 from shared.config import Config
 from shared.directions import DIRECTIONS, Directions, Key
+from shared.directions.lowered import lowered
 from shared.entry import Entry
 from shared.errors import DivergedError, GapError
 from shared.flat import FlatModel
 from shared.gradient import DenseGradient, Gradient, SumGradient, ZerothOrderGradient
 from shared.optimizers import OPTIMIZERS, Optimizer
 from shared.optimizers.restore import restore_
+from shared.rounding import add_, step_
 
 SHARED_SLOT = 0
 GUIDANCE = "guidance"  # the name of the last dense gradient among a snapshot's tensors
@@ -29,7 +31,8 @@ def keys_of(seed: int, round_: int, slot: int, first: int, count: int) -> list[K
 
 def digest_of(tensor: Tensor, seed: int = 0) -> bytes:
     """16 bytes that name the bits of a tensor (XXH3-128: finds faults, stops no forger)."""
-    return xxhash.xxh3_128_digest(tensor.detach().cpu().view(-1).numpy().data, seed)
+    bytes_ = tensor.detach().cpu().view(-1).view(torch.uint8)
+    return xxhash.xxh3_128_digest(bytes_.numpy().data, seed)
 
 
 @dataclass
@@ -62,13 +65,13 @@ class Replica:
         known = set(signature(optimizer).parameters) & set(values) - {"device"}
         return cls(
             model,
-            DIRECTIONS[config.directions](model.layout),
+            lowered(DIRECTIONS[config.directions](model.layout), model.flat.dtype),
             optimizer(model.layout, model.flat.device, **{name: values[name] for name in known}),
             config.seed,
             config.queries,
             config.eps,
             codec_of(config, model.layout),
-            torch.zeros_like(model.flat) if reused else None,
+            torch.zeros(model.layout.size, device=model.flat.device) if reused else None,
         )
 
     def apply(self, entries: Iterable[Entry]) -> None:
@@ -88,7 +91,13 @@ class Replica:
                     f"the dense gradient of round {entry.round} was dropped: a snapshot of that "
                     "round or a later one is needed to go on from"
                 )
-            self.optimizer.step_(self.model.flat, self.gradient(entry), entry.learning_rate)
+            step_(
+                self.optimizer,
+                self.model.flat,
+                self.gradient(entry),
+                entry.learning_rate,
+                Key(self.seed, entry.round, SHARED_SLOT, 0),
+            )
             self.model.layout.clear_padding_(self.model.flat)
             self.moved(entry.round)
 
@@ -120,6 +129,13 @@ class Replica:
         if self.guidance is not None:
             self.guidance.copy_(dense)
         return dense
+
+    def drift_(self, keys: list[Key], coefficients: list[float], step: Key) -> None:
+        """Add coefficients[k] * z(keys[k]) to the parameters, which whoever calls puts back.
+
+        ``step`` names what is drawn to round them, where they are rounded.
+        """
+        add_(self.model.flat, ZerothOrderGradient(self.directions, keys, coefficients), 1.0, step)
 
     def state(self) -> Mapping[str, Tensor]:
         """What a snapshot must hold beside the parameters: live tensors by name."""

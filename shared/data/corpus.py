@@ -7,11 +7,11 @@ from torch import Tensor
 
 from shared.config import Config
 from shared.data import DATASETS
-from shared.data.blocks import Blocks, cut, hold_out
+from shared.data.blocks import Blocks, hold_out
 from shared.data.shards import shard
 from shared.errors import ConfigError, DataError
 from shared.models import LanguageModel
-from shared.models.tokenizers import ByteTokenizer
+from shared.tasks import task_of
 
 
 @dataclass
@@ -25,16 +25,13 @@ class Corpus:
 
     @classmethod
     def of(cls, config: Config, model: LanguageModel) -> "Corpus":
-        """Load, tokenise, cut and split what ``config`` names.
-
-        A model without a tokenizer here reads bytes.
-        """
+        """Load what ``config`` names, make examples for its task, and split them."""
         documents = DATASETS[config.dataset](config.max_samples)
-        blocks = cut(documents, model.tokenizer or ByteTokenizer(), config.block_size)
+        blocks = task_of(config, model).examples(documents, config.block_size)
         training, held_out = hold_out(blocks, config.eval_fraction, config.eval_blocks)
         if not len(held_out):
             raise DataError(
-                f"eval-fraction = {config.eval_fraction} holds no block out of {len(blocks)}"
+                f"eval-fraction = {config.eval_fraction} holds no example out of {len(blocks)}"
             )
         return cls(training, held_out, config)
 
@@ -53,5 +50,5 @@ class Corpus:
         return self._shards[count][number]
 
     def evaluation(self) -> Tensor:
-        """All held-out blocks (n, block_size) as tokens."""
+        """All held-out examples as the task's rows."""
         return torch.from_numpy(self.held_out.batch(torch.arange(len(self.held_out)).numpy()))

@@ -39,8 +39,9 @@ class Adam:
             raise ConfigError(f"weight decay of at least 0 expected, got {self.weight_decay}")
         self.moments = Moments(self.layout, self.device, self.beta1, self.beta2, self.epsilon)
 
-    def step_(self, flat: Tensor, gradient: Gradient, learning_rate: float) -> None:
+    def step_(self, flat: Tensor, gradient: Gradient, learning_rate: float, start: int = 0) -> None:
         """Move ``flat`` (size,) one step; the padding stays zero."""
+        assert not start, "moments are of the whole vector"
         self.moments.absorb(gradient)
         if self.weight_decay:
             add_scaled_(flat, flat, -learning_rate * self.weight_decay)
