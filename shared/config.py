@@ -29,7 +29,7 @@ POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-siz
             "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
             "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
             "bp-interval", "bp-batch-size", "topk-fraction", "cosine-target", "lora-rank",
-            "lora-alpha", "direction-rank")  # fmt: skip
+            "lora-alpha", "direction-rank", "parallel-queries")  # fmt: skip
 FRACTIONS = ("eval-fraction", "trim-fraction", "momentum", "beta1", "beta2", "cosine-target")
 NOT_NEGATIVE = ("bp-learning-rate", "local-learning-rate", "weight-decay")
 MOST_THREADS = 1024
@@ -73,6 +73,7 @@ class Config:
     clients_per_round: int = 0  # cohort; 0 = every site that is there
     min_clients: int = 1  # valid replies that a round needs; sites that it waits for
     queries: int = 16  # q: directions of one step; each costs two forward passes
+    parallel_queries: int = 1  # p: directions of one forward pass (lowrank: cheapest), both signs
     eps: float = 1e-3  # smoothing radius: how far a site steps along each direction
     directions: str = "rademacher"  # family of directions
     direction_rank: int = 1  # lowrank: outer products that a matrix's direction is the sum of
