@@ -1,4 +1,4 @@
-"""Tiny models of others' architectures, saved with a tokenizer of words as their folders would be."""
+"""Tiny models of others' architectures, saved as folders with a tokenizer of words."""
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -32,18 +32,18 @@ def bert():
     return BertModel(
         BertConfig(vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=2,
                    num_attention_heads=2, intermediate_size=24, max_position_embeddings=32,
-                   hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+                   initializer_range=0.3, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     )  # fmt: skip
 
 
-def llama(vocabulary=len(VOCABULARY)):
+def llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=vocabulary, hidden_size=16, intermediate_size=24,
+        LlamaConfig(vocab_size=len(VOCABULARY), hidden_size=16, intermediate_size=24,
                     num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-                    max_position_embeddings=32, tie_word_embeddings=True)
+                    initializer_range=0.3, max_position_embeddings=32, tie_word_embeddings=True)
     )  # fmt: skip
 
 

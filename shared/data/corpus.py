@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from shared.config import Config
-from shared.data import DATASETS
+from shared.data import evenly
 from shared.data.blocks import Blocks, hold_out
 from shared.data.shards import shard
+from shared.data.sources import documents_of
 from shared.errors import ConfigError, DataError
 from shared.models import LanguageModel
 from shared.tasks import task_of
@@ -26,8 +27,13 @@ class Corpus:
     @classmethod
     def of(cls, config: Config, model: LanguageModel) -> "Corpus":
         """Load what ``config`` names, make examples for its task, and split them."""
-        documents = DATASETS[config.dataset](config.max_samples)
-        blocks = task_of(config, model).examples(documents, config.block_size)
+        documents = documents_of(config.dataset, config.max_samples, config.partition_by)
+        task = task_of(config, model)
+        if parts := documents.parts():
+            training, held_out = (task.examples(part, config.block_size) for part in parts)
+            most = min(config.eval_blocks, len(held_out))
+            return cls(training, held_out.take(evenly(len(held_out), most)), config)
+        blocks = task.examples(documents, config.block_size)
         training, held_out = hold_out(blocks, config.eval_fraction, config.eval_blocks)
         if not len(held_out):
             raise DataError(
