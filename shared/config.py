@@ -54,10 +54,11 @@ class Config:
     bp_weight: str = "0.5"  # instruct: weight of the gradient against the estimate, or auto
     guidance: str = "fresh"  # instruct, between BP rounds: plain directions, or reuse the last one
     model: str = "byte-gpt"  # a registered name, a hub name or a folder in Hugging Face format
-    dataset: str = "stdlib"  # a registered name
+    dataset: str = "stdlib"  # a registered name: dandelion data list
     max_samples: int = 0  # documents taken from the data set; 0 = all
     block_size: int = 64  # tokens of one example
     partitioner: str = "natural"  # how documents are dealt to sites
+    partition_by: str = ""  # the natural id that is dealt: play, role, …, or label; empty = usual
     partition_alpha: float = 0.5  # dirichlet: small is skewed
     eval_fraction: float = 0.1  # share of each group's blocks held out for the server
     eval_blocks: int = 128  # at most so many of them are evaluated
