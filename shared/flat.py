@@ -61,18 +61,11 @@ class Layout:
         """Every tensor of the layout as a view of ``flat`` (size,)."""
         return {p.name: flat[p.start : p.stop].view(p.shape) for p in self.places}
 
-    @cached_property
-    def gaps(self) -> tuple[tuple[int, int], ...]:
-        """Where padding begins and ends."""
-        ends = [(place.stop, -(-place.stop // TILE) * TILE) for place in self.places]
-        return tuple((first, last) for first, last in ends if first < last)
-
-    def clear_padding_(self, flat: Tensor, start: int = 0) -> None:
-        """Set what lies between the tensors back to zero; ``flat`` (n,) begins at ``start``."""
-        stop = start + flat.numel()
-        for first, last in self.gaps:
-            if first < stop and last > start:
-                flat[max(first - start, 0) : last - start] = 0
+    def clear_padding_(self, flat: Tensor) -> None:
+        """Set what lies between the tensors of ``flat`` (size,) back to zero."""
+        for place in self.places:
+            if place.stop % TILE:
+                flat[place.stop : -(-place.stop // TILE) * TILE] = 0
 
 
 @dataclass(frozen=True)

@@ -59,17 +59,16 @@ def step_(
 ) -> None:
     """Let an optimizer move the parameters ``flat`` (size,), in float32, and round what comes out.
 
-    Where it keeps no state this goes piece by piece, so that nothing of the model's size is held.
+    Where it only adds the gradient, this goes piece by piece: nothing of the model's size is held.
     """
     if flat.dtype is torch.float32:
         optimizer.step_(flat, gradient, learning_rate)
-        return
-    step = flat.numel() if optimizer.state() else CHUNK
-    for start in range(0, flat.numel(), step):
-        part = flat[start : start + step]
-        work = part.float()
-        optimizer.step_(work, gradient, learning_rate, start)
-        round_(part, work, key, start)
+    elif optimizer.additive:
+        add_(flat, gradient, -learning_rate, key)
+    else:
+        work = flat.float()
+        optimizer.step_(work, gradient, learning_rate)
+        round_(flat, work, key, 0)
 
 
 def add_(flat: Tensor, gradient: Gradient, scale: float, key: Key) -> None:

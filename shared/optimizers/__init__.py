@@ -14,11 +14,12 @@ class Optimizer(Protocol):
 
     exact: ClassVar[bool]  # the same bits on every device, at any thread count
 
-    def step_(self, flat: Tensor, gradient: Gradient, learning_rate: float, start: int = 0) -> None:
-        """Move ``flat`` (size,) one step; the padding stays zero.
+    @property
+    def additive(self) -> bool:
+        """Whether a step is ``gradient.add_to_(flat, -learning_rate)``, and nothing else."""
 
-        An optimizer without state takes a slice of the parameters too, which begins at ``start``.
-        """
+    def step_(self, flat: Tensor, gradient: Gradient, learning_rate: float) -> None:
+        """Move ``flat`` (size,) one step; the padding stays zero."""
 
     def state(self) -> Mapping[str, Tensor]:
         """What a snapshot must hold beside the parameters: live tensors by name, perhaps none."""

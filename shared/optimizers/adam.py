@@ -24,6 +24,7 @@ class Adam:
     """theta -= rate * (weight_decay * theta + mean / (root of mean square + epsilon))."""
 
     exact: ClassVar[bool] = True
+    additive: ClassVar[bool] = False
 
     layout: Layout
     device: torch.device | str = "cpu"
@@ -39,9 +40,8 @@ class Adam:
             raise ConfigError(f"weight decay of at least 0 expected, got {self.weight_decay}")
         self.moments = Moments(self.layout, self.device, self.beta1, self.beta2, self.epsilon)
 
-    def step_(self, flat: Tensor, gradient: Gradient, learning_rate: float, start: int = 0) -> None:
+    def step_(self, flat: Tensor, gradient: Gradient, learning_rate: float) -> None:
         """Move ``flat`` (size,) one step; the padding stays zero."""
-        assert not start, "moments are of the whole vector"
         self.moments.absorb(gradient)
         if self.weight_decay:
             add_scaled_(flat, flat, -learning_rate * self.weight_decay)

@@ -30,6 +30,7 @@ class MuDaMW:
     """AdamW's moments; matrices step along an orthogonalised update, other tensors along Adam's."""
 
     exact: ClassVar[bool] = True
+    additive: ClassVar[bool] = False
 
     layout: Layout
     device: torch.device | str = "cpu"
@@ -49,9 +50,8 @@ class MuDaMW:
                 raise ConfigError(f"mudamw takes matrices below {LIMIT} elements, got {place}")
         self.moments = Moments(self.layout, self.device, self.beta1, self.beta2, self.epsilon)
 
-    def step_(self, flat: Tensor, gradient: Gradient, learning_rate: float, start: int = 0) -> None:
+    def step_(self, flat: Tensor, gradient: Gradient, learning_rate: float) -> None:
         """Move ``flat`` (size,) one step, tensor by tensor; the padding stays zero."""
-        assert not start, "moments are of the whole vector"
         dense = self.moments.absorb(gradient)
         if self.weight_decay:
             add_scaled_(flat, flat, -learning_rate * self.weight_decay)

@@ -39,15 +39,19 @@ class SGD:
         if self.momentum:
             self.velocity = torch.zeros(self.layout.size, device=self.device)
 
-    def step_(self, flat: Tensor, gradient: Gradient, learning_rate: float, start: int = 0) -> None:
+    @property
+    def additive(self) -> bool:
+        """Whether a step is nothing but the gradient, added."""
+        return not self.momentum and not self.weight_decay
+
+    def step_(self, flat: Tensor, gradient: Gradient, learning_rate: float) -> None:
         """Move ``flat`` (size,) one step; the padding stays zero."""
         if self.velocity is None:
             if self.weight_decay:
                 add_scaled_(flat, flat, -learning_rate * self.weight_decay)
-            gradient.add_to_(flat, -learning_rate, start)
-            self.layout.clear_padding_(flat, start)
+            gradient.add_to_(flat, -learning_rate)
+            self.layout.clear_padding_(flat)
             return
-        assert not start, "the velocity is of the whole vector"
         self.velocity *= self.momentum
         gradient.add_to_(self.velocity, 1.0)
         self.layout.clear_padding_(self.velocity)
