@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+from dandelion.recipes import expanded
 from shared.config import OPERATIONAL, Config, Value, parse
 from shared.errors import ConfigError
 
@@ -41,7 +42,7 @@ def gather_deployed(
     if named := settings.pop("resume", ""):
         resume = resume or Path(str(named))
     if resume is None:
-        config = Config.from_run_config(settings)
+        config = Config.from_run_config(expanded(settings))
         check_model(config.model)
         return config
     from server.folder import CONFIG  # torch takes a second

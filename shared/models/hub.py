@@ -49,6 +49,22 @@ def load(name: str, place: str, seed: int, labels: Sequence[str]) -> LanguageMod
     return LanguageModel(name, module.eval(), _wrap(name, tokenizer))
 
 
+def shapes(name: str, place: str) -> Any:  # noqa: ANN401
+    """The module of a model whose weights are not read: build it on the device ``meta``.
+
+    Raises:
+        DataError: its configuration cannot be read here.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoModelForSequenceClassification as Classifier
+
+    file = gguf_of(place)
+    with _explained(name):
+        config: Any = AutoConfig.from_pretrained(str(converted(file)) if file else place)
+        kind: Any = AutoModelForCausalLM if is_causal(config) else AutoModel
+        return (Classifier if _classes(config) else kind).from_config(config)
+
+
 def architecture(config: Any) -> str:  # noqa: ANN401
     """The class that a model was saved from, or its kind where that is not said."""
     return str((config.architectures or [config.model_type])[0])
