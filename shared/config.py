@@ -29,7 +29,7 @@ POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-siz
             "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
             "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
             "bp-interval", "bp-batch-size", "topk-fraction", "cosine-target", "lora-rank",
-            "lora-alpha")  # fmt: skip
+            "lora-alpha", "direction-rank")  # fmt: skip
 FRACTIONS = ("eval-fraction", "trim-fraction", "momentum", "beta1", "beta2", "cosine-target")
 NOT_NEGATIVE = ("bp-learning-rate", "local-learning-rate", "weight-decay")
 MOST_THREADS = 1024
@@ -74,6 +74,7 @@ class Config:
     queries: int = 16  # q: directions of one step; each costs two forward passes
     eps: float = 1e-3  # smoothing radius: how far a site steps along each direction
     directions: str = "rademacher"  # family of directions
+    direction_rank: int = 1  # lowrank: outer products that a matrix's direction is the sum of
     seed_schedule: str = "shared"  # whether all sites measure the same directions or each its own
     local_steps: int = 1  # K: steps on the site before it replies
     local_learning_rate: float = 0.0  # step size of these; 0 = the round's learning rate

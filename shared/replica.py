@@ -1,8 +1,9 @@
 """A copy of the model that follows the ledger, entry by entry, with the same bits everywhere."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from inspect import signature
+from typing import Any
 
 import torch
 import xxhash
@@ -32,6 +33,12 @@ def digest_of(tensor: Tensor, seed: int = 0) -> bytes:
     return xxhash.xxh3_128_digest(tensor.detach().cpu().view(-1).numpy().data, seed)
 
 
+def _taken(made: Callable[..., object], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that an optimizer or a family of directions asks for."""
+    known = set(signature(made).parameters) & set(values) - {"device"}
+    return {name: values[name] for name in known}
+
+
 @dataclass
 class Replica:
     """Parameters, optimizer state and the round that they are of.
@@ -54,16 +61,15 @@ class Replica:
     @classmethod
     def of(cls, model: FlatModel, config: Config) -> "Replica":
         """A replica at round 0 of the run that ``config`` describes."""
-        optimizer = OPTIMIZERS[config.optimizer]
+        optimizer, family = OPTIMIZERS[config.optimizer], DIRECTIONS[config.directions]
         values = asdict(config) | {"epsilon": config.adam_epsilon}
         if config.mode == "fedavg":  # sites decay their weights themselves; here they are averaged
             values["weight_decay"] = 0.0
         reused = config.mode == "instruct" and config.guidance == "reuse"
-        known = set(signature(optimizer).parameters) & set(values) - {"device"}
         return cls(
             model,
-            DIRECTIONS[config.directions](model.layout),
-            optimizer(model.layout, model.flat.device, **{name: values[name] for name in known}),
+            family(model.layout, **_taken(family, values)),
+            optimizer(model.layout, model.flat.device, **_taken(optimizer, values)),
             config.seed,
             config.queries,
             config.eps,

@@ -39,6 +39,8 @@ shapes = st.fixed_dictionaries(
         "zo_batch_size": st.just(1),
         "learning_rate": st.just(1e-3),
         "staleness": st.integers(0, 1),
+        "directions": st.sampled_from(["rademacher", "lowrank"]),
+        "direction_rank": st.integers(1, 2),
     }
 )
 
