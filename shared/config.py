@@ -99,6 +99,7 @@ class Config:
     aggregation: str = "mean"  # how the sites' coefficients become one set
     trim_fraction: float = 0.2  # trimmed-mean: cut from each side
     malicious_clients: int = 1  # krum, multi-krum, bulyan: how many sites may lie
+    staleness: int = 0  # 1: a round is asked for before the last one is in, and measured one behind
     downlink: str = "replay"  # scalars, or full parameters every round (for comparison)
     catch_up: str = "auto"  # what a site that missed rounds gets: the fewer bytes, or as said
     snapshot_interval: int = 100  # rounds between snapshots; 0 = none
@@ -182,6 +183,7 @@ class Config:
         weight_of(self.bp_weight)
         _require(self.trim_fraction < 0.5, "trim-fraction", self.trim_fraction, "below 0.5")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "an integer from 0 to below 2**63")
+        _require(self.staleness <= 1, "staleness", self.staleness, "0 or 1")
         _require(self.block_size >= 2, "block-size", self.block_size, "at least 2 tokens")
         _require(self.threads <= MOST_THREADS, "threads", self.threads, f"at most {MOST_THREADS}")
         _require(Path(self.run_name).name == self.run_name != "..", "run-name", self.run_name,
