@@ -23,7 +23,7 @@ class Footprint:
     """What a replica takes, in bytes, without the activations of a batch."""
 
     replica: int
-    query: int  # replica and what measuring adds
+    query: int  # on top of that, while one is measured
     adam: int  # replica, moments and what a step adds
 
 
@@ -35,7 +35,7 @@ def footprint(layout: Layout, dtype: str) -> Footprint:
     scratch = min(max(SCRATCH, widest), size)
     return Footprint(
         replica=each * size,
-        query=each * (size + scratch + whole),
+        query=each * (scratch + whole),
         adam=(each + MOMENTS + GRADIENT + WORKING[dtype]) * size,
     )
 

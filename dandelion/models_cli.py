@@ -25,8 +25,8 @@ def models(name: Name = "") -> None:
 
 def _list() -> None:
     from dandelion.footprint import described
-    from shared.models.gpt2 import BPE, SHAPES
-    from shared.models.packaged import PACKAGED
+    from shared.models.gpt2 import SHAPES
+    from shared.models.packaged import BPE, PACKAGED
 
     table = Table("model", Column("parameters", justify="right"), "what", box=SIMPLE_HEAD)
     for name, shape in SHAPES.items():
@@ -49,9 +49,9 @@ def _list() -> None:
 
 def _explain(name: str) -> None:
     from dandelion.footprint import BYTES, described, footprint
-    from dandelion.settings import check_model
+    from shared.models.hub import check_name
 
-    check_model(name)
+    check_name(name)
     layout, module = described(name)
     config = module.config
     console.print(f"{name}: {type(module).__name__}", highlight=False, markup=False)
@@ -61,14 +61,14 @@ def _explain(name: str) -> None:
         f"vocabulary {config.vocab_size:,}, {positions} positions",
         highlight=False,
     )
-    columns = [Column(title, justify="right") for title in ("replica", "one query", "with Adam")]
+    columns = [Column(title, justify="right") for title in ("replica", "a query adds", "with Adam")]
     table = Table("", *columns, box=SIMPLE_HEAD)
     for dtype in BYTES:
         found = footprint(layout, dtype)
         table.add_row(dtype, *map(size_text, (found.replica, found.query, found.adam)))
     console.print(table)
     console.print(
-        "Without the activations of a batch. A query adds a scratch of fixed size and, for a while, "
-        "the largest tensor that is no matrix; scalars and SGD need no more than that.",
+        "Without the activations of a batch. A query adds a scratch of fixed size and, for a "
+        "while, the largest tensor that is no matrix; scalars and SGD need no more than that.",
         soft_wrap=True,
     )

@@ -34,6 +34,10 @@ CREATE TABLE metrics (
     forwards INTEGER NOT NULL, bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL,
     seconds REAL NOT NULL
 );
+CREATE TABLE sites (                -- who each site said it is, when it was last met
+    site TEXT PRIMARY KEY, slot INTEGER NOT NULL, device TEXT NOT NULL, dtype TEXT NOT NULL,
+    threads INTEGER NOT NULL, examples INTEGER NOT NULL
+);
 CREATE TABLE evaluations (round INTEGER PRIMARY KEY, loss REAL NOT NULL);
 CREATE TABLE scores (               -- of a task with classes: accuracy, f1, of a site also loss
     round INTEGER NOT NULL, site TEXT NOT NULL,                 -- '' is the server

@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from shared.errors import ConfigError, DataError
 from shared.models import CLASSIFIER, LanguageModel, Tokenizer, model_names
-from shared.models.gguf import converted, gguf_of
+from shared.models.gguf import SUFFIX, converted, gguf_of
 from shared.models.initial import fill_normal_
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
 
@@ -25,10 +26,12 @@ def load(name: str, place: str, seed: int, labels: Sequence[str]) -> LanguageMod
 
     Raises:
         DataError: it cannot be read here; says what to download and where to put it.
-        ConfigError: an architecture without next-token predictions, and no labels.
+        ConfigError: the name can only be misspelt, or the architecture predicts no next token
+            and there are no labels.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    check_name(name)
     file = gguf_of(place)
     place = str(converted(file)) if file is not None else place
     with _explained(name):
@@ -63,6 +66,25 @@ def shapes(name: str, place: str) -> Any:  # noqa: ANN401
         config: Any = AutoConfig.from_pretrained(str(converted(file)) if file else place)
         kind: Any = AutoModelForCausalLM if is_causal(config) else AutoModel
         return (Classifier if _classes(config) else kind).from_config(config)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is misspelt, before a hub is asked for it, again and again.
+
+    Raises:
+        ConfigError: neither registered, nor a folder or a file, nor on a hub, nor cached.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if name in model_names() or (name and Path(name).exists()) or name.count("/") == 1:
+        return
+    if name.endswith(SUFFIX) and name.count("/") > 1 and not name.startswith(("/", ".")):
+        return
+    if not name or "/" in name or not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        raise ConfigError(
+            f"unknown model {name!r}; known: {', '.join(model_names())}; or a folder in Hugging "
+            "Face format, a GGUF file, or owner/name on its hub"
+        )
 
 
 def architecture(config: Any) -> str:  # noqa: ANN401
