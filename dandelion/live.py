@@ -156,6 +156,10 @@ def _scores(s: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
         for name, title in (("accuracy", "accuracy"), ("f1", "F1"))
         if f"evaluation_{name}_last" in s
+    ] + [
+        (f"{title} at the sites", f"{s[f'sites_{name}_last']:.1%}")
+        for name, title in (("accuracy", "accuracy"), ("f1", "F1"))
+        if f"sites_{name}_last" in s
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from server.ledger import Ledger
 from server.picture import draw_losses
+from server.settle import TOGETHER
 from shared.config import Config
 from shared.models import LanguageModel
 from shared.replica import Replica
@@ -133,6 +134,10 @@ class Report:
                 f"evaluation_{name}_{when}": values[place][1]
                 for name, values in self.scores().items()
                 for when, place in (("first", 0), ("last", -1))
+            },
+            **{
+                f"sites_{name}_last": values[-1][1]
+                for name, values in self.scores(TOGETHER).items()
             },
             "seconds": round(self.totals().seconds, 3),
             "digest": self._replica.digest().hex(),

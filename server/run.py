@@ -7,18 +7,17 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from server.cohort import Cohort
-from server.evaluation import Evaluation
 from server.folder import Run, opened
 from server.report import Report
 from server.settle import Settle
 from server.strategy import ScalarStrategy
 from shared.config import Config
 from shared.data.corpus import Corpus
+from shared.evaluation import evaluated
 from shared.rounding import lost
 from shared.wire import Hello
 
 LOG = logging.getLogger("dandelion")
-EVALUATION_BATCH = 16  # blocks at once
 
 
 def serve(
@@ -51,9 +50,10 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
         on_round(report, round_)
 
     corpus = Corpus.of(run.config, run.learner.language_model)
-    evaluate = Evaluation(run.learner, corpus.evaluation(), EVALUATION_BATCH)
+    rows = corpus.evaluation()
     cohort = Cohort(run.config, acceptance(run), run.name, run.ledger.record_site)
-    ScalarStrategy(run, cohort, Settle(run, evaluate, shown)).start(grid)
+    settle = Settle(run, lambda: evaluated(run.learner, rows), shown)
+    ScalarStrategy(run, cohort, settle).start(grid)
     return report
 
 

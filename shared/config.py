@@ -31,7 +31,8 @@ POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-siz
             "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
             "bp-interval", "bp-batch-size", "topk-fraction", "cosine-target", "lora-rank",
             "lora-alpha", "direction-rank", "parallel-queries")  # fmt: skip
-FRACTIONS = ("eval-fraction", "trim-fraction", "momentum", "beta1", "beta2", "cosine-target")
+FRACTIONS = ("eval-fraction", "site-eval-fraction", "trim-fraction", "momentum", "beta1", "beta2",
+             "cosine-target")  # fmt: skip
 NOT_NEGATIVE = ("bp-learning-rate", "local-learning-rate", "weight-decay")
 MOST_THREADS = 1024
 NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
@@ -67,6 +68,7 @@ class Config:
     partition_alpha: float = 0.5  # dirichlet: small is skewed
     eval_fraction: float = 0.1  # share of each group's blocks held out for the server
     eval_blocks: int = 128  # at most so many of them are evaluated
+    site_eval_fraction: float = 0.0  # of its examples, which a site evaluates on; 0 = it does not
     eval_interval: int = 10  # rounds between evaluations; the first and the last are always done
     scope: str = "full"  # what is trained: full, reduced, lora, head, or regex:<pattern>
     lora_rank: int = 8

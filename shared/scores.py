@@ -21,6 +21,11 @@ class Outcome:
     examples: int
     confusion: Counts = field(default_factory=_none)  # [class, choice]; empty without classes
 
+    @property
+    def classes(self) -> int:
+        """How many classes the task has; 0: none."""
+        return len(self.confusion)
+
     def __add__(self, other: "Outcome") -> "Outcome":
         if not self.examples or not other.examples:
             return self if self.examples else other

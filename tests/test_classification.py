@@ -1,19 +1,24 @@
 """Classification: by a head or by words after a prompt, in every mode, with scores as defined."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import small_models
 import torch
-from federation import config, federate, ledger_of, replayed
+from federation import Network, altered, config, federate, is_reply, ledger_of, replayed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
 from dandelion.local import run_local
 from shared.data import DATASETS, Documents, Source
+from shared.data.apart import SiteData
 from shared.data.blocks import labelled
 from shared.directions import DIRECTIONS, Key
-from shared.errors import ConfigError, DataError
+from shared.errors import ConfigError, DataError, WireError
+from shared.evaluation import evaluated
 from shared.flat import flatten
 from shared.learner import Learner
 from shared.models import load_model
@@ -21,6 +26,7 @@ from shared.perturb import Perturber
 from shared.scores import Outcome, accuracy, confusion_of, f1
 from shared.tasks.classification import Classification
 from shared.tasks.verbaliser import Verbaliser, first_token
+from shared.wire import Measured, decode_reply, encode_reply
 
 GOOD, BAD = "the film was great and good", "terrible plot and it was bad"
 TEXTS = [f"{(BAD, GOOD)[n % 2]} {'the film ' * (n % 3)}" for n in range(60)]
@@ -311,3 +317,86 @@ def test_a_classifier_in_bfloat16_stays_equal_everywhere(chosen, tmp_path):
     assert found.summary["refused_replies"] == 0
     with ledger_of(c) as ledger:
         assert torch.equal(replayed(c, ledger, 4), found.flat)
+
+
+# --- evaluation at the sites
+
+
+def test_sites_evaluate_on_examples_that_they_never_train_on(chosen, tmp_path):
+    c = config(tmp_path, **{**chosen, "partitioner": "natural"}, num_clients=2, eval_interval=2,
+               site_eval_fraction=0.25)  # fmt: skip
+    found = federate(c)
+    with ledger_of(c) as ledger:
+        rows = ledger.rows("SELECT round, site, name, value FROM scores WHERE site != ''")
+    assert {row[0] for row in rows} == {0, 2}
+    assert {row[1] for row in rows} == {"0", "1", "all sites"}
+    assert {row[2] for row in rows} == {"loss", "accuracy", "f1"}
+    data = SiteData.of(c, Learner.of(c).language_model)
+    for number in range(2):
+        shards, whole = data.shard(number, 2), data.queries.shard(number, 2)
+        assert len(shards.held_out) + len(shards.queries) == len(whole)
+        assert shards.gradients is shards.queries
+        value = next(v for r, s, n, v in rows if (r, s, n) == (0, str(number), "loss"))
+        kept = torch.from_numpy(shards.held_out.batch(np.arange(len(shards.held_out))))
+        assert value == evaluated(Learner.of(c), kept).loss
+    assert found.summary["sites_accuracy_last"] in {v for r, s, n, v in rows if n == "accuracy"}
+
+
+def test_what_all_sites_reached_is_counted_over_all_their_examples(chosen, tmp_path):
+    c = config(tmp_path, num_clients=3, num_rounds=1, site_eval_fraction=0.2, **chosen)
+    federate(c)
+    learner = Learner.of(c)
+    data = SiteData.of(c, learner.language_model)
+    held = [data.shard(number, 3).held_out for number in range(3)]
+    rows = [torch.from_numpy(blocks.batch(np.arange(len(blocks)))) for blocks in held]
+    whole = sum((evaluated(learner, part) for part in rows), Outcome(0.0, 0))
+    with ledger_of(c) as ledger:
+        told = dict(ledger.rows("SELECT name, value FROM scores WHERE site = 'all sites'"))
+    assert told == {"loss": whole.loss, **whole.scores()}
+
+
+def test_language_models_are_evaluated_at_the_sites_too_and_digests_stay(tmp_path):
+    more = {"num_rounds": 2, "site_eval_fraction": 0.3}
+    found = federate(config(tmp_path, eval_interval=1, **more))
+    assert "sites_loss_last" in found.summary
+    again = federate(config(tmp_path, "again", eval_interval=0, **more))
+    assert again.digest == found.digest  # evaluating changes nothing that is trained
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        (None, "wrong kind"),
+        (Outcome(1.0, 2), "bad outcome"),
+        (Outcome(float("nan"), 4, np.diag([2, 2])), "bad outcome"),
+        (Outcome(1.0, 5, np.diag([2, 2])), "bad outcome"),
+        (Outcome(-1.0, 4, np.diag([2, 2])), "bad outcome"),
+        (Outcome(1.0, 0, np.zeros((2, 2), np.int64)), "bad outcome"),
+    ],
+)
+def test_an_outcome_that_cannot_be_is_refused(outcome, reason, folders, tmp_path):
+    c = config(tmp_path, model=folders["head"], num_rounds=1, site_eval_fraction=0.2, **CLASSES)
+
+    def change(reply):
+        wrong = is_reply(reply, 1)
+        return [altered(reply, lambda m: replace(m, outcome=outcome)) if wrong else reply]
+
+    found = federate(c, Network(c, change=change))
+    assert found.summary["refusals"] == {reason: 1}
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 4), st.binary(max_size=40), st.floats(0, 1e6), st.integers(0, 3))
+def test_a_reply_with_an_outcome_is_read_as_it_was_written(classes, gradient, total, numbers):
+    counts = np.arange(classes**2, dtype=np.int64).reshape(classes, classes)
+    values = np.arange(numbers, dtype=np.float32)
+    written = Measured(1, values, 3, 0.5, 0.25, bytes(16), gradient, Outcome(total, 7, counts))
+    data = encode_reply(written)
+    read = decode_reply(data)
+    assert (read.outcome.total, read.outcome.examples) == (total, 7)
+    assert np.array_equal(read.outcome.confusion, counts)
+    assert read.gradient == gradient
+    assert np.array_equal(read.differences, values)
+    for end in range(0, len(data), 7):
+        with pytest.raises(WireError):
+            decode_reply(data[:end])

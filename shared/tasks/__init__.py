@@ -16,6 +16,10 @@ from shared.scores import Outcome
 class Task(Protocol):
     """Examples, loss and scores. A batch is rows (B, n) of integers, as ``examples`` made them."""
 
+    @property
+    def classes(self) -> int:
+        """How many classes it has; 0: none."""
+
     def examples(self, documents: Documents, length: int) -> Blocks:
         """One row per example, those of a group beside each other; at most ``length`` tokens each.
 

@@ -24,6 +24,7 @@ class LanguageModelling:
     """An example is a block of tokens in a row; the loss is that of every token but the first."""
 
     tokenizer: Tokenizer
+    classes: int = 0
 
     def examples(self, documents: Documents, length: int) -> Blocks:
         """The documents of each group joined and cut into blocks of ``length`` tokens."""
