@@ -11,6 +11,7 @@ from federation import Network, altered, config, federate, is_reply, ledger_of, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
+from transformers import LlamaForSequenceClassification
 
 from dandelion.local import run_local
 from shared.data import DATASETS, Documents, Source
@@ -122,6 +123,18 @@ def test_a_folder_keeps_the_head_that_it_has(folders, tmp_path):
     three = config(tmp_path, **{**CLASSES, "label_words": "a, b, c"}, model=str(tmp_path / "saved"))
     with pytest.raises(ConfigError, match=r"label-words: 2 expected.*got .'a', 'b', 'c'."):
         Learner.of(three)
+
+
+def test_a_head_on_a_causal_model_reads_the_end_of_each_text(tmp_path):
+    folder, body = tmp_path / "llama", small_models.llama().config
+    body.num_labels = 2
+    torch.manual_seed(0)
+    small_models.saved(folder, LlamaForSequenceClassification(body), framed=False)
+    learner = Learner.of(config(tmp_path, model=str(folder), **CLASSES))
+    rows, module = rows_of(learner), learner.language_model.module
+    alone = [learner.loss(row[None][:, : 1 + int((row[1:] >= 0).sum())]) for row in rows]
+    assert learner.loss(rows) == pytest.approx(np.mean(alone), abs=1e-6)
+    assert type(module) is LlamaForSequenceClassification
 
 
 def test_an_encoder_cannot_model_language(folders, tmp_path):
