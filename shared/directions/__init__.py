@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -47,6 +47,35 @@ class Directions(Protocol):
 
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
         """Add scale * z to ``rows`` (m, width); row i is row ids[i] of the matrix at ``start``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A matrix at a flat address, as the right factor of a product."""
+
+    values: Tensor  # (height * width,)
+    start: int  # flat address of the first, a whole tile
+    shape: tuple[int, int]
+    transposed: bool  # the factor is (width, height), as in x @ W.t()
+
+
+@runtime_checkable
+class Multiplies(Protocol):
+    """A family that multiplies with perturbed matrices itself, quicker than block by block."""
+
+    def product(
+        self,
+        x: Tensor,
+        matrix: Matrix,
+        bias: Tensor | None,
+        key: Key,
+        scale: float,
+        scratch: Tensor,
+    ) -> Tensor | None:
+        """Return x (m, k) times the matrix plus scale * z(key), plus bias (n,), as (m, n).
+
+        None where the family has no product for this processor or shape; scratch is overwritten.
+        """
 
 
 DIRECTIONS: Registry[Callable[[Layout], Directions]] = Registry("directions", "shared.directions")
