@@ -67,6 +67,12 @@ def _check_mode(c: Config) -> None:
             f"optimizer {c.optimizer!r} with momentum {c.momentum}: in mode 'fedavg' sites step by "
             "AdamW and parameters are averaged: use sgd, momentum 0"
         )
+    guided = c.mode == "instruct" and c.guidance == "reuse"
+    if c.parallel_queries > 1 and (guided or c.mode in ("fo", "fedavg")):
+        raise ConfigError(
+            f"parallel-queries = {c.parallel_queries} with mode {c.mode!r}"
+            f"{', guidance reuse' * guided}: no round measures plain directions; use 1"
+        )
     if c.instruct_directions == "masked" and c.mode == "instruct" and c.guidance == "reuse":
         raise ConfigError(
             "guidance 'reuse' with instruct-directions 'masked': between BP rounds a masked "

@@ -29,7 +29,7 @@ POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-siz
             "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
             "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
             "bp-interval", "bp-batch-size", "topk-fraction", "cosine-target", "lora-rank",
-            "lora-alpha")  # fmt: skip
+            "lora-alpha", "direction-rank", "parallel-queries")  # fmt: skip
 FRACTIONS = ("eval-fraction", "trim-fraction", "momentum", "beta1", "beta2", "cosine-target")
 NOT_NEGATIVE = ("bp-learning-rate", "local-learning-rate", "weight-decay")
 MOST_THREADS = 1024
@@ -54,10 +54,11 @@ class Config:
     bp_weight: str = "0.5"  # instruct: weight of the gradient against the estimate, or auto
     guidance: str = "fresh"  # instruct, between BP rounds: plain directions, or reuse the last one
     model: str = "byte-gpt"  # a registered name, a hub name or a folder in Hugging Face format
-    dataset: str = "stdlib"  # a registered name
+    dataset: str = "stdlib"  # a registered name: dandelion data list
     max_samples: int = 0  # documents taken from the data set; 0 = all
     block_size: int = 64  # tokens of one example
     partitioner: str = "natural"  # how documents are dealt to sites
+    partition_by: str = ""  # the natural id that is dealt: play, role, …, or label; empty = usual
     partition_alpha: float = 0.5  # dirichlet: small is skewed
     eval_fraction: float = 0.1  # share of each group's blocks held out for the server
     eval_blocks: int = 128  # at most so many of them are evaluated
@@ -72,8 +73,10 @@ class Config:
     clients_per_round: int = 0  # cohort; 0 = every site that is there
     min_clients: int = 1  # valid replies that a round needs; sites that it waits for
     queries: int = 16  # q: directions of one step; each costs two forward passes
+    parallel_queries: int = 1  # p: directions of one forward pass (lowrank: cheapest), both signs
     eps: float = 1e-3  # smoothing radius: how far a site steps along each direction
     directions: str = "rademacher"  # family of directions
+    direction_rank: int = 1  # lowrank: outer products that a matrix's direction is the sum of
     seed_schedule: str = "shared"  # whether all sites measure the same directions or each its own
     local_steps: int = 1  # K: steps on the site before it replies
     local_learning_rate: float = 0.0  # step size of these; 0 = the round's learning rate

@@ -47,7 +47,7 @@ class Perturber:
         if self._scratch.numel() == model.flat.numel():
             own, other = model.layout.views(model.flat), model.layout.views(self._scratch)
             self._pairs = [(p, own[place.name], other[place.name]) for p, place in places]
-        self._vectors = Vectors(model, 0 if self._pairs else size)
+        self._vectors = Vectors(model, size if directions.pointwise and not self._pairs else 0)
         self._mode = Interception(
             {
                 id(p): Held(

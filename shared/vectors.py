@@ -14,7 +14,10 @@ SHARE = 64  # copies of at most one part in so many of the parameters, or of wha
 
 
 class Vectors:
-    """Copies of the tensors of few tiles: as many as fit into ``room`` or into a small share."""
+    """Copies of the tensors of few tiles: as many as fit into ``room`` or into a small share.
+
+    They are drawn as rows of tiles, so directions must be pointwise. A room of 0 holds none.
+    """
 
     def __init__(self, model: FlatModel, room: int) -> None:
         left = max(room, model.flat.numel() // SHARE) // TILE if room else 0

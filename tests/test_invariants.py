@@ -37,6 +37,8 @@ shapes = st.fixed_dictionaries(
         "seed": st.integers(0, 2**63 - 1),
         "zo_batch_size": st.just(1),
         "learning_rate": st.just(1e-3),
+        "directions": st.sampled_from(["rademacher", "lowrank"]),
+        "direction_rank": st.integers(1, 2),
     }
 )
 

@@ -6,7 +6,6 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from shared.flat import Layout
 from shared.registry import Registry
 
 
@@ -33,6 +32,7 @@ class Directions(Protocol):
     """
 
     exact: ClassVar[bool]  # the same bits on every device, at any thread count
+    pointwise: ClassVar[bool]  # a number depends on its address alone, not on the tensor around it
 
     def add_to_(
         self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0
@@ -78,4 +78,5 @@ class Multiplies(Protocol):
         """
 
 
-DIRECTIONS: Registry[Callable[[Layout], Directions]] = Registry("directions", "shared.directions")
+# Made of the layout; what else a family asks for by name, it gets from the settings.
+DIRECTIONS: Registry[Callable[..., Directions]] = Registry("directions", "shared.directions")

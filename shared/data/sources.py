@@ -1,0 +1,45 @@
+"""Which data set a name means, and its documents grouped as the run asks."""
+
+from dataclasses import replace
+
+from shared.data import DATASETS, Documents, Source
+from shared.errors import ConfigError
+
+LABEL = "label"  # groups that are the classes
+
+
+def source_of(name: str) -> Source:
+    """Look a data set up.
+
+    Raises:
+        UnknownNameError: nothing has this name.
+    """
+    return DATASETS[name]
+
+
+def documents_of(name: str, max_samples: int = 0, by: str = "") -> Documents:
+    """Load a data set, its documents grouped by a natural id, or by their label.
+
+    Args:
+        name: of the data set.
+        max_samples: how many documents to keep; 0: as many as the data set recommends.
+        by: one of its natural ids, or ``label``; empty: its usual one.
+
+    Raises:
+        ConfigError: the data set has no such id.
+        DataError: it cannot be had; says what to download and where to put it.
+    """
+    source = source_of(name)
+    usual = source.ids[0]
+    if by not in ("", LABEL, *source.ids):
+        raise ConfigError(
+            f"partition-by: {name!r} can be grouped by {', '.join(source.ids)}, or by label where "
+            f"it has classes; got {by!r}"
+        )
+    documents = source.load(max_samples or source.samples, usual if by in ("", LABEL) else by)
+    if by != LABEL:
+        return documents
+    if documents.labels is None:
+        raise ConfigError(f"partition-by = label: {name!r} has no classes")
+    names = [documents.classes[label] for label in documents.labels]
+    return replace(documents, groups=names)
