@@ -347,8 +347,9 @@ def test_methods_are_compared_by_accuracy_too(folders, tmp_path):
         with ledger_of(chosen) as ledger:
             (last,) = ledger.rows("SELECT value FROM scores WHERE round = 2 AND name = 'accuracy'")
         assert points[-1].accuracy == last[0]
-        rows.append({"name": name, "to_target": None, "peak_memory_bytes": None,
-                     "final_loss": points[-1].loss, "points": [asdict(p) for p in points]})  # fmt: skip
+        each = {"name": name, "to_target": None, "peak_memory_bytes": None}
+        found = [asdict(point) for point in points]
+        rows.append({**each, "final_loss": points[-1].loss, "points": found})
     _, told = table_rows({"axes": AXES, "methods": rows})
     assert told[0][-2] == f"{rows[0]['final_loss']:.4f}, {rows[0]['points'][-1]['accuracy']:.1%}"
 

@@ -44,8 +44,8 @@ def points_of(folder: Path) -> list[Point]:
     with closing(Ledger.open(folder / LEDGER)) as ledger:
         clients = ledger.rows("SELECT count(DISTINCT site) FROM contributions")[0][0] or 1
         return [
-            Point(round_, loss, *(cost / clients for cost in costs), seconds, accuracy)
-            for round_, loss, *costs, seconds, accuracy in ledger.rows(POINTS)
+            Point(round_, loss, ours / clients, whole / clients, runs / clients, seconds, accuracy)
+            for round_, loss, ours, whole, runs, seconds, accuracy in ledger.rows(POINTS)
         ]
 
 
