@@ -16,7 +16,7 @@ from shared.errors import ConfigError, DivergedError, GapError, SnapshotError
 from shared.learner import Learner
 from shared.sites import site_of
 from shared.snapshot import load_snapshot_
-from shared.wire import DIVERGED, MISSING, Behind, Hello, Measured, Request
+from shared.wire import DIVERGED, MISSING, UNKNOWN, Behind, Hello, Measured, Request
 
 _hosts: dict[str, "Host"] = {}
 
@@ -116,7 +116,8 @@ class Host:
         replica.apply(Entry.decode(data) for data in request.entries)
         if replica.round < request.round - 1:
             raise GapError(f"round {request.round - 1} expected, got {replica.round}")
-        replica.check(request.digest)
+        if request.digest != UNKNOWN:
+            replica.check(request.digest)
         if self._store is not None and self._store.is_due(replica.round):
             self._store.save(replica, request.run)
 

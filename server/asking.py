@@ -10,13 +10,13 @@ from shared.entry import is_dense
 from shared.errors import GapError
 from shared.modes import plan_of
 from shared.schedules import learning_rate
-from shared.wire import Request, encode_request, pack
+from shared.wire import UNKNOWN, Request, encode_request, pack
 
 Frame = tuple[bytes, bytes | None, bool]  # request, snapshot, whether gradients are in the request
 
 
 class Asking:
-    """Makes requests for the round after the one that the server's replica is at."""
+    """Makes requests for the round after the ledger's last one."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -60,7 +60,7 @@ class Asking:
         request = Request(
             round=round_,
             learning_rate=self.rate(round_),
-            digest=run.learner.replica.digest(),
+            digest=run.digest() or UNKNOWN,
             run=run.name,
             code=run.code,
             entries=way.entries,
@@ -72,8 +72,12 @@ class Asking:
     def _way(self, site_round: int | None, to: int) -> CatchUp:
         run = self._run
         if run.config.downlink == "dense":
-            return full_parameters(run.learner.replica, run.name)
+            return self._whole()
         try:
             return catch_up(run.config, run.ledger, self._snapshots, site_round, to)
         except GapError:
-            return full_parameters(run.learner.replica, run.name)
+            return self._whole()
+
+    def _whole(self) -> CatchUp:
+        self._run.catch_up()
+        return full_parameters(self._run.learner.replica, self._run.name)

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from server.asking import Asking
+from server.claims import known_digest
 from server.cohort import Cohort, Site
 from server.combining import Combining
 from server.exchange import Exchange, transfer
@@ -31,7 +32,8 @@ RETRIES = 2  # how often a site that is behind is sent more within one round
 class ScalarStrategy(Strategy):
     """Trains by loss differences; the ledger is its memory, a replica its model.
 
-    Invariant: the replica is at the ledger's last round whenever a round begins.
+    Invariant: the replica is at the ledger's last round whenever a round begins, unless
+    ``server-replica`` is lazy.
     """
 
     def __init__(self, run: Run, cohort: Cohort, settle: Callable[[int], None]) -> None:
@@ -40,6 +42,7 @@ class ScalarStrategy(Strategy):
         self._combining = Combining(run.config, run.learner.replica)
         self._exchange: Exchange | None = None  # of the current round
         self._asked: dict[int, Site] = {}  # of the current round, by node id
+        self._digest: bytes | None = None  # of the parameters that the current round is measured at
         self._late = Late()
         self._transfers: list[Transfer] = []  # these two: committed with the round
         self._refusals: list[Refusal] = []
@@ -98,8 +101,14 @@ class ScalarStrategy(Strategy):
         if entry is None:
             return self._skip(server_round, "too few replies of one kind", transfers, refusals)
         metrics = self._metrics(entry, contributions, transfers)
+        replica = run.learner.replica
+        if self._digest is not None and replica.round != server_round - 1:
+            run.ledger.record_digest(server_round - 1, self._digest)
         committed = run.ledger.commit(entry, contributions, transfers, metrics, refusals)
-        run.learner.replica.apply([committed])
+        if run.config.server_replica == "eager":
+            replica.apply([committed])
+        elif committed.guide:
+            run.catch_up()
         self._settle(server_round)
         return None, MetricRecord({"loss": metrics.loss})
 
@@ -143,6 +152,7 @@ class ScalarStrategy(Strategy):
         self._transfers += transfers
         self._refusals += refusals
         self._exchange = exchange = Exchange(grid)
+        self._digest = self._run.digest()
         messages = self.configure_train(round_, ArrayRecord(), ConfigRecord(), grid)
         self._send(exchange, messages, round_)
         gathered: list[Message] = []
@@ -176,7 +186,9 @@ class ScalarStrategy(Strategy):
     def _validated(self, round_: int, replies: Iterable[Message]) -> list[Contribution]:
         valid: list[Contribution] = []
         silent = {site.name.name: site for site in self._asked.values()}
-        for message in replies:
+        gathered = list(replies)
+        self._digest = known_digest(self._run, round_ - 1, filter(self._site_of, gathered))
+        for message in gathered:
             site = self._site_of(message)
             if site is None:
                 self._refuse(round_, _stranger(message), "not asked", "")
@@ -222,7 +234,7 @@ class ScalarStrategy(Strategy):
         config, replica = self._run.config, self._run.learner.replica
         plan = plan_of(config, round_, site.hello.can_backpropagate)
         numbers = config.queries * config.local_steps * plan.measure
-        return Expected(round_, numbers, replica.digest(), replica.codec if plan.dense else None)
+        return Expected(round_, numbers, self._digest, replica.codec if plan.dense else None)
 
     def _metrics(
         self, entry: Entry, contributions: Sequence[Contribution], transfers: Sequence[Transfer]

@@ -22,6 +22,7 @@ CHOICES = {
     "downlink": ("replay", "dense"),
     "catch-up": ("auto", "replay", "snapshot"),
     "partitioner": ("natural", "iid", "dirichlet"),
+    "server-replica": ("eager", "lazy"),
     "lr-schedule": ("constant", "linear", "cosine"),
 }
 SCOPES = ("full", "lora", "reduced")
@@ -36,7 +37,8 @@ MOST_THREADS = 1024
 NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
 OPERATIONAL = frozenset({"num-rounds", "output-dir", "run-name", "resume", "wait-timeout",
                          "round-timeout", "max-skipped-rounds", "eval-interval",
-                         "snapshot-interval", "catch-up", "save-model"})  # fmt: skip
+                         "snapshot-interval", "catch-up", "save-model",
+                         "server-replica"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Config:
     malicious_clients: int = 1  # krum, multi-krum, bulyan: how many sites may lie
     downlink: str = "replay"  # scalars, or full parameters every round (for comparison)
     catch_up: str = "auto"  # what a site that missed rounds gets: the fewer bytes, or as said
+    server_replica: str = "eager"  # follow the ledger every round, or only when needed (lazy)
     snapshot_interval: int = 100  # rounds between snapshots; 0 = none
     round_timeout: float = 3600.0  # seconds until a missing reply counts as missing
     wait_timeout: float = 3600.0  # seconds to wait for min-clients before giving up
