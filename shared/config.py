@@ -72,6 +72,7 @@ class Config:
     init_from: str = ""  # a run folder or a model folder to start from; empty = the model untrained
     num_rounds: int = 150  # rounds to be committed in all
     num_clients: int = 8  # sites that the local and the simulation engine make
+    merge_clients: bool = False  # local engine: sites with the same keys share forward passes
     clients_per_round: int = 0  # cohort; 0 = every site that is there
     min_clients: int = 1  # valid replies that a round needs; sites that it waits for
     queries: int = 16  # q: directions of one step; each costs two forward passes
