@@ -15,7 +15,7 @@ from shared.data.apart import SiteData
 from shared.entry import Entry
 from shared.errors import ConfigError, DivergedError, GapError, SnapshotError
 from shared.learner import Learner
-from shared.modes import MEASURE, plan_of
+from shared.modes import MEASURE, measured_at, plan_of
 from shared.sites import site_of
 from shared.snapshot import load_snapshot_
 from shared.wire import DIVERGED, MISSING, UNKNOWN, Behind, Hello, Measured, Request
@@ -84,8 +84,16 @@ class Host:
     def train(
         self, node_config: Mapping[str, object], request: Request, snapshot: bytes | None
     ) -> Measured | Behind:
-        """Bring the replica to the round before the request's, then measure."""
+        """Bring the replica to where the request's round is measured, then measure.
+
+        With staleness a server that was killed may ask again for a round that the replica is past;
+        a replica cannot go back, but what was answered is kept.
+        """
         site = self._site(node_config)
+        self._follow(request.run)
+        past = self._learner.replica.round > measured_at(self._config, request.round)
+        if past and (answered := site.answered(request)) is not None:
+            return answered
         if (behind := self._brought(request, snapshot)) is not None:
             return behind
         ready = self._ready.pop(site.name.name, None)
@@ -144,8 +152,8 @@ class Host:
         if snapshot is not None:
             load_snapshot_(replica, snapshot, request.run)
         replica.apply(Entry.decode(data) for data in request.entries)
-        if replica.round < request.round - 1:
-            raise GapError(f"round {request.round - 1} expected, got {replica.round}")
+        if replica.round != (at := measured_at(self._config, request.round)):
+            raise GapError(f"round {at} expected, got {replica.round}")
         if request.digest != UNKNOWN:
             replica.check(request.digest)
         if self._store is not None and self._store.is_due(replica.round):

@@ -96,7 +96,7 @@ def status(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until ^C.")] = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks.")] = 2.0,
 ) -> None:
-    """Show a run as it stands: rounds, loss, bytes, and its nodes with lag and last error."""
+    """Show a run as it stands: rounds, loss, bytes; nodes with device, lag and last error."""
     from dandelion.standing import picture_of, watch
 
     if follow:

@@ -6,31 +6,34 @@ rests on it; whoever brings a replica there later compares (``follow_``, ``ledge
 replies differ, the server catches up at once and judges them as if it had never been behind.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from flwr.app import Message
 
+from server.flight import Flight
 from server.folder import Run
 from shared.errors import WireError
+from shared.modes import measured_at
 from shared.wire import Measured, decode_reply, unpack
 
 
-def known_digest(run: Run, round_: int, replies: Iterable[Message]) -> bytes | None:
-    """The digest of the parameters after a round: the replica's, or what its readers agree on.
+def agreed(run: Run, flight: Flight, replies: Sequence[Message]) -> tuple[int, bytes] | None:
+    """The round that replies were measured at, and the one digest that they carry.
 
-    None where there is nothing to read.
+    None where the replica is there itself, also after it has caught up because they differ.
 
     Raises:
-        DivergedError: the replica caught up, and earlier rounds were measured at other parameters.
+        DivergedError: earlier rounds were measured at other parameters than the ledger gives.
     """
-    replica = run.learner.replica
-    if replica.round == round_:
-        return replica.digest()
-    claims = {digest for message in replies if (digest := _claim(message)) is not None}
+    at = measured_at(run.config, flight.round)
+    if run.config.server_replica == "eager" or run.learner.replica.round == at:
+        return None
+    asked = (message for message in replies if flight.site_of(message) is not None)
+    claims = {digest for message in asked if (digest := _claim(message)) is not None}
     if len(claims) > 1:
         run.catch_up()
-        return replica.digest()
-    return claims.pop() if claims else None
+        return None
+    return (at, claims.pop()) if claims else None
 
 
 def _claim(message: Message) -> bytes | None:

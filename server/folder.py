@@ -38,11 +38,6 @@ class Run:
     name: bytes  # 16, random: names the run on the wire
     code: bytes  # 16, of the source files that server and sites must share
 
-    def digest(self) -> bytes | None:
-        """Of the parameters after the ledger's last round; None where the replica is behind."""
-        replica = self.learner.replica
-        return replica.digest() if replica.round == self.ledger.last_round else None
-
     def catch_up(self) -> None:
         """Bring the replica to the ledger's last round, and note or compare each round's digest.
 
@@ -130,6 +125,7 @@ def _resume(folder: Path, config: Config) -> Run:
         learner.replica.check(digest)
     if ledger.head("code") != code_digest():
         LOG.warning("the source files are not those that the run was started with")
+    write_atomically(folder / CONFIG, _text(config).encode())  # operational keys may be new
     LOG.info("resumed at round %d: %s", last, folder)
     return Run(folder, config, ledger, learner, name, code_digest())
 

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from server.chain import chained, kept, seal
+from server.checking import SEAL, check
 from server.records import Contribution, Metrics, Refusal
 from server.schema import TABLES, VERSION
 from shared.entry import MAGIC_DENSE, MAGIC_DROPPED, Entry
-from shared.errors import GapError, LedgerError, WireError
+from shared.errors import GapError, LedgerError
 from shared.traffic import Transfer
+from shared.wire import Hello
 
 TRANSFER = attrgetter(*(field.name for field in fields(Transfer)))  # astuple copies, and is slow
-SEAL = "seal"  # the row of ``head`` that binds its other rows; the first chain starts from it
 OF_KIND = "round > ? AND round <= ? AND substr(payload, 1, 2) = ?"
 DETAIL = 500  # characters of a refusal's detail, which may come from a site, that are kept
 
@@ -74,7 +75,7 @@ class Ledger:
             raise LedgerError(f"{path}: no ledger there")
         ledger = cls(path)
         try:
-            ledger._check()
+            check(ledger)
             ledger._write("PRAGMA synchronous = FULL")
         except BaseException as error:
             ledger.close()
@@ -134,6 +135,11 @@ class Ledger:
         with self._transaction():
             self._write("INSERT INTO skips (round, detail) VALUES (?, ?)", (round_, detail))
             self._add(transfers, refusals)
+
+    def record_site(self, hello: Hello) -> None:
+        """Note who a site said it is when it was last met."""
+        row = (hello.site, hello.slot, hello.device, hello.dtype, hello.threads, hello.examples)
+        self._write("INSERT OR REPLACE INTO sites VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def record_digest(self, round_: int, digest: bytes) -> None:
         """Note what the parameters were after a round; once noted it stays."""
@@ -200,42 +206,10 @@ class Ledger:
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: cannot be read ({error})") from error
 
-    def _check(self) -> None:
-        version = self.rows("PRAGMA user_version")[0][0]
-        if version != VERSION:
-            raise LedgerError(f"{self.path}: ledger version {VERSION} expected, got {version}")
-        if (found := self.rows("PRAGMA quick_check(1)")[0][0]) != "ok":
-            raise LedgerError(f"{self.path}: damaged ({found})")
-        rest = self.rows("SELECT key, value FROM head WHERE key != ? ORDER BY key", (SEAL,))
-        if self.head(SEAL) != seal(rest):
-            raise LedgerError(f"{self.path}: table head, row {SEAL}: does not fit the other rows")
-        before = self.head(SEAL)
-        for expected, (round_, payload, chain) in enumerate(
-            self.rows("SELECT round, payload, chain FROM entries ORDER BY round"), 1
-        ):
-            if round_ != expected:
-                raise LedgerError(f"{self.path}: table entries: round {expected} is missing")
-            before = chained(before, payload, self._contributions(expected))
-            if before != chain:
-                raise LedgerError(
-                    f"{self.path}: table entries, row {round_}: does not fit its chain"
-                )
-            try:
-                Entry.decode(payload)
-            except WireError as error:
-                raise LedgerError(f"{self.path}: table entries, row {round_}: {error}") from error
-
     def _chain_before(self, round_: int) -> bytes:
         if round_ == 1:
             return self.head(SEAL)
         return _bytes(self.rows("SELECT chain FROM entries WHERE round = ?", (round_ - 1,))[0][0])
-
-    def _contributions(self, round_: int) -> list[tuple[Any, ...]]:
-        return self.rows(
-            "SELECT round, slot, site, examples, loss, seconds, differences, gradient "
-            "FROM contributions WHERE round = ? ORDER BY slot",
-            (round_,),
-        )
 
     def _fill(self, head: Mapping[str, bytes]) -> None:
         for statement in TABLES.split(";"):

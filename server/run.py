@@ -50,7 +50,7 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
 
     corpus = Corpus.of(run.config, run.learner.language_model)
     evaluate = Evaluation(run.learner, corpus.evaluation(), EVALUATION_BATCH)
-    cohort = Cohort(run.config, acceptance(run), run.name)
+    cohort = Cohort(run.config, acceptance(run), run.name, run.ledger.record_site)
     ScalarStrategy(run, cohort, Settle(run, evaluate, shown)).start(grid)
     return report
 

@@ -20,6 +20,7 @@ def check_combinations(c: Config) -> None:
         ConfigError: says which settings, and what to set instead.
     """
     _check_rounds(c)
+    _check_staleness(c)
     _check_aggregation(c)
     _check_mode(c)
     _check_merging(c)
@@ -36,6 +37,22 @@ def _check_rounds(c: Config) -> None:
             f"clients-per-round: 0 or at least min-clients = {c.min_clients} expected, "
             f"got {c.clients_per_round}: every round would be skipped"
         )
+
+
+def _check_staleness(c: Config) -> None:
+    """What must be as it was one round ago is not kept: parameters as a whole, guidance, debts."""
+    reused = c.mode == "instruct" and c.guidance == "reuse"
+    for key, value, holds in (
+        ("downlink", c.downlink, c.downlink == "dense"),
+        ("guidance", c.guidance, reused),
+        ("error-feedback", "true", c.error_feedback),
+        ("server-replica", "lazy", c.server_replica == "lazy"),
+    ):
+        if c.staleness and holds:
+            raise ConfigError(
+                f"staleness = {c.staleness} with {key} = {value}: it follows the newest round, and "
+                "sites measure at the one before; use staleness = 0, or the key's default"
+            )
 
 
 def _check_aggregation(c: Config) -> None:
@@ -92,6 +109,7 @@ def _check_merging(c: Config) -> None:
         "mode": c.mode in ("fo", "fedavg") or (c.mode == "instruct" and c.guidance == "reuse"),
         "local-steps": c.local_steps > 1,
         "parallel-queries": c.parallel_queries > 1,
+        "staleness": c.staleness > 0,
     }
     if c.merge_clients and any(alone.values()):
         (key, *_) = (key for key, holds in alone.items() if holds)

@@ -56,7 +56,7 @@ class Config:
     bp_weight: str = "0.5"  # instruct: weight of the gradient against the estimate, or auto
     guidance: str = "fresh"  # instruct, between BP rounds: plain directions, or reuse the last one
     model: str = "byte-gpt"  # a registered name, a hub name or a folder in Hugging Face format
-    dataset: str = "stdlib"  # a registered name: dandelion data list
+    dataset: str = "stdlib"  # dandelion data list; or a folder, or owner/name[:config] on the hub
     max_samples: int = 0  # documents taken from the data set; 0 = all
     block_size: int = 64  # tokens of one example
     partitioner: str = "natural"  # how documents are dealt to sites
@@ -102,6 +102,7 @@ class Config:
     aggregation: str = "mean"  # how the sites' coefficients become one set
     trim_fraction: float = 0.2  # trimmed-mean: cut from each side
     malicious_clients: int = 1  # krum, multi-krum, bulyan: how many sites may lie
+    staleness: int = 0  # 1: a round is asked for before the last one is in, and measured one behind
     downlink: str = "replay"  # scalars, or full parameters every round (for comparison)
     catch_up: str = "auto"  # what a site that missed rounds gets: the fewer bytes, or as said
     server_replica: str = "eager"  # follow the ledger every round, or only when needed (lazy)
@@ -152,17 +153,17 @@ class Config:
     def _check_names(self) -> None:
         """Choices, and what modules register; a model may be anywhere, so it is looked up late."""
         from shared.codecs import CODECS
-        from shared.data import DATASETS
+        from shared.data.sources import source_of
         from shared.directions import DIRECTIONS
         from shared.optimizers import OPTIMIZERS
 
         known: list[tuple[str, str, Iterable[str]]] = [
-            ("dataset", self.dataset, DATASETS.names()),
-            ("bp-dataset", self.bp_dataset or self.dataset, DATASETS.names()),
             ("codec", self.codec, CODECS.names()),
             ("directions", self.directions, DIRECTIONS.names()),
             ("optimizer", self.optimizer, OPTIMIZERS.names()),
         ]
+        for name in (self.dataset, self.bp_dataset or self.dataset):
+            source_of(name)
         values = self.to_run_config()
         known += [(key, str(values[key]), names) for key, names in CHOICES.items()]
         for key, name, names in known:
@@ -186,6 +187,7 @@ class Config:
         weight_of(self.bp_weight)
         _require(self.trim_fraction < 0.5, "trim-fraction", self.trim_fraction, "below 0.5")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "an integer from 0 to below 2**63")
+        _require(self.staleness <= 1, "staleness", self.staleness, "0 or 1")
         _require(self.block_size >= 2, "block-size", self.block_size, "at least 2 tokens")
         _require(self.threads <= MOST_THREADS, "threads", self.threads, f"at most {MOST_THREADS}")
         _require(Path(self.run_name).name == self.run_name != "..", "run-name", self.run_name,

@@ -39,7 +39,7 @@ class Request:
 
     round: int  # to be measured
     learning_rate: float  # of this round, for local steps
-    digest: bytes  # 16, of the parameters after round - 1, or UNKNOWN
+    digest: bytes  # 16, of the parameters that it is to be measured at, or UNKNOWN
     run: bytes  # 16, names the run
     code: bytes  # 16, of the server's source files
     entries: Sequence[bytes] = ()  # what the site missed, oldest first

@@ -124,7 +124,12 @@ def test_a_lazy_run_may_go_on_as_an_eager_one(tmp_path):
     federate(chosen)
     keys = chosen.to_run_config() | {"resume": str(tmp_path / "lazy"), "server-replica": "eager"}
     with opened(type(chosen).from_run_config(keys)) as run:
-        assert run.digest() == run.ledger.digest(3)
+        assert run.learner.replica.digest() == run.ledger.digest(3)
+
+
+def test_a_lazy_server_cannot_ask_one_round_ahead(tmp_path):
+    with pytest.raises(ConfigError, match="staleness = 1 with server-replica = lazy"):
+        lazy(tmp_path, staleness=1)
 
 
 def test_an_unknown_way_to_follow_is_refused(tmp_path):

@@ -103,6 +103,7 @@ def test_a_site_that_answers_twice_or_not_at_all_changes_nothing_for_the_others(
         ("mode", {"mode": "fo"}),
         ("local-steps", {"local_steps": 2}),
         ("parallel-queries", {"parallel_queries": 2}),
+        ("staleness", {"staleness": 1}),
     ],
 )
 def test_what_cannot_be_merged_is_refused(tmp_path, key, changes):
