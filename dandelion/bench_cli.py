@@ -42,6 +42,30 @@ def memory(json_file: Json = None) -> None:
 
 
 @app.command()
+def replay(json_file: Json = None) -> None:
+    """A thousand rounds in one pass, against the pool replay and other ways."""
+    from dandelion.bench.replay import replay as measure
+
+    show("replay", measure(), json_file)
+
+
+@app.command()
+def parallel(json_file: Json = None) -> None:
+    """Many directions in one batched forward, against one by one."""
+    from dandelion.bench.parallel import parallel as measure
+
+    show("parallel", measure(), json_file)
+
+
+@app.command()
+def clients(json_file: Json = None) -> None:
+    """Rounds of 1,000 clients with one example each, against 10 clients with 100."""
+    from dandelion.bench.clients import clients as measure
+
+    show("clients", measure(), json_file)
+
+
+@app.command()
 def engine(json_file: Json = None) -> None:
     """Message handling alone: rounds of virtual clients that measure nothing."""
     from dandelion.bench.engine import engine as measure
