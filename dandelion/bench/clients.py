@@ -51,8 +51,8 @@ def _measured(clients: int, examples: int, merge: bool) -> dict[str, float]:
     return read
 
 
-def _run(clients: int, examples: int, merge: bool, rounds: int = ROUNDS) -> dict[str, float]:
-    """Train in this process: seconds of a round, and peak resident bytes."""
+def timed(clients: int, examples: int, merge: bool, rounds: int) -> float:
+    """Train in this process: median seconds of a round."""
     from dandelion.local import run_local
     from server.report import Report
     from shared.config import Config
@@ -77,8 +77,13 @@ def _run(clients: int, examples: int, merge: bool, rounds: int = ROUNDS) -> dict
         }
         run_local(Config.from_run_config(settings), ended)
     seconds = [b - a for a, b in pairwise(ends)]
+    return median(seconds[1:-1])
+
+
+def _run(clients: int, examples: int, merge: bool) -> dict[str, float]:
+    seconds = timed(clients, examples, merge, ROUNDS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": median(seconds[1:-1]), "peak": peak}
+    return {"seconds": seconds, "peak": peak}
 
 
 if __name__ == "__main__":
