@@ -55,6 +55,10 @@ class Site:
             gradient=payload,
         )
 
+    def forget(self) -> None:
+        """Owe nothing any more: what was lost on a way that the run left is of no use."""
+        self._sender = None
+
     def _gradient(
         self, learner: Learner, request: Request, plan: Plan
     ) -> tuple[list[float], bytes, Tensor | None]:

@@ -13,6 +13,7 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from server.ledger import Ledger
+from server.lineage import dropped
 from server.lines import size_text
 from shared.errors import ConfigError
 
@@ -49,12 +50,14 @@ def verify(run: Folder) -> None:
     with ledger_of(run) as ledger:
         replica, last = learner_of(ledger).replica, ledger.last_round
         compared = reached = 0
-        for round_ in _shown(itertools.chain([0], rebuilt_(replica, ledger, last)), last):
+        for round_ in _shown(
+            itertools.chain([0], rebuilt_(replica, ledger, last, undone=True)), last
+        ):
             if (digest := ledger.digest(round_)) is not None:
                 replica.check(digest)
                 compared += 1
             reached += 1
-        leapt, gone = last + 1 - reached, ledger.dropped(0, last)
+        leapt, gone = last + 1 - reached, dropped(ledger.payloads(0, last))
     say(
         f"{last - leapt:,} rounds replayed, {compared:,} digests equal; "
         f"digest {replica.digest().hex()}"
@@ -129,6 +132,8 @@ def _shown(rounds: Iterable[int], last: int) -> Iterable[int]:
 
 def _numbers(entry: "Entry") -> str:
     """What an entry holds: groups of numbers, a gradient, or what is left of one."""
+    if entry.back_to is not None:
+        return f"back to {entry.back_to}"
     gradient = "dropped" if entry.dropped else "gradient" if entry.payload else ""
     each = len(entry.groups[0].differences) if entry.groups else 0
     return " + ".join(filter(None, [f"{len(entry.groups)} × {each}" if each else "", gradient]))

@@ -14,9 +14,9 @@ from server.ledger import Ledger
 from server.snapshots import Snapshots
 from shared.code import code_digest
 from shared.config import Config
-from shared.errors import ConfigError, DivergedError, LedgerError
+from shared.errors import ConfigError, DivergedError, LedgerError, SnapshotError
 from shared.learner import Learner
-from shared.snapshot import write_atomically
+from shared.snapshot import encode_snapshot, load_snapshot_, write_atomically
 from shared.toml import to_toml
 
 LOG = logging.getLogger("dandelion")
@@ -33,6 +33,25 @@ class Run:
     learner: Learner
     name: bytes  # 16, random: names the run on the wire
     code: bytes  # 16, of the source files that server and sites must share
+
+    def return_to(self, round_: int) -> None:
+        """Bring the replica back to an earlier round on its way.
+
+        Raises:
+            GapError: no snapshot leads there, and gradients on the way from the base were dropped.
+        """
+        replica, snapshots = self.learner.replica, Snapshots(self.ledger)
+        found = snapshots.latest(round_)
+        if found is not None and found[0] == round_:
+            try:
+                data, name = snapshots.read(round_), f"snapshot of round {round_}"
+                return load_snapshot_(replica, data, self.name, name)
+            except SnapshotError as error:
+                LOG.warning("not used: %s", error)
+                snapshots.forget(round_)
+        fresh = Learner.of(self.config).replica
+        snapshots.restore_(fresh, self.name, round_)
+        load_snapshot_(replica, encode_snapshot(fresh, self.name), self.name)
 
 
 @contextmanager

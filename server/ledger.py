@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from server.audit import SEAL, check
 from server.chain import chained, kept, seal
-from server.records import Contribution, Metrics, Refusal
+from server.records import Contribution, Metrics, Refusal, Rewind
 from server.schema import TABLES, VERSION
-from shared.entry import MAGIC_DENSE, MAGIC_DROPPED, Entry
-from shared.errors import GapError, LedgerError, WireError
+from shared.entry import MAGIC_DENSE, Entry
+from shared.errors import GapError, LedgerError
 from shared.traffic import Transfer
 
 TRANSFER = attrgetter(*(field.name for field in fields(Transfer)))  # astuple copies, and is slow
-SEAL = "seal"  # the row of ``head`` that binds its other rows; the first chain starts from it
-OF_KIND = "round > ? AND round <= ? AND substr(payload, 1, 2) = ?"
 DETAIL = 500  # characters of a refusal's detail, which may come from a site, that are kept
 
 
@@ -74,7 +73,7 @@ class Ledger:
             raise LedgerError(f"{path}: no ledger there")
         ledger = cls(path)
         try:
-            ledger._check()
+            check(ledger)
             ledger._write("PRAGMA synchronous = FULL")
         except BaseException as error:
             ledger.close()
@@ -106,8 +105,11 @@ class Ledger:
         transfers: Iterable[Transfer],
         metrics: Metrics,
         refusals: Iterable[Refusal] = (),
+        reason: str = "",
     ) -> Entry:
         """Write a round in one transaction and return its entry as read back.
+
+        ``reason`` says of a rewind why it was needed.
 
         Raises:
             GapError: the entry does not follow the last one.
@@ -120,6 +122,9 @@ class Ledger:
             self._write("INSERT INTO entries VALUES (?, ?, ?)", (entry.round, payload, chain))
             self._write_all("INSERT INTO contributions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._write(f"INSERT INTO metrics VALUES ({_marks(Metrics)})", astuple(metrics))
+            if entry.back_to is not None:
+                rewind = (entry.round, entry.back_to, entry.learning_rate, reason)
+                self._write("INSERT INTO rewinds VALUES (?, ?, ?, ?)", rewind)
             self._add(transfers, refusals)
         return self.entry(entry.round)
 
@@ -171,18 +176,17 @@ class Ledger:
             )
         return [_bytes(row[0]) for row in rows]
 
-    def dropped(self, after: int, to: int) -> int:
-        """The newest round after ``after`` up to ``to`` whose dense gradient is gone; 0: none."""
-        query = f"SELECT coalesce(max(round), 0) FROM entries WHERE {OF_KIND}"
-        return int(self.rows(query, (after, to, MAGIC_DROPPED.to_bytes(2, "little")))[0][0])
-
     def drop_gradients(self, to: int) -> None:
         """Keep of the dense gradients of the rounds up to ``to`` their digests only."""
-        query = f"SELECT payload, round FROM entries WHERE {OF_KIND}"
-        found = self.rows(query, (0, to, MAGIC_DENSE.to_bytes(2, "little")))
+        query = "SELECT payload, round FROM entries WHERE round <= ? AND substr(payload, 1, 2) = ?"
+        found = self.rows(query, (to, MAGIC_DENSE.to_bytes(2, "little")))
         with self._transaction():
             rows = [(kept(payload), round_) for payload, round_ in found]
             self._write_all("UPDATE entries SET payload = ? WHERE round = ?", rows)
+
+    def rewinds(self) -> list[Rewind]:
+        """Where the run went back to an earlier round, in order."""
+        return [Rewind(*row) for row in self.rows("SELECT * FROM rewinds ORDER BY round")]
 
     def digest(self, round_: int) -> bytes | None:
         """The recorded digest of a round, if one was noted."""
@@ -200,42 +204,10 @@ class Ledger:
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: cannot be read ({error})") from error
 
-    def _check(self) -> None:
-        version = self.rows("PRAGMA user_version")[0][0]
-        if version != VERSION:
-            raise LedgerError(f"{self.path}: ledger version {VERSION} expected, got {version}")
-        if (found := self.rows("PRAGMA quick_check(1)")[0][0]) != "ok":
-            raise LedgerError(f"{self.path}: damaged ({found})")
-        rest = self.rows("SELECT key, value FROM head WHERE key != ? ORDER BY key", (SEAL,))
-        if self.head(SEAL) != seal(rest):
-            raise LedgerError(f"{self.path}: table head, row {SEAL}: does not fit the other rows")
-        before = self.head(SEAL)
-        for expected, (round_, payload, chain) in enumerate(
-            self.rows("SELECT round, payload, chain FROM entries ORDER BY round"), 1
-        ):
-            if round_ != expected:
-                raise LedgerError(f"{self.path}: table entries: round {expected} is missing")
-            before = chained(before, payload, self._contributions(expected))
-            if before != chain:
-                raise LedgerError(
-                    f"{self.path}: table entries, row {round_}: does not fit its chain"
-                )
-            try:
-                Entry.decode(payload)
-            except WireError as error:
-                raise LedgerError(f"{self.path}: table entries, row {round_}: {error}") from error
-
     def _chain_before(self, round_: int) -> bytes:
         if round_ == 1:
             return self.head(SEAL)
         return _bytes(self.rows("SELECT chain FROM entries WHERE round = ?", (round_ - 1,))[0][0])
-
-    def _contributions(self, round_: int) -> list[tuple[Any, ...]]:
-        return self.rows(
-            "SELECT round, slot, site, examples, loss, seconds, differences, gradient "
-            "FROM contributions WHERE round = ? ORDER BY slot",
-            (round_,),
-        )
 
     def _fill(self, head: Mapping[str, bytes]) -> None:
         for statement in TABLES.split(";"):

@@ -123,6 +123,7 @@ class Report:
             "refused_replies": sum(refusals.values()),
             "refusals": refusals,
             "skipped_rounds": self.ledger.rows("SELECT count(*) FROM skips")[0][0],
+            "rewinds": [[r.round, r.back_to, r.scale, r.reason] for r in self.ledger.rewinds()],
             "ledger_bytes": sum(len(p) for p in self.ledger.payloads(0, self.ledger.last_round)),
         }
 

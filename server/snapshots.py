@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import xxhash
 
 from server.ledger import Ledger
+from server.lineage import Lineage, lineage, way
+from shared.entry import Entry
 from shared.errors import GapError, SnapshotError
 from shared.replica import Replica
 from shared.snapshot import encode_snapshot, load_snapshot_, write_atomically
@@ -27,11 +29,12 @@ class Snapshots:
         )
 
     def latest(self, to: int) -> tuple[int, int] | None:
-        """Round and bytes of the newest snapshot that is not after round ``to``."""
+        """Round and bytes of the newest snapshot on the way to round ``to``."""
         rows = self._ledger.rows(
-            "SELECT round, bytes FROM snapshots WHERE round <= ? ORDER BY round DESC LIMIT 1", (to,)
+            "SELECT round, bytes FROM snapshots WHERE round <= ? ORDER BY round DESC", (to,)
         )
-        return (int(rows[0][0]), int(rows[0][1])) if rows else None
+        line = lineage(self._ledger, to)
+        return next(((int(r), int(size)) for r, size in rows if r in line), None)
 
     def read(self, round_: int) -> bytes:
         """The file of a round that ``latest`` named.
@@ -75,36 +78,45 @@ class Snapshots:
 
 
 def follow_(replica: Replica, ledger: Ledger, to: int) -> None:
-    """Apply the ledger's entries after the replica's round up to ``to``, one by one."""
-    for round_ in range(replica.round + 1, to + 1):
-        replica.apply([ledger.entry(round_)])
+    """Apply the entries on the way from the replica's round to round ``to``."""
+    replica.apply(Entry.decode(data) for data in way(ledger, replica.round, to))
 
 
-def rebuilt_(replica: Replica, ledger: Ledger, to: int) -> Iterator[int]:
+def rebuilt_(replica: Replica, ledger: Ledger, to: int, undone: bool = False) -> Iterator[int]:
     """Bring a replica to round ``to`` from the entries alone; yield each round that it reaches.
 
-    Where gradients were dropped it leaps to the next snapshot: those rounds are not yielded.
+    Rounds that a rewind undid are passed over, or, with ``undone``, rebuilt too; what a rewind goes
+    back to is then held in memory. Where gradients were dropped it leaps to the next snapshot:
+    those rounds are not yielded.
 
     Raises:
         GapError: the next snapshot is later than ``to``; says which rounds can be rebuilt.
         SnapshotError: the next snapshot is gone or damaged.
     """
-    while (round_ := replica.round + 1) <= to:
-        entry = ledger.entry(round_)
+    run, held = ledger.head("run"), dict[int, bytes]()
+    wanted = {r.back_to for r in ledger.rewinds() if undone and r.round <= to}
+    line = range(to + 1) if undone else lineage(ledger, to)
+    while replica.round < to:
+        if replica.round in wanted:
+            held[replica.round] = encode_snapshot(replica, run)
+        entry = ledger.entry(next(k for k in range(replica.round + 1, to + 1) if k in line))
         if entry.dropped:
-            _leap_(replica, ledger, to)
+            _leap_(replica, ledger, line, to)
         else:
+            if entry.back_to in held:
+                load_snapshot_(replica, held[entry.back_to], run, f"round {entry.back_to}")
             replica.apply([entry])
         yield replica.round
 
 
-def _leap_(replica: Replica, ledger: Ledger, to: int) -> None:
+def _leap_(replica: Replica, ledger: Ledger, line: range | Lineage, to: int) -> None:
     before = replica.round
-    later = ledger.rows("SELECT min(round) FROM snapshots WHERE round > ?", (before,))[0][0]
-    if later is None or later > to:
+    rows = ledger.rows("SELECT round FROM snapshots WHERE round > ? ORDER BY round", (before,))
+    later = next((round_ for (round_,) in rows if round_ in line), None)
+    if later is None:
         raise GapError(
             f"round {to} cannot be rebuilt: the gradient of round {before + 1} was dropped; "
-            f"the next round that can is {later or 'none'}, from its snapshot"
+            f"the next round that can is {rows[0][0] if rows else 'none'}, from its snapshot"
         )
     data, name = Snapshots(ledger).read(later), f"snapshot of round {later}"
     load_snapshot_(replica, data, ledger.head("run"), name)

@@ -15,6 +15,7 @@ from server.cohort import Cohort, Site
 from server.combining import Combining
 from server.exchange import Exchange, transfer
 from server.folder import Run
+from server.guard import Guard
 from server.late import Late
 from server.records import Contribution, Metrics, Refusal
 from server.validation import Expected, RefusedError, read_reply
@@ -36,7 +37,7 @@ class ScalarStrategy(Strategy):
 
     def __init__(self, run: Run, cohort: Cohort, settle: Callable[[int], None]) -> None:
         self._run, self._cohort, self._settle = run, cohort, settle
-        self._asking = Asking(run)
+        self._asking, self._guard = Asking(run), Guard(run)
         self._combining = Combining(run.config, run.learner.replica)
         self._exchange: Exchange | None = None  # of the current round
         self._asked: dict[int, Site] = {}  # of the current round, by node id
@@ -58,12 +59,17 @@ class ScalarStrategy(Strategy):
         """Commit rounds until there are ``num-rounds``; the arguments but ``grid`` are not used.
 
         Raises:
-            StalledError: too few sites came, or too many rounds in a row were skipped.
+            StalledError: too few sites came, too many rounds in a row were skipped, or the run
+                diverged too often.
         """
         config, ledger, skipped = self._run.config, self._run.ledger, 0
         self.summary()
         self._settle(ledger.last_round)
         while (round_ := ledger.last_round + 1) <= config.num_rounds:
+            if self._guard.went_back():
+                skipped = 0
+                self._settle(round_)
+                continue
             self._cohort.wait(grid, round_)
             self._started = time.monotonic()
             _, metrics = self.aggregate_train(round_, self._gather(grid, round_))
@@ -73,6 +79,8 @@ class ScalarStrategy(Strategy):
                     f"round {round_} was skipped {skipped} times in a row: fewer than "
                     f"{config.min_clients} valid replies; the ledger holds round {round_ - 1}"
                 )
+        if config.guard_rewinds and (found := self._guard.divergence()) is not None:
+            LOG.warning("the run ends where it diverged: %s", found.reason)
         return Result()
 
     def configure_train(

@@ -29,14 +29,16 @@ POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-siz
             "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
             "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
             "bp-interval", "bp-batch-size", "topk-fraction", "cosine-target", "lora-rank",
-            "lora-alpha")  # fmt: skip
-FRACTIONS = ("eval-fraction", "trim-fraction", "momentum", "beta1", "beta2", "cosine-target")
+            "lora-alpha", "guard-rate-factor", "guard-tolerance")  # fmt: skip
+FRACTIONS = ("eval-fraction", "trim-fraction", "momentum", "beta1", "beta2", "cosine-target",
+             "guard-rate-factor")  # fmt: skip
 NOT_NEGATIVE = ("bp-learning-rate", "local-learning-rate", "weight-decay")
 MOST_THREADS = 1024
 NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
 OPERATIONAL = frozenset({"num-rounds", "output-dir", "run-name", "resume", "wait-timeout",
                          "round-timeout", "max-skipped-rounds", "eval-interval",
-                         "snapshot-interval", "catch-up", "save-model"})  # fmt: skip
+                         "snapshot-interval", "catch-up", "save-model", "guard-rewinds",
+                         "guard-rate-factor", "guard-tolerance"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,9 @@ class Config:
     downlink: str = "replay"  # scalars, or full parameters every round (for comparison)
     catch_up: str = "auto"  # what a site that missed rounds gets: the fewer bytes, or as said
     snapshot_interval: int = 100  # rounds between snapshots; 0 = none
+    guard_rewinds: int = 8  # how often a run that diverges may go back to a snapshot; 0 = never
+    guard_rate_factor: float = 0.3  # all learning rates are multiplied by it each time
+    guard_tolerance: float = 0.2  # how far losses may rise, as a share of the best or first loss
     round_timeout: float = 3600.0  # seconds until a missing reply counts as missing
     wait_timeout: float = 3600.0  # seconds to wait for min-clients before giving up
     max_skipped_rounds: int = 5  # in a row

@@ -74,6 +74,9 @@ class Replica:
     def apply(self, entries: Iterable[Entry]) -> None:
         """Take the step of each entry; one that is applied already is passed over.
 
+        A rewind follows the round that it goes back to: a replica that is past that round has to be
+        brought there first, from a snapshot or the base model.
+
         Raises:
             GapError: an entry does not follow the replica's round, or its dense gradient was
                 dropped from the ledger; nothing of it is applied.
@@ -81,8 +84,14 @@ class Replica:
         for entry in entries:
             if entry.round <= self.round:
                 continue
-            if entry.round != self.round + 1:
-                raise GapError(f"entry of round {self.round + 1} expected, got {entry.round}")
+            if entry.follows != self.round:
+                raise GapError(
+                    f"entry of round {self.round + 1} expected, got {entry.round}, which follows "
+                    f"round {entry.follows}"
+                )
+            if entry.back_to is not None:
+                self.moved(entry.round, self._digest)
+                continue
             if entry.dropped:
                 raise GapError(
                     f"the dense gradient of round {entry.round} was dropped: a snapshot of that "
@@ -136,9 +145,9 @@ class Replica:
             self._digest = digest_of(self.model.flat)
         return self._digest
 
-    def moved(self, round_: int) -> None:
-        """Say that the parameters are now those of ``round_``."""
-        self.round, self._digest = round_, b""
+    def moved(self, round_: int, digest: bytes = b"") -> None:
+        """Say that the parameters are now those of ``round_``; their digest, where it is known."""
+        self.round, self._digest = round_, digest
 
     def check(self, digest: bytes) -> None:
         """Compare with a recorded digest.
