@@ -14,6 +14,7 @@ from shared.data.apart import SiteData
 from shared.entry import Entry
 from shared.errors import ConfigError, DivergedError, GapError, SnapshotError
 from shared.learner import Learner
+from shared.modes import measured_at
 from shared.sites import site_of
 from shared.snapshot import load_snapshot_
 from shared.wire import DIVERGED, MISSING, Behind, Hello, Measured, Request
@@ -81,13 +82,20 @@ class Host:
     def train(
         self, node_config: Mapping[str, object], request: Request, snapshot: bytes | None
     ) -> Measured | Behind:
-        """Bring the replica to the round before the request's, then measure."""
+        """Bring the replica to where the request's round is measured, then measure.
+
+        With staleness a server that was killed may ask again for a round that the replica is past;
+        a replica cannot go back, but what was answered is kept.
+        """
         site = self._site(node_config)
         if torch.get_num_threads() != self._config.threads:
             torch.set_num_threads(self._config.threads)
         self._follow(request.run)
         if request.reset and self._config.downlink != "dense":
             site.forget()
+        past = self._learner.replica.round > measured_at(self._config, request.round)
+        if past and (answered := site.answered(request)) is not None:
+            return answered
         try:
             self._catch_up(request, snapshot)
         except GapError:
@@ -117,8 +125,8 @@ class Host:
         if snapshot is not None:
             load_snapshot_(replica, snapshot, request.run)
         replica.apply(Entry.decode(data) for data in request.entries)
-        if replica.round < request.round - 1:
-            raise GapError(f"round {request.round - 1} expected, got {replica.round}")
+        if replica.round != (at := measured_at(self._config, request.round)):
+            raise GapError(f"round {at} expected, got {replica.round}")
         replica.check(request.digest)
         if self._store is not None and self._store.is_due(replica.round):
             self._store.save(replica, request.run)

@@ -41,14 +41,38 @@ class Queries:
         saved = flat.clone() if steps > 1 else None
         try:
             for step in range(steps):
-                keys, loss = self._keys(step), self._loss(learner, step)
-                found.append(two_point(loss, learner.perturber, keys, self.config.eps))
+                found.append(self._step(learner, step))
                 if step + 1 < steps:
-                    self._step_(learner, keys, found[-1], rate)
+                    self._step_(learner, self._keys(step), found[-1], rate)
         finally:
             if saved is not None:
                 flat.copy_(saved)
         return np.concatenate(found)
+
+    def _step(self, learner: Learner, step: int) -> NDArray[np.float32]:
+        """Differences (q,) of one step, one direction after the other or some at a time."""
+        keys, at_once = self._keys(step), self.config.parallel_queries
+        if at_once == 1:
+            loss = self._loss(learner, step)
+            return two_point(loss, learner.perturber, keys, self.config.eps)
+        found = [
+            self._together(learner, step, slice(first, first + at_once), keys)
+            for first in range(0, len(keys), at_once)
+        ]
+        return np.concatenate(found)
+
+    def _together(
+        self, learner: Learner, step: int, part: slice, keys: list[Key]
+    ) -> NDArray[np.float32]:
+        some, numbers = keys[part], range(*part.indices(len(keys)))
+        fresh, first = self.config.query_data == "fresh", step * self.config.queries
+        same = self._batch(step)
+        blocks = torch.stack([self._batch(first + k) if fresh else same for k in numbers])
+        device = learner.replica.model.flat.device
+        losses = learner.parallel.losses(some, self.config.eps, blocks.to(device)).cpu()
+        self.losses += losses.T.flatten().tolist()
+        differences: NDArray[np.float32] = (losses[0] - losses[1]).numpy().astype(np.float32)
+        return differences
 
     def _along(self, learner: Learner, guide: Tensor) -> NDArray[np.float32]:
         model, directions = learner.replica.model, learner.replica.directions

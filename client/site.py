@@ -27,6 +27,7 @@ class Site:
     bp_examples: Blocks | None = None  # backpropagated on; the same where none are given
     can_backpropagate: bool = True
     _sender: Sender | None = field(default=None, repr=False)
+    _answers: dict[tuple[object, ...], Measured] = field(default_factory=dict, repr=False)
 
     @property
     def count(self) -> int:
@@ -45,7 +46,7 @@ class Site:
             queries = Queries(self.name, self.examples, self.config, request.round, losses)
             along = None if plan.along == "keys" else guide
             numbers = queries.measure(learner, request.learning_rate, along)
-        return Measured(
+        measured = Measured(
             round=request.round,
             differences=numbers,
             examples=self.count,
@@ -54,6 +55,19 @@ class Site:
             digest=learner.replica.digest(),
             gradient=payload,
         )
+        self._keep(request, measured)
+        return measured
+
+    def answered(self, request: Request) -> Measured | None:
+        """The answer that was given to the same request a moment ago, where it was kept."""
+        return self._answers.get(_name(request))
+
+    def _keep(self, request: Request, measured: Measured) -> None:
+        """Keep the answers of the rounds that may be open, but for gradients: they are large."""
+        if self.config.staleness and not measured.gradient:
+            self._answers[_name(request)] = measured
+            while len(self._answers) > 1 + self.config.staleness:
+                del self._answers[next(iter(self._answers))]
 
     def forget(self) -> None:
         """Owe nothing any more: what was lost on a way that the run left is of no use."""
@@ -74,3 +88,8 @@ class Site:
         self._sender = self._sender or Sender(codec, self.config.error_feedback)
         payload = self._sender.encode(request.round, vector)
         return losses, payload, codec.decode(payload) if plan.measure else None
+
+
+def _name(request: Request) -> tuple[object, ...]:
+    """All that an answer depends on, beside the site."""
+    return request.run, request.round, request.digest, request.learning_rate

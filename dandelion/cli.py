@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from dandelion import bench_cli, client_cli, compare_cli, ledger_cli, server_cli
+from dandelion import bench_cli, client_cli, compare_cli, ledger_cli, preflight_cli, server_cli
 from shared.errors import DandelionError, UnknownNameError
 
 ENGINES = ("local", "flower")
@@ -29,6 +29,7 @@ app.add_typer(bench_cli.app, name="bench")
 app.add_typer(server_cli.app, name="server")
 app.add_typer(client_cli.app, name="client")
 app.command()(compare_cli.compare)
+app.command()(preflight_cli.preflight)
 console = Console()
 
 
@@ -96,7 +97,7 @@ def status(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until ^C.")] = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks.")] = 2.0,
 ) -> None:
-    """Show a run as it stands: rounds, loss, bytes, and its nodes with lag and last error."""
+    """Show a run as it stands: rounds, loss, bytes; nodes with device, lag and last error."""
     from dandelion.standing import picture_of, watch
 
     if follow:

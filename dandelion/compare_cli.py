@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dandelion.settings import check_model, check_sites
+from dandelion.settings import check_sites
 from shared.config import Value
 from shared.errors import ConfigError
 
@@ -33,6 +33,7 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     from dandelion.compare.pictures import draw
     from dandelion.compare.runner import Budget
     from dandelion.compare.runner import compare as run_all
+    from shared.models.hub import check_name
     from shared.snapshot import write_atomically
 
     if preset and methods:
@@ -47,7 +48,7 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     pairs = [*(p for p in pairs if not p.startswith("output-dir=")), f"output-dir={folder}"]
     configs = configurations(methods, preset, pairs, base)
     for config in configs.values():
-        check_model(config.model)
+        check_name(config.model)
         check_sites(config)
     found = run_all(configs, folder, target_loss, Budget(seconds, forwards), say)
     write_atomically(folder / "comparison.html", page(found).encode())

@@ -41,8 +41,10 @@ def gather_deployed(
     if named := settings.pop("resume", ""):
         resume = resume or Path(str(named))
     if resume is None:
+        from shared.models.hub import check_name
+
         config = Config.from_run_config(settings)
-        check_model(config.model)
+        check_name(config.model)
         return config
     from server.folder import CONFIG  # torch takes a second
 
@@ -52,25 +54,6 @@ def gather_deployed(
         raise ConfigError(f"a resumed run keeps {fixed}; it may be given {sorted(OPERATIONAL)}")
     recorded = read_toml(resume / CONFIG)
     return Config.from_run_config({**recorded, **settings, "resume": str(resume.resolve())})
-
-
-def check_model(name: str) -> None:
-    """Refuse a name that is misspelt, before a hub is asked for it, again and again.
-
-    Raises:
-        ConfigError: neither registered, nor a folder, nor on a hub (owner/name), nor cached.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    from shared.models import MODELS
-
-    if name in MODELS.names() or (name and Path(name).is_dir()) or name.count("/") == 1:
-        return
-    if not name or "/" in name or not isinstance(try_to_load_from_cache(name, "config.json"), str):
-        raise ConfigError(
-            f"unknown model {name!r}; known: {', '.join(MODELS.names())}; or a folder in Hugging "
-            "Face format, or owner/name on its hub"
-        )
 
 
 def check_sites(config: Config) -> None:

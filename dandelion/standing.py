@@ -1,6 +1,7 @@
-"""A run as it stands, from its ledger: rounds, loss, bytes, and nodes with lag and last error."""
+"""A run as it stands, from its ledger: rounds, loss, bytes; nodes: device, lag, last error."""
 
 import time
+import tomllib
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from dandelion.live import time_text
-from server.folder import LEDGER, recorded_config
+from server.folder import CONFIG, LEDGER, recorded_config
 from server.ledger import Ledger
 from server.lines import size_text
 
 NODES = """
-SELECT t.site,
+SELECT t.site, (SELECT s.device FROM sites s WHERE s.site = t.site),
        (SELECT max(c.round) FROM contributions c WHERE c.site = t.site),
        (SELECT c.loss FROM contributions c WHERE c.site = t.site ORDER BY c.round DESC LIMIT 1),
        (SELECT c.seconds FROM contributions c WHERE c.site = t.site ORDER BY c.round DESC LIMIT 1),
@@ -25,6 +26,7 @@ SELECT t.site,
         WHERE r.site = t.site ORDER BY r.id DESC LIMIT 1)
 FROM traffic t GROUP BY t.site ORDER BY t.site"""
 LONGEST_ERROR = 70
+TEXTS = ("site", "device", "last error")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class NodeRow:
     """What the ledger knows of one site."""
 
     site: str
+    device: str | None  # what it computes on; None: it was never taken in
     round: int | None  # the last that it contributed to
     loss: float | None
     seconds: float | None
@@ -52,8 +55,17 @@ def picture_of(folder: Path) -> RenderableType:
         LedgerError: the folder holds no ledger, or a damaged one.
     """
     with closing(Ledger.open(folder / LEDGER)) as ledger:
-        config, last = recorded_config(ledger), ledger.last_round
-        return Group(_head(folder, ledger, config.num_rounds), _nodes(node_rows(ledger), last))
+        rounds, last = rounds_of(folder, ledger), ledger.last_round
+        return Group(_head(folder, ledger, rounds), _nodes(node_rows(ledger), last))
+
+
+def rounds_of(folder: Path, ledger: Ledger) -> int:
+    """How many rounds the run is to have: as it was resumed last, or else as it was begun."""
+    try:
+        settings = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return int(settings["num-rounds"])
+    except (OSError, ValueError, KeyError):
+        return recorded_config(ledger).num_rounds
 
 
 def watch(folder: Path, console: Console, every_s: float) -> None:
@@ -87,11 +99,12 @@ def _head(folder: Path, ledger: Ledger, rounds: int) -> str:
 
 def _nodes(nodes: list[NodeRow], last: int) -> Table:
     table = Table()
-    for name in ("site", "round", "lag", "loss", "measuring", "up", "down", "last error"):
-        table.add_column(name, justify="left" if name in ("site", "last error") else "right")
+    for name in ("site", "device", "round", "lag", "loss", "measuring", "up", "down", "last error"):
+        table.add_column(name, justify="left" if name in TEXTS else "right")
     for node in nodes:
         table.add_row(
             escape(node.site),
+            escape(node.device or "-"),
             "-" if node.round is None else str(node.round),
             "-" if node.round is None else str(last - node.round),
             "-" if node.loss is None else f"{node.loss:.3f}",

@@ -7,8 +7,8 @@ from server.cohort import Site
 from server.folder import Run
 from server.snapshots import Snapshots
 from shared.entry import is_dense
-from shared.errors import GapError
-from shared.modes import plan_of
+from shared.errors import GapError, LedgerError
+from shared.modes import measured_at, plan_of
 from shared.schedules import learning_rate
 from shared.wire import Request, encode_request, pack
 
@@ -16,24 +16,36 @@ Frame = tuple[bytes, bytes | None, bool]  # request, snapshot, whether gradients
 
 
 class Asking:
-    """Makes requests for the round after the one that the server's replica is at."""
+    """Makes requests for the rounds that are open: the next one, with staleness two."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._snapshots = Snapshots(run.ledger)
-        self._round = 0
-        self._frames: dict[int | None, Frame] = {}  # of that round
+        self._frames: dict[tuple[int, int | None], Frame] = {}  # of the rounds that are open
 
-    def message(self, site: Site, round_: int) -> Message:
-        """The request for a site, given where its replica is known to be."""
-        payload, snapshot, dense = self._frame(site.round, round_)
+    def message(self, site: Site, round_: int, at: int | None) -> Message:
+        """The request for a site whose replica is at a round; None: it has none to be used."""
+        payload, snapshot, dense = self._frame(at, round_)
         return Message(
             content=pack(payload, snapshot, dense),
             dst_node_id=site.node_id,
             message_type=MessageType.TRAIN,
             group_id=str(round_),
-            ttl=self._run.config.round_timeout,
+            ttl=self._run.config.round_timeout * (1 + self._run.config.staleness),
         )
+
+    def digest(self, round_: int) -> bytes:
+        """Of the parameters that a round is measured at: the replica's, or as it was recorded.
+
+        Raises:
+            LedgerError: none was recorded.
+        """
+        run, at = self._run, measured_at(self._run.config, round_)
+        if run.learner.replica.round == at:
+            return run.learner.replica.digest()
+        if (found := run.ledger.digest(at)) is None:
+            raise LedgerError(f"{run.ledger.path}: table digests: round {at} is missing")
+        return found
 
     def rate(self, round_: int) -> float:
         """The learning rate of a round, which its entry will carry; rewinds have lowered it."""
@@ -50,18 +62,18 @@ class Asking:
 
     def _frame(self, site_round: int | None, round_: int) -> Frame:
         """Request and snapshot for all sites that are at the same round: made once."""
-        if round_ != self._round:
-            self._round, self._frames = round_, {}
-        if site_round not in self._frames:
-            self._frames[site_round] = self._made(site_round, round_)
-        return self._frames[site_round]
+        if (name := (round_, site_round)) not in self._frames:
+            open_ = round_ - self._run.config.staleness
+            self._frames = {key: made for key, made in self._frames.items() if key[0] >= open_}
+            self._frames[name] = self._made(site_round, round_)
+        return self._frames[name]
 
     def _made(self, site_round: int | None, round_: int) -> Frame:
-        run, way = self._run, self._way(site_round, round_ - 1)
+        run, way = self._run, self._way(site_round, measured_at(self._run.config, round_))
         request = Request(
             round=round_,
             learning_rate=self.rate(round_),
-            digest=run.learner.replica.digest(),
+            digest=self.digest(round_),
             run=run.name,
             code=run.code,
             entries=way.entries,
@@ -77,4 +89,6 @@ class Asking:
         try:
             return catch_up(run.config, run.ledger, self._snapshots, site_round, to)
         except GapError:
+            if run.learner.replica.round != to:
+                raise
             return full_parameters(run.learner.replica, run.name)

@@ -22,6 +22,7 @@ from shared.wire import Hello, decode_hello, pack, unpack
 LOG = logging.getLogger("dandelion")
 HELLO_TIMEOUT_S = 120.0  # round-timeout where that is less
 ASK_AGAIN_S = 60.0  # a node that was refused may have been mended, or its rival be gone
+REFUSALS = 2  # of one node in a row: nothing will come of it by itself
 COHORT_ROUND_BITS = 3 << 30  # set in the round word of no direction and no batch
 
 
@@ -41,14 +42,22 @@ class Outsider:
 
     reason: str
     again: float
+    times: int = 1  # refused in a row
 
 
 class Cohort:
     """Keeps the sites by name, whatever node ids Flower gives them, and draws who measures."""
 
-    def __init__(self, config: Config, accept: Callable[[Hello], str], run: bytes) -> None:
+    def __init__(
+        self,
+        config: Config,
+        accept: Callable[[Hello], str],
+        run: bytes,
+        met: Callable[[Hello], None] = lambda hello: None,
+    ) -> None:
         self._config = config
         self._accept = accept  # says why a site cannot take part; empty: it can
+        self._met = met  # told of every site that is taken in
         self._run = run
         self.sites: dict[str, Site] = {}  # by name
         self._slots: dict[int, str] = {}  # the names of those, by slot
@@ -71,7 +80,8 @@ class Cohort:
         """Return when ``min-clients`` sites are there.
 
         Raises:
-            StalledError: they did not come within ``wait-timeout``.
+            StalledError: they did not come within ``wait-timeout``, or enough nodes are there and
+                were refused again and again.
         """
         start, said = time.monotonic(), -1
         while True:
@@ -82,13 +92,20 @@ class Cohort:
             if count != said:
                 LOG.info("waiting for sites: %d of %d are there", count, needed)
                 said = count
-            if time.monotonic() - start > self._config.wait_timeout:
+            waited = time.monotonic() - start
+            if waited > self._config.wait_timeout or self._is_hopeless():
                 reasons = sorted(outsider.reason for outsider in self.outsiders.values())
                 raise StalledError(
                     f"{needed} sites needed for round {round_}, {count} came within "
-                    f"{self._config.wait_timeout:g} s; refused: {reasons}"
+                    f"{min(waited, self._config.wait_timeout):.3g} s; refused: {reasons}"
                 )
             time.sleep(min(1.0, self._config.wait_timeout / 10))
+
+    def _is_hopeless(self) -> bool:
+        """Whether enough nodes are there, and all that are missing were refused repeatedly."""
+        there = len(self.sites) + len(self.outsiders)
+        refused = all(outsider.times >= REFUSALS for outsider in self.outsiders.values())
+        return refused and there >= self._config.min_clients
 
     def draw(self, round_: int, attempt: int) -> list[Site]:
         """The sites that measure a round, in slot order: a pure function of who is there."""
@@ -134,6 +151,7 @@ class Cohort:
         self.outsiders.pop(node_id, None)
         self.sites[name] = Site(SiteName(hello.slot, name), node_id, hello, at)
         self._slots[hello.slot] = name
+        self._met(hello)
         LOG.info(
             "site %s is here: %d examples, %s, round %s", name, hello.examples, hello.device, at
         )
@@ -149,7 +167,8 @@ class Cohort:
 
     def _refuse(self, round_: int, node_id: int, name: str, reason: str, again_s: float) -> None:
         LOG.warning("site %s refused: %s", name, reason)
-        self.outsiders[node_id] = Outsider(reason, time.monotonic() + again_s)
+        times = self.outsiders[node_id].times + 1 if node_id in self.outsiders else 1
+        self.outsiders[node_id] = Outsider(reason, time.monotonic() + again_s, times)
         self.refusals.append(Refusal(round_, name, "introduction", reason))
 
 

@@ -132,6 +132,7 @@ def _resume(folder: Path, config: Config) -> Run:
         learner.replica.check(digest)
     if ledger.head("code") != code_digest():
         LOG.warning("the source files are not those that the run was started with")
+    write_atomically(folder / CONFIG, _text(config).encode())  # operational keys may be new
     LOG.info("resumed at round %d: %s", last, folder)
     return Run(folder, config, ledger, learner, name, code_digest())
 

@@ -42,7 +42,11 @@ class Divergence:
 
 @dataclass
 class Guard:
-    """Watches the sites' losses between rounds; off where ``guard-rewinds`` is 0."""
+    """Watches the sites' losses between rounds.
+
+    Off where ``guard-rewinds`` is 0, and with staleness, where the next round is under way already
+    and measured where the run would no longer be.
+    """
 
     run: Run
     _losses: dict[int, float] = field(default_factory=dict)  # of each round, over its sites
@@ -53,8 +57,7 @@ class Guard:
         Raises:
             StalledError: it has, and ``guard-rewinds`` were of no avail.
         """
-        config, ledger = self.run.config, self.run.ledger
-        found = self.divergence() if config.guard_rewinds else None
+        config, ledger, found = self.run.config, self.run.ledger, self.divergence()
         if found is None:
             return False
         rewinds = ledger.rewinds()
@@ -75,9 +78,16 @@ class Guard:
         self.run.learner.replica.apply([committed])
         return True
 
+    def warn(self) -> None:
+        """Say so where the run ends in divergence: no round is left to go back in."""
+        if (found := self.divergence()) is not None:
+            LOG.warning("the run ends where it diverged: %s", found.reason)
+
     def divergence(self) -> Divergence | None:
         """Whether most sites' numbers are none, or the newest losses are above the bound."""
         ledger, last = self.run.ledger, self.run.ledger.last_round
+        if not self.run.config.guard_rewinds or self.run.config.staleness:
+            return None
         rounds, losses = self._recent(last)
         bad, asked = (ledger.rows(query, (last + 1,))[0][0] for query in (NOT_FINITE, ASKED))
         above = judged(losses, self.run.config.guard_tolerance)

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from server.audit import SEAL, check
 from server.chain import chained, kept, seal
+from server.checking import SEAL, check
 from server.records import Contribution, Metrics, Refusal, Rewind
 from server.schema import TABLES, VERSION
 from shared.entry import MAGIC_DENSE, Entry
 from shared.errors import GapError, LedgerError
 from shared.traffic import Transfer
+from shared.wire import Hello
 
 TRANSFER = attrgetter(*(field.name for field in fields(Transfer)))  # astuple copies, and is slow
 DETAIL = 500  # characters of a refusal's detail, which may come from a site, that are kept
@@ -139,6 +140,11 @@ class Ledger:
         with self._transaction():
             self._write("INSERT INTO skips (round, detail) VALUES (?, ?)", (round_, detail))
             self._add(transfers, refusals)
+
+    def record_site(self, hello: Hello) -> None:
+        """Note who a site said it is when it was last met."""
+        row = (hello.site, hello.slot, hello.device, hello.dtype, hello.threads, hello.examples)
+        self._write("INSERT OR REPLACE INTO sites VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def record_digest(self, round_: int, digest: bytes) -> None:
         """Note what the parameters were after a round; once noted it stays."""

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from server.cohort import Cohort
 from server.evaluation import Evaluation
 from server.folder import Run, opened
+from server.preflight import check_before, is_long
 from server.report import Report
 from server.settle import Settle
 from server.strategy import ScalarStrategy
@@ -49,8 +50,12 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
         on_round(report, round_)
 
     corpus = Corpus.of(run.config, run.learner.language_model)
+    if run.ledger.last_round == 0 and is_long(run.config):
+        found = check_before(run.config, run.learner, corpus.evaluation(), run.folder)
+        for reason in found.reasons:
+            LOG.warning("preflight: %s", reason)
     evaluate = Evaluation(run.learner, corpus.evaluation(), EVALUATION_BATCH)
-    cohort = Cohort(run.config, acceptance(run), run.name)
+    cohort = Cohort(run.config, acceptance(run), run.name, run.ledger.record_site)
     ScalarStrategy(run, cohort, Settle(run, evaluate, shown)).start(grid)
     return report
 

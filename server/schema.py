@@ -1,6 +1,6 @@
 """The tables of a ledger file."""
 
-VERSION = 2
+VERSION = 3
 
 TABLES = """
 CREATE TABLE head (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -36,6 +36,10 @@ CREATE TABLE metrics (
     gradient_norm REAL NOT NULL, learning_rate REAL NOT NULL, clients INTEGER NOT NULL,
     forwards INTEGER NOT NULL, bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL,
     seconds REAL NOT NULL
+);
+CREATE TABLE sites (                -- who each site said it is, when it was last met
+    site TEXT PRIMARY KEY, slot INTEGER NOT NULL, device TEXT NOT NULL, dtype TEXT NOT NULL,
+    threads INTEGER NOT NULL, examples INTEGER NOT NULL
 );
 CREATE TABLE evaluations (round INTEGER PRIMARY KEY, loss REAL NOT NULL);
 CREATE TABLE snapshots (

@@ -14,19 +14,18 @@ from server.asking import Asking
 from server.cohort import Cohort, Site
 from server.combining import Combining
 from server.exchange import Exchange, transfer
+from server.flight import Flight
 from server.folder import Run
 from server.guard import Guard
+from server.judge import RETRIES, Judge
 from server.late import Late
 from server.records import Contribution, Metrics, Refusal
-from server.validation import Expected, RefusedError, read_reply
 from shared.entry import Entry
 from shared.errors import StalledError
-from shared.modes import plan_of
+from shared.modes import measured_at
 from shared.traffic import Direction, Transfer
-from shared.wire import DIVERGED, Behind
 
 LOG = logging.getLogger("dandelion")
-RETRIES = 2  # how often a site that is behind is sent more within one round
 
 
 class ScalarStrategy(Strategy):
@@ -38,13 +37,12 @@ class ScalarStrategy(Strategy):
     def __init__(self, run: Run, cohort: Cohort, settle: Callable[[int], None]) -> None:
         self._run, self._cohort, self._settle = run, cohort, settle
         self._asking, self._guard = Asking(run), Guard(run)
+        self._judge = Judge(run, self._asking)
         self._combining = Combining(run.config, run.learner.replica)
-        self._exchange: Exchange | None = None  # of the current round
-        self._asked: dict[int, Site] = {}  # of the current round, by node id
+        self._flights: dict[int, Flight] = {}  # by round, those that are open
         self._late = Late()
-        self._transfers: list[Transfer] = []  # these two: committed with the round
-        self._refusals: list[Refusal] = []
-        self._started = time.monotonic()
+        self._transfers: list[Transfer] = []  # committed with the round
+        self._committed = 0.0  # when the last round was (``time.monotonic``)
 
     def start(  # noqa: PLR0913, PLR0917  (Flower's signature)
         self,
@@ -70,17 +68,15 @@ class ScalarStrategy(Strategy):
                 skipped = 0
                 self._settle(round_)
                 continue
-            self._cohort.wait(grid, round_)
-            self._started = time.monotonic()
-            _, metrics = self.aggregate_train(round_, self._gather(grid, round_))
+            self._launch(grid, round_)
+            _, metrics = self.aggregate_train(round_, self._gather(round_))
             skipped = 0 if metrics is not None else skipped + 1
             if skipped >= config.max_skipped_rounds:
                 raise StalledError(
                     f"round {round_} was skipped {skipped} times in a row: fewer than "
                     f"{config.min_clients} valid replies; the ledger holds round {round_ - 1}"
                 )
-        if config.guard_rewinds and (found := self._guard.divergence()) is not None:
-            LOG.warning("the run ends where it diverged: %s", found.reason)
+        self._guard.warn()
         return Result()
 
     def configure_train(
@@ -89,15 +85,21 @@ class ScalarStrategy(Strategy):
         """One message for each site of the cohort: what it missed, and the round to measure."""
         skips = self._run.ledger.rows("SELECT 1 FROM skips WHERE round = ?", (server_round,))
         sites = self._cohort.draw(server_round, attempt=len(skips))
-        self._asked = {site.node_id: site for site in sites}
-        return self._ask(sites, server_round)
+        asked = {site.node_id: site for site in sites}
+        messages = [
+            self._asking.message(site, server_round, self._before(site, server_round))
+            for site in sites
+        ]
+        self._flights[server_round] = Flight(server_round, Exchange(grid), asked)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Commit and apply the round that the valid replies make; none where they are too few."""
-        run, contributions = self._run, self._validated(server_round, replies)
-        transfers, refusals = self._noted()
+        run, flight = self._run, self._flights.pop(server_round)
+        contributions = self._judge.validated(flight, replies)
+        transfers, refusals = self._noted(server_round)
         if len(contributions) < run.config.min_clients:
             detail = f"{len(contributions)} of {run.config.min_clients} valid replies"
             return self._skip(server_round, detail, transfers, refusals)
@@ -105,9 +107,10 @@ class ScalarStrategy(Strategy):
         entry = self._combining.entry(server_round, rate, contributions)
         if entry is None:
             return self._skip(server_round, "too few replies of one kind", transfers, refusals)
-        metrics = self._metrics(entry, contributions, transfers)
+        metrics = self._metrics(entry, contributions, transfers, flight.since)
         committed = run.ledger.commit(entry, contributions, transfers, metrics, refusals)
         run.learner.replica.apply([committed])
+        self._committed = time.monotonic()
         self._settle(server_round)
         return None, MetricRecord({"loss": metrics.loss})
 
@@ -137,103 +140,63 @@ class ScalarStrategy(Strategy):
         LOG.info("%d directions (%s, %s)", c.queries, c.directions, c.seed_schedule)
         LOG.info("rounds %d to %d", self._run.ledger.last_round + 1, c.num_rounds)
 
-    def _ask(self, sites: Iterable[Site], round_: int) -> list[Message]:
-        return [self._asking.message(site, round_) for site in sites]
+    def _launch(self, grid: Grid, round_: int) -> None:
+        """Ask for a round, and with staleness for the next one, where that was not done yet."""
+        config = self._run.config
+        for each in range(round_, min(round_ + config.staleness, config.num_rounds) + 1):
+            if each in self._flights:
+                continue
+            if each == round_:
+                self._cohort.wait(grid, each)
+            else:
+                self._cohort.meet(grid, each)
+                if len(self._cohort.sites) < config.min_clients:
+                    return
+            messages = self.configure_train(each, ArrayRecord(), ConfigRecord(), grid)
+            self._send(self._flights[each], messages)
 
-    def _send(self, exchange: Exchange, messages: list[Message], round_: int) -> None:
-        for message in exchange.send(messages):
-            site = self._asked[message.metadata.dst_node_id].name.name
-            self._transfers.append(transfer(message, round_, site, "down"))
+    def _before(self, site: Site, round_: int) -> int | None:
+        """Where a site's replica is when the first request for a round reaches it.
 
-    def _gather(self, grid: Grid, round_: int) -> list[Message]:
-        """Ask, send more to sites that are behind, and return the replies to be validated."""
+        One that is asked for the round before gets there first. One that is further than this round
+        needs, no more than staleness explains, may have answered it; it will say.
+        """
+        at, last = measured_at(self._run.config, round_), self._flights.get(round_ - 1)
+        if last is not None and site.node_id in last.asked:
+            return measured_at(self._run.config, round_ - 1)
+        ahead = site.round is not None and at < site.round <= at + self._run.config.staleness
+        return at if ahead else site.round
+
+    def _send(self, flight: Flight, messages: Iterable[Message]) -> None:
+        for message in flight.exchange.send(messages):
+            site = flight.asked[message.metadata.dst_node_id].name.name
+            self._transfers.append(transfer(message, flight.round, site, "down"))
+
+    def _gather(self, round_: int) -> list[Message]:
+        """Send more to sites that are behind; return the replies that are to be validated."""
         transfers, refusals = self._late.take()
         self._transfers += transfers
-        self._refusals += refusals
-        self._exchange = exchange = Exchange(grid)
-        messages = self.configure_train(round_, ArrayRecord(), ConfigRecord(), grid)
-        self._send(exchange, messages, round_)
+        self._judge.refusals += refusals
+        flight = self._flights[round_]
         gathered: list[Message] = []
         resent: Counter[int] = Counter()
-        for reply in exchange.replies(self._run.config.round_timeout):
-            site = self._site_of(reply)
-            name = site.name.name if site else _stranger(reply)
-            self._transfers.append(transfer(reply, round_, name, "up"))
-            if site and resent[site.node_id] < RETRIES and self._is_behind(reply, site, round_):
+        for reply in flight.exchange.replies(self._run.config.round_timeout):
+            site, judge = flight.site_of(reply), self._judge
+            self._transfers.append(transfer(reply, round_, flight.name_of(reply), "up"))
+            if site and resent[site.node_id] < RETRIES and judge.is_behind(reply, site, round_):
                 resent[site.node_id] += 1
-                self._send(exchange, self._ask([site], round_), round_)
+                self._send(flight, [self._asking.message(site, round_, site.round)])
             else:
                 gathered.append(reply)
-        self._late.close(round_, exchange, self._asked)
+        self._late.close(flight)
         return gathered
 
-    def _is_behind(self, message: Message, site: Site, round_: int) -> bool:
-        """Whether the reply says that the site needs more before it can measure."""
-        try:
-            reply = read_reply(message, self._expected(round_, site))
-        except RefusedError:
-            return False  # refused, and counted, with the round's other replies
-        if not isinstance(reply, Behind):
-            return False
-        site.round = reply.round
-        if reply.reason == DIVERGED:
-            self._refuse(round_, site.name.name, "diverged", f"at round {reply.round}")
-            site.round = None
-        return True
-
-    def _validated(self, round_: int, replies: Iterable[Message]) -> list[Contribution]:
-        valid: list[Contribution] = []
-        silent = {site.name.name: site for site in self._asked.values()}
-        for message in replies:
-            site = self._site_of(message)
-            if site is None:
-                self._refuse(round_, _stranger(message), "not asked", "")
-                continue
-            silent.pop(site.name.name, None)
-            try:
-                valid.append(self._contribution(message, site, round_))
-            except RefusedError as refused:
-                site.round = None if refused.reason == "wrong digest" else site.round
-                self._refuse(round_, site.name.name, refused.reason, str(refused))
-                continue
-            site.round = round_ - 1
-        for name in silent:
-            timeout = self._run.config.round_timeout
-            self._refuse(round_, name, "no answer", f"none within {timeout:g} s")
-        return self._unique(round_, valid)
-
-    def _unique(self, round_: int, valid: Iterable[Contribution]) -> list[Contribution]:
-        """One contribution for each site, in slot order, whatever order they came in."""
-        kept: dict[int, Contribution] = {}
-        for found in sorted(valid, key=Contribution.order):
-            if found.slot in kept:
-                self._refuse(round_, found.site, "duplicate", "replied already")
-            kept.setdefault(found.slot, found)
-        return list(kept.values())
-
-    def _contribution(self, message: Message, site: Site, round_: int) -> Contribution:
-        reply = read_reply(message, self._expected(round_, site))
-        if isinstance(reply, Behind):
-            raise RefusedError("behind", f"still at round {reply.round} after {RETRIES} resends")
-        return Contribution(
-            round=round_,
-            slot=site.name.slot,
-            site=site.name.name,
-            examples=reply.examples,
-            loss=reply.loss,
-            seconds=reply.seconds,
-            differences=reply.differences,
-            gradient=reply.gradient,
-        )
-
-    def _expected(self, round_: int, site: Site) -> Expected:
-        config, replica = self._run.config, self._run.learner.replica
-        plan = plan_of(config, round_, site.hello.can_backpropagate)
-        numbers = config.queries * config.local_steps * plan.measure
-        return Expected(round_, numbers, replica.digest(), replica.codec if plan.dense else None)
-
     def _metrics(
-        self, entry: Entry, contributions: Sequence[Contribution], transfers: Sequence[Transfer]
+        self,
+        entry: Entry,
+        contributions: Sequence[Contribution],
+        transfers: Sequence[Transfer],
+        since: float,
     ) -> Metrics:
         examples = sum(x.examples for x in contributions)
         return Metrics(
@@ -246,7 +209,7 @@ class ScalarStrategy(Strategy):
             forwards=self._combining.forwards(entry.round, contributions),
             bytes_up=self._bytes("up", entry.round, transfers),
             bytes_down=self._bytes("down", entry.round, transfers),
-            seconds=time.monotonic() - self._started,
+            seconds=time.monotonic() - max(since, self._committed),
         )
 
     def _bytes(self, direction: Direction, round_: int, transfers: Iterable[Transfer]) -> int:
@@ -257,21 +220,14 @@ class ScalarStrategy(Strategy):
         )[0][0]
         return int(earlier) + sum(t.payload for t in transfers if t.direction == direction)
 
-    def _site_of(self, message: Message) -> Site | None:
-        node_id = self._exchange.node_of(message) if self._exchange else None
-        return None if node_id is None else self._asked.get(node_id)
-
-    def _refuse(self, round_: int, site: str, reason: str, detail: str) -> None:
-        LOG.warning("round %d: reply of site %s refused: %s (%s)", round_, site, reason, detail)
-        self._refusals.append(Refusal(round_, site, reason, detail))
-
-    def _noted(self) -> tuple[list[Transfer], list[Refusal]]:
-        """Bytes and refusals since this was last called."""
-        cohort = self._cohort
-        transfers, refusals = cohort.transfers + self._transfers, cohort.refusals + self._refusals
-        self._transfers, self._refusals, cohort.transfers, cohort.refusals = [], [], [], []
-        return transfers, refusals
-
-
-def _stranger(message: Message) -> str:
-    return f"node {message.metadata.src_node_id}"
+    def _noted(self, round_: int) -> tuple[list[Transfer], list[Refusal]]:
+        """Bytes and refusals that are not in the ledger, but for those of rounds still open."""
+        cohort, judge = self._cohort, self._judge
+        transfers, refusals = cohort.transfers + self._transfers, cohort.refusals + judge.refusals
+        cohort.transfers, cohort.refusals = [], []
+        self._transfers = [t for t in transfers if t.round > round_]
+        judge.refusals = [r for r in refusals if r.round > round_]
+        return (
+            [t for t in transfers if t.round <= round_],
+            [r for r in refusals if r.round <= round_],
+        )

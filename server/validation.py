@@ -27,7 +27,7 @@ class Expected:
 
     round: int
     numbers: int  # K * q
-    digest: bytes  # 16, of the parameters after round - 1
+    digest: bytes  # 16, of the parameters that the round is measured at
     codec: Codec | None = None  # of the gradient that the round asks for
 
 

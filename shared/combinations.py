@@ -20,6 +20,7 @@ def check_combinations(c: Config) -> None:
         ConfigError: says which settings, and what to set instead.
     """
     _check_rounds(c)
+    _check_staleness(c)
     _check_aggregation(c)
     _check_mode(c)
     _check_data(c)
@@ -35,6 +36,21 @@ def _check_rounds(c: Config) -> None:
             f"clients-per-round: 0 or at least min-clients = {c.min_clients} expected, "
             f"got {c.clients_per_round}: every round would be skipped"
         )
+
+
+def _check_staleness(c: Config) -> None:
+    """What must be as it was one round ago is not kept: parameters as a whole, guidance, debts."""
+    reused = c.mode == "instruct" and c.guidance == "reuse"
+    for key, value, holds in (
+        ("downlink", c.downlink, c.downlink == "dense"),
+        ("guidance", c.guidance, reused),
+        ("error-feedback", "true", c.error_feedback),
+    ):
+        if c.staleness and holds:
+            raise ConfigError(
+                f"staleness = {c.staleness} with {key} = {value}: it follows the newest round, and "
+                "sites measure at the one before; use staleness = 0, or the key's default"
+            )
 
 
 def _check_aggregation(c: Config) -> None:
@@ -66,6 +82,12 @@ def _check_mode(c: Config) -> None:
         raise ConfigError(
             f"optimizer {c.optimizer!r} with momentum {c.momentum}: in mode 'fedavg' sites step by "
             "AdamW and parameters are averaged: use sgd, momentum 0"
+        )
+    guided = c.mode == "instruct" and c.guidance == "reuse"
+    if c.parallel_queries > 1 and (guided or c.mode in ("fo", "fedavg")):
+        raise ConfigError(
+            f"parallel-queries = {c.parallel_queries} with mode {c.mode!r}"
+            f"{', guidance reuse' * guided}: no round measures plain directions; use 1"
         )
     if c.instruct_directions == "masked" and c.mode == "instruct" and c.guidance == "reuse":
         raise ConfigError(

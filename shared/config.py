@@ -29,7 +29,8 @@ POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-siz
             "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
             "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
             "bp-interval", "bp-batch-size", "topk-fraction", "cosine-target", "lora-rank",
-            "lora-alpha", "guard-rate-factor", "guard-tolerance")  # fmt: skip
+            "lora-alpha", "direction-rank", "parallel-queries", "guard-rate-factor",
+            "guard-tolerance")  # fmt: skip
 FRACTIONS = ("eval-fraction", "trim-fraction", "momentum", "beta1", "beta2", "cosine-target",
              "guard-rate-factor")  # fmt: skip
 NOT_NEGATIVE = ("bp-learning-rate", "local-learning-rate", "weight-decay")
@@ -38,7 +39,7 @@ NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogat
 OPERATIONAL = frozenset({"num-rounds", "output-dir", "run-name", "resume", "wait-timeout",
                          "round-timeout", "max-skipped-rounds", "eval-interval",
                          "snapshot-interval", "catch-up", "save-model", "guard-rewinds",
-                         "guard-rate-factor", "guard-tolerance"})  # fmt: skip
+                         "preflight-rounds", "guard-rate-factor", "guard-tolerance"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ class Config:
     bp_weight: str = "0.5"  # instruct: weight of the gradient against the estimate, or auto
     guidance: str = "fresh"  # instruct, between BP rounds: plain directions, or reuse the last one
     model: str = "byte-gpt"  # a registered name, a hub name or a folder in Hugging Face format
-    dataset: str = "stdlib"  # a registered name
+    dataset: str = "stdlib"  # dandelion data list; or a folder, or owner/name[:config] on the hub
     max_samples: int = 0  # documents taken from the data set; 0 = all
     block_size: int = 64  # tokens of one example
     partitioner: str = "natural"  # how documents are dealt to sites
+    partition_by: str = ""  # the natural id that is dealt: play, role, …, or label; empty = usual
     partition_alpha: float = 0.5  # dirichlet: small is skewed
     eval_fraction: float = 0.1  # share of each group's blocks held out for the server
     eval_blocks: int = 128  # at most so many of them are evaluated
@@ -74,8 +76,10 @@ class Config:
     clients_per_round: int = 0  # cohort; 0 = every site that is there
     min_clients: int = 1  # valid replies that a round needs; sites that it waits for
     queries: int = 16  # q: directions of one step; each costs two forward passes
+    parallel_queries: int = 1  # p: directions of one forward pass (lowrank: cheapest), both signs
     eps: float = 1e-3  # smoothing radius: how far a site steps along each direction
     directions: str = "rademacher"  # family of directions
+    direction_rank: int = 1  # lowrank: outer products that a matrix's direction is the sum of
     seed_schedule: str = "shared"  # whether all sites measure the same directions or each its own
     local_steps: int = 1  # K: steps on the site before it replies
     local_learning_rate: float = 0.0  # step size of these; 0 = the round's learning rate
@@ -98,10 +102,12 @@ class Config:
     aggregation: str = "mean"  # how the sites' coefficients become one set
     trim_fraction: float = 0.2  # trimmed-mean: cut from each side
     malicious_clients: int = 1  # krum, multi-krum, bulyan: how many sites may lie
+    staleness: int = 0  # 1: a round is asked for before the last one is in, and measured one behind
     downlink: str = "replay"  # scalars, or full parameters every round (for comparison)
     catch_up: str = "auto"  # what a site that missed rounds gets: the fewer bytes, or as said
     snapshot_interval: int = 100  # rounds between snapshots; 0 = none
-    guard_rewinds: int = 8  # how often a run that diverges may go back to a snapshot; 0 = never
+    preflight_rounds: int = 500  # runs from so many rounds on try their settings first; 0 = never
+    guard_rewinds: int = 8  # how often a run that diverges may go back; 0, or staleness: never
     guard_rate_factor: float = 0.3  # all learning rates are multiplied by it each time
     guard_tolerance: float = 0.2  # how far losses may rise, as a share of the best or first loss
     round_timeout: float = 3600.0  # seconds until a missing reply counts as missing
@@ -150,17 +156,17 @@ class Config:
     def _check_names(self) -> None:
         """Choices, and what modules register; a model may be anywhere, so it is looked up late."""
         from shared.codecs import CODECS
-        from shared.data import DATASETS
+        from shared.data.sources import source_of
         from shared.directions import DIRECTIONS
         from shared.optimizers import OPTIMIZERS
 
         known: list[tuple[str, str, Iterable[str]]] = [
-            ("dataset", self.dataset, DATASETS.names()),
-            ("bp-dataset", self.bp_dataset or self.dataset, DATASETS.names()),
             ("codec", self.codec, CODECS.names()),
             ("directions", self.directions, DIRECTIONS.names()),
             ("optimizer", self.optimizer, OPTIMIZERS.names()),
         ]
+        for name in (self.dataset, self.bp_dataset or self.dataset):
+            source_of(name)
         values = self.to_run_config()
         known += [(key, str(values[key]), names) for key, names in CHOICES.items()]
         for key, name, names in known:
@@ -184,6 +190,7 @@ class Config:
         weight_of(self.bp_weight)
         _require(self.trim_fraction < 0.5, "trim-fraction", self.trim_fraction, "below 0.5")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "an integer from 0 to below 2**63")
+        _require(self.staleness <= 1, "staleness", self.staleness, "0 or 1")
         _require(self.block_size >= 2, "block-size", self.block_size, "at least 2 tokens")
         _require(self.threads <= MOST_THREADS, "threads", self.threads, f"at most {MOST_THREADS}")
         _require(Path(self.run_name).name == self.run_name != "..", "run-name", self.run_name,

@@ -13,6 +13,7 @@ from shared.errors import ConfigError, DataError
 from shared.flat import flatten
 from shared.models import LanguageModel, load_model
 from shared.models.adapters import adapt_
+from shared.parallel import Parallel
 from shared.perturb import Perturber
 from shared.replica import Replica, digest_of
 from shared.scopes import trainable
@@ -54,6 +55,11 @@ class Learner:
     def perturber(self) -> Perturber:
         """Evaluates the model at θ + scale * z; owns the scratch."""
         return Perturber(self.replica.model, self.replica.directions)
+
+    @cached_property
+    def parallel(self) -> Parallel:
+        """Measures several directions in one forward pass."""
+        return Parallel(self.replica.model, self.replica.directions, self.perturber)
 
     def loss(self, blocks: Tensor) -> float:
         """Mean next-token loss in nats of blocks (B, T) at the model's current parameters."""

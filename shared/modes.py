@@ -83,6 +83,14 @@ def plan_of(config: Config, round_: int, can_backpropagate: bool = True) -> Plan
     return MEASURE if plan.dense and not can_backpropagate else plan
 
 
+def measured_at(config: Config, round_: int) -> int:
+    """The round whose parameters a round is measured at: the one before, or ``staleness`` earlier.
+
+    Both sides know it, and every reply proves it: it has the digest of what it was measured at.
+    """
+    return max(0, round_ - 1 - config.staleness)
+
+
 def cost(config: Config, plan: Plan) -> int:
     """Forward passes over ``zo-batch-size`` examples that a plan costs; a backward counts two."""
     queries = 2 * config.queries * config.local_steps

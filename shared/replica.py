@@ -1,8 +1,9 @@
 """A copy of the model that follows the ledger, entry by entry, with the same bits everywhere."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
+from typing import Any
 
 import torch
 import xxhash
@@ -17,6 +18,7 @@ from shared.flat import FlatModel
 from shared.gradient import DenseGradient, Gradient, SumGradient, ZerothOrderGradient
 from shared.optimizers import OPTIMIZERS, Optimizer
 from shared.optimizers.restore import restore_
+from shared.replay import KEYS, Step, add_proven_steps_, add_steps_
 
 SHARED_SLOT = 0
 GUIDANCE = "guidance"  # the name of the last dense gradient among a snapshot's tensors
@@ -30,6 +32,12 @@ def keys_of(seed: int, round_: int, slot: int, first: int, count: int) -> list[K
 def digest_of(tensor: Tensor, seed: int = 0) -> bytes:
     """16 bytes that name the bits of a tensor (XXH3-128: finds faults, stops no forger)."""
     return xxhash.xxh3_128_digest(tensor.detach().cpu().view(-1).numpy().data, seed)
+
+
+def _taken(made: Callable[..., object], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that an optimizer or a family of directions asks for."""
+    known = set(signature(made).parameters) & set(values) - {"device"}
+    return {name: values[name] for name in known}
 
 
 @dataclass
@@ -54,16 +62,15 @@ class Replica:
     @classmethod
     def of(cls, model: FlatModel, config: Config) -> "Replica":
         """A replica at round 0 of the run that ``config`` describes."""
-        optimizer = OPTIMIZERS[config.optimizer]
+        optimizer, family = OPTIMIZERS[config.optimizer], DIRECTIONS[config.directions]
         values = asdict(config) | {"epsilon": config.adam_epsilon}
         if config.mode == "fedavg":  # sites decay their weights themselves; here they are averaged
             values["weight_decay"] = 0.0
         reused = config.mode == "instruct" and config.guidance == "reuse"
-        known = set(signature(optimizer).parameters) & set(values) - {"device"}
         return cls(
             model,
-            DIRECTIONS[config.directions](model.layout),
-            optimizer(model.layout, model.flat.device, **{name: values[name] for name in known}),
+            family(model.layout, **_taken(family, values)),
+            optimizer(model.layout, model.flat.device, **_taken(optimizer, values)),
             config.seed,
             config.queries,
             config.eps,
@@ -74,32 +81,80 @@ class Replica:
     def apply(self, entries: Iterable[Entry]) -> None:
         """Take the step of each entry; one that is applied already is passed over.
 
-        A rewind follows the round that it goes back to: a replica that is past that round has to be
-        brought there first, from a snapshot or the base model.
+        Where steps are plain additions, many rounds are one pass over the parameters. A rewind
+        follows the round that it goes back to: a replica that is past that round has to be brought
+        there first, from a snapshot or the base model.
 
         Raises:
             GapError: an entry does not follow the replica's round, or its dense gradient was
                 dropped from the ledger; nothing of it is applied.
         """
-        for entry in entries:
-            if entry.round <= self.round:
-                continue
-            if entry.follows != self.round:
-                raise GapError(
-                    f"entry of round {self.round + 1} expected, got {entry.round}, which follows "
-                    f"round {entry.follows}"
-                )
+        for _ in self._through(entries, proving=False):
+            pass
+
+    def proven(self, entries: Iterable[Entry]) -> Iterator[tuple[int, bytes]]:
+        """Do as ``apply`` does; yield each round, with the digest of the parameters after it."""
+        return self._through(entries, proving=True)
+
+    def _through(self, entries: Iterable[Entry], proving: bool) -> Iterator[tuple[int, bytes]]:
+        for lot in self._lots(entries):
+            entry, digests, kept = lot[0], list[bytes](), b""
             if entry.back_to is not None:
-                self.moved(entry.round, self._digest)
+                kept = self._digest
+            elif self._adds(entry):
+                digests = self._add_(lot, proving)
+            else:
+                self.optimizer.step_(self.model.flat, self.gradient(entry), entry.learning_rate)
+                self.model.layout.clear_padding_(self.model.flat)
+            self.moved(lot[-1].round, kept)
+            if proving:
+                digests = digests or [self.digest()]
+                self._digest = digests[-1]
+                yield from zip((entry.round for entry in lot), digests, strict=True)
+
+    def _lots(self, entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+        """Entries that follow the replica's round: one, or some whose steps are plain additions."""
+        lot: list[Entry] = []
+        at, held = self.round, 0
+        for entry in entries:
+            if entry.round <= at:
                 continue
-            if entry.dropped:
-                raise GapError(
-                    f"the dense gradient of round {entry.round} was dropped: a snapshot of that "
-                    "round or a later one is needed to go on from"
-                )
-            self.optimizer.step_(self.model.flat, self.gradient(entry), entry.learning_rate)
-            self.model.layout.clear_padding_(self.model.flat)
-            self.moved(entry.round)
+            wrong, count = _wrong(entry, at), sum(len(g.differences) for g in entry.groups)
+            if lot and (wrong or not self._adds(entry) or held + count > KEYS):
+                yield lot
+                lot, held = [], 0
+            if wrong:
+                raise GapError(wrong)
+            at = entry.round
+            lot, held = [*lot, entry], held + count
+            if not self._adds(entry):
+                yield lot
+                lot, held = [], 0
+        if lot:
+            yield lot
+
+    def _adds(self, entry: Entry) -> bool:
+        """Whether an entry's step is directions added to the parameters, and nothing else."""
+        return self.optimizer.additive and not entry.guide and entry.back_to is None
+
+    def _add_(self, lot: Sequence[Entry], proving: bool) -> list[bytes]:
+        """Take steps of plain additions; the digest after each, where asked for and at hand."""
+        steps = []
+        for entry in lot:
+            found = self._measured(entry)
+            scales = [-entry.learning_rate * value for value in found.coefficients]
+            steps.append(Step(found.keys, scales))
+        model = self.model
+        if proving and model.flat.is_cpu:
+            return add_proven_steps_(model.flat, model.layout, self.directions, steps)
+        if proving and len(steps) > 1:
+            return [self._added(step) for step in steps]
+        add_steps_(model.flat, model.layout, self.directions, steps)
+        return []
+
+    def _added(self, step: Step) -> bytes:
+        add_steps_(self.model.flat, self.model.layout, self.directions, [step])
+        return digest_of(self.model.flat)
 
     def gradient(self, entry: Entry) -> Gradient:
         """What an entry says of the gradient: its dense part, and the estimate of its groups."""
@@ -155,8 +210,28 @@ class Replica:
         Raises:
             DivergedError: the parameters are others.
         """
-        mine = self.digest()
-        if mine != digest:
-            raise DivergedError(
-                f"round {self.round}: digest {digest.hex()} expected, this replica has {mine.hex()}"
-            )
+        check_digest(self.round, self.digest(), digest)
+
+
+def check_digest(round_: int, found: bytes, recorded: bytes | None) -> None:
+    """Compare a round's digest with the recorded one, where there is one.
+
+    Raises:
+        DivergedError: the parameters are others.
+    """
+    if recorded is not None and found != recorded:
+        raise DivergedError(
+            f"round {round_}: digest {recorded.hex()} expected, this replica has {found.hex()}"
+        )
+
+
+def _wrong(entry: Entry, at: int) -> str:
+    """Why an entry cannot be applied after round ``at``; nothing where it can."""
+    if entry.follows != at:
+        return f"entry of round {at + 1} expected, got {entry.round}, which follows {entry.follows}"
+    if entry.dropped:
+        return (
+            f"the dense gradient of round {entry.round} was dropped: a snapshot of that "
+            "round or a later one is needed to go on from"
+        )
+    return ""

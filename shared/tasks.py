@@ -40,8 +40,7 @@ def _token_losses(module: nn.Module, blocks: Tensor) -> Tensor:
     Targets are shifted, not logits: slicing those would copy them. Cross-entropy goes through the
     rows in chunks, so that beside the logits a large vocabulary needs CHUNK numbers, not a copy.
     """
-    logits = _forward(type(module).__name__)(module, blocks)
-    rows = logits.flatten(0, 1)  # (B * T, V)
+    rows = logits(module, blocks).flatten(0, 1)  # (B * T, V)
     targets = F.pad(blocks[:, 1:], (0, 1), value=IGNORED).view(-1)
     size = max(1, CHUNK // rows.shape[1])
     losses = [
@@ -51,6 +50,11 @@ def _token_losses(module: nn.Module, blocks: Tensor) -> Tensor:
     return torch.cat(losses).view(blocks.shape)
 
 
+def logits(module: nn.Module, blocks: Tensor) -> Tensor:
+    """Return the logits (B, T, V) of blocks (B, T), in as few torch calls as we know."""
+    return _forward(type(module).__name__)(module, blocks)
+
+
 @cache
 def _forward(architecture: str) -> Forward:
     """Find the short forward of a class of modules; the module itself where none is registered."""
@@ -58,5 +62,5 @@ def _forward(architecture: str) -> Forward:
 
 
 def _call(module: nn.Module, blocks: Tensor) -> Tensor:
-    logits: Tensor = module(blocks, use_cache=False, return_dict=False)[0]
-    return logits
+    scores: Tensor = module(blocks, use_cache=False, return_dict=False)[0]
+    return scores

@@ -38,7 +38,7 @@ class Request:
 
     round: int  # to be measured
     learning_rate: float  # of this round, for local steps
-    digest: bytes  # 16, of the parameters after round - 1
+    digest: bytes  # 16, of the parameters that it is to be measured at
     run: bytes  # 16, names the run
     code: bytes  # 16, of the server's source files
     entries: Sequence[bytes] = ()  # what the site missed, oldest first

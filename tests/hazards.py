@@ -59,15 +59,22 @@ class Chaos(Network):
 
     def __init__(self, config, lost, order=None):
         super().__init__(config)
-        self.lost, self.order, self.late = lost, order, []
+        self.lost, self.order, self.late, self.rounds = lost, order, [], {}
+
+    def push_messages(self, messages):
+        listed = list(messages)
+        ids = list(super().push_messages(listed))
+        self.rounds |= {k: self.key(m)[0] for k, m in zip(ids, listed, strict=True)}
+        return ids
 
     def pull_messages(self, message_ids):
+        message_ids = list(message_ids)
         arrived = super(Network, self).pull_messages(message_ids)
         gone = [r for r in arrived if is_reply(r) and self.key(r) in self.lost]
         found = [r for r in arrived if r not in gone]
         if self.order is not None:
             found += [copy.deepcopy(r) for r in found if is_reply(r) and self.order.random() < 0.5]
-            now = max(self.key(r) for r in self.sent)[0]
+            now = max(map(self.rounds.get, message_ids))  # the round that is being closed
             found += [r for r in self.late if self.key(r)[0] < now]
             self.late = [r for r in self.late if self.key(r)[0] == now] + gone
             self.order.shuffle(found)

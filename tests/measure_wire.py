@@ -1,4 +1,4 @@
-"""Measures bytes on the wire and seconds per round: ``python tests/measure_wire.py FOLDER``.
+"""Measures bytes on the wire and seconds per round: ``python tests/measure_wire.py FOLDER [ROW…]``.
 
 One node behind a counting proxy, TLS, a registered key. Prints the table of deploy/README.md: means
 over the rounds after the first, polls and heartbeats of the same seconds included.
@@ -21,9 +21,10 @@ SHARED = {
 LARGE = {"model": "20M"}  # with a tokenizer of bytes: GPT-2's own is on a hub
 RUNS: dict[str, dict[str, object]] = {
     "zo, q = 64": {**LARGE, "queries": 64},
-    "zo, q = 64, K = 16": {"queries": 64, "local-steps": 16},
-    "full parameters down": {**LARGE, "queries": 2, "downlink": "dense"},
-    "zo, q = 1": {"queries": 1},
+    "zo, q = 64, K = 16": {**LARGE, "queries": 64, "local-steps": 16},
+    "fedavg": {**LARGE, "mode": "fedavg", "bp-batch-size": 1},
+    "zo, q = 1": {"queries": 1, "num-rounds": 16},
+    "zo, q = 1, staleness = 1": {"queries": 1, "staleness": 1, "num-rounds": 16},
 }
 ROUNDS = 4
 HEAD = """
@@ -33,20 +34,21 @@ HEAD = """
 
 def measured(made: Federation, number: int, title: str) -> str:
     """One row."""
-    name, settings = f"run{number}", {**SHARED, **RUNS[title], "num-rounds": ROUNDS}
+    name, settings = f"run{number}", {**SHARED, "num-rounds": ROUNDS, **RUNS[title]}
+    rounds = int(str(settings["num-rounds"]))
     settings |= {"model": str(made.folder / "model")} if "model" in settings else {}
     folder, command = made.runs / name, made.run(name, settings)
     until(lambda: last_round(folder) >= 1, "round 1", 900)
     first, start = made.proxies["n"].counted(), time.monotonic()
-    until(lambda: last_round(folder) >= ROUNDS, "the last round", 900)
+    until(lambda: last_round(folder) >= rounds, "the last round", 900)
     last, seconds = made.proxies["n"].counted(), time.monotonic() - start
     command.wait(300)
     counted = rows(folder, COUNTED)[0]
-    wire = [(b - a) / (ROUNDS - 1) for a, b in zip(first, last, strict=True)]
+    wire = [(b - a) / (rounds - 1) for a, b in zip(first, last, strict=True)]
     spent = rows(folder, "SELECT avg(seconds) FROM contributions WHERE round > 1")[0][0]
     texts = [f"{value:,.0f}" for value in (*counted, *wire)]
     size = "17.7 M" if "model" in RUNS[title] else "0.12 M"
-    times = [f"{seconds / (ROUNDS - 1):.1f}", f"{spent:.1f}"]
+    times = [f"{seconds / (rounds - 1):.1f}", f"{spent:.1f}"]
     return f"| {title} | {size} | {' | '.join([*texts, *times])} |"
 
 
@@ -65,7 +67,7 @@ def main() -> None:
         made.up()
         made.join("n", "--set", "partition-id=0")
         print(HEAD, flush=True)
-        for number, title in enumerate(RUNS):
+        for number, title in enumerate(sys.argv[2:] or RUNS):
             print(measured(made, number, title), flush=True)
     finally:
         made.end()

@@ -176,7 +176,7 @@ def test_a_single_value_wins_over_the_file(dandelion, run, tmp_path):
         ("queries=0", "ConfigError: queries: a number above 0 expected, got 0"),
         ("queries", "ConfigError: --set key=value expected, got 'queries'"),
         ("mode=nonsense", "UnknownNameError: unknown mode 'nonsense'; known: "),
-        ("dataset=nonsense", "UnknownNameError: unknown dataset 'nonsense'; known: stdlib, topics"),
+        ("dataset=nonsense", "UnknownNameError: unknown dataset 'nonsense'; known: "),
         ("optimizer=nonsense", "UnknownNameError: unknown optimizer 'nonsense'; known: adam, "),
         ("directions=[/red]", "UnknownNameError: unknown directions '[/red]'; known: gaussian, "),
         ("model=nonsense", "ConfigError: unknown model 'nonsense'; known: 1B, 200M, 20M, "),

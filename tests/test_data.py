@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.data import DATASETS, Documents, evenly
+from shared.data import Documents, evenly
 from shared.data.blocks import cut, draw, hold_out
 from shared.data.shards import RULES, shard
+from shared.data.sources import documents_of
 from shared.errors import ConfigError, DataError, UnknownNameError
 from shared.models.tokenizers import ByteTokenizer
 
@@ -27,14 +28,14 @@ def digest(arrays):
 
 @pytest.mark.parametrize("name", ["stdlib", "topics"])
 def test_a_data_set_is_the_same_on_every_call(name):
-    first, second = DATASETS[name](20), DATASETS[name](20)
+    first, second = documents_of(name, 20), documents_of(name, 20)
     assert first == second
     assert len(first.texts) == 20
     assert all(first.texts)
 
 
 def test_the_standard_library_is_grouped_by_module_without_tests_and_packages():
-    documents = DATASETS["stdlib"](0)
+    documents = documents_of("stdlib", 0)
     groups = Counter(documents.groups)
     assert groups["asyncio"] > 20
     assert groups["argparse"] == 1
@@ -43,7 +44,7 @@ def test_the_standard_library_is_grouped_by_module_without_tests_and_packages():
 
 
 def test_a_sample_of_the_standard_library_spans_it():
-    groups = DATASETS["stdlib"](40).groups
+    groups = documents_of("stdlib", 40).groups
     assert groups[0] < "b"
     assert groups[-1] > "u"
 
@@ -51,14 +52,14 @@ def test_a_sample_of_the_standard_library_spans_it():
 def test_stripped_sources_are_an_error_that_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "gone")})
     with pytest.raises(DataError, match=r"no Python sources in .*gone.*dataset = topics"):
-        DATASETS["stdlib"](0)
+        documents_of("stdlib", 0)
 
 
 def test_a_source_that_is_not_text_is_named(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_bytes(b"x = '\xff'\n")
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     with pytest.raises(DataError, match=r"broken\.py cannot be read"):
-        DATASETS["stdlib"](0)
+        documents_of("stdlib", 0)
 
 
 def test_documents_need_a_group_and_a_label_each():

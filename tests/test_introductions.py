@@ -98,6 +98,24 @@ def test_all_reasons_are_in_the_message_when_no_site_is_left(tmp_path):
         federate(chosen, broken)
 
 
+def test_the_server_does_not_wait_for_nodes_that_are_refused_again_and_again(tmp_path, monkeypatch):
+    """Three nodes are there, one of other source files: it is asked twice, not for an hour."""
+    monkeypatch.setattr("server.cohort.ASK_AGAIN_S", 0.2)
+    chosen = config(tmp_path, min_clients=3, wait_timeout=3600.0)
+    network = Network(chosen, change=introduced(code="00" * 16))
+    with pytest.raises(StalledError, match=r"2 came within .* s; refused: \['other source files"):
+        federate(chosen, network)
+    assert sum(m.metadata.dst_node_id == 3 for m in network.sent) == 2
+
+
+def test_the_server_waits_for_a_node_that_may_still_come(tmp_path, monkeypatch):
+    """Two nodes are there, one is refused: another two may come, as long as wait-timeout says."""
+    monkeypatch.setattr("server.cohort.ASK_AGAIN_S", 0.05)
+    chosen = config(tmp_path, min_clients=4, wait_timeout=0.5)
+    with pytest.raises(StalledError, match=r"2 came within 0\.5 s"):
+        federate(chosen, Network(chosen, change=introduced(code="00" * 16)))
+
+
 def test_a_refused_node_is_asked_again_after_a_while_and_when_its_rival_is_gone(
     tmp_path, monkeypatch
 ):

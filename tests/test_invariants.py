@@ -17,6 +17,7 @@ from server.chain import kept
 from shared.entry import Entry
 from shared.errors import GapError
 from shared.learner import Learner
+from shared.modes import measured_at
 from shared.wire import Request, encode_reply
 
 some, few = (settings(deadline=None, max_examples=count) for count in (10, 5))
@@ -37,6 +38,9 @@ shapes = st.fixed_dictionaries(
         "seed": st.integers(0, 2**63 - 1),
         "zo_batch_size": st.just(1),
         "learning_rate": st.just(1e-3),
+        "staleness": st.integers(0, 1),
+        "directions": st.sampled_from(["rademacher", "lowrank"]),
+        "direction_rank": st.integers(1, 2),
     }
 )
 
@@ -53,6 +57,8 @@ def federations(draw, **fixed):
         found |= {"optimizer": "sgd", "momentum": 0.0}
     elif mode != "zo":
         found |= {"local_steps": 1, "guidance": draw(st.sampled_from(["fresh", "reuse"]))}
+    if found["staleness"]:
+        found |= {"downlink": "replay", "guidance": "fresh"}
     return found | {"mode": mode} | fixed
 
 
@@ -81,8 +87,10 @@ def test_i1_base_model_and_ledger_are_the_servers_parameters_at_every_round(chan
     assert follower.rounds == [0, 1, 2, 3]
 
 
-def test_i1_holds_after_a_crash_at_any_point_that_writes():
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_i1_holds_after_a_crash_at_any_point_that_writes(staleness):
     changes = {"num_rounds": 2, "num_clients": 2, "queries": 1, "zo_batch_size": 1, "momentum": 0.9}
+    changes |= {"staleness": staleness}
     changes |= {"snapshot_interval": 1, "eval_interval": 1}
     with scratch() as folder:
         with crash_at(None) as written:
@@ -234,7 +242,7 @@ def test_i7_a_round_that_is_asked_for_again_gives_the_same_numbers(changes, roun
     hosts = Host(chosen), Host(chosen)  # the second is a process that was started again
     for host in hosts:
         host._run = b"r" * 16
-        host._learner.replica.moved(round_ - 1)
+        host._learner.replica.moved(measured_at(chosen, round_))
     request = asked(hosts[0]._learner, round_)
     first, again, other, later = (
         encode_reply(replace(host.train(node(number, 3), request, None), seconds=0.0))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shared.directions import Key
 from shared.directions.philox import DRAWS, words
-from shared.errors import DataError, UnknownNameError
+from shared.errors import ConfigError, DataError, UnknownNameError
 from shared.flat import flatten
 from shared.models import FORWARDS, MODELS, LanguageModel, load_model
 from shared.models.gpt2 import SHAPES, Shape, hollow
@@ -154,11 +154,16 @@ def test_a_flattened_model_is_saved_and_loaded_whole(blocks, tmp_path):
     assert (tmp_path / "model.safetensors").stat().st_size < 4 * COUNTS["byte-gpt"] + 10_000
 
 
-@pytest.mark.parametrize("name", ["nobody/nothing", "/no/such/folder", "byte-gtp"])
-def test_a_model_that_cannot_be_had_offline_is_an_error_that_helps(name):
-    with pytest.raises(
-        DataError, match=rf"model '{name}' cannot.*hf download.*Built in: .*byte-gpt"
-    ):
+def test_a_model_that_cannot_be_had_offline_is_an_error_that_helps():
+    reason = r"model 'nobody/nothing' cannot.*hf download.*Built in: .*byte-gpt"
+    with pytest.raises(DataError, match=reason):
+        load_model("nobody/nothing", 0)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "byte-gtp"])
+def test_a_name_that_can_only_be_misspelt_is_not_looked_for_on_a_hub(name, monkeypatch):
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_: 1 / 0)
+    with pytest.raises(ConfigError, match=rf"unknown model '{name}'; known: .*byte-gpt"):
         load_model(name, 0)
 
 

@@ -5,6 +5,8 @@ import csv
 import pytest
 from federation import Network, Processes, config, federate, folder_of, ledger_of, resumed
 
+from dandelion.settings import read_toml
+from dandelion.standing import rounds_of
 from server.folder import opened
 from shared.errors import ConfigError, DivergedError, LedgerError, StalledError
 
@@ -71,6 +73,18 @@ def test_what_does_not_change_the_run_may_be_changed(tmp_path, whole):
         federate(chosen, on_round=until(3))
     other = {"snapshot_interval": 1, "catch_up": "snapshot", "eval_interval": 1}
     assert federate(resumed(chosen, round_timeout=9.0, **other)).digest == whole.digest
+
+
+def test_the_files_of_a_run_say_how_it_was_resumed_last(tmp_path):
+    chosen = config(tmp_path, **CHANGES | {"num_rounds": 2})
+    federate(chosen)
+    federate(resumed(chosen, num_rounds=3))
+    recorded = read_toml(folder_of(chosen) / "config.toml")
+    assert (recorded["num-rounds"], recorded["resume"], recorded["queries"]) == (3, "", 2)
+    with ledger_of(chosen) as ledger:
+        assert rounds_of(folder_of(chosen), ledger) == 3
+        (folder_of(chosen) / "config.toml").unlink()
+        assert rounds_of(folder_of(chosen), ledger) == 2  # as it was begun
 
 
 def test_there_must_be_a_run_to_resume(tmp_path):

@@ -29,7 +29,7 @@ def test_a_run_is_shown_with_its_nodes_from_the_first_round_on(tmp_path):
     assert "held out" in last
     for site in ("0", "1"):
         row = next(line for line in last.splitlines() if line.startswith(f"│ {site} "))
-        assert [cell.strip() for cell in row.split("│")[2:4]] == ["3", "0"]
+        assert [cell.strip() for cell in row.split("│")[2:5]] == ["cpu", "3", "0"]
 
 
 def test_a_folder_without_a_ledger_is_named(tmp_path):

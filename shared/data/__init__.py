@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import DataError
+from shared.packages import Package
 from shared.registry import Registry
 
 
@@ -17,20 +19,71 @@ class Documents:
     texts: Sequence[str]
     groups: Sequence[str]  # the natural id of each text: its module, play, president
     labels: Sequence[int] | None = None  # the class of each text, where the data set has classes
+    classes: tuple[str, ...] = ()  # the names of labels 0, 1, …
+    held_out: Sequence[bool] | None = None  # what the data set itself keeps for evaluation
+    revision: str = ""  # names the contents where these are too many to be hashed
 
     def __post_init__(self) -> None:
-        labels = self.texts if self.labels is None else self.labels
-        if not len(self.texts) == len(self.groups) == len(labels):
-            sizes = len(self.texts), len(self.groups), len(labels)
+        columns = [c for c in (self.groups, self.labels, self.held_out) if c is not None]
+        if any(len(column) != len(self.texts) for column in columns):
+            sizes = len(self.texts), *map(len, columns)
             raise DataError(f"as many groups and labels as texts expected, got {sizes}")
 
+    def take(self, rows: Sequence[int]) -> "Documents":
+        """Return some of the documents."""
+        held = self.held_out
+        return Documents(
+            picked(self.texts, rows),
+            [self.groups[row] for row in rows],
+            None if self.labels is None else [self.labels[row] for row in rows],
+            self.classes,
+            None if held is None else [held[row] for row in rows],
+            f"{self.revision}, {len(rows)} of {len(self.texts)}" if self.revision else "",
+        )
+
     def thin(self, most: int) -> "Documents":
-        """Keep ``most`` documents, evenly spaced over the order; all of them if ``most`` is 0."""
-        if not 0 < most < len(self.texts):
+        """Keep ``most`` documents, evenly spaced over the order; all of them if ``most`` is 0.
+
+        Of a data set with an evaluation part of its own, that part keeps its share.
+        """
+        total = len(self.texts)
+        if not 0 < most < total:
             return self
-        rows = evenly(len(self.texts), most).tolist()
-        labels = None if self.labels is None else [self.labels[row] for row in rows]
-        return Documents([self.texts[r] for r in rows], [self.groups[r] for r in rows], labels)
+        apart = np.flatnonzero(self.held_out if self.held_out is not None else np.zeros(total))
+        few = min(most, max(round(most * len(apart) / total), 1)) if len(apart) else 0
+        rest = np.setdiff1d(np.arange(total), apart)
+        few = max(few, most - len(rest))
+        rows = np.concatenate([apart[evenly(len(apart), few)], rest[evenly(len(rest), most - few)]])
+        return self.take(np.sort(rows).tolist())
+
+    def parts(self) -> tuple["Documents", "Documents"] | None:
+        """What is trained on and what is evaluated on, where the data set itself says so."""
+        if self.held_out is None or not any(self.held_out) or all(self.held_out):
+            return None
+        held = np.asarray(self.held_out, bool)
+        return self.take(np.flatnonzero(~held).tolist()), self.take(np.flatnonzero(held).tolist())
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: what it is, and how its documents are had."""
+
+    load: Callable[[int, str], Documents]  # (max_samples, natural id) -> documents
+    kind: str  # embedded, packaged, hub, local
+    about: str
+    ids: tuple[str, ...]  # the natural ids that documents can be grouped by; the first is usual
+    size: str  # in words
+    licence: str
+    samples: int = 0  # documents that are taken where max-samples is 0; 0 = all
+    carrier: Package | None = None
+
+
+def picked(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
+    """Some of the texts; a column on disk is asked once for all of them."""
+    if isinstance(texts, list):
+        return [texts[row] for row in rows]
+    column: Any = texts
+    return list(column[list(rows)])
 
 
 def evenly(total: int, count: int) -> NDArray[np.int64]:
@@ -38,5 +91,4 @@ def evenly(total: int, count: int) -> NDArray[np.int64]:
     return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
 
 
-# The argument is max_samples: how many documents to keep, 0 for all.
-DATASETS: Registry[Callable[[int], Documents]] = Registry("dataset", "shared.data")
+DATASETS: Registry[Source] = Registry("dataset", "shared.data")

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from shared.config import Config
-from shared.data import DATASETS
+from shared.data import Documents, evenly
 from shared.data.blocks import Blocks, cut, hold_out
 from shared.data.shards import shard
+from shared.data.sources import documents_of
 from shared.errors import ConfigError, DataError
 from shared.models import LanguageModel
 from shared.models.tokenizers import ByteTokenizer
@@ -29,8 +30,17 @@ class Corpus:
 
         A model without a tokenizer here reads bytes.
         """
-        documents = DATASETS[config.dataset](config.max_samples)
-        blocks = cut(documents, model.tokenizer or ByteTokenizer(), config.block_size)
+        documents = documents_of(config.dataset, config.max_samples, config.partition_by)
+        tokenizer = model.tokenizer or ByteTokenizer()
+
+        def examples(some: Documents) -> Blocks:
+            return cut(some, tokenizer, config.block_size)
+
+        if parts := documents.parts():
+            training, held_out = map(examples, parts)
+            most = min(config.eval_blocks, len(held_out))
+            return cls(training, held_out.take(evenly(len(held_out), most)), config)
+        blocks = examples(documents)
         training, held_out = hold_out(blocks, config.eval_fraction, config.eval_blocks)
         if not len(held_out):
             raise DataError(

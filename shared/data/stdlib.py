@@ -5,7 +5,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from shared.data import DATASETS, Documents
+from shared.data import DATASETS, Documents, Source
 from shared.errors import DataError
 
 # Installed packages, tests and their data, and files that a build generates for one machine.
@@ -13,8 +13,7 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__p
 GENERATED = ("_sysconfigdata", "config-")
 
 
-@DATASETS.register("stdlib")
-def stdlib(max_samples: int) -> Documents:
+def stdlib(max_samples: int, by: str = "module") -> Documents:
     """Read the sources of the interpreter that runs this; no network, no licence question.
 
     They differ between Python versions: no tokenizer or vocabulary may be derived from them.
@@ -23,6 +22,7 @@ def stdlib(max_samples: int) -> Documents:
         DataError: the sources are not there. Nothing else is used in their stead, since a run on
             other text under the same name could not be repeated.
     """
+    del by
     folder = Path(sysconfig.get_paths()["stdlib"])
     paths = sorted(_sources(folder), key=lambda path: path.relative_to(folder).parts)
     if not paths:
@@ -53,3 +53,11 @@ def _read(path: Path) -> str:
             return file.read()
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as Python source: {error}") from error
+
+
+DATASETS.register("stdlib")(
+    Source(
+        stdlib, "embedded", "the sources of Python's standard library", ("module",),
+        "11 MB", "PSF",
+    )
+)  # fmt: skip

@@ -2,13 +2,13 @@
 
 from importlib import import_module
 
-from shared.data import DATASETS, Documents
+from shared.data import DATASETS, Documents, Source
 from shared.errors import DataError
 
 
-@DATASETS.register("topics")
-def topics(max_samples: int) -> Documents:
+def topics(max_samples: int, by: str = "topic") -> Documents:
     """Half a megabyte of English prose; found wherever ``help()`` works, also without sources."""
+    del by
     try:
         known: dict[str, str] = import_module("pydoc_data.topics").topics
     except ModuleNotFoundError as error:
@@ -18,3 +18,11 @@ def topics(max_samples: int) -> Documents:
         ) from error
     names = sorted(known)
     return Documents([known[name] for name in names], names).thin(max_samples)
+
+
+DATASETS.register("topics")(
+    Source(
+        topics, "embedded", "Python's reference manual as help() prints it", ("topic",),
+        "0.5 MB", "PSF",
+    )
+)  # fmt: skip

@@ -6,7 +6,6 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from shared.flat import Layout
 from shared.registry import Registry
 
 
@@ -49,4 +48,5 @@ class Directions(Protocol):
         """Add scale * z to ``rows`` (m, width); row i is row ids[i] of the matrix at ``start``."""
 
 
-DIRECTIONS: Registry[Callable[[Layout], Directions]] = Registry("directions", "shared.directions")
+# Made of the layout; what else a family asks for by name, it gets from the settings.
+DIRECTIONS: Registry[Callable[..., Directions]] = Registry("directions", "shared.directions")

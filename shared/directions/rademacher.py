@@ -51,21 +51,21 @@ class Rademacher:
         if len(keys) != len(coefficients):
             raise ValueError(f"{len(keys)} keys came with {len(coefficients)} coefficients")
         if keys:
-            _kernels_for(flat).add_to_(flat, keys, coefficients, start)
+            kernels_for(flat).add_to_(flat, keys, coefficients, start)
 
     def perturbed_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
-        kernels = _kernels_for(out)
-        if out.numel() != source.numel() or kernels is not _kernels_for(source):
+        kernels = kernels_for(out)
+        if out.numel() != source.numel() or kernels is not kernels_for(source):
             raise ValueError(f"out {out.shape} on {out.device} does not fit source {source.shape}")
         kernels.perturbed_(out, source, start, key, scale)
 
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
         if rows.shape[:-1] != ids.shape:
             raise ValueError(f"ids {tuple(ids.shape)} do not name rows {tuple(rows.shape)}")
-        _kernels_for(rows).add_rows_(rows, ids, start, key, scale)
+        kernels_for(rows).add_rows_(rows, ids, start, key, scale)
 
 
-def _kernels_for(tensor: Tensor) -> ModuleType:
+def kernels_for(tensor: Tensor) -> ModuleType:
     """Return the module whose functions work where ``tensor`` is, once it is what they trust."""
     if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
         raise ValueError(f"contiguous float32 expected, got {tensor.dtype} {tensor.stride()}")

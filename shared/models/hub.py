@@ -1,8 +1,9 @@
 """Models that others trained: a local folder in Hugging Face's format, or a name on its hub."""
 
+from pathlib import Path
 from typing import Any
 
-from shared.errors import DataError
+from shared.errors import ConfigError, DataError
 from shared.models import MODELS, LanguageModel, Tokenizer
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
 
@@ -11,11 +12,13 @@ def load(name: str) -> LanguageModel:
     """Load a causal language model in float32 with its tokenizer, from safetensors only.
 
     Raises:
+        ConfigError: it can only be misspelt.
         DataError: it cannot be read here; says what to download and where to put it.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_name(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         module: Any = AutoModelForCausalLM.from_pretrained(
@@ -29,6 +32,23 @@ def load(name: str) -> LanguageModel:
             f"tokenizer's files. Built in: {', '.join(MODELS.names())}"
         ) from error
     return LanguageModel(name, module.eval(), _wrap(name, tokenizer))
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is misspelt, before a hub is asked for it, again and again.
+
+    Raises:
+        ConfigError: neither registered, nor a folder, nor on a hub (owner/name), nor cached.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if name in MODELS.names() or (name and Path(name).is_dir()) or name.count("/") == 1:
+        return
+    if not name or "/" in name or not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        raise ConfigError(
+            f"unknown model {name!r}; known: {', '.join(MODELS.names())}; or a folder in Hugging "
+            "Face format, or owner/name on its hub"
+        )
 
 
 def _wrap(name: str, tokenizer: Any) -> Tokenizer:  # noqa: ANN401

@@ -113,6 +113,13 @@ def _add_rows(rows, width, ids, count, start, keys, scales):
         _add_run(matrix[i], start + chosen[i] * width, keys, scales)
 
 
+@kernel("void(int64, int64, int64, uint32[:, ::1])")
+def _add_each(rows, width, start, keys):
+    matrix, one = carray(floats_at(rows), (keys.shape[0], width)), np.ones(1, np.float32)
+    for k in range(keys.shape[0]):
+        _add_run(matrix[k], start, keys[k : k + 1], one)
+
+
 @kernel("void(int64, int64, int64, uint32[:, ::1], float32[::1], int64)", parallel=True)
 def _add_shared(flat, size, start, keys, scales, parts):
     for part in prange(parts):
@@ -153,3 +160,9 @@ def add_rows_(rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> 
     chosen = ids.to(torch.int64).contiguous()
     where = rows.data_ptr(), rows.shape[1], chosen.data_ptr(), len(chosen), start
     _add_rows(*where, names, scales)
+
+
+def add_each_(rows: Tensor, keys: Sequence[Key], start: int) -> None:
+    """Add z(keys[k]) at address ``start`` to row k of ``rows`` (K, n)."""
+    names = np.array([numbers(key) for key in keys], np.uint32)
+    _add_each(rows.data_ptr(), rows.shape[1], start, names)

@@ -68,3 +68,9 @@ def add_rows_(rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> 
         part = rows[at : at + step]
         addresses = start + ids[at : at + step, None].to(torch.int64) * width + columns
         part += _at(key, addresses.view(-1)).mul_(_rounded(scale)).view_as(part)
+
+
+def add_each_(rows: Tensor, keys: Sequence[Key], start: int) -> None:
+    """Add z(keys[k]) at address ``start`` to row k of ``rows`` (K, n)."""
+    for row, key in zip(rows, keys, strict=True):
+        add_to_(row, [key], [1.0], start)
