@@ -1,5 +1,6 @@
 """``dandelion preflight``: try settings out before a run, and hear what to set instead."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,9 +34,9 @@ def preflight(
     from shared.learner import Learner
 
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    chosen = gather(config, settings or [])
-    if name or not chosen.run_name:
-        chosen = gather(config, settings or [], **{"run-name": name or f"preflight-{stamp}"})
+    chosen = gather(config, settings or [], None, **{"run-name": name})
+    if not chosen.run_name:
+        chosen = replace(chosen, run_name=f"preflight-{stamp}")
     learner = Learner.of(chosen)
     found = measured(chosen, learner, Corpus.of(chosen, learner.language_model).evaluation())
     show(found)
