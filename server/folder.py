@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from server.epochs import in_rounds
 from server.ledger import Ledger
 from server.snapshots import Snapshots
 from shared.code import code_digest
@@ -112,7 +113,9 @@ def check_base(ledger: Ledger, learner: Learner) -> None:
 def _create(folder: Path, config: Config) -> Run:
     if (folder / LEDGER).exists():
         raise ConfigError(f"{folder}: a run is there; resume it, or choose another run-name")
-    learner, name, text = Learner.of(config), secrets.token_bytes(16), _text(config)
+    learner, name = Learner.of(config), secrets.token_bytes(16)
+    config = in_rounds(config, learner.language_model)
+    text = _text(config)
     write_atomically(folder / CONFIG, text.encode())
     head = {"run": name, "config": text.encode(), "base": learner.base, "code": code_digest()}
     ledger = Ledger.create(folder / LEDGER, head)
@@ -125,6 +128,7 @@ def _resume(folder: Path, config: Config) -> Run:
         raise ConfigError(f"{folder}: cannot go on as another run: {'; '.join(changed)}")
     learner = Learner.of(config)
     check_base(ledger, learner)
+    config = in_rounds(config, learner.language_model)
     name, last = ledger.head("run"), ledger.last_round
     for complaint in Snapshots(ledger).restore_(learner.replica, name, last):
         LOG.warning("not used: %s", complaint)
