@@ -135,7 +135,9 @@ class Replica:
 
     def _adds(self, entry: Entry) -> bool:
         """Whether an entry's step is directions added to the parameters, and nothing else."""
-        return self.optimizer.additive and not entry.guide and entry.back_to is None
+        whole = self.model.flat.dtype is torch.float32  # others are rounded round by round
+        steps = entry.back_to is None
+        return whole and steps and self.optimizer.additive and not entry.guide
 
     def _add_(self, lot: Sequence[Entry], proving: bool) -> list[bytes]:
         """Take steps of plain additions; the digest after each, where asked for and at hand."""
