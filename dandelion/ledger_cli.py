@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
 app = typer.Typer(no_args_is_help=True, help="Show, verify and replay a run's ledger.")
 console = Console()
 HEAD = ("round", "rate", "numbers", "bytes", "held out")
+Round = tuple[int, bytes]  # and its digest
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
@@ -45,14 +46,16 @@ def show(run: Folder, last: Annotated[int, typer.Option(help="How many rounds.")
 def verify(run: Folder) -> None:
     """Rebuild the parameters from base model and ledger; compare every recorded digest."""
     from server.snapshots import rebuilt_
+    from shared.replica import check_digest
 
     with ledger_of(run) as ledger:
         replica, last = learner_of(ledger).replica, ledger.last_round
         compared = reached = 0
-        for round_ in _shown(itertools.chain([0], rebuilt_(replica, ledger, last)), last):
-            if (digest := ledger.digest(round_)) is not None:
-                replica.check(digest)
-                compared += 1
+        start = [(0, replica.digest())]
+        for round_, digest in _shown(itertools.chain(start, rebuilt_(replica, ledger, last)), last):
+            recorded = ledger.digest(round_)
+            check_digest(round_, digest, recorded)
+            compared += recorded is not None
             reached += 1
         leapt, gone = last + 1 - reached, ledger.dropped(0, last)
     say(
@@ -73,14 +76,13 @@ def replay(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
 ) -> None:
     """Write the model as of a round, in Hugging Face format."""
-    from server.snapshots import rebuilt_
+    from server.snapshots import rebuild_
 
     with ledger_of(run) as ledger:
         if not 0 <= round_ <= ledger.last_round:
             raise ConfigError(f"--round 0 to {ledger.last_round} expected, got {round_}")
         learner = learner_of(ledger)
-        for _ in rebuilt_(learner.replica, ledger, round_):
-            pass
+        rebuild_(learner.replica, ledger, round_)
         if (digest := ledger.digest(round_)) is not None:
             learner.replica.check(digest)
     learner.language_model.save(out)
@@ -115,7 +117,7 @@ def say(line: str) -> None:
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _shown(rounds: Iterable[int], last: int) -> Iterable[int]:
+def _shown(rounds: Iterable[Round], last: int) -> Iterable[Round]:
     """The rounds as they come, with a bar where there is a terminal."""
     return track(
         rounds,

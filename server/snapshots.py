@@ -1,12 +1,14 @@
 """Snapshot files of a run: written now and then, found again when a replay should start late."""
 
 from collections.abc import Iterator
+from itertools import takewhile
 
 import xxhash
 
 from server.ledger import Ledger
+from shared.entry import Entry
 from shared.errors import GapError, SnapshotError
-from shared.replica import Replica
+from shared.replica import Replica, check_digest
 from shared.snapshot import encode_snapshot, load_snapshot_, write_atomically
 
 
@@ -75,13 +77,18 @@ class Snapshots:
 
 
 def follow_(replica: Replica, ledger: Ledger, to: int) -> None:
-    """Apply the ledger's entries after the replica's round up to ``to``, one by one."""
-    for round_ in range(replica.round + 1, to + 1):
-        replica.apply([ledger.entry(round_)])
+    """Apply the ledger's entries after the replica's round up to ``to``; note digests that lack.
+
+    Raises:
+        DivergedError: the parameters of a round are not those that were recorded.
+    """
+    for round_, digest in replica.proven(_entries(ledger, replica.round, to)):
+        check_digest(round_, digest, ledger.digest(round_))
+        ledger.record_digest(round_, digest)
 
 
-def rebuilt_(replica: Replica, ledger: Ledger, to: int) -> Iterator[int]:
-    """Bring a replica to round ``to`` from the entries alone; yield each round that it reaches.
+def rebuilt_(replica: Replica, ledger: Ledger, to: int) -> Iterator[tuple[int, bytes]]:
+    """Bring a replica to round ``to`` from the entries alone; yield each round with its digest.
 
     Where gradients were dropped it leaps to the next snapshot: those rounds are not yielded.
 
@@ -89,13 +96,25 @@ def rebuilt_(replica: Replica, ledger: Ledger, to: int) -> Iterator[int]:
         GapError: the next snapshot is later than ``to``; says which rounds can be rebuilt.
         SnapshotError: the next snapshot is gone or damaged.
     """
-    while (round_ := replica.round + 1) <= to:
-        entry = ledger.entry(round_)
-        if entry.dropped:
+    while replica.round < to:
+        whole = takewhile(lambda entry: not entry.dropped, _entries(ledger, replica.round, to))
+        yield from replica.proven(whole)
+        if replica.round < to:
             _leap_(replica, ledger, to)
-        else:
-            replica.apply([entry])
-        yield replica.round
+            yield replica.round, replica.digest()
+
+
+def rebuild_(replica: Replica, ledger: Ledger, to: int) -> None:
+    """Bring a replica to round ``to`` as ``rebuilt_`` does, faster, for nobody asks how."""
+    while replica.round < to:
+        whole = takewhile(lambda entry: not entry.dropped, _entries(ledger, replica.round, to))
+        replica.apply(whole)
+        if replica.round < to:
+            _leap_(replica, ledger, to)
+
+
+def _entries(ledger: Ledger, after: int, to: int) -> Iterator[Entry]:
+    return (ledger.entry(round_) for round_ in range(after + 1, to + 1))
 
 
 def _leap_(replica: Replica, ledger: Ledger, to: int) -> None:

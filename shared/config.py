@@ -54,7 +54,7 @@ class Config:
     bp_weight: str = "0.5"  # instruct: weight of the gradient against the estimate, or auto
     guidance: str = "fresh"  # instruct, between BP rounds: plain directions, or reuse the last one
     model: str = "byte-gpt"  # a registered name, a hub name or a folder in Hugging Face format
-    dataset: str = "stdlib"  # a registered name: dandelion data list
+    dataset: str = "stdlib"  # dandelion data list; or a folder, or owner/name[:config] on the hub
     max_samples: int = 0  # documents taken from the data set; 0 = all
     block_size: int = 64  # tokens of one example
     partitioner: str = "natural"  # how documents are dealt to sites
@@ -149,17 +149,17 @@ class Config:
     def _check_names(self) -> None:
         """Choices, and what modules register; a model may be anywhere, so it is looked up late."""
         from shared.codecs import CODECS
-        from shared.data import DATASETS
+        from shared.data.sources import source_of
         from shared.directions import DIRECTIONS
         from shared.optimizers import OPTIMIZERS
 
         known: list[tuple[str, str, Iterable[str]]] = [
-            ("dataset", self.dataset, DATASETS.names()),
-            ("bp-dataset", self.bp_dataset or self.dataset, DATASETS.names()),
             ("codec", self.codec, CODECS.names()),
             ("directions", self.directions, DIRECTIONS.names()),
             ("optimizer", self.optimizer, OPTIMIZERS.names()),
         ]
+        for name in (self.dataset, self.bp_dataset or self.dataset):
+            source_of(name)
         values = self.to_run_config()
         known += [(key, str(values[key]), names) for key, names in CHOICES.items()]
         for key, name, names in known:

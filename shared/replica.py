@@ -1,6 +1,6 @@
 """A copy of the model that follows the ledger, entry by entry, with the same bits everywhere."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
 from typing import Any
@@ -18,6 +18,7 @@ from shared.flat import FlatModel
 from shared.gradient import DenseGradient, Gradient, SumGradient, ZerothOrderGradient
 from shared.optimizers import OPTIMIZERS, Optimizer
 from shared.optimizers.restore import restore_
+from shared.replay import KEYS, Step, add_proven_steps_, add_steps_
 
 SHARED_SLOT = 0
 GUIDANCE = "guidance"  # the name of the last dense gradient among a snapshot's tensors
@@ -80,23 +81,77 @@ class Replica:
     def apply(self, entries: Iterable[Entry]) -> None:
         """Take the step of each entry; one that is applied already is passed over.
 
+        Where steps are plain additions, many rounds are one pass over the parameters.
+
         Raises:
             GapError: an entry does not follow the replica's round, or its dense gradient was
                 dropped from the ledger; nothing of it is applied.
         """
+        for _ in self._through(entries, proving=False):
+            pass
+
+    def proven(self, entries: Iterable[Entry]) -> Iterator[tuple[int, bytes]]:
+        """Do as ``apply`` does; yield each round, with the digest of the parameters after it."""
+        return self._through(entries, proving=True)
+
+    def _through(self, entries: Iterable[Entry], proving: bool) -> Iterator[tuple[int, bytes]]:
+        for lot in self._lots(entries):
+            if self._adds(lot[0]):
+                digests = self._add_(lot, proving)
+            else:
+                entry = lot[0]
+                self.optimizer.step_(self.model.flat, self.gradient(entry), entry.learning_rate)
+                self.model.layout.clear_padding_(self.model.flat)
+                digests = []
+            self.moved(lot[-1].round)
+            if proving:
+                digests = digests or [self.digest()]
+                self._digest = digests[-1]
+                yield from zip((entry.round for entry in lot), digests, strict=True)
+
+    def _lots(self, entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+        """Entries that follow the replica's round: one, or some whose steps are plain additions."""
+        lot: list[Entry] = []
+        at, held = self.round, 0
         for entry in entries:
-            if entry.round <= self.round:
+            if entry.round <= at:
                 continue
-            if entry.round != self.round + 1:
-                raise GapError(f"entry of round {self.round + 1} expected, got {entry.round}")
-            if entry.dropped:
-                raise GapError(
-                    f"the dense gradient of round {entry.round} was dropped: a snapshot of that "
-                    "round or a later one is needed to go on from"
-                )
-            self.optimizer.step_(self.model.flat, self.gradient(entry), entry.learning_rate)
-            self.model.layout.clear_padding_(self.model.flat)
-            self.moved(entry.round)
+            wrong, count = _wrong(entry, at), sum(len(g.differences) for g in entry.groups)
+            if lot and (wrong or not self._adds(entry) or held + count > KEYS):
+                yield lot
+                lot, held = [], 0
+            if wrong:
+                raise GapError(wrong)
+            at = entry.round
+            lot, held = [*lot, entry], held + count
+            if not self._adds(entry):
+                yield lot
+                lot, held = [], 0
+        if lot:
+            yield lot
+
+    def _adds(self, entry: Entry) -> bool:
+        """Whether an entry's step is directions added to the parameters, and nothing else."""
+        return self.optimizer.additive and not entry.guide
+
+    def _add_(self, lot: Sequence[Entry], proving: bool) -> list[bytes]:
+        """Take steps of plain additions; the digest after each, where asked for and at hand."""
+        steps = []
+        for entry in lot:
+            found = self._measured(entry)
+            scales = [-entry.learning_rate * value for value in found.coefficients]
+            steps.append(Step(found.keys, scales))
+        model = self.model
+        if proving and model.flat.is_cpu:
+            return add_proven_steps_(model.flat, model.layout, self.directions, steps)
+        if proving and len(steps) > 1:
+            return [self._added(step) for step in steps]
+        add_steps_(model.flat, model.layout, self.directions, steps)
+        return []
+
+    def _added(self, step: Step) -> bytes:
+        add_steps_(self.model.flat, self.model.layout, self.directions, [step])
+        return digest_of(self.model.flat)
 
     def gradient(self, entry: Entry) -> Gradient:
         """What an entry says of the gradient: its dense part, and the estimate of its groups."""
@@ -152,8 +207,28 @@ class Replica:
         Raises:
             DivergedError: the parameters are others.
         """
-        mine = self.digest()
-        if mine != digest:
-            raise DivergedError(
-                f"round {self.round}: digest {digest.hex()} expected, this replica has {mine.hex()}"
-            )
+        check_digest(self.round, self.digest(), digest)
+
+
+def check_digest(round_: int, found: bytes, recorded: bytes | None) -> None:
+    """Compare a round's digest with the recorded one, where there is one.
+
+    Raises:
+        DivergedError: the parameters are others.
+    """
+    if recorded is not None and found != recorded:
+        raise DivergedError(
+            f"round {round_}: digest {recorded.hex()} expected, this replica has {found.hex()}"
+        )
+
+
+def _wrong(entry: Entry, at: int) -> str:
+    """Why an entry cannot be applied after round ``at``; nothing where it can."""
+    if entry.round != at + 1:
+        return f"entry of round {at + 1} expected, got {entry.round}"
+    if entry.dropped:
+        return (
+            f"the dense gradient of round {entry.round} was dropped: a snapshot of that "
+            "round or a later one is needed to go on from"
+        )
+    return ""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ class Documents:
         """Return some of the documents."""
         held = self.held_out
         return Documents(
-            [self.texts[row] for row in rows],
+            picked(self.texts, rows),
             [self.groups[row] for row in rows],
             None if self.labels is None else [self.labels[row] for row in rows],
             self.classes,
@@ -75,6 +76,14 @@ class Source:
     licence: str
     samples: int = 0  # documents that are taken where max-samples is 0; 0 = all
     carrier: Package | None = None
+
+
+def picked(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
+    """Some of the texts; a column on disk is asked once for all of them."""
+    if isinstance(texts, list):
+        return [texts[row] for row in rows]
+    column: Any = texts
+    return list(column[list(rows)])
 
 
 def evenly(total: int, count: int) -> NDArray[np.int64]:

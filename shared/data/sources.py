@@ -1,19 +1,30 @@
 """Which data set a name means, and its documents grouped as the run asks."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from shared.data import DATASETS, Documents, Source
+from shared.data.hub import any_on_hub
+from shared.data.saved import folder_source
 from shared.errors import ConfigError
 
 LABEL = "label"  # groups that are the classes
 
 
 def source_of(name: str) -> Source:
-    """Look a data set up.
+    """A registered data set, a local folder, or ``owner/name[:config]`` on the hub.
 
     Raises:
         UnknownNameError: nothing has this name.
     """
+    if name in DATASETS.names():
+        return DATASETS[name]
+    if Path(name).is_dir():
+        return folder_source(Path(name))
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
+        return any_on_hub(name)
+    if "/" in name:
+        raise ConfigError(f"dataset: {name!r} is no folder here")
     return DATASETS[name]
 
 

@@ -14,6 +14,10 @@ class Optimizer(Protocol):
 
     exact: ClassVar[bool]  # the same bits on every device, at any thread count
 
+    @property
+    def additive(self) -> bool:
+        """Whether a step is ``gradient.add_to_(flat, -learning_rate)``, and nothing else."""
+
     def step_(self, flat: Tensor, gradient: Gradient, learning_rate: float) -> None:
         """Move ``flat`` (size,) one step; the padding stays zero."""
 

@@ -24,6 +24,7 @@ class Adam:
     """theta -= rate * (weight_decay * theta + mean / (root of mean square + epsilon))."""
 
     exact: ClassVar[bool] = True
+    additive: ClassVar[bool] = False
 
     layout: Layout
     device: torch.device | str = "cpu"

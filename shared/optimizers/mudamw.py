@@ -30,6 +30,7 @@ class MuDaMW:
     """AdamW's moments; matrices step along an orthogonalised update, other tensors along Adam's."""
 
     exact: ClassVar[bool] = True
+    additive: ClassVar[bool] = False
 
     layout: Layout
     device: torch.device | str = "cpu"

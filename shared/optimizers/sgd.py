@@ -39,6 +39,11 @@ class SGD:
         if self.momentum:
             self.velocity = torch.zeros(self.layout.size, device=self.device)
 
+    @property
+    def additive(self) -> bool:
+        """Whether a step is nothing but the gradient, added."""
+        return not self.momentum and not self.weight_decay
+
     def step_(self, flat: Tensor, gradient: Gradient, learning_rate: float) -> None:
         """Move ``flat`` (size,) one step; the padding stays zero."""
         if self.velocity is None:
