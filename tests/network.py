@@ -116,7 +116,8 @@ class Namespaces:
         _ip("-n", space, "link", "set", "up0", "up")
 
     def _address(self, number: int, end: int) -> str:
-        return f"10.{50 + self._number}.{number}.{end}"
+        """Of a cable's end, from the range that is kept for tests of networks (RFC 2544)."""
+        return f"198.18.{self._number}.{4 * number + end}"
 
     def _space(self, name: str) -> str:
         return f"dandelion{self._number}-{name}"
