@@ -19,12 +19,25 @@ def mapped(pid: int) -> set[str]:
     return {name for name in HEAVY if name in text}
 
 
-class Watch(threading.Thread):
-    """Looks at every process with a word in its command line, as long as the block lasts."""
+def of(folder: Path, word: str = "") -> list[int]:
+    """Processes that were started for a folder and have a word in their command line."""
+    found, name = [], os.fsencode(folder)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes()
+                if word.encode() in command:
+                    said = command + b"\0" + (entry / "environ").read_bytes()
+                    found += [int(entry.name)] * (name + b"/" in said)
+    return found
 
-    def __init__(self, word: str) -> None:
+
+class Watch(threading.Thread):
+    """Looks at such processes as long as the block lasts."""
+
+    def __init__(self, folder: Path, word: str) -> None:
         super().__init__(daemon=True)
-        self._word, self._over = word.encode(), threading.Event()
+        self._folder, self._word, self._over = folder, word, threading.Event()
         self.seen: dict[int, set[str]] = {}  # by process: the heavy libraries that it loaded
 
     def __enter__(self) -> "Watch":
@@ -37,17 +50,8 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(LOOK_S):
-            for entry in Path("/proc").iterdir():
-                if entry.name.isdigit() and self._word in command(entry):
-                    pid = int(entry.name)
-                    self.seen[pid] = self.seen.get(pid, set()) | mapped(pid)
-
-
-def command(entry: Path) -> bytes:
-    """A process's command line; nothing where it is gone."""
-    with contextlib.suppress(OSError):
-        return (entry / "cmdline").read_bytes()
-    return b""
+            for pid in of(self._folder, self._word):
+                self.seen[pid] = self.seen.get(pid, set()) | mapped(pid)
 
 
 @dataclass

@@ -43,7 +43,7 @@ def federation(tmp_path_factory):
 
 def test_a_run_over_the_wire_has_the_digest_of_the_local_engine(federation, tmp_path):
     """And no process that Flower starts for a message loads what the worker has."""
-    with Watch("flwr-clientapp") as watch:
+    with Watch(federation.folder, "flwr-clientapp") as watch:
         assert federation.run("plain", SETTINGS).wait(400) == 0, federation.said("plain")
     assert federation.digest("plain") == local_digest(tmp_path, SETTINGS)
     assert len(watch.seen) >= 3 * 4  # of each node an introduction and three rounds

@@ -3,11 +3,10 @@
 import random
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import processes
 import pytest
 from machines import Federation, destroy, last_round
-from processes import Resources, command
 from test_deployment import SETTINGS, local_digest, partition
 
 pytestmark = pytest.mark.soak
@@ -96,7 +95,7 @@ def test_two_hundred_rounds_under_faults(private):
     seed = random.randrange(1 << 32)
     made = Federation(private / "federation")
     made.folder.mkdir()
-    soak, used = Soak(made, random.Random(seed)), Resources()
+    soak, used = Soak(made, random.Random(seed)), processes.Resources()
     try:
         made.up()
         for number in range(2):
@@ -107,7 +106,7 @@ def test_two_hundred_rounds_under_faults(private):
             time.sleep(soak.chance.uniform(3.0, 8.0))
             soak.fault()
             soak.go_on()
-            used.look([pid for word in WATCHED for pid in ours(private, word)])
+            used.look([pid for word in WATCHED for pid in processes.of(made.folder, word)])
             assert time.monotonic() - began < LONGEST_S, f"round {soak.round}, seed {seed}"
         seconds = time.monotonic() - began
         assert soak.command.wait(120) == 0, made.said("soak")
@@ -116,23 +115,9 @@ def test_two_hundred_rounds_under_faults(private):
     print(f"{seconds:.0f} s, {len(soak.done)} faults, seed {seed}; gained at most {used.most()}")
     assert made.digest("soak") == local_digest(private, SOAK)
     assert set(soak.done) >= {"cable", "worker", "server"}
-    assert not ours(private, "")
+    assert not processes.of(made.folder)
     assert not list((private / "run").rglob("*.sock"))
     assert not [p for p in made.folder.rglob("*") if p.is_file() and p.name.startswith(".")]
     more_bytes, more_files = used.most()
     assert more_bytes < MORE_BYTES
     assert more_files < MORE_FILES
-
-
-def ours(folder: Path, word: str) -> list[int]:
-    """Processes that were started for this folder and have a word in their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                environment = (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if f"TMPDIR={folder}/".encode() in environment and word.encode() in command(entry):
-                found.append(int(entry.name))
-    return found
