@@ -4,7 +4,7 @@ import pytest
 from machines import Federation, last_round, rows, until
 from test_deployment import SETTINGS, partition
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.deployment, pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from machines import Federation, destroy, last_round
 from test_deployment import SETTINGS, local_digest, partition
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.deployment, pytest.mark.soak]
 
 LONGEST_S = 1500.0
 SOAK = {**SETTINGS, "num-rounds": 200, "num-clients": 2, "min-clients": 2, "staleness": 1,
