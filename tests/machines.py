@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import processes
 from network import Loopback, Namespaces, may_make_namespaces
 from proxy import CountingProxy
 
@@ -158,15 +159,14 @@ class Federation:
             "--key", str(self.key(name, register)), *words, log=name,
         )  # fmt: skip
 
-    def worker(self, name: str) -> int:
-        """The process number of a node's worker, as its log says it."""
-        log = (self.folder / name / "store" / "worker.log").read_text()
-        return int(log.split("worker ")[-1].split()[0])
+    def workers(self, name: str) -> list[int]:
+        """A node's resident worker, if it runs."""
+        return processes.of(self.folder / name, "client.worker")
 
     def kill(self, name: str) -> None:
         """A node's power fails: all its processes are gone at once, the worker too."""
         node = self.nodes.pop(name)
-        destroy([node.pid, *descendants(node.pid), self.worker(name)])
+        destroy([node.pid, *descendants(node.pid), *self.workers(name)])
         node.wait()
 
     def kill_server(self, program: str) -> None:

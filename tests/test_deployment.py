@@ -48,7 +48,8 @@ def test_a_run_over_the_wire_has_the_digest_of_the_local_engine(federation, tmp_
     assert federation.digest("plain") == local_digest(tmp_path, SETTINGS)
     assert len(watch.seen) >= 3 * 4  # of each node an introduction and three rounds
     assert not set().union(*watch.seen.values())
-    assert "libtorch" in mapped(federation.worker("n0"))
+    (worker,) = federation.workers("n0")
+    assert "libtorch" in mapped(worker)
 
 
 def test_what_is_killed_changes_no_bit(federation, tmp_path):
