@@ -101,7 +101,8 @@ class Namespaces:
         for proxy in self.proxies.values():
             proxy.close()
         for name in self._names:
-            _ip("netns", "del", self._space(name))  # its cable goes with it
+            _ip("link", "del", self._link(name))
+            _ip("netns", "del", self._space(name))
 
     def _cable(self, name: str) -> None:
         """A namespace, and a cable from here to it."""
