@@ -25,6 +25,7 @@ class Soak:
     made: Federation
     chance: random.Random
     done: list[str] = field(default_factory=list)
+    rest: int = 1  # no fault before this round
 
     def start(self) -> None:
         """Begin."""
@@ -40,10 +41,12 @@ class Soak:
             self.command = self.made.resume("soak")
 
     def fault(self) -> None:
-        """Something happens."""
-        what = self.chance.choices([f for f, _ in FAULTS], [weight for _, weight in FAULTS])[0]
-        what(self)
-        self.done.append(what.__name__)
+        """Something happens, unless the last thing is not overcome yet."""
+        if self.round >= self.rest:
+            what = self.chance.choices([*FAULTS], [weight for weight, _ in FAULTS.values()])[0]
+            what(self)
+            self.done.append(what.__name__)
+            self.rest = self.round + FAULTS[what][1]
 
 
 def cable(soak: Soak) -> None:
@@ -79,7 +82,8 @@ def node(soak: Soak) -> None:
     soak.made.join("n1", *partition(1, 2))
 
 
-FAULTS = [(cable, 8), (worker, 4), (server, 2), (superlink, 1), (node, 1)]
+# how often, and how many rounds must be committed before the next one
+FAULTS = {cable: (8, 0), worker: (4, 1), server: (2, 3), superlink: (1, 3), node: (1, 3)}
 
 
 @pytest.fixture
