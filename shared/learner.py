@@ -17,7 +17,7 @@ from shared.parallel import Parallel
 from shared.perturb import Perturber
 from shared.replica import Replica, digest_of
 from shared.scopes import trainable
-from shared.tasks import language_modelling, loss_tensor
+from shared.tasks import example_losses, language_modelling, loss_tensor
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class Learner:
         """Mean next-token loss in nats of blocks (B, T) at the model's current parameters."""
         device = self.replica.model.flat.device
         return language_modelling(self.language_model.module, blocks.to(device))
+
+    def losses(self, blocks: Tensor) -> Tensor:
+        """Mean next-token loss of each of the blocks (B, T), as (B,) float64 on the CPU."""
+        device = self.replica.model.flat.device
+        return example_losses(self.language_model.module, blocks.to(device)).cpu()
 
     def gradient(self, blocks: Tensor) -> tuple[float, Tensor]:
         """Loss of blocks (B, T), and its gradient (size,) by backpropagation, padding zero."""

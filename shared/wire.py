@@ -25,6 +25,7 @@ LENGTH = struct.Struct("<I")
 MAGIC_REQUEST, MAGIC_MEASURED, MAGIC_BEHIND = 0xDE11, 0xDE12, 0xDE13
 RESET = 1  # flag: forget the replica and start from the base model (or the snapshot that comes)
 GRADIENT = 1  # flag: an encoded gradient follows the numbers
+UNKNOWN = bytes(16)  # in a request: a server whose replica is behind does not know the digest
 MISSING, DIVERGED = 0, 1  # reasons of a site that is behind
 LONGEST_HELLO, LONGEST_TEXT = 4096, 200  # bytes, characters: no site needs more to introduce itself
 LARGEST = 1 << 31  # numbers of an introduction are below it, slots above 0
@@ -38,7 +39,7 @@ class Request:
 
     round: int  # to be measured
     learning_rate: float  # of this round, for local steps
-    digest: bytes  # 16, of the parameters that it is to be measured at
+    digest: bytes  # 16, of the parameters that it is to be measured at, or UNKNOWN
     run: bytes  # 16, names the run
     code: bytes  # 16, of the server's source files
     entries: Sequence[bytes] = ()  # what the site missed, oldest first
