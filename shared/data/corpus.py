@@ -31,6 +31,7 @@ class Corpus:
         A model without a tokenizer here reads bytes.
         """
         documents = documents_of(config.dataset, config.max_samples, config.partition_by)
+        documents = documents.share(config.data_part)
         tokenizer = model.tokenizer or ByteTokenizer()
 
         def examples(some: Documents) -> Blocks:
