@@ -7,13 +7,13 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from server.cohort import Cohort
-from server.evaluation import Evaluation
+from server.evaluation import Evaluation, held_out
 from server.folder import Run, opened
+from server.preflight import check_before, is_long
 from server.report import Report
 from server.settle import Settle
 from server.strategy import ScalarStrategy
 from shared.config import Config
-from shared.data.corpus import Corpus
 from shared.wire import Hello
 
 LOG = logging.getLogger("dandelion")
@@ -48,8 +48,12 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
         report.add(round_)
         on_round(report, round_)
 
-    corpus = Corpus.of(run.config, run.learner.language_model)
-    evaluate = Evaluation(run.learner, corpus.evaluation(), EVALUATION_BATCH)
+    rows = held_out(run.config, run.learner.language_model)
+    if run.ledger.last_round == 0 and is_long(run.config):
+        found = check_before(run.config, run.learner, rows, run.folder)
+        for reason in found.reasons:
+            LOG.warning("preflight: %s", reason)
+    evaluate = Evaluation(run.learner, rows, EVALUATION_BATCH)
     cohort = Cohort(run.config, acceptance(run), run.name, run.ledger.record_site)
     ScalarStrategy(run, cohort, Settle(run, evaluate, shown)).start(grid)
     return report
