@@ -13,7 +13,16 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from dandelion import bench_cli, client_cli, compare_cli, ledger_cli, models_cli, server_cli
+from dandelion import (
+    bench_cli,
+    client_cli,
+    compare_cli,
+    ledger_cli,
+    models_cli,
+    preflight_cli,
+    server_cli,
+    sweep_cli,
+)
 from shared.errors import DandelionError, UnknownNameError
 
 ENGINES = ("local", "flower")
@@ -29,6 +38,8 @@ app.add_typer(bench_cli.app, name="bench")
 app.add_typer(server_cli.app, name="server")
 app.add_typer(client_cli.app, name="client")
 app.command()(compare_cli.compare)
+app.command()(preflight_cli.preflight)
+app.command()(sweep_cli.sweep)
 app.command()(models_cli.models)
 console = Console()
 
