@@ -28,9 +28,10 @@ def preflight(
     Status 0: the settings are fine; 1: others are suggested; 2: they cannot work.
     """
     from dandelion.settings import gather
-    from server.evaluation import held_out
     from server.folder import run_folder
+    from server.held_out import held_out
     from server.preflight import preflight as measured
+    from shared.data.corpus import Corpus
     from shared.learner import Learner
 
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -38,7 +39,8 @@ def preflight(
     if not chosen.run_name:
         chosen = replace(chosen, run_name=f"preflight-{stamp}")
     learner = Learner.of(chosen)
-    found = measured(chosen, learner, held_out(chosen, learner.language_model))
+    corpus = Corpus.of(chosen, learner.language_model)
+    found = measured(chosen, learner, held_out(corpus, learner.language_model))
     show(found)
     say(f"{found.write(run_folder(chosen))}")
     raise typer.Exit(STATUS[found.verdict])

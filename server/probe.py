@@ -14,6 +14,7 @@ from shared.directions import Key
 from shared.gradient import DenseGradient, Gradient, ZerothOrderGradient
 from shared.learner import Learner
 from shared.replica import SHARED_SLOT, keys_of
+from shared.rounding import step_
 
 Numbers = NDArray[np.float64]
 FIRST_KEY = 1 << 20  # keys of runs have lower indexes
@@ -41,7 +42,7 @@ class Probe:
         errors do not (Moré and Wild 2011, "Estimating computational noise"). Costs 7 forward passes
         per line.
         """
-        size = float(self.learner.replica.model.flat.square().mean().sqrt())
+        size = float(self.learner.replica.model.flat.float().square().mean().sqrt())
         batch, found = self.batch(0), []
         for key in self._keys(lines):
             at = range(-(NOISE_POINTS // 2), NOISE_POINTS // 2 + 1)
@@ -83,7 +84,7 @@ class Probe:
         flat = replica.model.flat.clone()
         state = {name: value.clone() for name, value in replica.optimizer.state().items()}
         try:
-            replica.optimizer.step_(replica.model.flat, gradient, rate)
+            step_(replica.optimizer, replica.model.flat, gradient, rate, self._keys(1)[0])
             replica.model.layout.clear_padding_(replica.model.flat)
             return self.learner.loss(self.apart)
         finally:

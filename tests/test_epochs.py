@@ -7,7 +7,7 @@ import pytest
 from federation import config, federate, folder_of, resumed
 
 from server.epochs import examples_of_round, in_rounds
-from server.evaluation import held_out
+from server.held_out import held_out
 from shared.config import Config
 from shared.data.corpus import Corpus
 from shared.errors import ConfigError, DandelionError
@@ -53,7 +53,7 @@ def test_another_set_is_evaluated_on_by_its_held_out_part(tmp_path):
     other = Config.from_run_config(
         chosen.to_run_config() | {"dataset": "stdlib", "max-samples": 0, "eval-dataset": ""}
     )
-    rows = held_out(chosen, model)
+    rows = held_out(Corpus.of(chosen, model), model)
     assert rows.tolist() == Corpus.of(other, model).evaluation().tolist()
     assert rows.tolist() != Corpus.of(chosen, model).evaluation().tolist()
     own = federate(config(tmp_path, "own"))
