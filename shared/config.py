@@ -21,7 +21,6 @@ CHOICES = {
     "aggregation": ("mean", "median", "trimmed-mean", "krum", "multi-krum", "bulyan"),
     "downlink": ("replay", "dense"),
     "catch-up": ("auto", "replay", "snapshot"),
-    "partitioner": ("natural", "iid", "dirichlet"),
     "lr-schedule": ("constant", "linear", "cosine"),
 }
 SCOPES = ("full", "lora", "reduced")
@@ -29,7 +28,7 @@ POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-siz
             "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
             "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
             "bp-interval", "bp-batch-size", "topk-fraction", "cosine-target", "lora-rank",
-            "lora-alpha", "direction-rank", "parallel-queries")  # fmt: skip
+            "lora-alpha", "direction-rank", "parallel-queries", "partition-classes")  # fmt: skip
 FRACTIONS = ("eval-fraction", "trim-fraction", "momentum", "beta1", "beta2", "cosine-target")
 NOT_NEGATIVE = ("bp-learning-rate", "local-learning-rate", "weight-decay")
 MOST_THREADS = 1024
@@ -57,9 +56,10 @@ class Config:
     dataset: str = "stdlib"  # dandelion data list; or a folder, or owner/name[:config] on the hub
     max_samples: int = 0  # documents taken from the data set; 0 = all
     block_size: int = 64  # tokens of one example
-    partitioner: str = "natural"  # how documents are dealt to sites
+    partitioner: str = "natural"  # how examples are dealt to sites: shared/data/shards.py
     partition_by: str = ""  # the natural id that is dealt: play, role, …, or label; empty = usual
     partition_alpha: float = 0.5  # dirichlet: small is skewed
+    partition_classes: int = 2  # flower-pathological: how many ids a site has
     eval_fraction: float = 0.1  # share of each group's blocks held out for the server
     eval_blocks: int = 128  # at most so many of them are evaluated
     eval_interval: int = 10  # rounds between evaluations; the first and the last are always done
@@ -149,12 +149,14 @@ class Config:
     def _check_names(self) -> None:
         """Choices, and what modules register; a model may be anywhere, so it is looked up late."""
         from shared.codecs import CODECS
+        from shared.data.shards import NAMES
         from shared.data.sources import source_of
         from shared.directions import DIRECTIONS
         from shared.optimizers import OPTIMIZERS
 
         known: list[tuple[str, str, Iterable[str]]] = [
             ("codec", self.codec, CODECS.names()),
+            ("partitioner", self.partitioner, NAMES),
             ("directions", self.directions, DIRECTIONS.names()),
             ("optimizer", self.optimizer, OPTIMIZERS.names()),
         ]

@@ -58,7 +58,8 @@ class Corpus:
             raise ConfigError(f"a partition-id from 0 to below {count} expected, got {number}")
         if count not in self._shards:
             c = self.config
-            dealt = shard(self.training.groups, count, c.partitioner, c.seed, c.partition_alpha)
+            how = c.partitioner, c.seed, c.partition_alpha, c.partition_classes
+            dealt = shard(self.training.groups, count, *how)
             self._shards[count] = [self.training.take(rows) for rows in dealt]
         return self._shards[count][number]
 
