@@ -147,6 +147,6 @@ class Host:
             if not isinstance(able, bool):
                 raise ConfigError(f"can-backpropagate: true or false expected, got {able!r}")
             self._sites[name.name] = Site(
-                name, shards.queries, self._config, shards.gradients, able
+                name, shards.queries, self._config, shards.gradients, able, shards.held_out
             )
         return self._sites[name.name]

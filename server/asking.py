@@ -47,6 +47,13 @@ class Asking:
             raise LedgerError(f"{run.ledger.path}: table digests: round {at} is missing")
         return found
 
+    def evaluates(self, round_: int) -> bool:
+        """Whether sites evaluate the parameters that a round is measured at."""
+        c = self._run.config
+        at = measured_at(c, round_)
+        due = c.eval_interval > 0 and at % c.eval_interval == 0
+        return bool(c.site_eval_fraction) and due
+
     def rate(self, round_: int) -> float:
         """The learning rate of a round, which its entry will carry."""
         c = self._run.config
@@ -77,6 +84,7 @@ class Asking:
             code=run.code,
             entries=way.entries,
             reset=way.reset,
+            evaluate=self.evaluates(round_),
         )
         dense = any(is_dense(entry) for entry in way.entries)
         return encode_request(request), way.snapshot, dense

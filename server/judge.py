@@ -83,6 +83,7 @@ class Judge:
             seconds=reply.seconds,
             differences=reply.differences,
             gradient=reply.gradient,
+            outcome=reply.outcome,
         )
 
     def _expected(self, round_: int, site: Site) -> Expected:
@@ -90,7 +91,9 @@ class Judge:
         plan = plan_of(config, round_, site.hello.can_backpropagate)
         numbers = config.queries * config.local_steps * plan.measure
         digest = self._asking.digest(round_)
-        return Expected(round_, numbers, digest, replica.codec if plan.dense else None)
+        codec = replica.codec if plan.dense else None
+        classes = self._run.learner.task.classes if self._asking.evaluates(round_) else None
+        return Expected(round_, numbers, digest, codec, classes)
 
     def _refuse(self, round_: int, site: str, reason: str, detail: str) -> None:
         LOG.warning("round %d: reply of site %s refused: %s (%s)", round_, site, reason, detail)

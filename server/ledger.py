@@ -5,12 +5,9 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple, fields
-from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from server.chain import chained, kept, seal
 from server.checking import SEAL, check
@@ -115,7 +112,7 @@ class Ledger:
         """
         if entry.round != self.last_round + 1:
             raise GapError(f"{self.path}: round {self.last_round + 1} expected, got {entry.round}")
-        payload, rows = entry.encode(), [_row(c) for c in contributions]
+        payload, rows = entry.encode(), [c.row() for c in contributions]
         with self._transaction():
             chain = chained(self._chain_before(entry.round), payload, rows)
             self._write("INSERT INTO entries VALUES (?, ?, ?)", (entry.round, payload, chain))
@@ -152,6 +149,11 @@ class Ledger:
         """
         value = math.inf if math.isnan(loss) else loss
         self._write("INSERT OR IGNORE INTO evaluations VALUES (?, ?)", (round_, value))
+
+    def record_scores(self, round_: int, site: str, scores: Mapping[str, float]) -> None:
+        """Note what a site (or '', the server) reached after a round; once noted it stays."""
+        rows = [(round_, site, name, value) for name, value in scores.items()]
+        self._write_all("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)", rows)
 
     def record_snapshot(self, round_: int, file: str, size: int, digest: bytes) -> None:
         """Note that a snapshot of a round lies in ``file``, and what its bytes are."""
@@ -253,12 +255,6 @@ class Ledger:
             self._connection.executemany(statement, rows)
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: cannot be written ({error})") from error
-
-
-def _row(c: Contribution) -> tuple[object, ...]:
-    values = np.asarray(c.differences, "<f4").tobytes()
-    sent = sha256(c.gradient).digest() if c.gradient else b""
-    return (c.round, c.slot, c.site, c.examples, float(c.loss), float(c.seconds), values, sent)
 
 
 def _bytes(value: object) -> bytes:

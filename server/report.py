@@ -9,6 +9,7 @@ from typing import Any
 
 from server.ledger import Ledger
 from server.picture import draw_losses
+from server.settle import TOGETHER
 from shared.config import Config
 from shared.models import LanguageModel
 from shared.replica import Replica
@@ -30,11 +31,15 @@ METRICS_HEAD = (
     "bytes up",
     "bytes down",
     "forwards",
+    "accuracy",
+    "f1",
 )
 CLIENTS_HEAD = ("round", "site", "loss", "examples", "bytes up", "bytes down", "seconds", "refusal")
 METRICS_QUERY = """
 SELECT m.timestamp, m.round, m.learning_rate, m.loss, m.gradient_norm, e.loss, m.bytes_up,
-       m.bytes_down, m.forwards
+       m.bytes_down, m.forwards,
+       (SELECT value FROM scores s WHERE s.round = m.round AND s.site = '' AND s.name = 'accuracy'),
+       (SELECT value FROM scores s WHERE s.round = m.round AND s.site = '' AND s.name = 'f1')
 FROM metrics m LEFT JOIN evaluations e USING (round) WHERE m.round >= ? AND m.round <= ?
 ORDER BY m.round"""
 CLIENTS_QUERY = """
@@ -88,6 +93,14 @@ class Report:
             (r, loss) for r, loss in self.ledger.rows("SELECT * FROM evaluations ORDER BY round")
         ]
 
+    def scores(self, site: str = "") -> dict[str, list[tuple[int, float]]]:
+        """Round and value of every score of a site (the server, if none is named), by name."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        query = "SELECT name, round, value FROM scores WHERE site = ? ORDER BY name, round"
+        for name, round_, value in self.ledger.rows(query, (site,)):
+            found.setdefault(name, []).append((round_, value))
+        return found
+
     def finish(self, model: LanguageModel) -> None:
         """Write summary and picture, and the model where ``save-model`` says so."""
         text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
@@ -117,6 +130,15 @@ class Report:
             "queries": config.queries,
             "evaluation_loss_first": evaluations[0][1] if evaluations else None,
             "evaluation_loss_last": evaluations[-1][1] if evaluations else None,
+            **{
+                f"evaluation_{name}_{when}": values[place][1]
+                for name, values in self.scores().items()
+                for when, place in (("first", 0), ("last", -1))
+            },
+            **{
+                f"sites_{name}_last": values[-1][1]
+                for name, values in self.scores(TOGETHER).items()
+            },
             "seconds": round(self.totals().seconds, 3),
             "digest": self._replica.digest().hex(),
             **per_client,

@@ -39,6 +39,11 @@ CREATE TABLE sites (                -- who each site said it is, when it was las
     threads INTEGER NOT NULL, examples INTEGER NOT NULL
 );
 CREATE TABLE evaluations (round INTEGER PRIMARY KEY, loss REAL NOT NULL);
+CREATE TABLE scores (               -- of a task with classes: accuracy, f1, of a site also loss
+    round INTEGER NOT NULL, site TEXT NOT NULL,                 -- '' is the server
+    name TEXT NOT NULL, value REAL NOT NULL,
+    PRIMARY KEY (round, site, name)
+) WITHOUT ROWID;
 CREATE TABLE snapshots (
     round INTEGER PRIMARY KEY, file TEXT NOT NULL, bytes INTEGER NOT NULL,
     digest BLOB NOT NULL            -- XXH3-128 of the file

@@ -19,6 +19,7 @@ from server.folder import Run
 from server.judge import RETRIES, Judge
 from server.late import Late
 from server.records import Contribution, Metrics, Refusal
+from server.settle import record_outcomes
 from shared.entry import Entry
 from shared.errors import StalledError
 from shared.modes import measured_at
@@ -101,6 +102,7 @@ class ScalarStrategy(Strategy):
         if entry is None:
             return self._skip(server_round, "too few replies of one kind", transfers, refusals)
         metrics = self._metrics(entry, contributions, transfers, flight.since)
+        record_outcomes(run.ledger, measured_at(run.config, server_round), contributions)
         committed = run.ledger.commit(entry, contributions, transfers, metrics, refusals)
         run.learner.replica.apply([committed])
         self._committed = time.monotonic()

@@ -22,14 +22,16 @@ CHOICES = {
     "downlink": ("replay", "dense"),
     "catch-up": ("auto", "replay", "snapshot"),
     "lr-schedule": ("constant", "linear", "cosine"),
+    "dtype": ("float32", "bfloat16"),
 }
-SCOPES = ("full", "lora", "reduced")
+SCOPES = ("full", "lora", "reduced", "head")
 POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-size", "block-size",
             "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
             "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
             "bp-interval", "bp-batch-size", "topk-fraction", "cosine-target", "lora-rank",
             "lora-alpha", "direction-rank", "parallel-queries", "partition-classes")  # fmt: skip
-FRACTIONS = ("eval-fraction", "trim-fraction", "momentum", "beta1", "beta2", "cosine-target")
+FRACTIONS = ("eval-fraction", "site-eval-fraction", "trim-fraction", "momentum", "beta1", "beta2",
+             "cosine-target")  # fmt: skip
 NOT_NEGATIVE = ("bp-learning-rate", "local-learning-rate", "weight-decay")
 MOST_THREADS = 1024
 NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
@@ -52,7 +54,11 @@ class Config:
     cosine_target: float = 0.9  # instruct: cosine of a direction to the gradient
     bp_weight: str = "0.5"  # instruct: weight of the gradient against the estimate, or auto
     guidance: str = "fresh"  # instruct, between BP rounds: plain directions, or reuse the last one
-    model: str = "byte-gpt"  # a registered name, a hub name or a folder in Hugging Face format
+    task: str = "language-modelling"  # or classification, by a head or by words after a prompt
+    label_words: str = ""  # classification: a word for each class, with commas, in their order
+    prompt: str = "{text} It was"  # what a causal model reads before it chooses among the words
+    model: str = "byte-gpt"  # a registered name, a hub name, a folder in Hugging Face format, GGUF
+    dtype: str = "float32"  # of the parameters; with bfloat16, updates are rounded stochastically
     dataset: str = "stdlib"  # dandelion data list; or a folder, or owner/name[:config] on the hub
     max_samples: int = 0  # documents taken from the data set; 0 = all
     block_size: int = 64  # tokens of one example
@@ -62,8 +68,9 @@ class Config:
     partition_classes: int = 2  # flower-pathological: how many ids a site has
     eval_fraction: float = 0.1  # share of each group's blocks held out for the server
     eval_blocks: int = 128  # at most so many of them are evaluated
+    site_eval_fraction: float = 0.0  # of its examples, which a site evaluates on; 0 = it does not
     eval_interval: int = 10  # rounds between evaluations; the first and the last are always done
-    scope: str = "full"  # what is trained: full, reduced, lora, or regex:<pattern of the names>
+    scope: str = "full"  # what is trained: full, reduced, lora, head, or regex:<pattern>
     lora_rank: int = 8
     lora_alpha: int = 16  # an adapter's output counts alpha / rank
     lora_targets: str = ""  # names of adapted modules, with commas; empty = PEFT's own choice
@@ -153,12 +160,14 @@ class Config:
         from shared.data.sources import source_of
         from shared.directions import DIRECTIONS
         from shared.optimizers import OPTIMIZERS
+        from shared.tasks import TASKS
 
         known: list[tuple[str, str, Iterable[str]]] = [
             ("codec", self.codec, CODECS.names()),
             ("partitioner", self.partitioner, NAMES),
             ("directions", self.directions, DIRECTIONS.names()),
             ("optimizer", self.optimizer, OPTIMIZERS.names()),
+            ("task", self.task, TASKS.names()),
         ]
         for name in (self.dataset, self.bp_dataset or self.dataset):
             source_of(name)

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from shared.config import Config
-from shared.data import Documents, evenly
-from shared.data.blocks import Blocks, cut, hold_out
+from shared.data import evenly
+from shared.data.blocks import Blocks, hold_out
 from shared.data.shards import shard
 from shared.data.sources import documents_of
 from shared.errors import ConfigError, DataError
 from shared.models import LanguageModel
-from shared.models.tokenizers import ByteTokenizer
+from shared.tasks import task_of
 
 
 @dataclass
@@ -26,25 +26,18 @@ class Corpus:
 
     @classmethod
     def of(cls, config: Config, model: LanguageModel) -> "Corpus":
-        """Load, tokenise, cut and split what ``config`` names.
-
-        A model without a tokenizer here reads bytes.
-        """
+        """Load what ``config`` names, make examples for its task, and split them."""
         documents = documents_of(config.dataset, config.max_samples, config.partition_by)
-        tokenizer = model.tokenizer or ByteTokenizer()
-
-        def examples(some: Documents) -> Blocks:
-            return cut(some, tokenizer, config.block_size)
-
+        task = task_of(config, model)
         if parts := documents.parts():
-            training, held_out = map(examples, parts)
+            training, held_out = (task.examples(part, config.block_size) for part in parts)
             most = min(config.eval_blocks, len(held_out))
             return cls(training, held_out.take(evenly(len(held_out), most)), config)
-        blocks = examples(documents)
+        blocks = task.examples(documents, config.block_size)
         training, held_out = hold_out(blocks, config.eval_fraction, config.eval_blocks)
         if not len(held_out):
             raise DataError(
-                f"eval-fraction = {config.eval_fraction} holds no block out of {len(blocks)}"
+                f"eval-fraction = {config.eval_fraction} holds no example out of {len(blocks)}"
             )
         return cls(training, held_out, config)
 
@@ -64,5 +57,5 @@ class Corpus:
         return self._shards[count][number]
 
     def evaluation(self) -> Tensor:
-        """All held-out blocks (n, block_size) as tokens."""
+        """All held-out examples as the task's rows."""
         return torch.from_numpy(self.held_out.batch(torch.arange(len(self.held_out)).numpy()))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -31,7 +31,9 @@ class Directions(Protocol):
     Padding that a slice covers is written too; ``Layout.clear_padding_`` resets it.
     """
 
-    exact: ClassVar[bool]  # the same bits on every device, at any thread count
+    @property
+    def exact(self) -> bool:
+        """Whether it is the same bits on every device, at any thread count."""
 
     def add_to_(
         self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0
