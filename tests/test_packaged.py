@@ -132,7 +132,7 @@ def test_a_picture_is_lines_of_brighter_and_brighter_characters():
     pixels = np.array([[[0, 16], [8, 15]]], np.uint8)
     found = pictures.Pictures(pixels, 16, np.array([1]), ("a", "b"))
     documents = found.documents()
-    assert documents.texts == [" @\n+%"]
+    assert documents.texts == [" @\n=%"]
     assert documents.groups == ["b"]
     assert documents.labels == [1]
     assert found.features().tolist() == [[0.0, 1.0, 0.5, 0.9375]]

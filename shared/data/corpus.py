@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from shared.config import Config
-from shared.data import evenly
+from shared.data import Documents, evenly
 from shared.data.blocks import Blocks, hold_out
+from shared.data.kept import kept
 from shared.data.shards import shard
 from shared.data.sources import documents_of
 from shared.errors import ConfigError, DataError
 from shared.models import LanguageModel
+from shared.models.tokenizers import ByteTokenizer
 from shared.tasks import task_of
 
 
@@ -22,24 +24,25 @@ class Corpus:
     training: Blocks
     held_out: Blocks
     config: Config
+    classes: tuple[str, ...] = ()  # names of the labels, where the data set has classes
     _shards: dict[int, list[Blocks]] = field(default_factory=dict)  # by number of shards
 
     @classmethod
     def of(cls, config: Config, model: LanguageModel) -> "Corpus":
         """Load what ``config`` names, make examples for its task, and split them."""
         documents = documents_of(config.dataset, config.max_samples, config.partition_by)
-        task = task_of(config, model)
         if parts := documents.parts():
-            training, held_out = (task.examples(part, config.block_size) for part in parts)
+            training, held_out = (_examples(config, model, part) for part in parts)
             most = min(config.eval_blocks, len(held_out))
-            return cls(training, held_out.take(evenly(len(held_out), most)), config)
-        blocks = task.examples(documents, config.block_size)
+            held_out = held_out.take(evenly(len(held_out), most))
+            return cls(training, held_out, config, documents.classes)
+        blocks = _examples(config, model, documents)
         training, held_out = hold_out(blocks, config.eval_fraction, config.eval_blocks)
         if not len(held_out):
             raise DataError(
                 f"eval-fraction = {config.eval_fraction} holds no example out of {len(blocks)}"
             )
-        return cls(training, held_out, config)
+        return cls(training, held_out, config, documents.classes)
 
     def shard(self, number: int, count: int) -> Blocks:
         """The examples of shard ``number`` of ``count``.
@@ -59,3 +62,22 @@ class Corpus:
     def evaluation(self) -> Tensor:
         """All held-out examples as the task's rows."""
         return torch.from_numpy(self.held_out.batch(torch.arange(len(self.held_out)).numpy()))
+
+
+def _examples(config: Config, model: LanguageModel, documents: Documents) -> Blocks:
+    """The task's examples, kept in the cache; those of bytes are as soon made as read."""
+    task = task_of(config, model)
+
+    def make() -> Blocks:
+        return task.examples(documents, config.block_size)
+
+    if isinstance(model.tokenizer, ByteTokenizer):
+        return make()
+    settings = {
+        "dataset": config.dataset,
+        "max samples": config.max_samples,
+        "block size": config.block_size,
+        "grouped by": config.partition_by,
+        "task": [config.task, task.classes, config.prompt, model.has_head],
+    }
+    return kept(settings, model.tokenizer.identity, documents, make)
