@@ -13,7 +13,15 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from dandelion import bench_cli, client_cli, compare_cli, ledger_cli, models_cli, server_cli
+from dandelion import (
+    bench_cli,
+    client_cli,
+    compare_cli,
+    data_cli,
+    ledger_cli,
+    models_cli,
+    server_cli,
+)
 from shared.errors import DandelionError, UnknownNameError
 
 ENGINES = ("local", "flower")
@@ -26,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(ledger_cli.app, name="ledger")
 app.add_typer(bench_cli.app, name="bench")
+app.add_typer(data_cli.app, name="data")
 app.add_typer(server_cli.app, name="server")
 app.add_typer(client_cli.app, name="client")
 app.command()(compare_cli.compare)

@@ -1,6 +1,8 @@
 """A data set as a run sees it: one shard per site, and held-out examples for the server."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,17 +33,24 @@ class Corpus:
     def of(cls, config: Config, model: LanguageModel) -> "Corpus":
         """Load what ``config`` names, make examples for its task, and split them."""
         documents = documents_of(config.dataset, config.max_samples, config.partition_by)
+        return cls.split(config, documents, partial(_examples, config, model))
+
+    @classmethod
+    def split(
+        cls, config: Config, documents: Documents, examples: Callable[[Documents], Blocks]
+    ) -> "Corpus":
+        """Hold out what the data set itself does, or else the last examples of each group."""
         if parts := documents.parts():
-            training, held_out = (_examples(config, model, part) for part in parts)
+            training, held_out = map(examples, parts)
             most = min(config.eval_blocks, len(held_out))
             held_out = held_out.take(evenly(len(held_out), most))
-            return cls(training, held_out, config, documents.classes)
-        blocks = _examples(config, model, documents)
-        training, held_out = hold_out(blocks, config.eval_fraction, config.eval_blocks)
-        if not len(held_out):
-            raise DataError(
-                f"eval-fraction = {config.eval_fraction} holds no example out of {len(blocks)}"
-            )
+        else:
+            blocks = examples(documents)
+            training, held_out = hold_out(blocks, config.eval_fraction, config.eval_blocks)
+            if not len(held_out):
+                raise DataError(
+                    f"eval-fraction = {config.eval_fraction} holds no example out of {len(blocks)}"
+                )
         return cls(training, held_out, config, documents.classes)
 
     def shard(self, number: int, count: int) -> Blocks:
