@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
-from shared.flat import Layout
+from shared.flat import TILE, Layout
 from shared.models import MODELS
 from shared.models.gpt2 import SHAPES, hollow
 from shared.models.hub import shapes
 from shared.models.packaged import PACKAGED
-from shared.perturb import SCRATCH
+from shared.perturb import room
+from shared.vectors import SHARE, SMALL
 
 BYTES = {"float32": 4, "bfloat16": 2}  # of a parameter
 MOMENTS = 2 * 4  # bytes of a parameter's means, which stay in float32
@@ -23,7 +24,7 @@ class Footprint:
     """What a replica takes, in bytes, without the activations of a batch."""
 
     replica: int
-    query: int  # on top of that, while one is measured
+    query: int  # on top of that, while one is measured with one thread, at most
     adam: int  # replica, moments and what a step adds
 
 
@@ -31,11 +32,13 @@ def footprint(layout: Layout, dtype: str) -> Footprint:
     """The memory of a replica that trains all of ``layout`` in ``dtype``."""
     each, size = BYTES[dtype], layout.size
     widest = max((p.shape[-1] for p in layout.places if len(p.shape) == 2), default=1)
-    whole = max((p.size for p in layout.places if len(p.shape) != 2), default=0)
-    scratch = min(max(SCRATCH, widest), size)
+    scratch = min(max(room(size, threads=1), widest), size)
+    tiles = [-(-place.size // TILE) for place in layout.places]
+    small = TILE * sum(count for count in tiles if count <= SMALL)
+    copies = min(small, max(scratch, size // SHARE)) if scratch < size else 0
     return Footprint(
         replica=each * size,
-        query=each * (scratch + whole),
+        query=each * (scratch + copies),
         adam=(each + MOMENTS + GRADIENT + WORKING[dtype]) * size,
     )
 

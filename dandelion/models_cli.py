@@ -68,7 +68,7 @@ def _explain(name: str) -> None:
         table.add_row(dtype, *map(size_text, (found.replica, found.query, found.adam)))
     console.print(table)
     console.print(
-        "Without the activations of a batch. A query adds a scratch of fixed size and, for a "
-        "while, the largest tensor that is no matrix; scalars and SGD need no more than that.",
+        "Without the activations of a batch. A query adds a scratch, and copies of the small "
+        "tensors; scalars and SGD need no more than that.",
         soft_wrap=True,
     )

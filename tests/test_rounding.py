@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from federation import config, federate, ledger_of, replayed, resumed
+from federation import config, federate, folder_of, ledger_of, replayed, resumed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from dandelion.cli import app
 from shared.directions import DIRECTIONS, Key
 from shared.directions.kernels import rounding_cpu, rounding_torch
 from shared.errors import ConfigError
@@ -105,6 +107,9 @@ def test_a_bfloat16_run_is_replayed_to_the_bit_and_resumed(tmp_path, more):
     further = federate(resumed(c, num_rounds=5))
     whole = federate(config(tmp_path, "whole", snapshot_interval=2, num_rounds=5, **LOW, **more))
     assert further.digest == whole.digest != found.digest
+    done = CliRunner().invoke(app, ["ledger", "verify", str(folder_of(c))])
+    assert done.exit_code == 0, done.output
+    assert f"digest {further.digest}" in done.output
 
 
 def test_steps_far_below_the_spacing_still_move_a_bfloat16_model(tmp_path):

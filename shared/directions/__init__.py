@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -35,6 +35,10 @@ class Directions(Protocol):
     def exact(self) -> bool:
         """Whether it is the same bits on every device, at any thread count."""
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether a number depends on its address alone, not on the tensor around it."""
+
     def add_to_(
         self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0
     ) -> None:
@@ -48,6 +52,35 @@ class Directions(Protocol):
 
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
         """Add scale * z to ``rows`` (m, width); row i is row ids[i] of the matrix at ``start``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A matrix at a flat address, as the right factor of a product."""
+
+    values: Tensor  # (height * width,)
+    start: int  # flat address of the first, a whole tile
+    shape: tuple[int, int]
+    transposed: bool  # the factor is (width, height), as in x @ W.t()
+
+
+@runtime_checkable
+class Multiplies(Protocol):
+    """A family that multiplies with perturbed matrices itself, quicker than block by block."""
+
+    def product(
+        self,
+        x: Tensor,
+        matrix: Matrix,
+        bias: Tensor | None,
+        key: Key,
+        scale: float,
+        scratch: Tensor,
+    ) -> Tensor | None:
+        """Return x (m, k) times the matrix plus scale * z(key), plus bias (n,), as (m, n).
+
+        None where the family has no product for this processor or shape; scratch is overwritten.
+        """
 
 
 # Made of the layout; what else a family asks for by name, it gets from the settings.

@@ -76,6 +76,7 @@ class Gaussian:
     """Independent standard normals; the layout does not matter to them."""
 
     exact: ClassVar[bool] = False
+    pointwise: ClassVar[bool] = True
 
     def __init__(self, layout: Layout) -> None:
         del layout

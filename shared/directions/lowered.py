@@ -25,6 +25,11 @@ class Lowered:
         """As the family itself: rounding to nearest is the same everywhere."""
         return self.inner.exact
 
+    @property
+    def pointwise(self) -> bool:
+        """As the family itself."""
+        return self.inner.pointwise
+
     def add_to_(
         self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0
     ) -> None:

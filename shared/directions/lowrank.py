@@ -79,6 +79,7 @@ class Lowrank:
     """
 
     exact: ClassVar[bool] = True
+    pointwise: ClassVar[bool] = False
 
     def __init__(self, layout: Layout, direction_rank: int = 1) -> None:
         if direction_rank < 1:

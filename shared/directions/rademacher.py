@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS, Key, Matrix
 from shared.directions.philox import words
 from shared.flat import TILE, Layout
 
@@ -41,6 +41,7 @@ class Rademacher:
     """Independent signs; the layout does not matter to them. Vectors are float32, contiguous."""
 
     exact: ClassVar[bool] = True
+    pointwise: ClassVar[bool] = True
 
     def __init__(self, layout: Layout) -> None:
         del layout
@@ -64,6 +65,23 @@ class Rademacher:
             raise ValueError(f"ids {tuple(ids.shape)} do not name rows {tuple(rows.shape)}")
         kernels_for(rows).add_rows_(rows, ids, start, key, scale)
 
+    def product(
+        self,
+        x: Tensor,
+        matrix: Matrix,
+        bias: Tensor | None,
+        key: Key,
+        scale: float,
+        scratch: Tensor,
+    ) -> Tensor | None:
+        if not (x.is_cpu and x.dtype is matrix.values.dtype is torch.float32):
+            return None
+        products = _products_on_cpu()
+        if not products.fits(matrix, scratch):
+            return None
+        out: Tensor = products.product(x, matrix, bias, key, scale, scratch)
+        return out
+
 
 def kernels_for(tensor: Tensor) -> ModuleType:
     """Return the module whose functions work where ``tensor`` is, once it is what they trust."""
@@ -77,6 +95,13 @@ def _on_cpu() -> ModuleType:
     from shared.directions.kernels import rademacher_cpu
 
     return rademacher_cpu
+
+
+@cache
+def _products_on_cpu() -> ModuleType:
+    from shared.directions.kernels import rademacher_products
+
+    return rademacher_products
 
 
 @cache

@@ -49,7 +49,10 @@ def load(name: str, place: str, seed: int, labels: Sequence[str]) -> LanguageMod
             f"model {name!r} is {architecture(config)}, which predicts no next token: set task "
             "classification and label-words, or choose a causal language model"
         )
-    return LanguageModel(name, module.eval(), _wrap(name, tokenizer))
+    wrapped = _wrap(name, tokenizer)
+    if module.config.pad_token_id is None:  # heads on causal models look for a text's end by it
+        module.config.pad_token_id = wrapped.pad
+    return LanguageModel(name, module.eval(), wrapped)
 
 
 def shapes(name: str, place: str) -> Any:  # noqa: ANN401

@@ -3,9 +3,14 @@
 Small tensors are many, and making an array of each would cost more than the work on it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+import numba
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -25,13 +30,37 @@ def kernel(signature: str, **options: bool) -> Callable[[Callable[..., Any]], Ca
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
-            return njit(signature, cache=True, **options)(function)
+            with _cached():
+                return njit(signature, cache=True, **options)(function)
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise
             return njit(signature, **options)(function)
 
     return compiled
+
+
+@contextmanager
+def _cached() -> Iterator[None]:
+    """Let numba's cache lie in a folder named after all of this package's sources.
+
+    On its own it looks at one file's age only, and functions of other files are built in. A folder
+    that the user names (NUMBA_CACHE_DIR) takes its place.
+    """
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = before or str(_folder())
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+@cache
+def _folder() -> Path:
+    own = Path(__file__).parent
+    sources = sorted(own.parent.rglob("*.py"))
+    digest = sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    return own / "__pycache__" / digest[:16]
 
 
 @intrinsic

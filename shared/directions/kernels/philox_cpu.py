@@ -1,8 +1,4 @@
-"""Philox4x32-10 on the CPU: 32-bit words in 64-bit integers, as vector units multiply them.
-
-Numba's cache looks only at the file that holds the function it compiles: after a change here,
-delete ``__pycache__``, for the families' kernels have ``draw`` built in.
-"""
+"""Philox4x32-10 on the CPU: 32-bit words in 64-bit integers, as vector units multiply them."""
 
 import numpy as np
 import torch

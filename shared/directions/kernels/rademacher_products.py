@@ -1,0 +1,207 @@
+"""Products of activations with a weight plus signs, which are added while the weight is packed.
+
+A product packs its weight anyway, block by block into cache. Signs are added on the way, and the
+next block is fetched from memory while this one is multiplied: a product with a perturbed weight
+takes about as long as a plain one. Each sum runs along the inner dimension in order, so its bits
+depend on neither the number of threads nor that of rows.
+
+Blocks and panels are those of Goto and van de Geijn, TOMS 34(3), 2008. Memory is taken by address,
+in bytes; strides and sizes count elements.
+"""
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+from torch.nn.functional import pad
+
+from shared.directions import Key, Matrix
+from shared.directions.kernels.compiled import kernel
+from shared.directions.kernels.philox_cpu import numbers
+from shared.directions.kernels.rademacher_cpu import _draw_tile, perturbed_
+from shared.directions.kernels.threads import shares
+from shared.directions.kernels.tiles import (
+    CHUNK,
+    COLUMNS,
+    LANES,
+    ROWS,
+    STEPS,
+    multiply_tile,
+    perturb_chunk,
+    supported,
+    transpose,
+)
+from shared.directions.rademacher import WORDS
+from shared.flat import TILE
+from shared.pages import ask_for_huge_pages
+
+DEPTH = 256  # of a block: its panels (DEPTH, COLUMNS) stay in the first cache
+WIDE = 512  # columns of a block of a weight (k, n)
+HIGH = 128  # rows of a block of a weight (n, k)
+BLOCK = DEPTH * WIDE  # elements of scratch that a thread takes
+FLOAT = 4  # bytes
+SIGNATURE = f"void({'int64, ' * 9}uint32[::1], float64, int64, int64)"
+
+
+@njit(inline="always")
+def _draw(start, stop, key):
+    """Return the words (tiles, WORDS) of the tiles that hold these addresses."""
+    first, last = start // TILE, (stop - 1) // TILE + 1
+    words = np.empty((last - first, WORDS), np.uint32)
+    for tile in range(last - first):
+        _draw_tile(words[tile], first + tile, key)
+    return words
+
+
+@njit(inline="always")
+def _perturb(out, second, w, start, at, words, first, scale):
+    """Write chunk ``at`` of a weight perturbed, half to each place; words are from ``first``."""
+    address = start + at
+    place = words + 4 * WORDS * (address // TILE - first // TILE)
+    bit = np.uint32(1) << np.uint32(address % TILE // CHUNK)
+    perturb_chunk(out, second, w + FLOAT * at, place, bit, scale)
+
+
+@njit(inline="always")
+def _pack_rows(block, turned, w, start, rows, columns, k, words, first, scale):
+    """Perturb a block of a weight (n, k) and pack it, transposed, into panels of COLUMNS rows."""
+    depth = columns[1] - columns[0]
+    for row in range(rows[0], rows[1], LANES):
+        panel = (row - rows[0]) // COLUMNS * COLUMNS * depth + (row - rows[0]) % COLUMNS
+        for column in range(columns[0], columns[1], CHUNK):
+            for lane in range(LANES):
+                place, at = turned + FLOAT * lane * CHUNK, (row + lane) * k + column
+                _perturb(place, place + FLOAT * COLUMNS, w, start, at, words, first, scale)
+            for part in range(0, CHUNK, LANES):
+                out = block + FLOAT * (panel + (column - columns[0] + part) * COLUMNS)
+                transpose(out, COLUMNS, turned + FLOAT * part, CHUNK)
+
+
+@njit(inline="always")
+def _pack_columns(block, w, start, rows, columns, n, words, first, scale):
+    """Perturb a block of a weight (k, n) and pack it into panels of COLUMNS columns."""
+    depth = rows[1] - rows[0]
+    for row in range(rows[0], rows[1]):
+        for column in range(columns[0], columns[1], CHUNK):
+            out = block + FLOAT * ((column - columns[0]) * depth + (row - rows[0]) * COLUMNS)
+            second, at = out + FLOAT * depth * COLUMNS, row * n + column
+            _perturb(out, second, w, start, at, words, first, scale)
+
+
+@njit(inline="always")
+def _tile(a, k, block, depth, init, ldi, out, n, down, right, ahead, gap):
+    """Add the product of ROWS rows of a and a panel; ``down`` and ``right`` say which."""
+    row, column = down * ROWS, right * COLUMNS
+    panel = block + FLOAT * column * depth
+    init, out = init + FLOAT * (row * ldi + column), out + FLOAT * (row * n + column)
+    multiply_tile(a + FLOAT * row * k, k, panel, depth, init, ldi, out, n, ahead, gap)
+
+
+@njit(inline="always")
+def _part(span, most, unit):
+    """Return the size of about equal parts of ``span``, at most ``most``, in whole units."""
+    parts = max(1, (span + most - 1) // most)
+    return ((span + parts - 1) // parts + unit - 1) // unit * unit
+
+
+@kernel(SIGNATURE)
+def _linear(out, x, w, bias, scratch, m, n, k, start, key, scale, part, parts):
+    """Share ``part`` of x (m, k) times the transpose of a weight (n, k): whole panels of rows."""
+    panels, tiles = n // COLUMNS, m // ROWS
+    low, high = panels * part // parts * COLUMNS, panels * (part + 1) // parts * COLUMNS
+    block, turned = scratch + FLOAT * part * BLOCK, np.empty(LANES * CHUNK, np.float32)
+    tall, deep = _part(high - low, HIGH, COLUMNS), _part(k, DEPTH, CHUNK)
+    for top in range(low, high, tall):
+        rows, first = (top, min(top + tall, high)), start + top * k
+        words = _draw(first, start + rows[1] * k, key)
+        for left in range(0, k, deep):
+            columns = (left, min(left + deep, k))
+            drawn, small = words.ctypes.data, np.float32(scale)
+            _pack_rows(block, turned.ctypes.data, w, start, rows, columns, k, drawn, first, small)
+            c = out + FLOAT * top
+            init, ldi = (c, n) if left else (bias + FLOAT * top, 0)
+            a, depth, wide = x + FLOAT * left, columns[1] - left, (rows[1] - top) // COLUMNS
+            ahead = w + FLOAT * (top * k + columns[1] if columns[1] < k else rows[1] * k)
+            for down in range(tiles):
+                for right in range(wide):  # meanwhile rows of the next block, two at a time
+                    pair = (down * wide + right) * (rows[1] - top) // 2 // (tiles * wide)
+                    line = ahead + FLOAT * pair * 2 * k
+                    _tile(a, k, block, depth, init, ldi, c, n, down, right, line, k)
+
+
+@kernel(SIGNATURE)
+def _matmul(out, x, w, bias, scratch, m, n, k, start, key, scale, part, parts):
+    """Share ``part`` of x (m, k) times a weight (k, n): whole chunks of columns."""
+    chunks, tiles = n // CHUNK, m // ROWS
+    low, high = chunks * part // parts * CHUNK, chunks * (part + 1) // parts * CHUNK
+    block = scratch + FLOAT * part * BLOCK
+    wide, deep = _part(high - low, WIDE, CHUNK), _part(k, DEPTH, STEPS)
+    for top in range(0, k, deep):
+        rows, first = (top, min(top + deep, k)), start + top * n
+        words = _draw(first, start + rows[1] * n, key)
+        for left in range(low, high, wide):
+            columns = (left, min(left + wide, high))
+            drawn, small = words.ctypes.data, np.float32(scale)
+            _pack_columns(block, w, start, rows, columns, n, drawn, first, small)
+            c = out + FLOAT * left
+            init, ldi = (c, n) if top else (bias + FLOAT * left, 0)
+            a, depth, panels = x + FLOAT * top, rows[1] - top, (columns[1] - left) // COLUMNS
+            following = top * n + columns[1] if columns[1] < high else rows[1] * n + low
+            for right in range(panels):
+                for down in range(tiles):  # meanwhile rows of the next block, one at a time
+                    row = (right * tiles + down) * depth // (tiles * panels)
+                    line = w + FLOAT * (following + row * n)
+                    gap = (columns[1] - left) // 2
+                    _tile(a, k, block, depth, init, ldi, c, n, down, right, line, gap)
+
+
+@kernel(SIGNATURE, parallel=True)
+def _linear_shared(out, x, w, bias, scratch, m, n, k, start, key, scale, _, parts):
+    for share in prange(parts):
+        _linear(out, x, w, bias, scratch, m, n, k, start, key, scale, share, parts)
+
+
+@kernel(SIGNATURE, parallel=True)
+def _matmul_shared(out, x, w, bias, scratch, m, n, k, start, key, scale, _, parts):
+    for share in prange(parts):
+        _matmul(out, x, w, bias, scratch, m, n, k, start, key, scale, share, parts)
+
+
+def fits(matrix: Matrix, scratch: Tensor) -> bool:
+    """Tell whether this processor, this shape and this scratch are what the kernels can take."""
+    height, width = matrix.shape
+    if matrix.transposed:
+        shaped = height >= COLUMNS and width % CHUNK == 0
+    else:
+        shaped = height % STEPS == 0 and width % CHUNK == 0
+    return shaped and supported() and scratch.numel() >= BLOCK
+
+
+def product(
+    x: Tensor, matrix: Matrix, bias: Tensor | None, key: Key, scale: float, scratch: Tensor
+) -> Tensor:
+    """Return x (m, k) times the perturbed matrix, plus bias (n,), as (m, n)."""
+    m, (k, n) = x.shape[0], matrix.shape[::-1] if matrix.transposed else matrix.shape
+    rows = -(-m // ROWS) * ROWS
+    a = x.contiguous() if rows == m else pad(x, (0, 0, 0, rows - m))
+    out = ask_for_huge_pages(x.new_empty(rows, n))
+    b = x.new_zeros(n) if bias is None else bias.contiguous()
+    places = [tensor.data_ptr() for tensor in (out, a, matrix.values, b, scratch)]
+    name = np.array(numbers(key), np.uint32)
+    pieces = n // (COLUMNS if matrix.transposed else CHUNK)
+    parts = shares(rows * n * k, min(pieces, scratch.numel() // BLOCK))
+    alone, shared = (_linear, _linear_shared) if matrix.transposed else (_matmul, _matmul_shared)
+    kernel = alone if parts == 1 else shared
+    kernel(*places, rows, n, k, matrix.start, name, scale, 0, parts)
+    if matrix.transposed and n % COLUMNS:
+        _last(out, a, matrix, b, (key, scale))
+    return out[:m]
+
+
+def _last(out: Tensor, a: Tensor, matrix: Matrix, b: Tensor, point: tuple[Key, float]) -> None:
+    """Multiply by the last rows of a weight (n, k), which fill no panel."""
+    n, k = matrix.shape
+    first = n // COLUMNS * COLUMNS
+    block = a.new_empty((n - first) * k)
+    perturbed_(block, matrix.values[first * k :], matrix.start + first * k, *point)
+    torch.addmm(b[first:], a, block.view(-1, k).t(), out=out[:, first:])
