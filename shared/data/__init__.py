@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import ConfigError, DataError
-from shared.packages import Package
+from shared.packages import Package, is_cached
 from shared.registry import Registry
 
 
@@ -93,6 +93,21 @@ class Source:
     licence: str
     samples: int = 0  # documents that are taken where max-samples is 0; 0 = all
     carrier: Package | None = None
+    hub: str = ""
+    here: Callable[[], bool] = lambda: True
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it can be had without a network."""
+        return self.here() if self.carrier is None else is_cached(self.carrier)
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, in words."""
+        if self.carrier is None:
+            return f"huggingface.co/datasets/{self.hub}" if self.hub else "this machine"
+        package = self.carrier
+        return f"{package.name} {package.version} of {package.index}, sha256 {package.sha256}"
 
 
 def share_of(part: str) -> tuple[int, int]:
