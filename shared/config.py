@@ -21,6 +21,7 @@ CHOICES = {
     "aggregation": ("mean", "median", "trimmed-mean", "krum", "multi-krum", "bulyan"),
     "downlink": ("replay", "dense"),
     "catch-up": ("auto", "replay", "snapshot"),
+    "server-replica": ("eager", "lazy"),
     "lr-schedule": ("constant", "linear", "cosine"),
     "dtype": ("float32", "bfloat16"),
 }
@@ -40,7 +41,8 @@ OPERATIONAL = frozenset({"num-rounds", "epochs", "log-interval",
                          "output-dir", "run-name", "resume", "wait-timeout",
                          "round-timeout", "max-skipped-rounds", "eval-interval",
                          "snapshot-interval", "catch-up", "save-model", "guard-rewinds",
-                         "preflight-rounds", "guard-rate-factor", "guard-tolerance"})  # fmt: skip
+                         "preflight-rounds", "guard-rate-factor", "guard-tolerance",
+                         "server-replica"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Config:
     num_rounds: int = 150  # rounds to be committed in all
     epochs: float = 0.0  # passes over the sites' examples, in place of num-rounds; 0 = num-rounds
     num_clients: int = 8  # sites that the local and the simulation engine make
+    merge_clients: bool = False  # local engine: sites with the same keys share forward passes
     clients_per_round: int = 0  # cohort; 0 = every site that is there
     min_clients: int = 1  # valid replies that a round needs; sites that it waits for
     queries: int = 16  # q: directions of one step; each costs two forward passes
@@ -115,6 +118,7 @@ class Config:
     staleness: int = 0  # 1: a round is asked for before the last one is in, and measured one behind
     downlink: str = "replay"  # scalars, or full parameters every round (for comparison)
     catch_up: str = "auto"  # what a site that missed rounds gets: the fewer bytes, or as said
+    server_replica: str = "eager"  # follow the ledger every round, or only when needed (lazy)
     snapshot_interval: int = 100  # rounds between snapshots; 0 = none
     preflight_rounds: int = 500  # runs from so many rounds on try their settings first; 0 = never
     guard_rewinds: int = 8  # how often a run that diverges may go back; 0, or staleness: never

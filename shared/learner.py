@@ -20,6 +20,7 @@ from shared.scopes import trainable
 from shared.scores import Outcome
 from shared.tasks import Task, task_of
 from shared.tasks.classification import label_words
+from shared.tasks.language_modelling import example_losses
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class Learner:
         """Mean loss in nats of a batch of the task's rows, at the model's current parameters."""
         with torch.inference_mode():
             return float(self.task.loss(self.language_model.module, self._here(rows)))
+
+    def losses(self, blocks: Tensor) -> Tensor:
+        """Mean next-token loss of each of the blocks (B, T), as (B,) float64 on the CPU."""
+        return example_losses(self.language_model.module, self._here(blocks)).cpu()
 
     def outcome(self, rows: Tensor) -> Outcome:
         """Loss and choices of a batch of the task's rows, at the model's current parameters."""
