@@ -1,4 +1,4 @@
-"""Settings are tried out before the first round: is eps above rounding, does a step go down?"""
+"""Settings are tried out before the first round: eps against rounding, steps at some rates."""
 
 import json
 import math
