@@ -17,6 +17,7 @@ from dandelion import (
     bench_cli,
     client_cli,
     compare_cli,
+    data_cli,
     ledger_cli,
     models_cli,
     preflight_cli,
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(ledger_cli.app, name="ledger")
 app.add_typer(bench_cli.app, name="bench")
+app.add_typer(data_cli.app, name="data")
 app.add_typer(server_cli.app, name="server")
 app.add_typer(client_cli.app, name="client")
 app.command()(compare_cli.compare)

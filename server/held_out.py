@@ -13,5 +13,7 @@ def held_out(corpus: Corpus, model: LanguageModel) -> Tensor:
     config = corpus.config
     if config.eval_dataset in ("", config.dataset):
         return corpus.evaluation()
-    other = replace(config, dataset=config.eval_dataset, max_samples=0, partition_by="")
+    other = replace(
+        config, dataset=config.eval_dataset, max_samples=0, partition_by="", data_part=""
+    )
     return Corpus.of(other, model).evaluation()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server import holdings
 from server.ledger import Ledger
 from server.picture import draw_losses
 from server.settle import TOGETHER
@@ -104,10 +105,12 @@ class Report:
         return found
 
     def finish(self, model: LanguageModel) -> None:
-        """Write summary and picture, and the model where ``save-model`` says so."""
+        """Write summary and pictures, and the model where ``save-model`` says so."""
         text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
         write_atomically(self.folder / "summary.json", text.encode())
         draw_losses(self.ledger, self.folder / "loss.png")
+        if found := holdings.read(self.folder):
+            holdings.draw(found, holdings.title_of(self.config), self.folder / holdings.PICTURE)
         if self.config.save_model:
             model.save(self.folder / "model")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
+from server import holdings
 from server.cohort import Cohort
 from server.folder import Run, opened
 from server.held_out import held_out
@@ -47,11 +48,14 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
     report.rebuild()
     warn_of_rounding(run)
 
+    corpus = Corpus.of(run.config, run.learner.language_model)
+
     def shown(round_: int) -> None:
         report.add(round_)
+        if round_ and not (run.folder / holdings.FILE).exists():
+            holdings.write(holdings.held(run.ledger, corpus), run.folder)
         on_round(report, round_)
 
-    corpus = Corpus.of(run.config, run.learner.language_model)
     rows = held_out(corpus, run.learner.language_model)
     if run.ledger.last_round == 0 and is_long(run.config):
         found = check_before(run.config, run.learner, rows, run.folder)

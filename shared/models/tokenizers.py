@@ -1,5 +1,6 @@
 """Tokenizers: bytes, the same everywhere and never trained, or any of Hugging Face's."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 
@@ -20,6 +22,7 @@ class ByteTokenizer:
     end: int = 1  # </s>; 2 is <unk>
     pad: int = 0
     size: int = 259
+    identity: str = "bytes"
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Tokens of a text; a lone surrogate, which is no text, becomes a question mark."""
@@ -58,6 +61,15 @@ class HubTokenizer:
         """How many tokens there are."""
         return len(self.inner)
 
+    @cached_property
+    def identity(self) -> str:
+        """A hash of its vocabulary, its rules and its special tokens."""
+        backend = getattr(self.inner, "backend_tokenizer", None)
+        rules = json.dumps(self.inner.get_vocab()) if backend is None else backend.to_str()
+        name = type(self.inner).__name__
+        what = f"{name} {self.inner.special_tokens_map} {rules}"
+        return xxhash.xxh3_128(what.encode()).hexdigest()
+
     def encode(self, text: str) -> NDArray[np.int64]:
         """Tokens of a text, of any length, with no special token added."""
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
@@ -89,6 +101,11 @@ class LateTokenizer:
     @cached_property
     def _inner(self) -> HubTokenizer:
         return self.load()
+
+    @property
+    def identity(self) -> str:
+        """A hash of what it does; its files are needed."""
+        return self._inner.identity
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Tokens of a text, with no special token added."""
