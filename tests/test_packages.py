@@ -114,7 +114,7 @@ def test_a_wheel_of_one_platform_is_asked_for_by_its_tags_wherever_this_runs(tmp
 
     monkeypatch.setattr(subprocess, "run", run)
     wheel_name = "seed-1.0-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl"
-    with pytest.raises(DataError, match="pip cannot fetch seed==1.0"):
+    with pytest.raises(DataError, match=r"pip cannot fetch seed==1\.0"):
         INDEXES["pypi"]("seed", "1.0", tmp_path / wheel_name)
     assert asked[-6:] == [
         "--python-version=311", "--implementation=cp", "--abi=cp311",
