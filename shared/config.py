@@ -64,6 +64,7 @@ class Config:
     block_size: int = 64  # tokens of one example
     partitioner: str = "natural"  # how examples are dealt to sites: shared/data/shards.py
     partition_by: str = ""  # the natural id that is dealt: play, role, …, or label; empty = usual
+    data_part: str = ""  # k/n: only the k-th of every n groups is trained and evaluated on
     partition_alpha: float = 0.5  # dirichlet: small is skewed
     partition_classes: int = 2  # flower-pathological: how many ids a site has
     eval_fraction: float = 0.1  # share of each group's blocks held out for the server
@@ -156,6 +157,7 @@ class Config:
     def _check_names(self) -> None:
         """Choices, and what modules register; a model may be anywhere, so it is looked up late."""
         from shared.codecs import CODECS
+        from shared.data import share_of
         from shared.data.shards import NAMES
         from shared.data.sources import source_of
         from shared.directions import DIRECTIONS
@@ -171,6 +173,7 @@ class Config:
         ]
         for name in (self.dataset, self.bp_dataset or self.dataset):
             source_of(name)
+        share_of(self.data_part)
         values = self.to_run_config()
         known += [(key, str(values[key]), names) for key, names in CHOICES.items()]
         for key, name, names in known:

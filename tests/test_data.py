@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.config import Config
 from shared.data import Documents, evenly
 from shared.data.blocks import cut, draw, hold_out
 from shared.data.partitioners import PARTITIONERS
@@ -283,3 +284,23 @@ def test_a_draw_from_nothing_is_refused():
         draw(0, 1, 1, 0, 0, 4)
     with pytest.raises(ValueError, match="a round from 1"):
         draw(0, 1, 0, 0, 10, 4)
+
+
+@given(count=st.integers(1, 6), groups=st.lists(st.sampled_from("abcdefgh"), min_size=8))
+@settings(max_examples=50, deadline=None)
+def test_parts_are_whole_groups_disjoint_and_together_all(count, groups):
+    documents = Documents([str(row) for row in range(len(groups))], groups)
+    if len(set(groups)) < count:
+        with pytest.raises(ConfigError, match="are no"):
+            documents.share(f"1/{count}")
+        return
+    parts = [documents.share(f"{number}/{count}") for number in range(1, count + 1)]
+    texts = [text for part in parts for text in part.texts]
+    assert sorted(texts, key=int) == documents.texts
+    assert sum(len(set(part.groups)) for part in parts) == len(set(groups))
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "half", "1/", "-1/2", "1/0"])
+def test_a_part_that_is_none_is_refused(text):
+    with pytest.raises(ConfigError, match="k/n with k from 1 to n expected"):
+        Config.from_run_config({"data-part": text})

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
-from shared.errors import DataError
+from shared.errors import ConfigError, DataError
 from shared.packages import Package, is_cached
 from shared.registry import Registry
 
@@ -38,8 +39,25 @@ class Documents:
             None if self.labels is None else [self.labels[row] for row in rows],
             self.classes,
             None if held is None else [held[row] for row in rows],
-            f"{self.revision}, {len(rows)} of {len(self.texts)}" if self.revision else "",
+            f"{self.revision}, rows {_named(rows)}" if self.revision else "",
         )
+
+    def share(self, part: str) -> "Documents":
+        """The documents of some groups: of those sorted by name, in ``k/n`` the k-th of every n.
+
+        Empty: all. Shares are disjoint, whole groups, and together all.
+
+        Raises:
+            ConfigError: ``part`` has another form, or there are fewer than n groups.
+        """
+        number, count = share_of(part)
+        names = sorted(set(self.groups))
+        if len(names) < count:
+            raise ConfigError(f"data-part = {part}: {len(names)} groups are no {count} parts")
+        chosen = set(names[number - 1 :: count])
+        if len(chosen) == len(names):
+            return self
+        return self.take([row for row, group in enumerate(self.groups) if group in chosen])
 
     def thin(self, most: int) -> "Documents":
         """Keep ``most`` documents, evenly spaced over the order; all of them if ``most`` is 0.
@@ -93,6 +111,14 @@ class Source:
         return f"{package.name} {package.version} of {package.index}, sha256 {package.sha256}"
 
 
+def share_of(part: str) -> tuple[int, int]:
+    """Read ``k/n`` with 1 <= k <= n; empty is 1/1."""
+    number, slash, count = (part or "1/1").partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise ConfigError(f"data-part: k/n with k from 1 to n expected, such as 1/2, got {part!r}")
+
+
 def picked(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
     """Some of the texts; a column on disk is asked once for all of them."""
     if isinstance(texts, list):
@@ -104,6 +130,11 @@ def picked(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
 def evenly(total: int, count: int) -> NDArray[np.int64]:
     """Return ``count`` of the rows 0 .. total - 1, evenly spaced; distinct if count <= total."""
     return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
+
+
+def _named(rows: Sequence[int]) -> str:
+    """A hash of which rows these are."""
+    return xxhash.xxh3_64(np.asarray(rows, "<i8").tobytes()).hexdigest()
 
 
 DATASETS: Registry[Source] = Registry("dataset", "shared.data")

@@ -38,7 +38,9 @@ class SiteData:
         queries = Corpus.of(config, model)
         if config.bp_dataset in ("", config.dataset):
             return cls(queries, queries, config)
-        other = replace(config, dataset=config.bp_dataset, max_samples=0, partition_by="")
+        other = replace(
+            config, dataset=config.bp_dataset, max_samples=0, partition_by="", data_part=""
+        )
         gradients = Corpus.of(other, model)
         LOG.warning(
             "queries are measured on %s (%d examples), gradients taken on %s (%d examples)",

@@ -33,6 +33,7 @@ class Corpus:
     def of(cls, config: Config, model: LanguageModel) -> "Corpus":
         """Load what ``config`` names, make examples for its task, and split them."""
         documents = documents_of(config.dataset, config.max_samples, config.partition_by)
+        documents = documents.share(config.data_part)
         return cls.split(config, documents, partial(_examples, config, model))
 
     @classmethod
@@ -87,6 +88,7 @@ def _examples(config: Config, model: LanguageModel, documents: Documents) -> Blo
         "max samples": config.max_samples,
         "block size": config.block_size,
         "grouped by": config.partition_by,
+        "part": config.data_part,
         "task": [config.task, task.classes, config.prompt, model.has_head],
     }
     return kept(settings, model.tokenizer.identity, documents, make)
