@@ -1,23 +1,24 @@
 """One process's share of the work: a replica, and the sites that it serves."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from client.site import Site
 from client.store import Store
+from client.together import measured_together
 from shared.code import code_digest
 from shared.config import OPERATIONAL, Config
 from shared.data.apart import SiteData
 from shared.entry import Entry
 from shared.errors import ConfigError, DivergedError, GapError, SnapshotError
 from shared.learner import Learner
-from shared.modes import measured_at
+from shared.modes import MEASURE, measured_at, plan_of
 from shared.sites import site_of
 from shared.snapshot import load_snapshot_
-from shared.wire import DIVERGED, MISSING, Behind, Hello, Measured, Request
+from shared.wire import DIVERGED, MISSING, UNKNOWN, Behind, Hello, Measured, Request
 
 _hosts: dict[str, "Host"] = {}
 
@@ -58,6 +59,7 @@ class Host:
         self._data = SiteData.of(config, self._learner.language_model)
         self._run = b""
         self._sites: dict[str, Site] = {}
+        self._ready: dict[str, Measured] = {}  # by site, measured together and not asked for yet
 
     def hello(self, node_config: Mapping[str, object]) -> Hello:
         """What the server asks a site that it meets."""
@@ -88,12 +90,37 @@ class Host:
         a replica cannot go back, but what was answered is kept.
         """
         site = self._site(node_config)
-        if torch.get_num_threads() != self._config.threads:
-            torch.set_num_threads(self._config.threads)
         self._follow(request.run)
         past = self._learner.replica.round > measured_at(self._config, request.round)
         if past and (answered := site.answered(request)) is not None:
             return answered
+        if (behind := self._brought(request, snapshot)) is not None:
+            return behind
+        ready = self._ready.pop(site.name.name, None)
+        if ready is not None and (ready.round, ready.digest) == (request.round, self._digest()):
+            return ready
+        return site.measure(self._learner, request)
+
+    def prepare(
+        self, node_configs: Sequence[Mapping[str, object]], request: Request, snapshot: bytes | None
+    ) -> None:
+        """Measure what these nodes are about to be asked for, all of them together.
+
+        What cannot be measured so is left to ``train``, which says why.
+        """
+        sites = [self._site(node_config) for node_config in node_configs]
+        if any(plan_of(self._config, request.round, s.can_backpropagate) != MEASURE for s in sites):
+            return
+        if self._brought(request, snapshot) is not None:
+            return
+        measured = measured_together(self._learner, sites, request)
+        self._ready = {site.name.name: found for site, found in zip(sites, measured, strict=True)}
+
+    def _brought(self, request: Request, snapshot: bytes | None) -> Behind | None:
+        """Bring the replica to where it is measured; or say why it is not there."""
+        if torch.get_num_threads() != self._config.threads:
+            torch.set_num_threads(self._config.threads)
+        self._follow(request.run)
         try:
             self._catch_up(request, snapshot)
         except GapError:
@@ -102,7 +129,10 @@ class Host:
             round_ = self._learner.replica.round
             self._restart()
             return Behind(round_, DIVERGED)
-        return site.measure(self._learner, request)
+        return None
+
+    def _digest(self) -> bytes:
+        return self._learner.replica.digest()
 
     def _follow(self, run: bytes) -> None:
         if run == self._run:
@@ -124,7 +154,8 @@ class Host:
         replica.apply(Entry.decode(data) for data in request.entries)
         if replica.round != (at := measured_at(self._config, request.round)):
             raise GapError(f"round {at} expected, got {replica.round}")
-        replica.check(request.digest)
+        if request.digest != UNKNOWN:
+            replica.check(request.digest)
         if self._store is not None and self._store.is_due(replica.round):
             self._store.save(replica, request.run)
 

@@ -1,6 +1,6 @@
 """The work, done in this process: bytes of a message in, bytes of the answer out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from client.host import Host, host_of
@@ -22,6 +22,13 @@ class Inline:
         """Catch up and measure one round."""
         request = decode_request(payload)
         return encode_reply(self._host().train(self.node_config, request, snapshot))
+
+    def prepare(
+        self, payload: bytes, snapshot: bytes | None, others: Sequence[Mapping[str, object]]
+    ) -> None:
+        """Measure at once what this node and others of this process will be asked for."""
+        nodes = [self.node_config, *others]
+        self._host().prepare(nodes, decode_request(payload), snapshot)
 
     def _host(self) -> Host:
         return host_of(self.run_config, self.node_config)

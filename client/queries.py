@@ -43,7 +43,7 @@ class Queries:
             for step in range(steps):
                 found.append(self._step(learner, step))
                 if step + 1 < steps:
-                    self._step_(learner, self._keys(step), found[-1], rate)
+                    self._step_(learner, self.keys(step), found[-1], rate)
         finally:
             if saved is not None:
                 flat.copy_(saved)
@@ -51,7 +51,7 @@ class Queries:
 
     def _step(self, learner: Learner, step: int) -> NDArray[np.float32]:
         """Differences (q,) of one step, one direction after the other or some at a time."""
-        keys, at_once = self._keys(step), self.config.parallel_queries
+        keys, at_once = self.keys(step), self.config.parallel_queries
         if at_once == 1:
             loss = self._loss(learner, step)
             return two_point(loss, learner.perturber, keys, self.config.eps)
@@ -66,8 +66,8 @@ class Queries:
     ) -> NDArray[np.float32]:
         some, numbers = keys[part], range(*part.indices(len(keys)))
         fresh, first = self.config.query_data == "fresh", step * self.config.queries
-        same = self._batch(step)
-        blocks = torch.stack([self._batch(first + k) if fresh else same for k in numbers])
+        same = self.batch(step)
+        blocks = torch.stack([self.batch(first + k) if fresh else same for k in numbers])
         device = learner.replica.model.flat.device
         losses = learner.parallel.losses(some, self.config.eps, blocks.to(device)).cpu()
         self.losses += losses.T.flatten().tolist()
@@ -78,10 +78,11 @@ class Queries:
         model, directions = learner.replica.model, learner.replica.directions
         lean = guided(self.config, model, directions, guide)
         step = radius(self.config.eps, model.layout)
-        loss, keys = self._loss(learner, 0), self._keys(0)
+        loss, keys = self._loss(learner, 0), self.keys(0)
         return two_point_along(loss, learner.perturber, model, lean, keys, step)
 
-    def _keys(self, step: int) -> list[Key]:
+    def keys(self, step: int) -> list[Key]:
+        """The directions of a step, in the order of their numbers."""
         c = self.config
         slot = SHARED_SLOT if c.seed_schedule == "shared" else self.name.slot
         return keys_of(c.seed, self.round, slot, step * c.queries, c.queries)
@@ -89,16 +90,17 @@ class Queries:
     def _loss(self, learner: Learner, step: int) -> Callable[[int], float]:
         """The loss of a query's batch, noted; both signs of a query see the same batch."""
         c = self.config
-        fresh, same = c.query_data == "fresh", self._batch(step)
+        fresh, same = c.query_data == "fresh", self.batch(step)
 
         def loss(query: int) -> float:
-            batch = self._batch(step * c.queries + query) if fresh else same
+            batch = self.batch(step * c.queries + query) if fresh else same
             self.losses.append(learner.loss(batch))
             return self.losses[-1]
 
         return loss
 
-    def _batch(self, number: int) -> Tensor:
+    def batch(self, number: int) -> Tensor:
+        """The examples (B, T) of a step, or of a query where each has its own."""
         c = self.config
         size = c.zo_batch_size * (c.queries if c.query_data == "shared" else 1)
         rows = draw(c.seed, self.name.slot, self.round, number, len(self.examples), size)

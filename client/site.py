@@ -50,7 +50,7 @@ class Site:
             queries = Queries(self.name, self.examples, self.config, request.round, losses)
             along = None if plan.along == "keys" else guide
             numbers = queries.measure(learner, request.learning_rate, along)
-        outcome = self._evaluate(learner) if request.evaluate else None
+        outcome = self.evaluated(learner) if request.evaluate else None
         measured = Measured(
             round=request.round,
             differences=numbers,
@@ -64,7 +64,7 @@ class Site:
         self._keep(request, measured)
         return measured
 
-    def _evaluate(self, learner: Learner) -> Outcome | None:
+    def evaluated(self, learner: Learner) -> Outcome | None:
         """What the model does on the examples that this site keeps for that."""
         if self.held_out is None:
             return None

@@ -12,9 +12,44 @@ from rich.table import Table
 
 from dandelion.bench.rows import Row
 
-app = typer.Typer(no_args_is_help=True, help="Measure speed and memory as ratios.")
+app = typer.Typer(help="Measure speed and memory as ratios.")
 console = Console()
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the rows to this file.")]
+
+
+@app.callback(invoke_without_command=True)
+def bench(
+    context: typer.Context,
+    device: Annotated[str, typer.Option(help="Without a command: its bandwidth table.")] = "",
+    json_file: Json = None,
+) -> None:
+    """Measure speed and memory as ratios."""
+    if context.invoked_subcommand is None and device:
+        bandwidth(device, json_file)
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command()
+def bandwidth(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu", json_file: Json = None
+) -> None:
+    """Achieved memory bandwidth of each kernel, against a plain copy on the device."""
+    from dandelion.bench.bandwidth import bandwidth as measure
+
+    show("bandwidth", measure(device), json_file)
+
+
+@app.command()
+def growth(
+    picture: Annotated[Path | None, typer.Option(help="Also draw a picture there.")] = None,
+    json_file: Json = None,
+) -> None:
+    """How round time and memory grow with parameters, queries and clients."""
+    from dandelion.bench.growth import growth as measure
+
+    show("growth", measure(picture), json_file)
 
 
 @app.command()
@@ -39,6 +74,30 @@ def memory(json_file: Json = None) -> None:
     from dandelion.bench.memory import memory as measure
 
     show("memory", measure(), json_file)
+
+
+@app.command()
+def replay(json_file: Json = None) -> None:
+    """A thousand rounds in one pass, against the pool replay and other ways."""
+    from dandelion.bench.replay import replay as measure
+
+    show("replay", measure(), json_file)
+
+
+@app.command()
+def parallel(json_file: Json = None) -> None:
+    """Many directions in one batched forward, against one by one."""
+    from dandelion.bench.parallel import parallel as measure
+
+    show("parallel", measure(), json_file)
+
+
+@app.command()
+def clients(json_file: Json = None) -> None:
+    """Rounds of 1,000 clients with one example each, against 10 clients with 100."""
+    from dandelion.bench.clients import clients as measure
+
+    show("clients", measure(), json_file)
 
 
 @app.command()

@@ -2,11 +2,12 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -15,6 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from server.report import Report
 from server.run import serve
 from shared.config import Config
+from shared.wire import unpack
 
 LOCAL_RUN, SERVER_NODE = 1, 1
 ERROR_IN_CLIENT = 2  # what a SuperNode reports when a ClientApp raises
@@ -31,11 +33,17 @@ class LocalGrid(Grid):
     """A Grid whose nodes are function calls.
 
     Messages are copied both ways, as a wire would, because a handler may change what it is given.
+    ``before`` sees messages that are sent together before any is delivered.
     """
 
-    def __init__(self, client: Client, contexts: Mapping[int, Context]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        contexts: Mapping[int, Context],
+        before: Callable[[Sequence[Message]], None] | None = None,
+    ) -> None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, LOCAL_RUN, SERVER_NODE
-        self._client, self._contexts = client, dict(contexts)
+        self._client, self._contexts, self._before = client, dict(contexts), before
         self._inbox: dict[str, Message] = {}
         self._numbers = itertools.count(1)
 
@@ -68,7 +76,10 @@ class LocalGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand each message to its node and keep the reply; return the messages' ids."""
-        return [self._deliver(message) for message in messages]
+        listed = list(messages)
+        if self._before is not None:
+            self._before(listed)
+        return [self._deliver(message) for message in listed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies to these messages that have not been pulled yet."""
@@ -128,11 +139,29 @@ def contexts_of(config: Config) -> dict[int, Context]:
     }
 
 
+def prepares(contexts: Mapping[int, Context]) -> Callable[[Sequence[Message]], None]:
+    """Have nodes that get the same request measure together, in one forward per perturbation."""
+    from client.inline import Inline
+
+    def prepare(messages: Sequence[Message]) -> None:
+        asked: dict[tuple[bytes, bytes | None], list[Context]] = defaultdict(list)
+        for message in messages:
+            if message.metadata.message_type == MessageType.TRAIN:
+                asked[unpack(message.content)].append(contexts[message.metadata.dst_node_id])
+        for (payload, snapshot), nodes in asked.items():
+            if len(nodes) > 1:
+                first, *others = (node.node_config for node in nodes)
+                Inline(nodes[0].run_config, first).prepare(payload, snapshot, others)
+
+    return prepare
+
+
 def run_local(
     config: Config, on_round: Callable[[Report, int], None] = lambda report, round_: None
 ) -> Path:
     """Train with every site in this process; return the run folder."""
     from client.app import app
 
-    grid = LocalGrid(app, contexts_of(config))
+    contexts = contexts_of(config)
+    grid = LocalGrid(app, contexts, prepares(contexts) if config.merge_clients else None)
     return serve(grid, config.to_run_config(), on_round)

@@ -11,5 +11,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run the configuration that Flower hands over."""
     from server.lines import LineLog
     from server.run import serve
+    from shared.errors import ConfigError
 
+    if context.run_config.get("merge-clients"):
+        raise ConfigError("merge-clients: only the local engine has all clients in one process")
     serve(grid, context.run_config, LineLog())

@@ -10,7 +10,7 @@ from shared.entry import is_dense
 from shared.errors import GapError, LedgerError
 from shared.modes import measured_at, plan_of
 from shared.schedules import learning_rate
-from shared.wire import Request, encode_request, pack
+from shared.wire import UNKNOWN, Request, encode_request, pack
 
 Frame = tuple[bytes, bytes | None, bool]  # request, snapshot, whether gradients are in the request
 
@@ -34,8 +34,10 @@ class Asking:
             ttl=self._run.config.round_timeout * (1 + self._run.config.staleness),
         )
 
-    def digest(self, round_: int) -> bytes:
+    def digest(self, round_: int) -> bytes | None:
         """Of the parameters that a round is measured at: the replica's, or as it was recorded.
+
+        None where a lazy server has not come there yet.
 
         Raises:
             LedgerError: none was recorded.
@@ -43,7 +45,8 @@ class Asking:
         run, at = self._run, measured_at(self._run.config, round_)
         if run.learner.replica.round == at:
             return run.learner.replica.digest()
-        if (found := run.ledger.digest(at)) is None:
+        found = run.ledger.digest(at)
+        if found is None and run.config.server_replica == "eager":
             raise LedgerError(f"{run.ledger.path}: table digests: round {at} is missing")
         return found
 
@@ -79,7 +82,7 @@ class Asking:
         request = Request(
             round=round_,
             learning_rate=self.rate(round_),
-            digest=self.digest(round_),
+            digest=self.digest(round_) or UNKNOWN,
             run=run.name,
             code=run.code,
             entries=way.entries,
@@ -92,10 +95,14 @@ class Asking:
     def _way(self, site_round: int | None, to: int) -> CatchUp:
         run = self._run
         if run.config.downlink == "dense":
-            return full_parameters(run.learner.replica, run.name)
+            return self._whole()
         try:
             return catch_up(run.config, run.ledger, self._snapshots, site_round, to)
         except GapError:
-            if run.learner.replica.round != to:
+            if run.ledger.last_round != to:
                 raise
-            return full_parameters(run.learner.replica, run.name)
+            return self._whole()
+
+    def _whole(self) -> CatchUp:
+        self._run.catch_up()
+        return full_parameters(self._run.learner.replica, self._run.name)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from server.ledger import Ledger
-from server.snapshots import Snapshots
+from server.snapshots import Snapshots, follow_
 from shared.code import code_digest
 from shared.config import Config
 from shared.errors import ConfigError, DivergedError, LedgerError
@@ -25,7 +25,11 @@ LEDGER, CONFIG, LOCK = "ledger.sqlite", "config.toml", "run.lock"
 
 @dataclass(frozen=True)
 class Run:
-    """A run that this process alone is at; the learner's replica is at the ledger's last round."""
+    """A run that this process alone is at.
+
+    Invariant: the learner's replica is at the ledger's last round, or, with ``server-replica =
+    lazy``, at an earlier one, and every entry between can be applied.
+    """
 
     folder: Path
     config: Config
@@ -33,6 +37,14 @@ class Run:
     learner: Learner
     name: bytes  # 16, random: names the run on the wire
     code: bytes  # 16, of the source files that server and sites must share
+
+    def catch_up(self) -> None:
+        """Bring the replica to the ledger's last round, and note or compare each round's digest.
+
+        Raises:
+            DivergedError: sites measured a round at other parameters than the ledger gives.
+        """
+        follow_(self.learner.replica, self.ledger, self.ledger.last_round)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from flwr.app import Message
 
 from server.asking import Asking
+from server.claims import agreed
 from server.cohort import Site
 from server.flight import Flight
 from server.folder import Run
@@ -24,6 +25,7 @@ class Judge:
     def __init__(self, run: Run, asking: Asking) -> None:
         self._run, self._asking = run, asking
         self.refusals: list[Refusal] = []  # since they were last taken
+        self.claim: tuple[int, bytes] | None = None  # a round, and the digest that sites agree on
 
     def is_behind(self, message: Message, site: Site, round_: int) -> bool:
         """Whether the reply says that the site needs more before it can measure."""
@@ -43,7 +45,9 @@ class Judge:
         """One contribution for each site whose reply can be used, in slot order."""
         valid: list[Contribution] = []
         round_, silent = flight.round, {site.name.name: site for site in flight.asked.values()}
-        for message in replies:
+        gathered = list(replies)
+        self.claim = agreed(self._run, flight, gathered)
+        for message in gathered:
             site = flight.site_of(message)
             if site is None:
                 self._refuse(round_, flight.name_of(message), "not asked", "")
@@ -91,6 +95,8 @@ class Judge:
         plan = plan_of(config, round_, site.hello.can_backpropagate)
         numbers = config.queries * config.local_steps * plan.measure
         digest = self._asking.digest(round_)
+        if self.claim is not None and self.claim[0] == measured_at(config, round_):
+            digest = self.claim[1]
         codec = replica.codec if plan.dense else None
         classes = self._run.learner.task.classes if self._asking.evaluates(round_) else None
         return Expected(round_, numbers, digest, codec, classes)

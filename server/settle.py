@@ -14,7 +14,8 @@ SERVER, TOGETHER = "", "all sites"  # whose scores are those of no single site
 class Settle:
     """Called with a round that is committed and applied; after a crash, called again for the last.
 
-    Each part is noted once in the ledger and skipped where it is noted already.
+    Each part is noted once in the ledger and skipped where it is noted already. A replica that is
+    behind (``server-replica = lazy``) stays so where only its digest would be noted.
     """
 
     def __init__(
@@ -26,16 +27,20 @@ class Settle:
     def __call__(self, round_: int) -> None:
         """Note what the parameters are, keep them where due, evaluate where due, show it."""
         config, ledger, replica = self._run.config, self._run.ledger, self._run.learner.replica
-        ledger.record_digest(round_, replica.digest())
         snapshot = bool(round_) and _due(round_, config.snapshot_interval)
+        evaluation = round_ in (0, config.num_rounds) or _due(round_, config.eval_interval)
+        if replica.round != round_ and not (snapshot or evaluation):
+            self._shown(round_)
+            return
+        self._run.catch_up()
+        ledger.record_digest(round_, replica.digest())
         if snapshot and not ledger.rows("SELECT 1 FROM snapshots WHERE round = ?", (round_,)):
             before = self._snapshots.latest(round_)
             self._snapshots.write(replica, self._run.name)
             if before is not None:  # so that the newest snapshot can be lost, and the run not
                 ledger.drop_gradients(before[0])
-        last = round_ in (0, config.num_rounds)
         evaluated = ledger.rows("SELECT 1 FROM evaluations WHERE round = ?", (round_,))
-        if (last or _due(round_, config.eval_interval)) and not evaluated:
+        if evaluation and not evaluated:
             found = self._evaluate()
             ledger.record_scores(round_, SERVER, found.scores())
             ledger.record_evaluation(round_, found.loss)

@@ -31,7 +31,8 @@ LOG = logging.getLogger("dandelion")
 class ScalarStrategy(Strategy):
     """Trains by loss differences; the ledger is its memory, a replica its model.
 
-    Invariant: the replica is at the ledger's last round whenever a round begins.
+    Invariant: the replica is at the ledger's last round whenever a round begins, unless
+    ``server-replica`` is lazy.
     """
 
     def __init__(self, run: Run, cohort: Cohort, settle: Callable[[int], None]) -> None:
@@ -103,8 +104,13 @@ class ScalarStrategy(Strategy):
             return self._skip(server_round, "too few replies of one kind", transfers, refusals)
         metrics = self._metrics(entry, contributions, transfers, flight.since)
         record_outcomes(run.ledger, measured_at(run.config, server_round), contributions)
+        if (claim := self._judge.claim) is not None:
+            run.ledger.record_digest(*claim)
         committed = run.ledger.commit(entry, contributions, transfers, metrics, refusals)
-        run.learner.replica.apply([committed])
+        if run.config.server_replica == "eager":
+            run.learner.replica.apply([committed])
+        elif committed.guide:
+            run.catch_up()
         self._committed = time.monotonic()
         self._settle(server_round)
         return None, MetricRecord({"loss": metrics.loss})

@@ -120,10 +120,10 @@ class Batching(TorchFunctionMode):
         flat, held = self.grouped(x), self._held(weight)
         if flat is None or held is None or len(held.shape) != 2 or flat.dtype != weight.dtype:
             return NotImplemented
-        out = self.groups.product(flat, held, inner)
-        if bias is not None:
-            out = self._added(out, bias)
-        return out.view(*x.shape[:-1], -1)
+        shift = None if bias is None else self._vector(bias)
+        if shift is not None and shift.dim() == 1:
+            shift = shift.expand(len(flat), 1, -1)
+        return self.groups.product(flat, held, inner, shift).view(*x.shape[:-1], -1)
 
     def _added(self, out: Tensor, bias: Tensor) -> Tensor:
         held = self._held(bias)
@@ -197,9 +197,10 @@ class Batching(TorchFunctionMode):
         """What a norm made (G, R, k), times gains, plus a bias; both vectors."""
         if flat is None or any(t is not None and t.dim() != 1 for t in (weight, bias)):
             return NotImplemented
-        gains = self._vector(weight)
+        gains, shift = self._vector(weight), self._vector(bias)
+        if gains is not None and shift is not None:
+            return torch.addcmul(shift, flat, gains).view(input.shape)
         out = flat if gains is None else flat * gains
-        shift = self._vector(bias)
         return (out if shift is None else out.add_(shift)).view(input.shape)
 
     def _vector(self, value: Tensor | None) -> Tensor | None:

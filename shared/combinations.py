@@ -24,6 +24,7 @@ def check_combinations(c: Config) -> None:
     _check_aggregation(c)
     _check_mode(c)
     _check_model(c)
+    _check_merging(c)
     _check_data(c)
 
 
@@ -46,6 +47,7 @@ def _check_staleness(c: Config) -> None:
         ("downlink", c.downlink, c.downlink == "dense"),
         ("guidance", c.guidance, reused),
         ("error-feedback", "true", c.error_feedback),
+        ("server-replica", "lazy", c.server_replica == "lazy"),
     ):
         if c.staleness and holds:
             raise ConfigError(
@@ -114,6 +116,23 @@ def _check_model(c: Config) -> None:
         raise ConfigError(f"label-words {c.label_words!r} need task classification, got {c.task!r}")
     if c.scope != "lora" and c.lora_targets:
         raise ConfigError(f"lora-targets {c.lora_targets!r} need scope lora, got {c.scope!r}")
+
+
+def _check_merging(c: Config) -> None:
+    """Batches of several sites are one only where the sites stand at one point, with one key."""
+    alone = {
+        "seed-schedule": c.seed_schedule == "independent",
+        "mode": c.mode in ("fo", "fedavg") or (c.mode == "instruct" and c.guidance == "reuse"),
+        "local-steps": c.local_steps > 1,
+        "parallel-queries": c.parallel_queries > 1,
+        "staleness": c.staleness > 0,
+    }
+    if c.merge_clients and any(alone.values()):
+        (key, *_) = (key for key, holds in alone.items() if holds)
+        raise ConfigError(
+            f"merge-clients with {key} = {c.to_run_config()[key]!r}: sites that share forwards "
+            "measure plain directions of shared keys, one step, one direction after the other"
+        )
 
 
 def _check_data(c: Config) -> None:

@@ -21,6 +21,7 @@ CHOICES = {
     "aggregation": ("mean", "median", "trimmed-mean", "krum", "multi-krum", "bulyan"),
     "downlink": ("replay", "dense"),
     "catch-up": ("auto", "replay", "snapshot"),
+    "server-replica": ("eager", "lazy"),
     "lr-schedule": ("constant", "linear", "cosine"),
     "dtype": ("float32", "bfloat16"),
 }
@@ -37,7 +38,8 @@ MOST_THREADS = 1024
 NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
 OPERATIONAL = frozenset({"num-rounds", "output-dir", "run-name", "resume", "wait-timeout",
                          "round-timeout", "max-skipped-rounds", "eval-interval",
-                         "snapshot-interval", "catch-up", "save-model"})  # fmt: skip
+                         "snapshot-interval", "catch-up", "save-model",
+                         "server-replica"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Config:
     init_from: str = ""  # a run folder or a model folder to start from; empty = the model untrained
     num_rounds: int = 150  # rounds to be committed in all
     num_clients: int = 8  # sites that the local and the simulation engine make
+    merge_clients: bool = False  # local engine: sites with the same keys share forward passes
     clients_per_round: int = 0  # cohort; 0 = every site that is there
     min_clients: int = 1  # valid replies that a round needs; sites that it waits for
     queries: int = 16  # q: directions of one step; each costs two forward passes
@@ -110,6 +113,7 @@ class Config:
     staleness: int = 0  # 1: a round is asked for before the last one is in, and measured one behind
     downlink: str = "replay"  # scalars, or full parameters every round (for comparison)
     catch_up: str = "auto"  # what a site that missed rounds gets: the fewer bytes, or as said
+    server_replica: str = "eager"  # follow the ledger every round, or only when needed (lazy)
     snapshot_interval: int = 100  # rounds between snapshots; 0 = none
     round_timeout: float = 3600.0  # seconds until a missing reply counts as missing
     wait_timeout: float = 3600.0  # seconds to wait for min-clients before giving up

@@ -44,8 +44,11 @@ class Groups(Protocol):
     def part(self, first: int, stop: int) -> "Groups":
         """Some of the groups."""
 
-    def product(self, x: Tensor, held: Held, inner: int) -> Tensor:
-        """``x`` (G, R, k) times each group's matrix, (G, R, n); k is its axis ``inner``."""
+    def product(self, x: Tensor, held: Held, inner: int, bias: Tensor | None) -> Tensor:
+        """``x`` (G, R, k) times each group's matrix, plus its bias (G, 1, n): (G, R, n).
+
+        k is the matrix's axis ``inner``.
+        """
 
     def rows(self, ids: Tensor, held: Held) -> Tensor:
         """Rows (G, N, width) of each group's matrix: row g of ``ids`` (G, N) names group g's."""
@@ -77,13 +80,16 @@ class FactoredGroups:
         """Some of the groups."""
         return replace(self, keys=self.keys[first:stop], scales=self.scales[first:stop])
 
-    def product(self, x: Tensor, held: Held, inner: int) -> Tensor:
+    def product(self, x: Tensor, held: Held, inner: int, bias: Tensor | None) -> Tensor:
         weight = held.values.view(held.shape)
         plain = x.reshape(-1, x.shape[2]) @ (weight.t() if inner else weight)
         out = plain.view(*x.shape[:2], -1)
         a, b = self._factors(held, x.device)
         within, across = (b, a * self._weights(x)) if inner else (a, b * self._weights(x))
-        return out.baddbmm_(torch.bmm(x, within.transpose(1, 2)), across)
+        thin = torch.bmm(x, within.transpose(1, 2))  # (G, R, r)
+        if bias is not None:  # one more column, so that ``out`` is passed over once
+            thin, across = F.pad(thin, (0, 1), value=1.0), torch.cat([across, bias], 1)
+        return out.baddbmm_(thin, across)
 
     def rows(self, ids: Tensor, held: Held) -> Tensor:
         chosen = F.embedding(ids, held.values.view(held.shape))
@@ -126,10 +132,12 @@ class StackedGroups:
         """Some of the groups."""
         return replace(self, keys=self.keys[first:stop], scales=self.scales[first:stop])
 
-    def product(self, x: Tensor, held: Held, inner: int) -> Tensor:
+    def product(self, x: Tensor, held: Held, inner: int, bias: Tensor | None) -> Tensor:
         height, width = held.shape
         step = rows_of_block(height, width, max(STACK // len(self.keys), width))
         out = x.new_zeros(*x.shape[:2], held.shape[1 - inner])
+        if bias is not None:
+            out += bias
         for first in range(0, height, step):
             rows = slice(first, min(first + step, height))
             piece = Held(
@@ -138,7 +146,7 @@ class StackedGroups:
                 (rows.stop - rows.start, width),
             )
             if inner:
-                out[:, :, rows] = torch.bmm(x, self.stack(piece).transpose(1, 2))
+                out[:, :, rows].baddbmm_(x, self.stack(piece).transpose(1, 2))
             else:
                 out.baddbmm_(x[:, :, rows], self.stack(piece))
         return out

@@ -69,6 +69,11 @@ class Learner:
         with torch.inference_mode():
             return float(self.task.loss(self.language_model.module, self._here(rows)))
 
+    def losses(self, rows: Tensor) -> Tensor:
+        """Mean loss of each example of a batch, as (B,) float64 on the CPU."""
+        with torch.inference_mode():
+            return self.task.each(self.language_model.module, self._here(rows)).cpu()
+
     def outcome(self, rows: Tensor) -> Outcome:
         """Loss and choices of a batch of the task's rows, at the model's current parameters."""
         with torch.inference_mode():

@@ -31,6 +31,7 @@ RESET = 1  # flag: forget the replica and start from the base model (or the snap
 EVALUATE = 2  # flag: evaluate the parameters that the round is measured at
 GRADIENT, EVALUATED = 1, 2  # flags: an encoded gradient follows, an outcome follows the numbers
 MOST_CLASSES = 1 << 12
+UNKNOWN = bytes(16)  # in a request: a server whose replica is behind does not know the digest
 MISSING, DIVERGED = 0, 1  # reasons of a site that is behind
 LONGEST_HELLO, LONGEST_TEXT = 4096, 200  # bytes, characters: no site needs more to introduce itself
 LARGEST = 1 << 31  # numbers of an introduction are below it, slots above 0
@@ -44,7 +45,7 @@ class Request:
 
     round: int  # to be measured
     learning_rate: float  # of this round, for local steps
-    digest: bytes  # 16, of the parameters that it is to be measured at
+    digest: bytes  # 16, of the parameters that it is to be measured at, or UNKNOWN
     run: bytes  # 16, names the run
     code: bytes  # 16, of the server's source files
     entries: Sequence[bytes] = ()  # what the site missed, oldest first

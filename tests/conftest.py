@@ -1,9 +1,13 @@
-"""One compute thread per test process: with two, and anything else on the machine, tests crawl."""
+"""One compute thread per test process: with two, and anything else on the machine, tests crawl.
+
+CUDA kernels run by Triton's interpreter; it looks at its variable when triton is first imported.
+"""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch
 

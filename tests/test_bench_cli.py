@@ -45,7 +45,7 @@ def test_without_a_file_nothing_is_written(tmp_path, capsys, monkeypatch):
 def test_a_command_shows_what_its_benchmark_measured(command, monkeypatch):
     name = command.callback.__name__
     fake = ModuleType(f"dandelion.bench.{name}")
-    setattr(fake, name, lambda: ROWS)
+    setattr(fake, name, lambda *given: ROWS)
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     done = CliRunner().invoke(app, [name])
     assert done.exit_code == 0

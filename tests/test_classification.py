@@ -435,3 +435,12 @@ def test_a_reply_with_an_outcome_is_read_as_it_was_written(classes, gradient, to
     for end in range(0, len(data), 7):
         with pytest.raises(WireError):
             decode_reply(data[:end])
+
+
+def test_sites_that_share_forwards_classify_and_evaluate_too(chosen, tmp_path):
+    more = {"num_rounds": 2, "site_eval_fraction": 0.2, "eval_interval": 1}
+    alone = federate(config(tmp_path, **chosen, **more))
+    shared = federate(config(tmp_path, "merged", merge_clients=True, **chosen, **more))
+    for name in ("evaluation_loss_last", "sites_loss_last"):
+        assert shared.summary[name] == pytest.approx(alone.summary[name], rel=1e-5)
+    assert shared.summary["refused_replies"] == 0

@@ -67,12 +67,12 @@ def ways(model: FlatModel, blocks: Tensor) -> dict[str, Callable[[], object]]:
     return {
         "two plain forwards": lambda: (loss(), loss()),
         "query": ours,
-        "in-place Gaussian (MeZO)": lambda: _in_place(model.module, loss),
+        "in-place Gaussian (MeZO)": lambda: in_place(model.module, loss),
         "clone and restore (the original)": lambda: _clone(model.module, loss),
     }
 
 
-def _in_place(module: nn.Module, loss: Callable[[], float]) -> None:
+def in_place(module: nn.Module, loss: Callable[[], float]) -> None:
     """MeZO (Malladi et al. 2023): +ε, −2ε, +ε over all tensors, reseeded for each sweep."""
     for number, scale in enumerate((1, -2, 1)):
         torch.manual_seed(7)

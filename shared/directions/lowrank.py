@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.directions import DIRECTIONS, Key
-from shared.directions.rademacher import kernels_for, signs
+from shared.directions.rademacher import kernels_at, kernels_for, signs
 from shared.errors import ConfigError
 from shared.flat import TILE, Layout, Place
 
@@ -190,10 +190,4 @@ def _drawn(keys: Sequence[Key], address: int, count: int, device: torch.device) 
 def _kernels_for(tensor: Tensor) -> ModuleType:
     """Return the module whose products work where ``tensor`` is, once it is what they trust."""
     kernels_for(tensor)
-    if tensor.is_cpu:
-        from shared.directions.kernels import lowrank_cpu
-
-        return lowrank_cpu
-    from shared.directions.kernels import lowrank_torch
-
-    return lowrank_torch
+    return kernels_at("lowrank", tensor.device.type)

@@ -10,6 +10,8 @@ computes the same sums. Source of the estimate along signs: Spall, IEEE TAC 37(3
 
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import ClassVar
 
@@ -87,14 +89,16 @@ def kernels_for(tensor: Tensor) -> ModuleType:
     """Return the module whose functions work where ``tensor`` is, once it is what they trust."""
     if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
         raise ValueError(f"contiguous float32 expected, got {tensor.dtype} {tensor.stride()}")
-    return _on_cpu() if tensor.is_cpu else _on_any_device()
+    return kernels_at("rademacher", tensor.device.type)
 
 
 @cache
-def _on_cpu() -> ModuleType:
-    from shared.directions.kernels import rademacher_cpu
-
-    return rademacher_cpu
+def kernels_at(family: str, device: str) -> ModuleType:
+    """Return a family's fastest kernels for a kind of device: its own, or those in plain torch."""
+    own = {"cpu": "cpu", "cuda": "triton"}.get(device, "torch")
+    if own == "triton" and find_spec("triton") is None:
+        own = "torch"
+    return import_module(f"shared.directions.kernels.{family}_{own}")
 
 
 @cache
@@ -102,10 +106,3 @@ def _products_on_cpu() -> ModuleType:
     from shared.directions.kernels import rademacher_products
 
     return rademacher_products
-
-
-@cache
-def _on_any_device() -> ModuleType:
-    from shared.directions.kernels import rademacher_torch
-
-    return rademacher_torch

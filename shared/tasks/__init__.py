@@ -30,6 +30,9 @@ class Task(Protocol):
     def loss(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Mean loss in nats of a batch: computed in float32, a float64 scalar; one forward pass."""
 
+    def each(self, module: nn.Module, rows: Tensor) -> Tensor:
+        """Mean loss in nats of each example (B,), float64; one forward pass."""
+
     def outcome(self, module: nn.Module, rows: Tensor) -> Outcome:
         """Loss of a batch, and for a task with classes what was chosen; one forward pass."""
 

@@ -39,9 +39,11 @@ class Classification:
 
     def loss(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Mean cross-entropy of the classes."""
-        return F.cross_entropy(self._logits(module, rows), rows[:, 0], reduction="none").mean(
-            dtype=torch.float64
-        )
+        return self.each(module, rows).mean()
+
+    def each(self, module: nn.Module, rows: Tensor) -> Tensor:
+        """Cross-entropy of each example's class."""
+        return F.cross_entropy(self._logits(module, rows), rows[:, 0], reduction="none").double()
 
     def outcome(self, module: nn.Module, rows: Tensor) -> Outcome:
         """Loss, and which class was given the largest number."""

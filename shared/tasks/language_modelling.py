@@ -34,6 +34,10 @@ class LanguageModelling:
         """Mean loss of the next tokens."""
         return loss_tensor(module, rows)
 
+    def each(self, module: nn.Module, rows: Tensor) -> Tensor:
+        """Mean loss of each block's next tokens."""
+        return example_losses(module, rows)
+
     def outcome(self, module: nn.Module, rows: Tensor) -> Outcome:
         """Loss of the next tokens; there are no classes."""
         return Outcome(float(loss_tensor(module, rows)) * len(rows), len(rows))

@@ -1,0 +1,203 @@
+"""How cost grows: round time and memory against parameters, queries and clients, with exponents."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from dandelion.bench.rows import Row
+
+SIZES = {  # a GPT-2 of bytes: width, layers; parameters
+    "0.1 M": (64, 2),
+    "0.9 M": (128, 4),
+    "5 M": (256, 6),
+    "25 M": (512, 8),
+    "85 M": (768, 12),
+    "302 M": (1024, 24),
+}
+LARGEST = 1_000_000_000  # parameters: replayed only
+QUERIES = (1, 2, 4, 8, 16, 32, 64)
+CLIENTS = (10, 30, 100, 300, 1000)
+REPLAYED = 16  # directions of a replayed round
+LENGTH, REPEATS, THREADS = 64, 3, 2
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of the picture."""
+
+    name: str
+    against: str
+    unit: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+    @property
+    def exponent(self) -> float:
+        """The slope of the straight line through the logarithms."""
+        return float(np.polyfit(np.log(self.x), np.log(self.y), 1)[0])
+
+
+def growth(picture: Path | None = None) -> list[Row]:
+    """The last value of each curve; its ratio is the fitted exponent: 1 grows in proportion."""
+    curves = measured()
+    if picture is not None:
+        draw(curves, picture)
+    return [
+        Row(
+            f"{c.name} against {c.against}",
+            c.y[-1],
+            c.exponent,
+            f"{c.unit} at {c.x[-1]:,.0f}; fitted exponent, {len(c.x)} points from {c.x[0]:,.0f}",
+        )
+        for c in curves
+    ]
+
+
+def measured() -> list[Curve]:
+    """All curves; every point of the first three in a process of its own, for its peak memory."""
+    points = [_apart("size", name) for name in SIZES]
+    replays = [*points, _apart("replay", str(LARGEST))]
+    queries = [_apart("queries", str(q)) for q in QUERIES]
+    clients = [_apart("clients", str(n)) for n in CLIENTS]
+    d, all_d = ([p["parameters"] for p in some] for some in (points, replays))
+    return [
+        Curve("query, two evaluations", "parameters", "s", d, [p["query"] for p in points]),
+        Curve("replay of 16 directions", "parameters", "s", all_d, [p["replay"] for p in replays]),
+        Curve("memory of a site", "parameters", "MiB", d, [p["memory"] for p in points]),
+        Curve("measuring q directions", "queries", "s", QUERIES, [p["seconds"] for p in queries]),
+        Curve("memory of a site", "queries", "MiB", QUERIES, [p["memory"] for p in queries]),
+        Curve("round, merged", "clients", "s", CLIENTS, [p["seconds"] for p in clients]),
+        Curve("memory", "clients", "MiB", CLIENTS, [p["memory"] for p in clients]),
+    ]
+
+
+def draw(curves: Sequence[Curve], path: Path) -> None:
+    """A log-log picture: seconds above, memory below; a column for each thing that grows."""
+    from matplotlib.figure import Figure
+
+    against = list(dict.fromkeys(curve.against for curve in curves))
+    figure = Figure(figsize=(4.2 * len(against), 6.4), layout="constrained")
+    axes = figure.subplots(2, len(against), squeeze=False)
+    for curve in curves:
+        axis = axes[int(curve.unit != "s"), against.index(curve.against)]
+        axis.loglog(curve.x, curve.y, "o-", label=f"{curve.name}: exponent {curve.exponent:.2f}")
+        axis.set_xlabel(curve.against)
+        axis.set_ylabel("seconds" if curve.unit == "s" else "MiB above an idle process")
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def _apart(what: str, value: str) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", __spec__.name, what, value],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    read: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return read
+
+
+@contextmanager
+def _peak(found: dict[str, float]) -> Iterator[None]:
+    """Note the peak memory of what is done meanwhile, in MiB above what was held before (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now
+    before = _status("VmRSS")
+    yield
+    found["memory"] = max(_status("VmHWM") - before, 0.1)
+
+
+def _status(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def _median(way: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        way()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])
+
+
+def _size(name: str, queries: int = 1) -> dict[str, float]:
+    """A model that is measured, and replays a round."""
+    import torch
+
+    from shared.directions import DIRECTIONS, Key
+    from shared.estimators import two_point
+    from shared.flat import flatten
+    from shared.models.gpt2 import BYTES, Shape, hollow, initialise_
+    from shared.perturb import Perturber
+    from shared.tasks import language_modelling
+
+    torch.set_num_threads(THREADS)
+    width, layers = SIZES[name]
+    found: dict[str, float] = {}
+    with _peak(found):
+        module = hollow(Shape(width, layers, max(2, width // 64), 128, BYTES))
+        initialise_(module, 1, layers)
+        model = flatten(module)
+        directions = DIRECTIONS["rademacher"](model.layout)
+        perturber = Perturber(model, directions)
+        blocks = torch.arange(LENGTH).view(1, -1) % BYTES
+        keys = [Key(1, 1, 0, k) for k in range(queries)]
+
+        def loss(query: int) -> float:
+            return language_modelling(module, blocks)
+
+        found["query"] = _median(lambda: two_point(loss, perturber, keys, 1e-3))
+    some = [Key(1, 2, 0, k) for k in range(REPLAYED)]
+    found["replay"] = _median(lambda: directions.add_to_(model.flat, some, [1e-9] * REPLAYED))
+    return found | {"parameters": model.layout.parameters, "seconds": found["query"]}
+
+
+def _replay(parameters: int) -> dict[str, float]:
+    """A vector that replays a round; there is no model of it here."""
+    import torch
+
+    from shared.directions import DIRECTIONS, Key
+    from shared.flat import Layout
+
+    torch.set_num_threads(THREADS)
+    layout = Layout.of([("all", (parameters,))])
+    directions, flat = DIRECTIONS["rademacher"](layout), torch.zeros(layout.size)
+    keys = [Key(1, 1, 0, k) for k in range(REPLAYED)]
+    seconds = _median(lambda: directions.add_to_(flat, keys, [1e-9] * REPLAYED))
+    return {"parameters": parameters, "replay": seconds}
+
+
+def _clients(count: int) -> dict[str, float]:
+    """Merged clients of one example each."""
+    from dandelion.bench.clients import timed
+
+    found: dict[str, float] = {}
+    with _peak(found):
+        found["seconds"] = timed(count, 1, merge=True, rounds=5)
+    return found
+
+
+def main(what: str, value: str) -> None:
+    """Print one point as JSON."""
+    points: dict[str, Callable[[str], dict[str, float]]] = {
+        "size": _size,
+        "replay": lambda text: _replay(int(text)),
+        "queries": lambda text: _size("0.9 M", int(text)),
+        "clients": lambda text: _clients(int(text)),
+    }
+    print(json.dumps(points[what](value)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

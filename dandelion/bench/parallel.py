@@ -1,0 +1,89 @@
+"""Many directions in one batched forward against one by one, on a byte-level model of 5 M."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from dandelion.bench.query import EPS, in_place
+from dandelion.bench.rows import Row, alternate
+from shared.directions import DIRECTIONS, Key
+from shared.estimators import two_point
+from shared.flat import FlatModel, flatten
+from shared.models.gpt2 import BYTES, Shape, hollow, initialise_
+from shared.parallel import Parallel
+from shared.perturb import Perturber
+from shared.tasks.language_modelling import language_modelling
+
+MODEL = Shape(width=256, layers=6, heads=4, positions=512, vocabulary=BYTES)
+THREADS = 2
+BATCHED, ALONE, PLAIN = "batched, lowrank", "one by one, lowrank", "plain forwards"
+SIGNS = "batched, rademacher"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch, and the directions that are measured on it."""
+
+    batch: int
+    length: int
+    queries: int
+
+
+CASES = (Case(1, 16, 8), Case(1, 16, 32), Case(1, 128, 8))
+
+
+def parallel(repeats: int = 7, cases: tuple[Case, ...] = CASES, shape: Shape = MODEL) -> list[Row]:
+    """Medians of seconds for all queries of a case, and of ratios within a turn."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        module = hollow(shape)
+        initialise_(module, 1, shape.layers)
+        model = flatten(module)
+        return [row for case in cases for row in _case(model, shape, case, repeats)]
+    finally:
+        torch.set_num_threads(before)
+
+
+def _case(model: FlatModel, shape: Shape, case: Case, repeats: int) -> list[Row]:
+    blocks = torch.arange(case.batch * case.length).view(case.batch, -1) * 7919 % shape.vocabulary
+    times = alternate(ways(model, blocks, case.queries), repeats)
+    what = f"{case.batch}x{case.length} tokens, q = {case.queries}"
+    rows = [_row(BATCHED, ALONE, times, what), _row(BATCHED, PLAIN, times, what)]
+    return rows + [_row(name, PLAIN, times, what) for name in times if name != BATCHED]
+
+
+def ways(model: FlatModel, blocks: Tensor, queries: int) -> dict[str, Callable[[], object]]:
+    """All queries at both signs: batched, one by one, plain, and in MeZO's loop."""
+    keys = [Key(1, 1, 0, index) for index in range(queries)]
+    stacked = blocks.expand(queries, *blocks.shape)
+
+    def loss(query: int = 0) -> float:
+        return language_modelling(model.module, blocks)
+
+    def family(name: str) -> tuple[Parallel, Perturber]:
+        directions = DIRECTIONS[name](model.layout)
+        perturber = Perturber(model, directions)
+        return Parallel(model, directions, perturber), perturber
+
+    (products, alone), (signs, _) = family("lowrank"), family("rademacher")
+    return {
+        PLAIN: lambda: [loss() for _ in range(2 * queries)],
+        BATCHED: lambda: products.losses(keys, EPS, stacked),
+        ALONE: lambda: two_point(loss, alone, keys, EPS),
+        SIGNS: lambda: signs.losses(keys, EPS, stacked),
+        "in-place Gaussian (MeZO)": lambda: _loop(model, loss, queries),
+    }
+
+
+def _row(name: str, base: str, times: dict[str, list[float]], what: str) -> Row:
+    ratio = median(a / b for a, b in zip(times[name], times[base], strict=True))
+    return Row(f"{name}, {what}", median(times[name]), ratio, f"to {base}")
+
+
+def _loop(model: FlatModel, loss: Callable[[], float], queries: int) -> None:
+    for _ in range(queries):
+        in_place(model.module, loss)
