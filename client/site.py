@@ -82,6 +82,10 @@ class Site:
             while len(self._answers) > 1 + self.config.staleness:
                 del self._answers[next(iter(self._answers))]
 
+    def forget(self) -> None:
+        """Owe nothing any more: what was lost on a way that the run left is of no use."""
+        self._sender = None
+
     def _gradient(
         self, learner: Learner, request: Request, plan: Plan
     ) -> tuple[list[float], bytes, Tensor | None]:

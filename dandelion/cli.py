@@ -20,7 +20,9 @@ from dandelion import (
     data_cli,
     ledger_cli,
     models_cli,
+    preflight_cli,
     server_cli,
+    sweep_cli,
 )
 from shared.errors import DandelionError, UnknownNameError
 
@@ -38,6 +40,8 @@ app.add_typer(data_cli.app, name="data")
 app.add_typer(server_cli.app, name="server")
 app.add_typer(client_cli.app, name="client")
 app.command()(compare_cli.compare)
+app.command()(preflight_cli.preflight)
+app.command()(sweep_cli.sweep)
 app.command()(models_cli.models)
 console = Console()
 

@@ -143,6 +143,10 @@ def summary_sections(s: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
         [
             ("refused replies", _counted(s["refused_replies"], s["refusals"])),
             ("skipped rounds", f"{s['skipped_rounds']:,}"),
+            *(
+                ("rewind", f"round {at}: back to {to}, rates × {scale:.3g}; {reason}")
+                for at, to, scale, reason in s.get("rewinds", [])
+            ),
         ],
     ]  # fmt: skip
 

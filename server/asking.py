@@ -58,10 +58,11 @@ class Asking:
         return bool(c.site_eval_fraction) and due
 
     def rate(self, round_: int) -> float:
-        """The learning rate of a round, which its entry will carry."""
-        c = self._run.config
+        """The learning rate of a round, which its entry will carry; rewinds have lowered it."""
+        c, rewinds = self._run.config, self._run.ledger.rewinds()
+        scale = rewinds[-1].scale if rewinds else 1.0
         backpropagates = plan_of(c, round_).backpropagate
-        return learning_rate(
+        return scale * learning_rate(
             round_,
             rate=(c.bp_learning_rate if backpropagates else 0.0) or c.learning_rate,
             schedule=c.lr_schedule,

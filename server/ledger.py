@@ -11,15 +11,14 @@ from typing import Any
 
 from server.chain import chained, kept, seal
 from server.checking import SEAL, check
-from server.records import Contribution, Metrics, Refusal
+from server.records import Contribution, Metrics, Refusal, Rewind
 from server.schema import TABLES, VERSION
-from shared.entry import MAGIC_DENSE, MAGIC_DROPPED, Entry
+from shared.entry import MAGIC_DENSE, Entry
 from shared.errors import GapError, LedgerError
 from shared.traffic import Transfer
 from shared.wire import Hello
 
 TRANSFER = attrgetter(*(field.name for field in fields(Transfer)))  # astuple copies, and is slow
-OF_KIND = "round > ? AND round <= ? AND substr(payload, 1, 2) = ?"
 DETAIL = 500  # characters of a refusal's detail, which may come from a site, that are kept
 
 
@@ -104,8 +103,11 @@ class Ledger:
         transfers: Iterable[Transfer],
         metrics: Metrics,
         refusals: Iterable[Refusal] = (),
+        reason: str = "",
     ) -> Entry:
         """Write a round in one transaction and return its entry as read back.
+
+        ``reason`` says of a rewind why it was needed.
 
         Raises:
             GapError: the entry does not follow the last one.
@@ -118,6 +120,9 @@ class Ledger:
             self._write("INSERT INTO entries VALUES (?, ?, ?)", (entry.round, payload, chain))
             self._write_all("INSERT INTO contributions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._write(f"INSERT INTO metrics VALUES ({_marks(Metrics)})", astuple(metrics))
+            if entry.back_to is not None:
+                rewind = (entry.round, entry.back_to, entry.learning_rate, reason)
+                self._write("INSERT INTO rewinds VALUES (?, ?, ?, ?)", rewind)
             self._add(transfers, refusals)
         return self.entry(entry.round)
 
@@ -179,18 +184,17 @@ class Ledger:
             )
         return [_bytes(row[0]) for row in rows]
 
-    def dropped(self, after: int, to: int) -> int:
-        """The newest round after ``after`` up to ``to`` whose dense gradient is gone; 0: none."""
-        query = f"SELECT coalesce(max(round), 0) FROM entries WHERE {OF_KIND}"
-        return int(self.rows(query, (after, to, MAGIC_DROPPED.to_bytes(2, "little")))[0][0])
-
     def drop_gradients(self, to: int) -> None:
         """Keep of the dense gradients of the rounds up to ``to`` their digests only."""
-        query = f"SELECT payload, round FROM entries WHERE {OF_KIND}"
-        found = self.rows(query, (0, to, MAGIC_DENSE.to_bytes(2, "little")))
+        query = "SELECT payload, round FROM entries WHERE round <= ? AND substr(payload, 1, 2) = ?"
+        found = self.rows(query, (to, MAGIC_DENSE.to_bytes(2, "little")))
         with self._transaction():
             rows = [(kept(payload), round_) for payload, round_ in found]
             self._write_all("UPDATE entries SET payload = ? WHERE round = ?", rows)
+
+    def rewinds(self) -> list[Rewind]:
+        """Where the run went back to an earlier round, in order."""
+        return [Rewind(*row) for row in self.rows("SELECT * FROM rewinds ORDER BY round")]
 
     def digest(self, round_: int) -> bytes | None:
         """The recorded digest of a round, if one was noted."""

@@ -48,6 +48,16 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Rewind:
+    """A round in which the run went back to an earlier one."""
+
+    round: int
+    back_to: int  # 0: the base model
+    scale: float  # all learning rates of later rounds are multiplied by it
+    reason: str
+
+
+@dataclass(frozen=True)
 class Metrics:
     """What a round did, but for its evaluation, which comes after it is applied."""
 

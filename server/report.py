@@ -76,7 +76,9 @@ class Report:
         self._write("clients.csv", "w", [CLIENTS_HEAD, *self._clients(0, to)])
 
     def add(self, round_: int) -> None:
-        """Append the rows of one round to both logs."""
+        """Append the rows of one round to both logs, where it is one of those that are logged."""
+        if not self._logged(round_):
+            return
         self._write("metrics.csv", "a", self._metrics(round_, round_))
         self._write("clients.csv", "a", self._clients(round_, round_))
 
@@ -148,6 +150,7 @@ class Report:
             "refused_replies": sum(refusals.values()),
             "refusals": refusals,
             "skipped_rounds": self.ledger.rows("SELECT count(*) FROM skips")[0][0],
+            "rewinds": [[r.round, r.back_to, r.scale, r.reason] for r in self.ledger.rewinds()],
             "ledger_bytes": sum(len(p) for p in self.ledger.payloads(0, self.ledger.last_round)),
         }
 
@@ -173,10 +176,15 @@ class Report:
                 [*row[:2], *settings, row[2], c.zo_batch_size, c.optimizer, interval, *row[3:]]
             )
             for row in rows
+            if self._logged(row[1])
         ]
 
     def _clients(self, first: int, last: int) -> list[list[object]]:
-        return [_readable(row) for row in self.ledger.rows(CLIENTS_QUERY, (max(first, 1), last))]
+        rows = self.ledger.rows(CLIENTS_QUERY, (max(first, 1), last))
+        return [_readable(row) for row in rows if self._logged(row[0])]
+
+    def _logged(self, round_: int) -> bool:
+        return round_ % self.config.log_interval == 0 or round_ == self.config.num_rounds
 
 
 def _readable(row: Iterable[object]) -> list[object]:

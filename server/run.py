@@ -9,6 +9,8 @@ from flwr.serverapp import Grid
 from server import holdings
 from server.cohort import Cohort
 from server.folder import Run, opened
+from server.held_out import held_out
+from server.preflight import check_before, is_long
 from server.report import Report
 from server.settle import Settle
 from server.strategy import ScalarStrategy
@@ -54,7 +56,11 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
             holdings.write(holdings.held(run.ledger, corpus), run.folder)
         on_round(report, round_)
 
-    rows = corpus.evaluation()
+    rows = held_out(corpus, run.learner.language_model)
+    if run.ledger.last_round == 0 and is_long(run.config):
+        found = check_before(run.config, run.learner, rows, run.folder)
+        for reason in found.reasons:
+            LOG.warning("preflight: %s", reason)
     cohort = Cohort(run.config, acceptance(run), run.name, run.ledger.record_site)
     settle = Settle(run, lambda: evaluated(run.learner, rows), shown)
     ScalarStrategy(run, cohort, settle).start(grid)

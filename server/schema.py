@@ -1,6 +1,6 @@
 """The tables of a ledger file."""
 
-VERSION = 2
+VERSION = 3
 
 TABLES = """
 CREATE TABLE head (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -23,6 +23,9 @@ CREATE TABLE refusals (
 );
 CREATE INDEX refusals_round ON refusals (round);
 CREATE TABLE skips (id INTEGER PRIMARY KEY, round INTEGER NOT NULL, detail TEXT NOT NULL);
+CREATE TABLE rewinds (              -- what entries of that kind say, and why
+    round INTEGER PRIMARY KEY, back_to INTEGER NOT NULL, scale REAL NOT NULL, reason TEXT NOT NULL
+);
 CREATE TABLE traffic (
     id INTEGER PRIMARY KEY, round INTEGER NOT NULL, site TEXT NOT NULL, direction TEXT NOT NULL,
     kind TEXT NOT NULL, payload INTEGER NOT NULL, message INTEGER NOT NULL

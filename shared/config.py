@@ -30,16 +30,19 @@ POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-siz
             "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
             "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
             "bp-interval", "bp-batch-size", "topk-fraction", "cosine-target", "lora-rank",
-            "lora-alpha", "direction-rank", "parallel-queries", "partition-classes")  # fmt: skip
+            "lora-alpha", "direction-rank", "parallel-queries", "partition-classes",
+            "guard-rate-factor", "guard-tolerance", "log-interval")  # fmt: skip
 FRACTIONS = ("eval-fraction", "site-eval-fraction", "trim-fraction", "momentum", "beta1", "beta2",
-             "cosine-target")  # fmt: skip
-NOT_NEGATIVE = ("bp-learning-rate", "local-learning-rate", "weight-decay")
+             "cosine-target", "guard-rate-factor")  # fmt: skip
+NOT_NEGATIVE = ("epochs", "bp-learning-rate", "local-learning-rate", "weight-decay")
 MOST_THREADS = 1024
 NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
-OPERATIONAL = frozenset({"num-rounds", "output-dir", "run-name", "resume", "wait-timeout",
+OPERATIONAL = frozenset({"num-rounds", "epochs", "log-interval",
+                         "output-dir", "run-name", "resume", "wait-timeout",
                          "round-timeout", "max-skipped-rounds", "eval-interval",
-                         "snapshot-interval", "catch-up", "save-model",
-                         "server-replica"})  # fmt: skip
+                         "snapshot-interval", "catch-up", "save-model", "server-replica",
+                         "guard-rewinds", "preflight-rounds", "guard-rate-factor",
+                         "guard-tolerance"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Config:
     partition_classes: int = 2  # flower-pathological: how many ids a site has
     eval_fraction: float = 0.1  # share of each group's blocks held out for the server
     eval_blocks: int = 128  # at most so many of them are evaluated
+    eval_dataset: str = ""  # its held-out part is what is evaluated on; empty = that of dataset
     site_eval_fraction: float = 0.0  # of its examples, which a site evaluates on; 0 = it does not
     eval_interval: int = 10  # rounds between evaluations; the first and the last are always done
     scope: str = "full"  # what is trained: full, reduced, lora, head, or regex:<pattern>
@@ -79,6 +83,7 @@ class Config:
     lora_targets: str = ""  # names of adapted modules, with commas; empty = PEFT's own choice
     init_from: str = ""  # a run folder or a model folder to start from; empty = the model untrained
     num_rounds: int = 150  # rounds to be committed in all
+    epochs: float = 0.0  # passes over the sites' examples, in place of num-rounds; 0 = num-rounds
     num_clients: int = 8  # sites that the local and the simulation engine make
     merge_clients: bool = False  # local engine: sites with the same keys share forward passes
     clients_per_round: int = 0  # cohort; 0 = every site that is there
@@ -115,6 +120,10 @@ class Config:
     catch_up: str = "auto"  # what a site that missed rounds gets: the fewer bytes, or as said
     server_replica: str = "eager"  # follow the ledger every round, or only when needed (lazy)
     snapshot_interval: int = 100  # rounds between snapshots; 0 = none
+    preflight_rounds: int = 500  # runs from so many rounds on try their settings first; 0 = never
+    guard_rewinds: int = 8  # how often a run that diverges may go back; 0, or staleness: never
+    guard_rate_factor: float = 0.3  # all learning rates are multiplied by it each time
+    guard_tolerance: float = 0.2  # how far losses may rise, as a share of the best or first loss
     round_timeout: float = 3600.0  # seconds until a missing reply counts as missing
     wait_timeout: float = 3600.0  # seconds to wait for min-clients before giving up
     max_skipped_rounds: int = 5  # in a row
@@ -124,6 +133,7 @@ class Config:
     output_dir: str = "runs"  # the run folder is made in it
     run_name: str = ""  # its name; empty = mode, model and time
     resume: str = ""  # a run folder to go on with
+    log_interval: int = 1  # rounds between rows of metrics.csv and clients.csv
     save_model: bool = True  # write the trained model in Hugging Face format at the end
 
     @classmethod
@@ -175,8 +185,8 @@ class Config:
             ("optimizer", self.optimizer, OPTIMIZERS.names()),
             ("task", self.task, TASKS.names()),
         ]
-        for name in (self.dataset, self.bp_dataset or self.dataset):
-            source_of(name)
+        for name in (self.dataset, self.bp_dataset, self.eval_dataset):
+            source_of(name or self.dataset)
         share_of(self.data_part)
         values = self.to_run_config()
         known += [(key, str(values[key]), names) for key, names in CHOICES.items()]

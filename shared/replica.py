@@ -84,7 +84,9 @@ class Replica:
     def apply(self, entries: Iterable[Entry]) -> None:
         """Take the step of each entry; one that is applied already is passed over.
 
-        Where steps are plain additions, many rounds are one pass over the parameters.
+        Where steps are plain additions, many rounds are one pass over the parameters. A rewind
+        follows the round that it goes back to: a replica that is past that round has to be brought
+        there first, from a snapshot or the base model.
 
         Raises:
             GapError: an entry does not follow the replica's round, or its dense gradient was
@@ -99,16 +101,17 @@ class Replica:
 
     def _through(self, entries: Iterable[Entry], proving: bool) -> Iterator[tuple[int, bytes]]:
         for lot in self._lots(entries):
-            if self._adds(lot[0]):
+            entry, digests, kept = lot[0], list[bytes](), b""
+            if entry.back_to is not None:
+                kept = self._digest
+            elif self._adds(entry):
                 digests = self._add_(lot, proving)
             else:
-                entry = lot[0]
                 key = Key(self.seed, entry.round, SHARED_SLOT, 0)
                 gradient, rate = self.gradient(entry), entry.learning_rate
                 step_(self.optimizer, self.model.flat, gradient, rate, key)
                 self.model.layout.clear_padding_(self.model.flat)
-                digests = []
-            self.moved(lot[-1].round)
+            self.moved(lot[-1].round, kept)
             if proving:
                 digests = digests or [self.digest()]
                 self._digest = digests[-1]
@@ -138,7 +141,8 @@ class Replica:
     def _adds(self, entry: Entry) -> bool:
         """Whether an entry's step is directions added to the parameters, and nothing else."""
         whole = self.model.flat.dtype is torch.float32  # others are rounded round by round
-        return whole and self.optimizer.additive and not entry.guide
+        adds = self.optimizer.additive and not entry.guide and entry.back_to is None
+        return whole and adds
 
     def _add_(self, lot: Sequence[Entry], proving: bool) -> list[bytes]:
         """Take steps of plain additions; the digest after each, where asked for and at hand."""
@@ -210,9 +214,9 @@ class Replica:
             self._digest = digest_of(self.model.flat)
         return self._digest
 
-    def moved(self, round_: int) -> None:
-        """Say that the parameters are now those of ``round_``."""
-        self.round, self._digest = round_, b""
+    def moved(self, round_: int, digest: bytes = b"") -> None:
+        """Say that the parameters are now those of ``round_``; their digest, where it is known."""
+        self.round, self._digest = round_, digest
 
     def check(self, digest: bytes) -> None:
         """Compare with a recorded digest.
@@ -237,8 +241,8 @@ def check_digest(round_: int, found: bytes, recorded: bytes | None) -> None:
 
 def _wrong(entry: Entry, at: int) -> str:
     """Why an entry cannot be applied after round ``at``; nothing where it can."""
-    if entry.round != at + 1:
-        return f"entry of round {at + 1} expected, got {entry.round}"
+    if entry.follows != at:
+        return f"entry of round {at + 1} expected, got {entry.round}, which follows {entry.follows}"
     if entry.dropped:
         return (
             f"the dense gradient of round {entry.round} was dropped: a snapshot of that "
