@@ -39,14 +39,6 @@ class Run:
     name: bytes  # 16, random: names the run on the wire
     code: bytes  # 16, of the source files that server and sites must share
 
-    def catch_up(self) -> None:
-        """Bring the replica to the ledger's last round, and note or compare each round's digest.
-
-        Raises:
-            DivergedError: sites measured a round at other parameters than the ledger gives.
-        """
-        follow_(self.learner.replica, self.ledger, self.ledger.last_round)
-
     def return_to(self, round_: int) -> None:
         """Bring the replica back to an earlier round on its way.
 
@@ -65,6 +57,14 @@ class Run:
         fresh = Learner.of(self.config).replica
         snapshots.restore_(fresh, self.name, round_)
         load_snapshot_(replica, encode_snapshot(fresh, self.name), self.name)
+
+    def catch_up(self) -> None:
+        """Bring the replica to the ledger's last round, and note or compare each round's digest.
+
+        Raises:
+            DivergedError: sites measured a round at other parameters than the ledger gives.
+        """
+        follow_(self.learner.replica, self.ledger, self.ledger.last_round)
 
 
 @contextmanager

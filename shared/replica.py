@@ -141,8 +141,8 @@ class Replica:
     def _adds(self, entry: Entry) -> bool:
         """Whether an entry's step is directions added to the parameters, and nothing else."""
         whole = self.model.flat.dtype is torch.float32  # others are rounded round by round
-        adds = self.optimizer.additive and not entry.guide and entry.back_to is None
-        return whole and adds
+        steps = entry.back_to is None
+        return whole and steps and self.optimizer.additive and not entry.guide
 
     def _add_(self, lot: Sequence[Entry], proving: bool) -> list[bytes]:
         """Take steps of plain additions; the digest after each, where asked for and at hand."""

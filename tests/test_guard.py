@@ -122,6 +122,12 @@ def test_sites_with_memories_of_their_own_come_along_however_long_they_were_away
                 replica.check(ledger.digest(replica.round))
 
 
+def test_a_lazy_server_goes_back_as_an_eager_one_does(tamed, tmp_path):
+    found = federate(config(tmp_path, server_replica="lazy", eval_interval=4, **ABSURD))
+    assert rewinds(found) == rewinds(tamed[1])
+    assert (found.digest, found.entries) == (tamed[1].digest, tamed[1].entries)
+
+
 def test_a_replica_that_is_past_the_round_does_not_go_back_by_itself(tamed):
     chosen, found = tamed
     at, back_to = rewinds(found)[0]
