@@ -126,6 +126,8 @@ def _check_merging(c: Config) -> None:
         "local-steps": c.local_steps > 1,
         "parallel-queries": c.parallel_queries > 1,
         "staleness": c.staleness > 0,
+        "task": c.task != "language-modelling",
+        "site-eval-fraction": c.site_eval_fraction > 0,
     }
     if c.merge_clients and any(alone.values()):
         (key, *_) = (key for key, holds in alone.items() if holds)

@@ -30,8 +30,8 @@ POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-siz
             "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
             "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
             "bp-interval", "bp-batch-size", "topk-fraction", "cosine-target", "lora-rank",
-            "lora-alpha", "direction-rank", "parallel-queries", "partition-classes",
-            "guard-rate-factor", "guard-tolerance", "log-interval")  # fmt: skip
+             "lora-alpha", "direction-rank", "parallel-queries", "guard-rate-factor",
+             "guard-tolerance", "log-interval", "partition-classes")  # fmt: skip
 FRACTIONS = ("eval-fraction", "site-eval-fraction", "trim-fraction", "momentum", "beta1", "beta2",
              "cosine-target", "guard-rate-factor")  # fmt: skip
 NOT_NEGATIVE = ("epochs", "bp-learning-rate", "local-learning-rate", "weight-decay")
@@ -40,9 +40,9 @@ NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogat
 OPERATIONAL = frozenset({"num-rounds", "epochs", "log-interval",
                          "output-dir", "run-name", "resume", "wait-timeout",
                          "round-timeout", "max-skipped-rounds", "eval-interval",
-                         "snapshot-interval", "catch-up", "save-model", "server-replica",
-                         "guard-rewinds", "preflight-rounds", "guard-rate-factor",
-                         "guard-tolerance"})  # fmt: skip
+                         "snapshot-interval", "catch-up", "save-model", "guard-rewinds",
+                         "preflight-rounds", "guard-rate-factor", "guard-tolerance",
+                         "server-replica"})  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -140,9 +140,8 @@ class Replica:
 
     def _adds(self, entry: Entry) -> bool:
         """Whether an entry's step is directions added to the parameters, and nothing else."""
-        whole = self.model.flat.dtype is torch.float32  # others are rounded round by round
-        steps = entry.back_to is None
-        return whole and steps and self.optimizer.additive and not entry.guide
+        rounded = self.model.flat.dtype is not torch.float32 or entry.back_to is not None
+        return self.optimizer.additive and not entry.guide and not rounded
 
     def _add_(self, lot: Sequence[Entry], proving: bool) -> list[bytes]:
         """Take steps of plain additions; the digest after each, where asked for and at hand."""
