@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow deployment check lint types map fmt clean
+.PHONY: demo test slow deployment e2e check lint types map fmt clean
 
 demo: $(STAMP)  ## train a byte-level GPT over 8 sites by scalars alone
 	$(BIN)/dandelion run --name demo-$$(date +%Y%m%d-%H%M%S)
@@ -17,6 +17,9 @@ slow: $(STAMP)  ## the tests that start processes or take long
 
 deployment: $(STAMP)  ## the tests of separate machines: SuperLink, SuperNodes, TLS, faults
 	$(BIN)/python -m pytest -m deployment
+
+e2e: $(STAMP)  ## their core, in some five minutes: digests over TLS, and kill -9 of each part
+	$(BIN)/python -m pytest -m "deployment and not soak"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -91,6 +91,8 @@ class Host:
         """
         site = self._site(node_config)
         self._follow(request.run)
+        if request.reset and self._config.downlink != "dense":
+            site.forget()
         past = self._learner.replica.round > measured_at(self._config, request.round)
         if past and (answered := site.answered(request)) is not None:
             return answered
@@ -146,7 +148,8 @@ class Host:
 
     def _catch_up(self, request: Request, snapshot: bytes | None) -> None:
         replica = self._learner.replica
-        if request.reset and snapshot is None and replica.round:
+        there = replica.round == request.round - 1 and replica.digest() == request.digest
+        if request.reset and snapshot is None and replica.round and not there:
             self._restart()
             replica = self._learner.replica
         if snapshot is not None:
@@ -178,6 +181,6 @@ class Host:
             if not isinstance(able, bool):
                 raise ConfigError(f"can-backpropagate: true or false expected, got {able!r}")
             self._sites[name.name] = Site(
-                name, shards.queries, self._config, shards.gradients, able
+                name, shards.queries, self._config, shards.gradients, able, shards.held_out
             )
         return self._sites[name.name]

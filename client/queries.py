@@ -1,7 +1,7 @@
 """Loss differences: K steps of q queries each, along plain directions or along guided ones."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -111,6 +111,5 @@ class Queries:
     ) -> None:
         c = self.config
         scale = -(c.local_learning_rate or rate) / (2 * c.eps * c.queries)
-        learner.replica.directions.add_to_(
-            learner.replica.model.flat, keys, [scale * float(value) for value in differences]
-        )
+        scaled = [scale * float(value) for value in differences]
+        learner.replica.drift_(keys, scaled, replace(keys[0], slot=self.name.slot))

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -11,8 +12,10 @@ from client.gradients import Sender, backpropagated, trained
 from client.queries import Queries
 from shared.config import Config
 from shared.data.blocks import Blocks
+from shared.evaluation import evaluated
 from shared.learner import Learner
 from shared.modes import Plan, plan_of
+from shared.scores import Outcome
 from shared.sites import SiteName
 from shared.wire import Measured, Request
 
@@ -26,6 +29,7 @@ class Site:
     config: Config
     bp_examples: Blocks | None = None  # backpropagated on; the same where none are given
     can_backpropagate: bool = True
+    held_out: Blocks | None = None  # evaluated on, where sites evaluate
     _sender: Sender | None = field(default=None, repr=False)
     _answers: dict[tuple[object, ...], Measured] = field(default_factory=dict, repr=False)
 
@@ -46,6 +50,7 @@ class Site:
             queries = Queries(self.name, self.examples, self.config, request.round, losses)
             along = None if plan.along == "keys" else guide
             numbers = queries.measure(learner, request.learning_rate, along)
+        outcome = self._evaluate(learner) if request.evaluate else None
         measured = Measured(
             round=request.round,
             differences=numbers,
@@ -54,9 +59,17 @@ class Site:
             seconds=time.perf_counter() - started,
             digest=learner.replica.digest(),
             gradient=payload,
+            outcome=outcome,
         )
         self._keep(request, measured)
         return measured
+
+    def _evaluate(self, learner: Learner) -> Outcome | None:
+        """What the model does on the examples that this site keeps for that."""
+        if self.held_out is None:
+            return None
+        rows = torch.from_numpy(self.held_out.batch(np.arange(len(self.held_out))))
+        return evaluated(learner, rows)
 
     def answered(self, request: Request) -> Measured | None:
         """The answer that was given to the same request a moment ago, where it was kept."""
@@ -68,6 +81,10 @@ class Site:
             self._answers[_name(request)] = measured
             while len(self._answers) > 1 + self.config.staleness:
                 del self._answers[next(iter(self._answers))]
+
+    def forget(self) -> None:
+        """Owe nothing any more: what was lost on a way that the run left is of no use."""
+        self._sender = None
 
     def _gradient(
         self, learner: Learner, request: Request, plan: Plan

@@ -13,7 +13,17 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from dandelion import bench_cli, client_cli, compare_cli, ledger_cli, server_cli
+from dandelion import (
+    bench_cli,
+    client_cli,
+    compare_cli,
+    data_cli,
+    ledger_cli,
+    models_cli,
+    preflight_cli,
+    server_cli,
+    sweep_cli,
+)
 from shared.errors import DandelionError, UnknownNameError
 
 ENGINES = ("local", "flower")
@@ -26,9 +36,13 @@ app = typer.Typer(
 )
 app.add_typer(ledger_cli.app, name="ledger")
 app.add_typer(bench_cli.app, name="bench")
+app.add_typer(data_cli.app, name="data")
 app.add_typer(server_cli.app, name="server")
 app.add_typer(client_cli.app, name="client")
 app.command()(compare_cli.compare)
+app.command()(preflight_cli.preflight)
+app.command()(sweep_cli.sweep)
+app.command()(models_cli.models)
 console = Console()
 
 
@@ -52,7 +66,7 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913, PLR0917  (options of a command)
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; repeatable.")
     ] = None,
@@ -62,6 +76,10 @@ def run(
     ] = "local",
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "",
+    task: Annotated[
+        str, typer.Option(help="rotten-tomatoes, shakespeare, or as --set task=…")
+    ] = "",
+    model: Annotated[str, typer.Option(help="As --set model=…; dandelion models lists some.")] = "",
 ) -> None:
     """Train: a new run, or one that was cut off."""
     if engine not in ENGINES:
@@ -71,7 +89,9 @@ def run(
     from dandelion.local import run_local
     from dandelion.settings import gather
 
-    chosen = gather(config, settings or [], resume, **{"run-name": name})
+    chosen = gather(
+        config, settings or [], resume, **{"run-name": name, "task": task, "model": model}
+    )
     if engine == "flower":
         folder = run_flower(chosen, console)
     else:

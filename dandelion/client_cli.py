@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -53,6 +54,7 @@ def join(  # noqa: PLR0913, PLR0917  (options of a command)
     log = place.log("supernode")
     program = Program("supernode", command, place.empty, place.environment(), log, fatal=HANGS)
     program.log.unlink(missing_ok=True)
+    shutil.rmtree(place.apps, ignore_errors=True)
     try:
         lost = Keeper([program], say).run(lambda each, status: each.failing() > patience)
     finally:

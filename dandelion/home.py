@@ -39,6 +39,11 @@ class Home:
         return self.folder / "runs"
 
     @property
+    def apps(self) -> Path:
+        """Code that the SuperLink sent; Flower never replaces it, even where a copy was cut off."""
+        return self.folder / "flwr" / "apps"
+
+    @property
     def pid(self) -> Path:
         """The number of the process that keeps the servers up."""
         return self.folder / "up.pid"

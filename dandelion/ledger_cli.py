@@ -13,6 +13,7 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from server.ledger import Ledger
+from server.lineage import dropped
 from server.lines import size_text
 from shared.errors import ConfigError
 
@@ -57,7 +58,7 @@ def verify(run: Folder) -> None:
             check_digest(round_, digest, recorded)
             compared += recorded is not None
             reached += 1
-        leapt, gone = last + 1 - reached, ledger.dropped(0, last)
+        leapt, gone = last + 1 - reached, dropped(ledger.payloads(0, last))
     say(
         f"{last - leapt:,} rounds replayed, {compared:,} digests equal; "
         f"digest {replica.digest().hex()}"
@@ -131,6 +132,8 @@ def _shown(rounds: Iterable[Round], last: int) -> Iterable[Round]:
 
 def _numbers(entry: "Entry") -> str:
     """What an entry holds: groups of numbers, a gradient, or what is left of one."""
+    if entry.back_to is not None:
+        return f"back to {entry.back_to}"
     gradient = "dropped" if entry.dropped else "gradient" if entry.payload else ""
     each = len(entry.groups[0].differences) if entry.groups else 0
     return " + ".join(filter(None, [f"{len(entry.groups)} × {each}" if each else "", gradient]))

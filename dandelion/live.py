@@ -131,7 +131,8 @@ def summary_sections(s: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
         ],
         [
             ("held-out loss", f"{_loss(s['evaluation_loss_first'])} → "
-                              f"{_loss(s['evaluation_loss_last'])} nats per token"),
+                              f"{_loss(s['evaluation_loss_last'])} nats"),
+            *_scores(s),
             ("digest", s["digest"]),
         ],
         [
@@ -142,8 +143,28 @@ def summary_sections(s: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
         [
             ("refused replies", _counted(s["refused_replies"], s["refusals"])),
             ("skipped rounds", f"{s['skipped_rounds']:,}"),
+            *(
+                ("rewind", f"round {at}: back to {to}, rates × {scale:.3g}; {reason}")
+                for at, to, scale, reason in s.get("rewinds", [])
+            ),
         ],
     ]  # fmt: skip
+
+
+def _scores(s: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Accuracy and F1 at the first and the last evaluation, where the task has classes."""
+    return [
+        (
+            f"held-out {title}",
+            f"{s[f'evaluation_{name}_first']:.1%} → {s[f'evaluation_{name}_last']:.1%}",
+        )
+        for name, title in (("accuracy", "accuracy"), ("f1", "F1"))
+        if f"evaluation_{name}_last" in s
+    ] + [
+        (f"{title} at the sites", f"{s[f'sites_{name}_last']:.1%}")
+        for name, title in (("accuracy", "accuracy"), ("f1", "F1"))
+        if f"sites_{name}_last" in s
+    ]
 
 
 def _loss(value: float | None) -> str:

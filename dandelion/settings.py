@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+from dandelion.recipes import expanded
 from shared.config import OPERATIONAL, Config, Value, parse
 from shared.errors import ConfigError
 
@@ -43,7 +44,7 @@ def gather_deployed(
     if resume is None:
         from shared.models.hub import check_name
 
-        config = Config.from_run_config(settings)
+        config = Config.from_run_config(expanded(settings))
         check_name(config.model)
         return config
     from server.folder import CONFIG  # torch takes a second

@@ -53,6 +53,27 @@ def combine(config: Config, contributions: Sequence[Contribution]) -> list[Group
 
 def aggregate(config: Config, contributions: Sequence[Contribution]) -> NDArray[np.float64]:
     """One vector (K*q,) from vectors (clients, K*q), weighted by examples where the rule weighs."""
+    if config.aggregation == "mean":
+        return mean(contributions)
+    return by_flower(config, contributions)
+
+
+def mean(contributions: Sequence[Contribution]) -> NDArray[np.float64]:
+    """The mean (n,) of vectors (n,), weighted by examples: FedAvg's own bits.
+
+    Without its messages, which would be a third of a round of many sites that measure little.
+    """
+    weight = sum(c.examples for c in contributions)
+    first, *others = (
+        c.differences.astype(np.float64) * (c.examples / weight) for c in contributions
+    )
+    for other in others:
+        first += other
+    return first
+
+
+def by_flower(config: Config, contributions: Sequence[Contribution]) -> NDArray[np.float64]:
+    """One vector (n,) from vectors (n,) by the Flower strategy that ``config`` names."""
     replies = [_reply(c) for c in contributions]
     gc.freeze()  # Flower collects garbage after each array; this heap would take 0.1 s each time
     try:

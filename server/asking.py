@@ -50,11 +50,19 @@ class Asking:
             raise LedgerError(f"{run.ledger.path}: table digests: round {at} is missing")
         return found
 
-    def rate(self, round_: int) -> float:
-        """The learning rate of a round, which its entry will carry."""
+    def evaluates(self, round_: int) -> bool:
+        """Whether sites evaluate the parameters that a round is measured at."""
         c = self._run.config
+        at = measured_at(c, round_)
+        due = c.eval_interval > 0 and at % c.eval_interval == 0
+        return bool(c.site_eval_fraction) and due
+
+    def rate(self, round_: int) -> float:
+        """The learning rate of a round, which its entry will carry; rewinds have lowered it."""
+        c, rewinds = self._run.config, self._run.ledger.rewinds()
+        scale = rewinds[-1].scale if rewinds else 1.0
         backpropagates = plan_of(c, round_).backpropagate
-        return learning_rate(
+        return scale * learning_rate(
             round_,
             rate=(c.bp_learning_rate if backpropagates else 0.0) or c.learning_rate,
             schedule=c.lr_schedule,
@@ -80,6 +88,7 @@ class Asking:
             code=run.code,
             entries=way.entries,
             reset=way.reset,
+            evaluate=self.evaluates(round_),
         )
         dense = any(is_dense(entry) for entry in way.entries)
         return encode_request(request), way.snapshot, dense

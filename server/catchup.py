@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from server.ledger import Ledger
+from server.lineage import dropped, lineage, way
 from server.snapshots import Snapshots
 from shared.config import Config
 from shared.errors import GapError, SnapshotError
@@ -29,20 +30,21 @@ def catch_up(
     """The way from a site's round (None: unusable) to round ``to`` that ``catch-up`` asks for.
 
     ``auto`` takes whichever is fewer bytes. Where no snapshot can be used, replay is the only way;
-    where a gradient was dropped, a snapshot is.
+    where a gradient was dropped, a snapshot is. A round that was undone is unusable.
 
     Raises:
         GapError: a gradient was dropped, and no snapshot that is late enough can be used.
     """
-    unusable = site_round is None or site_round > to
+    unusable = site_round is None or site_round not in lineage(ledger, to)
     start = 0 if site_round is None or unusable else site_round
-    missed, gone = ledger.payloads(start, to), ledger.dropped(start, to)
+    missed = way(ledger, start, to)
+    gone = dropped(missed)
     found = None if config.catch_up == "replay" and not gone else snapshots.latest(to)
     if gone and (found is None or found[0] < gone):
         raise GapError(f"no snapshot of round {gone}, whose gradient was dropped, or a later one")
     if found is None or found[0] <= start:
         return CatchUp(missed, reset=unusable)
-    rest = missed[found[0] - start :]
+    rest = way(ledger, found[0], to)
     if not gone and config.catch_up == "auto" and _size(missed) <= found[1] + _size(rest):
         return CatchUp(missed, reset=unusable)
     try:

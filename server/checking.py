@@ -25,7 +25,7 @@ class Rows(Protocol):
 
 
 def check(ledger: Rows) -> None:
-    """Compare version, pages, seal, and every round with its chain.
+    """Compare version, pages, seal, every round with its chain, and the rewinds with theirs.
 
     Raises:
         LedgerError: one of them does not fit; names the file and the row.
@@ -38,7 +38,11 @@ def check(ledger: Rows) -> None:
     rest = ledger.rows("SELECT key, value FROM head WHERE key != ? ORDER BY key", (SEAL,))
     if ledger.head(SEAL) != seal(rest):
         raise LedgerError(f"{path}: table head, row {SEAL}: does not fit the other rows")
-    before = ledger.head(SEAL)
+    _check_entries(ledger)
+
+
+def _check_entries(ledger: Rows) -> None:
+    path, before, rewinds = ledger.path, ledger.head(SEAL), []
     for expected, (round_, payload, chain) in enumerate(
         ledger.rows("SELECT round, payload, chain FROM entries ORDER BY round"), 1
     ):
@@ -48,9 +52,13 @@ def check(ledger: Rows) -> None:
         if before != chain:
             raise LedgerError(f"{path}: table entries, row {round_}: does not fit its chain")
         try:
-            Entry.decode(payload)
+            entry = Entry.decode(payload)
         except WireError as error:
             raise LedgerError(f"{path}: table entries, row {round_}: {error}") from error
+        if entry.back_to is not None:
+            rewinds.append((round_, entry.back_to, entry.learning_rate))
+    if ledger.rows("SELECT round, back_to, scale FROM rewinds ORDER BY round") != rewinds:
+        raise LedgerError(f"{path}: table rewinds: does not fit the entries")
 
 
 def _contributions(ledger: Rows, round_: int) -> list[tuple[Any, ...]]:

@@ -119,14 +119,18 @@ class Cohort:
         return [sites[index] for index in sorted(chosen)]
 
     def _ask(self, grid: Grid, node_ids: list[int], round_: int) -> None:
-        """Wait for the nodes that are asked now; those asked earlier may answer when they will."""
+        """Wait for the nodes that are asked now; those asked earlier may answer when they will.
+
+        Where there are sites enough, nobody waits for a newcomer that builds its model first.
+        """
+        patient = len(self.sites) < self._config.min_clients
         exchange = self._exchange = self._exchange or Exchange(grid)
         messages = [
             Message(pack(b""), node_id, MessageType.QUERY, group_id=str(round_))
             for node_id in node_ids
         ]
         sent = exchange.send(messages)
-        timeout = min(HELLO_TIMEOUT_S, self._config.round_timeout)
+        timeout = min(HELLO_TIMEOUT_S, self._config.round_timeout) if patient else 0.0
         names: dict[int | None, str] = {}
         for reply in exchange.replies(timeout):
             node_id, name = exchange.node_of(reply), f"node {reply.metadata.src_node_id}"
@@ -137,8 +141,10 @@ class Cohort:
             node_id = message.metadata.dst_node_id
             name = names.get(node_id, f"node {node_id}")
             self.transfers.append(transfer(message, round_, name, "down"))
-            if node_id not in names:
+            if node_id not in names and patient:
                 self._refuse(round_, node_id, name, f"no answer within {timeout:g} s", math.inf)
+            elif node_id not in names:
+                self.outsiders[node_id] = Outsider("it was asked who it is", math.inf)
 
     def _introduce(self, reply: Message, node_id: int, round_: int) -> str:
         """Take a node in or refuse it; return what to call it."""

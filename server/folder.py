@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from server.epochs import in_rounds
 from server.ledger import Ledger
 from server.snapshots import Snapshots, follow_
 from shared.code import code_digest
 from shared.config import Config
-from shared.errors import ConfigError, DivergedError, LedgerError
+from shared.errors import ConfigError, DivergedError, LedgerError, SnapshotError
 from shared.learner import Learner
-from shared.snapshot import write_atomically
+from shared.snapshot import encode_snapshot, load_snapshot_, write_atomically
 from shared.toml import to_toml
 
 LOG = logging.getLogger("dandelion")
@@ -37,6 +38,25 @@ class Run:
     learner: Learner
     name: bytes  # 16, random: names the run on the wire
     code: bytes  # 16, of the source files that server and sites must share
+
+    def return_to(self, round_: int) -> None:
+        """Bring the replica back to an earlier round on its way.
+
+        Raises:
+            GapError: no snapshot leads there, and gradients on the way from the base were dropped.
+        """
+        replica, snapshots = self.learner.replica, Snapshots(self.ledger)
+        found = snapshots.latest(round_)
+        if found is not None and found[0] == round_:
+            try:
+                data, name = snapshots.read(round_), f"snapshot of round {round_}"
+                return load_snapshot_(replica, data, self.name, name)
+            except SnapshotError as error:
+                LOG.warning("not used: %s", error)
+                snapshots.forget(round_)
+        fresh = Learner.of(self.config).replica
+        snapshots.restore_(fresh, self.name, round_)
+        load_snapshot_(replica, encode_snapshot(fresh, self.name), self.name)
 
     def catch_up(self) -> None:
         """Bring the replica to the ledger's last round, and note or compare each round's digest.
@@ -105,7 +125,9 @@ def check_base(ledger: Ledger, learner: Learner) -> None:
 def _create(folder: Path, config: Config) -> Run:
     if (folder / LEDGER).exists():
         raise ConfigError(f"{folder}: a run is there; resume it, or choose another run-name")
-    learner, name, text = Learner.of(config), secrets.token_bytes(16), _text(config)
+    learner, name = Learner.of(config), secrets.token_bytes(16)
+    config = in_rounds(config, learner.language_model)
+    text = _text(config)
     write_atomically(folder / CONFIG, text.encode())
     head = {"run": name, "config": text.encode(), "base": learner.base, "code": code_digest()}
     ledger = Ledger.create(folder / LEDGER, head)
@@ -118,6 +140,7 @@ def _resume(folder: Path, config: Config) -> Run:
         raise ConfigError(f"{folder}: cannot go on as another run: {'; '.join(changed)}")
     learner = Learner.of(config)
     check_base(ledger, learner)
+    config = in_rounds(config, learner.language_model)
     name, last = ledger.head("run"), ledger.last_round
     for complaint in Snapshots(ledger).restore_(learner.replica, name, last):
         LOG.warning("not used: %s", complaint)

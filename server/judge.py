@@ -87,6 +87,7 @@ class Judge:
             seconds=reply.seconds,
             differences=reply.differences,
             gradient=reply.gradient,
+            outcome=reply.outcome,
         )
 
     def _expected(self, round_: int, site: Site) -> Expected:
@@ -96,7 +97,9 @@ class Judge:
         digest = self._asking.digest(round_)
         if self.claim is not None and self.claim[0] == measured_at(config, round_):
             digest = self.claim[1]
-        return Expected(round_, numbers, digest, replica.codec if plan.dense else None)
+        codec = replica.codec if plan.dense else None
+        classes = self._run.learner.task.classes if self._asking.evaluates(round_) else None
+        return Expected(round_, numbers, digest, codec, classes)
 
     def _refuse(self, round_: int, site: str, reason: str, detail: str) -> None:
         LOG.warning("round %d: reply of site %s refused: %s (%s)", round_, site, reason, detail)

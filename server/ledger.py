@@ -5,24 +5,20 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple, fields
-from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from server.chain import chained, kept, seal
 from server.checking import SEAL, check
-from server.records import Contribution, Metrics, Refusal
+from server.records import Contribution, Metrics, Refusal, Rewind
 from server.schema import TABLES, VERSION
-from shared.entry import MAGIC_DENSE, MAGIC_DROPPED, Entry
+from shared.entry import MAGIC_DENSE, Entry
 from shared.errors import GapError, LedgerError
 from shared.traffic import Transfer
 from shared.wire import Hello
 
 TRANSFER = attrgetter(*(field.name for field in fields(Transfer)))  # astuple copies, and is slow
-OF_KIND = "round > ? AND round <= ? AND substr(payload, 1, 2) = ?"
 DETAIL = 500  # characters of a refusal's detail, which may come from a site, that are kept
 
 
@@ -107,20 +103,26 @@ class Ledger:
         transfers: Iterable[Transfer],
         metrics: Metrics,
         refusals: Iterable[Refusal] = (),
+        reason: str = "",
     ) -> Entry:
         """Write a round in one transaction and return its entry as read back.
+
+        ``reason`` says of a rewind why it was needed.
 
         Raises:
             GapError: the entry does not follow the last one.
         """
         if entry.round != self.last_round + 1:
             raise GapError(f"{self.path}: round {self.last_round + 1} expected, got {entry.round}")
-        payload, rows = entry.encode(), [_row(c) for c in contributions]
+        payload, rows = entry.encode(), [c.row() for c in contributions]
         with self._transaction():
             chain = chained(self._chain_before(entry.round), payload, rows)
             self._write("INSERT INTO entries VALUES (?, ?, ?)", (entry.round, payload, chain))
             self._write_all("INSERT INTO contributions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._write(f"INSERT INTO metrics VALUES ({_marks(Metrics)})", astuple(metrics))
+            if entry.back_to is not None:
+                rewind = (entry.round, entry.back_to, entry.learning_rate, reason)
+                self._write("INSERT INTO rewinds VALUES (?, ?, ?, ?)", rewind)
             self._add(transfers, refusals)
         return self.entry(entry.round)
 
@@ -153,6 +155,11 @@ class Ledger:
         value = math.inf if math.isnan(loss) else loss
         self._write("INSERT OR IGNORE INTO evaluations VALUES (?, ?)", (round_, value))
 
+    def record_scores(self, round_: int, site: str, scores: Mapping[str, float]) -> None:
+        """Note what a site (or '', the server) reached after a round; once noted it stays."""
+        rows = [(round_, site, name, value) for name, value in scores.items()]
+        self._write_all("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)", rows)
+
     def record_snapshot(self, round_: int, file: str, size: int, digest: bytes) -> None:
         """Note that a snapshot of a round lies in ``file``, and what its bytes are."""
         row = (round_, file, size, digest)
@@ -177,18 +184,17 @@ class Ledger:
             )
         return [_bytes(row[0]) for row in rows]
 
-    def dropped(self, after: int, to: int) -> int:
-        """The newest round after ``after`` up to ``to`` whose dense gradient is gone; 0: none."""
-        query = f"SELECT coalesce(max(round), 0) FROM entries WHERE {OF_KIND}"
-        return int(self.rows(query, (after, to, MAGIC_DROPPED.to_bytes(2, "little")))[0][0])
-
     def drop_gradients(self, to: int) -> None:
         """Keep of the dense gradients of the rounds up to ``to`` their digests only."""
-        query = f"SELECT payload, round FROM entries WHERE {OF_KIND}"
-        found = self.rows(query, (0, to, MAGIC_DENSE.to_bytes(2, "little")))
+        query = "SELECT payload, round FROM entries WHERE round <= ? AND substr(payload, 1, 2) = ?"
+        found = self.rows(query, (to, MAGIC_DENSE.to_bytes(2, "little")))
         with self._transaction():
             rows = [(kept(payload), round_) for payload, round_ in found]
             self._write_all("UPDATE entries SET payload = ? WHERE round = ?", rows)
+
+    def rewinds(self) -> list[Rewind]:
+        """Where the run went back to an earlier round, in order."""
+        return [Rewind(*row) for row in self.rows("SELECT * FROM rewinds ORDER BY round")]
 
     def digest(self, round_: int) -> bytes | None:
         """The recorded digest of a round, if one was noted."""
@@ -253,12 +259,6 @@ class Ledger:
             self._connection.executemany(statement, rows)
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: cannot be written ({error})") from error
-
-
-def _row(c: Contribution) -> tuple[object, ...]:
-    values = np.asarray(c.differences, "<f4").tobytes()
-    sent = sha256(c.gradient).digest() if c.gradient else b""
-    return (c.round, c.slot, c.site, c.examples, float(c.loss), float(c.seconds), values, sent)
 
 
 def _bytes(value: object) -> bytes:

@@ -27,6 +27,8 @@ def state_text(report: "Report", round_: int) -> str:
     loss = report.ledger.rows("SELECT loss FROM metrics WHERE round = ?", (round_,))
     parts = [f"loss {loss[0][0]:.3f}"] if loss else []
     parts += [f"held out {evaluations[-1][1]:.3f}"] if evaluations else []
+    scores = report.scores().get("accuracy")
+    parts += [f"accuracy {scores[-1][1]:.1%}"] if scores else []
     parts += [f"up {size_text(totals.bytes_up)}", f"down {size_text(totals.bytes_down)}"]
     return "  ".join(parts)
 

@@ -25,6 +25,8 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e4e7ec",
     "axes.axisbelow": True,
 }
+ACCURACY = """
+SELECT value FROM scores WHERE site = '' AND name = 'accuracy' AND round <= ? ORDER BY round"""
 SMOOTHED_FROM = 20  # rounds: a shorter curve is drawn as it is
 
 
@@ -38,6 +40,7 @@ class Curves:
     held_out: Sequence[float]  # loss of each
     spent: Sequence[float]  # payload bytes per client, both ways, after 0, 1, 2 … rounds
     message_share: float  # bytes as serialised to bytes of payload
+    accuracy: Sequence[float] = ()  # held out, of each evaluation; empty without classes
 
     @classmethod
     def of(cls, ledger: Ledger) -> "Curves":
@@ -56,6 +59,7 @@ class Curves:
             [row[1] for row in evaluations],
             list(accumulate((row[2] / max(row[3], 1) for row in rows), initial=0.0)),
             message / payload if payload else 1.0,
+            [value for (value,) in ledger.rows(ACCURACY, (len(rows),))],
         )
 
     @property
@@ -69,7 +73,10 @@ class Curves:
         )
         if not self.held_out:
             return cost
-        return f"held-out loss {self.held_out[0]:.3f} → {self.held_out[-1]:.3f} in {cost}"
+        right = ""
+        if self.accuracy:
+            right = f", accuracy {self.accuracy[0]:.1%} → {self.accuracy[-1]:.1%}"
+        return f"held-out loss {self.held_out[0]:.3f} → {self.held_out[-1]:.3f}{right} in {cost}"
 
 
 def draw_losses(ledger: Ledger, path: Path) -> None:
@@ -86,7 +93,8 @@ def draw_losses(ledger: Ledger, path: Path) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
         _draw(left, curves, list(range(len(curves.spent))))
         _draw(right, curves, [spent / size for spent in curves.spent])
-        left.set(xlabel="round", ylabel="loss (nats per token)")
+        of = "example" if curves.accuracy else "token"
+        left.set(xlabel="round", ylabel=f"loss (nats per {of})")
         right.set(xlabel=f"payload per client, up and down ({unit})")
         left.legend(frameon=False, loc="upper right")
         figure.suptitle(f"{path.parent.name}\n{curves.headline}", fontsize=12)

@@ -1,10 +1,13 @@
 """What the ledger keeps of a round beside its entry: who measured what, and what it cost."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from shared.scores import Outcome
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,19 @@ class Contribution:
     seconds: float
     differences: NDArray[np.floating[Any]]  # (K*q,) float32, as the site sent them
     gradient: bytes = b""  # as the site encoded it; the ledger keeps its digest
+    outcome: Outcome | None = None  # on the site's own held-out examples, where it evaluated
 
     def order(self) -> tuple[object, ...]:
         """Sorts contributions by slot, and copies of one by all that they say."""
         said = self.differences.tobytes(), self.gradient
         return (self.slot, *said, self.examples, self.loss, self.seconds)
+
+    def row(self) -> tuple[object, ...]:
+        """What the ledger keeps; of a gradient its digest."""
+        values = np.asarray(self.differences, "<f4").tobytes()
+        sent = sha256(self.gradient).digest() if self.gradient else b""
+        about = self.round, self.slot, self.site, self.examples
+        return (*about, float(self.loss), float(self.seconds), values, sent)
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,16 @@ class Refusal:
     site: str
     reason: str  # one of a few words that are counted
     detail: str
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """A round in which the run went back to an earlier one."""
+
+    round: int
+    back_to: int  # 0: the base model
+    scale: float  # all learning rates of later rounds are multiplied by it
+    reason: str
 
 
 @dataclass(frozen=True)

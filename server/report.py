@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server import holdings
 from server.ledger import Ledger
 from server.picture import draw_losses
+from server.settle import TOGETHER
 from shared.config import Config
 from shared.models import LanguageModel
 from shared.replica import Replica
@@ -30,11 +32,15 @@ METRICS_HEAD = (
     "bytes up",
     "bytes down",
     "forwards",
+    "accuracy",
+    "f1",
 )
 CLIENTS_HEAD = ("round", "site", "loss", "examples", "bytes up", "bytes down", "seconds", "refusal")
 METRICS_QUERY = """
 SELECT m.timestamp, m.round, m.learning_rate, m.loss, m.gradient_norm, e.loss, m.bytes_up,
-       m.bytes_down, m.forwards
+       m.bytes_down, m.forwards,
+       (SELECT value FROM scores s WHERE s.round = m.round AND s.site = '' AND s.name = 'accuracy'),
+       (SELECT value FROM scores s WHERE s.round = m.round AND s.site = '' AND s.name = 'f1')
 FROM metrics m LEFT JOIN evaluations e USING (round) WHERE m.round >= ? AND m.round <= ?
 ORDER BY m.round"""
 CLIENTS_QUERY = """
@@ -70,7 +76,9 @@ class Report:
         self._write("clients.csv", "w", [CLIENTS_HEAD, *self._clients(0, to)])
 
     def add(self, round_: int) -> None:
-        """Append the rows of one round to both logs."""
+        """Append the rows of one round to both logs, where it is one of those that are logged."""
+        if not self._logged(round_):
+            return
         self._write("metrics.csv", "a", self._metrics(round_, round_))
         self._write("clients.csv", "a", self._clients(round_, round_))
 
@@ -88,11 +96,21 @@ class Report:
             (r, loss) for r, loss in self.ledger.rows("SELECT * FROM evaluations ORDER BY round")
         ]
 
+    def scores(self, site: str = "") -> dict[str, list[tuple[int, float]]]:
+        """Round and value of every score of a site (the server, if none is named), by name."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        query = "SELECT name, round, value FROM scores WHERE site = ? ORDER BY name, round"
+        for name, round_, value in self.ledger.rows(query, (site,)):
+            found.setdefault(name, []).append((round_, value))
+        return found
+
     def finish(self, model: LanguageModel) -> None:
-        """Write summary and picture, and the model where ``save-model`` says so."""
+        """Write summary and pictures, and the model where ``save-model`` says so."""
         text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
         write_atomically(self.folder / "summary.json", text.encode())
         draw_losses(self.ledger, self.folder / "loss.png")
+        if found := holdings.read(self.folder):
+            holdings.draw(found, holdings.title_of(self.config), self.folder / holdings.PICTURE)
         if self.config.save_model:
             model.save(self.folder / "model")
 
@@ -117,12 +135,22 @@ class Report:
             "queries": config.queries,
             "evaluation_loss_first": evaluations[0][1] if evaluations else None,
             "evaluation_loss_last": evaluations[-1][1] if evaluations else None,
+            **{
+                f"evaluation_{name}_{when}": values[place][1]
+                for name, values in self.scores().items()
+                for when, place in (("first", 0), ("last", -1))
+            },
+            **{
+                f"sites_{name}_last": values[-1][1]
+                for name, values in self.scores(TOGETHER).items()
+            },
             "seconds": round(self.totals().seconds, 3),
             "digest": self._replica.digest().hex(),
             **per_client,
             "refused_replies": sum(refusals.values()),
             "refusals": refusals,
             "skipped_rounds": self.ledger.rows("SELECT count(*) FROM skips")[0][0],
+            "rewinds": [[r.round, r.back_to, r.scale, r.reason] for r in self.ledger.rewinds()],
             "ledger_bytes": sum(len(p) for p in self.ledger.payloads(0, self.ledger.last_round)),
         }
 
@@ -148,10 +176,15 @@ class Report:
                 [*row[:2], *settings, row[2], c.zo_batch_size, c.optimizer, interval, *row[3:]]
             )
             for row in rows
+            if self._logged(row[1])
         ]
 
     def _clients(self, first: int, last: int) -> list[list[object]]:
-        return [_readable(row) for row in self.ledger.rows(CLIENTS_QUERY, (max(first, 1), last))]
+        rows = self.ledger.rows(CLIENTS_QUERY, (max(first, 1), last))
+        return [_readable(row) for row in rows if self._logged(row[0])]
+
+    def _logged(self, round_: int) -> bool:
+        return round_ % self.config.log_interval == 0 or round_ == self.config.num_rounds
 
 
 def _readable(row: Iterable[object]) -> list[object]:

@@ -6,18 +6,21 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
+from server import holdings
 from server.cohort import Cohort
-from server.evaluation import Evaluation
 from server.folder import Run, opened
+from server.held_out import held_out
+from server.preflight import check_before, is_long
 from server.report import Report
 from server.settle import Settle
 from server.strategy import ScalarStrategy
 from shared.config import Config
 from shared.data.corpus import Corpus
+from shared.evaluation import evaluated
+from shared.rounding import lost
 from shared.wire import Hello
 
 LOG = logging.getLogger("dandelion")
-EVALUATION_BATCH = 16  # blocks at once
 
 
 def serve(
@@ -43,16 +46,42 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
     """Commit the rounds that are left, logging each; ``on_round`` is told of every one."""
     report = Report(run.folder, run.ledger, run.config, run.learner.replica)
     report.rebuild()
+    warn_of_rounding(run)
+
+    corpus = Corpus.of(run.config, run.learner.language_model)
 
     def shown(round_: int) -> None:
         report.add(round_)
+        if round_ and not (run.folder / holdings.FILE).exists():
+            holdings.write(holdings.held(run.ledger, corpus), run.folder)
         on_round(report, round_)
 
-    corpus = Corpus.of(run.config, run.learner.language_model)
-    evaluate = Evaluation(run.learner, corpus.evaluation(), EVALUATION_BATCH)
+    rows = held_out(corpus, run.learner.language_model)
+    if run.ledger.last_round == 0 and is_long(run.config):
+        found = check_before(run.config, run.learner, rows, run.folder)
+        for reason in found.reasons:
+            LOG.warning("preflight: %s", reason)
     cohort = Cohort(run.config, acceptance(run), run.name, run.ledger.record_site)
-    ScalarStrategy(run, cohort, Settle(run, evaluate, shown)).start(grid)
+    settle = Settle(run, lambda: evaluated(run.learner, rows), shown)
+    ScalarStrategy(run, cohort, settle).start(grid)
     return report
+
+
+def warn_of_rounding(run: Run) -> None:
+    """Say how many parameters do not notice eps, where these are more than a few."""
+    model, eps = run.learner.replica.model, run.config.eps
+    found = lost(model.flat, model.layout, eps)
+    if run.config.mode == "fo" or not found.matters:
+        return
+    LOG.warning(
+        "eps = %g is lost to rounding at %.2g %% of the parameters in %s%s; 99 %% of them would "
+        "notice eps = %.2g",
+        eps, 100 * found.share, run.config.dtype, _examples(found.tensors), found.needed,
+    )  # fmt: skip
+
+
+def _examples(names: tuple[str, ...]) -> str:
+    return f", most of all in {len(names)} tensors such as {names[0]}" if names else ""
 
 
 def acceptance(run: Run) -> Callable[[Hello], str]:

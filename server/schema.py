@@ -1,6 +1,6 @@
 """The tables of a ledger file."""
 
-VERSION = 2
+VERSION = 3
 
 TABLES = """
 CREATE TABLE head (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -23,6 +23,9 @@ CREATE TABLE refusals (
 );
 CREATE INDEX refusals_round ON refusals (round);
 CREATE TABLE skips (id INTEGER PRIMARY KEY, round INTEGER NOT NULL, detail TEXT NOT NULL);
+CREATE TABLE rewinds (              -- what entries of that kind say, and why
+    round INTEGER PRIMARY KEY, back_to INTEGER NOT NULL, scale REAL NOT NULL, reason TEXT NOT NULL
+);
 CREATE TABLE traffic (
     id INTEGER PRIMARY KEY, round INTEGER NOT NULL, site TEXT NOT NULL, direction TEXT NOT NULL,
     kind TEXT NOT NULL, payload INTEGER NOT NULL, message INTEGER NOT NULL
@@ -39,6 +42,11 @@ CREATE TABLE sites (                -- who each site said it is, when it was las
     threads INTEGER NOT NULL, examples INTEGER NOT NULL
 );
 CREATE TABLE evaluations (round INTEGER PRIMARY KEY, loss REAL NOT NULL);
+CREATE TABLE scores (               -- of a task with classes: accuracy, f1, of a site also loss
+    round INTEGER NOT NULL, site TEXT NOT NULL,                 -- '' is the server
+    name TEXT NOT NULL, value REAL NOT NULL,
+    PRIMARY KEY (round, site, name)
+) WITHOUT ROWID;
 CREATE TABLE snapshots (
     round INTEGER PRIMARY KEY, file TEXT NOT NULL, bytes INTEGER NOT NULL,
     digest BLOB NOT NULL            -- XXH3-128 of the file

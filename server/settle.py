@@ -1,9 +1,14 @@
 """What follows the commit of a round: digest, snapshot, evaluation; all safe to do again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from server.folder import Run
+from server.ledger import Ledger
+from server.records import Contribution
 from server.snapshots import Snapshots
+from shared.scores import Outcome
+
+SERVER, TOGETHER = "", "all sites"  # whose scores are those of no single site
 
 
 class Settle:
@@ -14,7 +19,7 @@ class Settle:
     """
 
     def __init__(
-        self, run: Run, evaluate: Callable[[], float], shown: Callable[[int], None]
+        self, run: Run, evaluate: Callable[[], Outcome], shown: Callable[[int], None]
     ) -> None:
         self._run, self._evaluate, self._shown = run, evaluate, shown
         self._snapshots = Snapshots(run.ledger)
@@ -36,8 +41,20 @@ class Settle:
                 ledger.drop_gradients(before[0])
         evaluated = ledger.rows("SELECT 1 FROM evaluations WHERE round = ?", (round_,))
         if evaluation and not evaluated:
-            ledger.record_evaluation(round_, self._evaluate())
+            found = self._evaluate()
+            ledger.record_scores(round_, SERVER, found.scores())
+            ledger.record_evaluation(round_, found.loss)
         self._shown(round_)
+
+
+def record_outcomes(ledger: Ledger, round_: int, sites: Iterable[Contribution]) -> None:
+    """Note what sites that evaluated the parameters of a round reached, each and together."""
+    found = {site.site: site.outcome for site in sites if site.outcome is not None}
+    if not found:
+        return
+    whole = sum(found.values(), Outcome(0.0, 0))
+    for name, outcome in {**found, TOGETHER: whole}.items():
+        ledger.record_scores(round_, name, {"loss": outcome.loss, **outcome.scores()})
 
 
 def _due(round_: int, interval: int) -> bool:

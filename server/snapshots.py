@@ -6,10 +6,13 @@ from itertools import takewhile
 import xxhash
 
 from server.ledger import Ledger
+from server.lineage import Lineage, lineage
 from shared.entry import Entry
 from shared.errors import GapError, SnapshotError
 from shared.replica import Replica, check_digest
 from shared.snapshot import encode_snapshot, load_snapshot_, write_atomically
+
+Line = range | Lineage
 
 
 class Snapshots:
@@ -29,11 +32,12 @@ class Snapshots:
         )
 
     def latest(self, to: int) -> tuple[int, int] | None:
-        """Round and bytes of the newest snapshot that is not after round ``to``."""
+        """Round and bytes of the newest snapshot on the way to round ``to``."""
         rows = self._ledger.rows(
-            "SELECT round, bytes FROM snapshots WHERE round <= ? ORDER BY round DESC LIMIT 1", (to,)
+            "SELECT round, bytes FROM snapshots WHERE round <= ? ORDER BY round DESC", (to,)
         )
-        return (int(rows[0][0]), int(rows[0][1])) if rows else None
+        line = lineage(self._ledger, to)
+        return next(((int(r), int(size)) for r, size in rows if r in line), None)
 
     def read(self, round_: int) -> bytes:
         """The file of a round that ``latest`` named.
@@ -77,12 +81,13 @@ class Snapshots:
 
 
 def follow_(replica: Replica, ledger: Ledger, to: int) -> None:
-    """Apply the ledger's entries after the replica's round up to ``to``; note digests that lack.
+    """Apply the entries on the way from the replica's round to ``to``; note digests that lack.
 
     Raises:
         DivergedError: the parameters of a round are not those that were recorded.
     """
-    for round_, digest in replica.proven(_entries(ledger, replica.round, to)):
+    entries = _entries(ledger, replica.round, to, lineage(ledger, to))
+    for round_, digest in replica.proven(entries):
         check_digest(round_, digest, ledger.digest(round_))
         ledger.record_digest(round_, digest)
 
@@ -90,40 +95,62 @@ def follow_(replica: Replica, ledger: Ledger, to: int) -> None:
 def rebuilt_(replica: Replica, ledger: Ledger, to: int) -> Iterator[tuple[int, bytes]]:
     """Bring a replica to round ``to`` from the entries alone; yield each round with its digest.
 
+    Rounds that a rewind undid are rebuilt too; what it goes back to is held in memory for that.
     Where gradients were dropped it leaps to the next snapshot: those rounds are not yielded.
 
     Raises:
         GapError: the next snapshot is later than ``to``; says which rounds can be rebuilt.
         SnapshotError: the next snapshot is gone or damaged.
     """
-    while replica.round < to:
-        whole = takewhile(lambda entry: not entry.dropped, _entries(ledger, replica.round, to))
-        yield from replica.proven(whole)
-        if replica.round < to:
-            _leap_(replica, ledger, to)
-            yield replica.round, replica.digest()
+    run, held, at = ledger.head("run"), dict[int, bytes](), replica.round
+    rewinds = {r.round: r.back_to for r in ledger.rewinds() if r.round <= to}
+    stops = {*rewinds.values(), *(round_ - 1 for round_ in rewinds), to}
+    for stop in sorted(stops):
+        yield from _stretch(replica, ledger, at, stop, range(to + 1))
+        at = max(stop, replica.round)
+        if stop in rewinds.values() and replica.round == stop:
+            held[stop] = encode_snapshot(replica, run)
+        if (back_to := rewinds.get(stop + 1)) in held and at == stop:
+            load_snapshot_(replica, held[back_to], run, f"round {back_to}")
+
+
+def _stretch(
+    replica: Replica, ledger: Ledger, after: int, to: int, line: range
+) -> Iterator[tuple[int, bytes]]:
+    """Apply every entry after round ``after`` up to ``to``, or leap where it was dropped."""
+    at = after
+    while at < to:
+        entries = _entries(ledger, at, to, line)
+        for round_, digest in replica.proven(takewhile(lambda e: not e.dropped, entries)):
+            at = round_
+            yield round_, digest
+        if at < to:
+            _leap_(replica, ledger, at, to, line)
+            at = replica.round
+            yield at, replica.digest()
 
 
 def rebuild_(replica: Replica, ledger: Ledger, to: int) -> None:
-    """Bring a replica to round ``to`` as ``rebuilt_`` does, faster, for nobody asks how."""
+    """Bring a replica to round ``to`` by the entries that lead there; nobody asks how."""
+    line = lineage(ledger, to)
     while replica.round < to:
-        whole = takewhile(lambda entry: not entry.dropped, _entries(ledger, replica.round, to))
-        replica.apply(whole)
+        entries = _entries(ledger, replica.round, to, line)
+        replica.apply(takewhile(lambda entry: not entry.dropped, entries))
         if replica.round < to:
-            _leap_(replica, ledger, to)
+            _leap_(replica, ledger, replica.round, to, line)
 
 
-def _entries(ledger: Ledger, after: int, to: int) -> Iterator[Entry]:
-    return (ledger.entry(round_) for round_ in range(after + 1, to + 1))
+def _entries(ledger: Ledger, after: int, to: int, line: Line) -> Iterator[Entry]:
+    return (ledger.entry(round_) for round_ in range(after + 1, to + 1) if round_ in line)
 
 
-def _leap_(replica: Replica, ledger: Ledger, to: int) -> None:
-    before = replica.round
-    later = ledger.rows("SELECT min(round) FROM snapshots WHERE round > ?", (before,))[0][0]
-    if later is None or later > to:
+def _leap_(replica: Replica, ledger: Ledger, after: int, to: int, line: Line) -> None:
+    rows = ledger.rows("SELECT round FROM snapshots WHERE round > ? ORDER BY round", (after,))
+    later = next((round_ for (round_,) in rows if round_ in line), None)
+    if later is None:
         raise GapError(
-            f"round {to} cannot be rebuilt: the gradient of round {before + 1} was dropped; "
-            f"the next round that can is {later or 'none'}, from its snapshot"
+            f"round {to} cannot be rebuilt: the gradient of round {after + 1} was dropped; "
+            f"the next round that can is {rows[0][0] if rows else 'none'}, from its snapshot"
         )
     data, name = Snapshots(ledger).read(later), f"snapshot of round {later}"
     load_snapshot_(replica, data, ledger.head("run"), name)

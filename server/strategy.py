@@ -16,9 +16,11 @@ from server.combining import Combining
 from server.exchange import Exchange, transfer
 from server.flight import Flight
 from server.folder import Run
+from server.guard import Guard
 from server.judge import RETRIES, Judge
 from server.late import Late
 from server.records import Contribution, Metrics, Refusal
+from server.settle import record_outcomes
 from shared.entry import Entry
 from shared.errors import StalledError
 from shared.modes import measured_at
@@ -36,7 +38,7 @@ class ScalarStrategy(Strategy):
 
     def __init__(self, run: Run, cohort: Cohort, settle: Callable[[int], None]) -> None:
         self._run, self._cohort, self._settle = run, cohort, settle
-        self._asking = Asking(run)
+        self._asking, self._guard = Asking(run), Guard(run)
         self._judge = Judge(run, self._asking)
         self._combining = Combining(run.config, run.learner.replica)
         self._flights: dict[int, Flight] = {}  # by round, those that are open
@@ -57,12 +59,17 @@ class ScalarStrategy(Strategy):
         """Commit rounds until there are ``num-rounds``; the arguments but ``grid`` are not used.
 
         Raises:
-            StalledError: too few sites came, or too many rounds in a row were skipped.
+            StalledError: too few sites came, too many rounds in a row were skipped, or the run
+                diverged too often.
         """
         config, ledger, skipped = self._run.config, self._run.ledger, 0
         self.summary()
         self._settle(ledger.last_round)
         while (round_ := ledger.last_round + 1) <= config.num_rounds:
+            if self._guard.went_back():
+                skipped = 0
+                self._settle(round_)
+                continue
             self._launch(grid, round_)
             _, metrics = self.aggregate_train(round_, self._gather(round_))
             skipped = 0 if metrics is not None else skipped + 1
@@ -71,6 +78,7 @@ class ScalarStrategy(Strategy):
                     f"round {round_} was skipped {skipped} times in a row: fewer than "
                     f"{config.min_clients} valid replies; the ledger holds round {round_ - 1}"
                 )
+        self._guard.warn()
         return Result()
 
     def configure_train(
@@ -102,6 +110,7 @@ class ScalarStrategy(Strategy):
         if entry is None:
             return self._skip(server_round, "too few replies of one kind", transfers, refusals)
         metrics = self._metrics(entry, contributions, transfers, flight.since)
+        record_outcomes(run.ledger, measured_at(run.config, server_round), contributions)
         if (claim := self._judge.claim) is not None:
             run.ledger.record_digest(*claim)
         committed = run.ledger.commit(entry, contributions, transfers, metrics, refusals)

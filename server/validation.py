@@ -8,7 +8,7 @@ from flwr.app import Message
 
 from shared.codecs import Codec
 from shared.errors import DandelionError, WireError
-from shared.wire import Behind, Measured, decode_reply, unpack
+from shared.wire import OUTCOME, Behind, Measured, decode_reply, unpack
 
 LARGEST = 1e9  # no loss is larger; sums and squares of numbers up to it stay finite
 
@@ -29,6 +29,7 @@ class Expected:
     numbers: int  # K * q
     digest: bytes | None  # 16, of the parameters that the round is measured at; None: any
     codec: Codec | None = None  # of the gradient that the round asks for
+    classes: int | None = None  # of the outcome that the round asks for; None: it asks for none
 
 
 def read_reply(message: Message, expected: Expected) -> Measured | Behind:
@@ -44,6 +45,7 @@ def read_reply(message: Message, expected: Expected) -> Measured | Behind:
         payload, snapshot = unpack(message.content)
         limit = 64 + 4 * expected.numbers
         limit += expected.codec.payload_bytes if expected.codec else 0
+        limit += OUTCOME.size + 4 * expected.classes**2 if expected.classes is not None else 0
         if len(payload) > limit or snapshot is not None:
             raise RefusedError("oversized", f"at most {limit} bytes expected, got {len(payload)}")
         reply = decode_reply(payload)
@@ -52,6 +54,7 @@ def read_reply(message: Message, expected: Expected) -> Measured | Behind:
     if isinstance(reply, Measured):
         _check(reply, expected)
         _check_gradient(reply, expected)
+        _check_outcome(reply, expected)
     return reply
 
 
@@ -73,6 +76,19 @@ def _check(reply: Measured, expected: Expected) -> None:
         )
     if reply.examples < 1 or not 0 <= reply.seconds < math.inf:
         raise RefusedError("no examples", f"{reply.examples} examples in {reply.seconds} s")
+
+
+def _check_outcome(reply: Measured, expected: Expected) -> None:
+    outcome = reply.outcome
+    if (outcome is None) != (expected.classes is None):
+        wanted = "no outcome" if expected.classes is None else "an outcome"
+        raise RefusedError("wrong kind", f"{wanted} expected, got {outcome}")
+    if outcome is None:
+        return
+    told = int(outcome.confusion.sum()) if outcome.classes else outcome.examples
+    whole = 0 <= outcome.total <= LARGEST * outcome.examples and outcome.examples == told > 0
+    if outcome.classes != expected.classes or not whole:
+        raise RefusedError("bad outcome", f"of {expected.classes} classes expected, got {outcome}")
 
 
 def _check_gradient(reply: Measured, expected: Expected) -> None:

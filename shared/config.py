@@ -21,23 +21,27 @@ CHOICES = {
     "aggregation": ("mean", "median", "trimmed-mean", "krum", "multi-krum", "bulyan"),
     "downlink": ("replay", "dense"),
     "catch-up": ("auto", "replay", "snapshot"),
-    "partitioner": ("natural", "iid", "dirichlet"),
     "server-replica": ("eager", "lazy"),
     "lr-schedule": ("constant", "linear", "cosine"),
+    "dtype": ("float32", "bfloat16"),
 }
-SCOPES = ("full", "lora", "reduced")
+SCOPES = ("full", "lora", "reduced", "head")
 POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-size", "block-size",
             "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
             "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
             "bp-interval", "bp-batch-size", "topk-fraction", "cosine-target", "lora-rank",
-            "lora-alpha", "direction-rank", "parallel-queries")  # fmt: skip
-FRACTIONS = ("eval-fraction", "trim-fraction", "momentum", "beta1", "beta2", "cosine-target")
-NOT_NEGATIVE = ("bp-learning-rate", "local-learning-rate", "weight-decay")
+             "lora-alpha", "direction-rank", "parallel-queries", "guard-rate-factor",
+             "guard-tolerance", "log-interval", "partition-classes")  # fmt: skip
+FRACTIONS = ("eval-fraction", "site-eval-fraction", "trim-fraction", "momentum", "beta1", "beta2",
+             "cosine-target", "guard-rate-factor")  # fmt: skip
+NOT_NEGATIVE = ("epochs", "bp-learning-rate", "local-learning-rate", "weight-decay")
 MOST_THREADS = 1024
 NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
-OPERATIONAL = frozenset({"num-rounds", "output-dir", "run-name", "resume", "wait-timeout",
+OPERATIONAL = frozenset({"num-rounds", "epochs", "log-interval",
+                         "output-dir", "run-name", "resume", "wait-timeout",
                          "round-timeout", "max-skipped-rounds", "eval-interval",
-                         "snapshot-interval", "catch-up", "save-model",
+                         "snapshot-interval", "catch-up", "save-model", "guard-rewinds",
+                         "preflight-rounds", "guard-rate-factor", "guard-tolerance",
                          "server-replica"})  # fmt: skip
 
 
@@ -55,22 +59,31 @@ class Config:
     cosine_target: float = 0.9  # instruct: cosine of a direction to the gradient
     bp_weight: str = "0.5"  # instruct: weight of the gradient against the estimate, or auto
     guidance: str = "fresh"  # instruct, between BP rounds: plain directions, or reuse the last one
-    model: str = "byte-gpt"  # a registered name, a hub name or a folder in Hugging Face format
+    task: str = "language-modelling"  # or classification, by a head or by words after a prompt
+    label_words: str = ""  # classification: a word for each class, with commas, in their order
+    prompt: str = "{text} It was"  # what a causal model reads before it chooses among the words
+    model: str = "byte-gpt"  # a registered name, a hub name, a folder in Hugging Face format, GGUF
+    dtype: str = "float32"  # of the parameters; with bfloat16, updates are rounded stochastically
     dataset: str = "stdlib"  # dandelion data list; or a folder, or owner/name[:config] on the hub
     max_samples: int = 0  # documents taken from the data set; 0 = all
     block_size: int = 64  # tokens of one example
-    partitioner: str = "natural"  # how documents are dealt to sites
+    partitioner: str = "natural"  # how examples are dealt to sites: shared/data/shards.py
     partition_by: str = ""  # the natural id that is dealt: play, role, …, or label; empty = usual
+    data_part: str = ""  # k/n: only the k-th of every n groups is trained and evaluated on
     partition_alpha: float = 0.5  # dirichlet: small is skewed
+    partition_classes: int = 2  # flower-pathological: how many ids a site has
     eval_fraction: float = 0.1  # share of each group's blocks held out for the server
     eval_blocks: int = 128  # at most so many of them are evaluated
+    eval_dataset: str = ""  # its held-out part is what is evaluated on; empty = that of dataset
+    site_eval_fraction: float = 0.0  # of its examples, which a site evaluates on; 0 = it does not
     eval_interval: int = 10  # rounds between evaluations; the first and the last are always done
-    scope: str = "full"  # what is trained: full, reduced, lora, or regex:<pattern of the names>
+    scope: str = "full"  # what is trained: full, reduced, lora, head, or regex:<pattern>
     lora_rank: int = 8
     lora_alpha: int = 16  # an adapter's output counts alpha / rank
     lora_targets: str = ""  # names of adapted modules, with commas; empty = PEFT's own choice
     init_from: str = ""  # a run folder or a model folder to start from; empty = the model untrained
     num_rounds: int = 150  # rounds to be committed in all
+    epochs: float = 0.0  # passes over the sites' examples, in place of num-rounds; 0 = num-rounds
     num_clients: int = 8  # sites that the local and the simulation engine make
     merge_clients: bool = False  # local engine: sites with the same keys share forward passes
     clients_per_round: int = 0  # cohort; 0 = every site that is there
@@ -107,6 +120,10 @@ class Config:
     catch_up: str = "auto"  # what a site that missed rounds gets: the fewer bytes, or as said
     server_replica: str = "eager"  # follow the ledger every round, or only when needed (lazy)
     snapshot_interval: int = 100  # rounds between snapshots; 0 = none
+    preflight_rounds: int = 500  # runs from so many rounds on try their settings first; 0 = never
+    guard_rewinds: int = 8  # how often a run that diverges may go back; 0, or staleness: never
+    guard_rate_factor: float = 0.3  # all learning rates are multiplied by it each time
+    guard_tolerance: float = 0.2  # how far losses may rise, as a share of the best or first loss
     round_timeout: float = 3600.0  # seconds until a missing reply counts as missing
     wait_timeout: float = 3600.0  # seconds to wait for min-clients before giving up
     max_skipped_rounds: int = 5  # in a row
@@ -116,6 +133,7 @@ class Config:
     output_dir: str = "runs"  # the run folder is made in it
     run_name: str = ""  # its name; empty = mode, model and time
     resume: str = ""  # a run folder to go on with
+    log_interval: int = 1  # rounds between rows of metrics.csv and clients.csv
     save_model: bool = True  # write the trained model in Hugging Face format at the end
 
     @classmethod
@@ -153,17 +171,23 @@ class Config:
     def _check_names(self) -> None:
         """Choices, and what modules register; a model may be anywhere, so it is looked up late."""
         from shared.codecs import CODECS
+        from shared.data import share_of
+        from shared.data.shards import NAMES
         from shared.data.sources import source_of
         from shared.directions import DIRECTIONS
         from shared.optimizers import OPTIMIZERS
+        from shared.tasks import TASKS
 
         known: list[tuple[str, str, Iterable[str]]] = [
             ("codec", self.codec, CODECS.names()),
+            ("partitioner", self.partitioner, NAMES),
             ("directions", self.directions, DIRECTIONS.names()),
             ("optimizer", self.optimizer, OPTIMIZERS.names()),
+            ("task", self.task, TASKS.names()),
         ]
-        for name in (self.dataset, self.bp_dataset or self.dataset):
-            source_of(name)
+        for name in (self.dataset, self.bp_dataset, self.eval_dataset):
+            source_of(name or self.dataset)
+        share_of(self.data_part)
         values = self.to_run_config()
         known += [(key, str(values[key]), names) for key, names in CHOICES.items()]
         for key, name, names in known:

@@ -84,8 +84,8 @@ class FlatModel:
         return {id(named[place.name]): place.start for place in self.layout.places}
 
     def gather(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Lay tensors of the layout's names and shapes out as one vector (size,), padding zero."""
-        vector = torch.zeros_like(self.flat)
+        """Lay tensors of the layout's names and shapes out in float32 (size,), padding zero."""
+        vector = torch.zeros(self.layout.size, device=self.flat.device)
         for name, view in self.layout.views(vector).items():
             view.copy_(tensors[name])
         return vector

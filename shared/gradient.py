@@ -15,8 +15,8 @@ CHUNK = 1 << 20  # elements: temporaries of element-wise work stay this small
 class Gradient(Protocol):
     """A direction of ascent in parameter space."""
 
-    def add_to_(self, flat: Tensor, scale: float) -> None:
-        """Add scale * gradient to ``flat`` (size,) in place."""
+    def add_to_(self, flat: Tensor, scale: float, start: int = 0) -> None:
+        """Add scale * gradient to ``flat`` (n,), which begins at address ``start``, in place."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,10 @@ class ZerothOrderGradient:
     keys: Sequence[Key]
     coefficients: Sequence[float]  # projected gradients, already divided by the query budget
 
-    def add_to_(self, flat: Tensor, scale: float) -> None:
-        """Add scale * gradient to ``flat`` (size,) in place, direction by direction."""
-        self.directions.add_to_(flat, self.keys, [scale * c for c in self.coefficients])
+    def add_to_(self, flat: Tensor, scale: float, start: int = 0) -> None:
+        """Add scale * gradient to ``flat`` (n,) in place, direction by direction."""
+        scaled = [scale * c for c in self.coefficients]
+        self.directions.add_to_(flat, self.keys, scaled, start)
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class DenseGradient:
 
     vector: Tensor  # (size,), padding zero
 
-    def add_to_(self, flat: Tensor, scale: float) -> None:
-        """Add scale * gradient to ``flat`` (size,); product and sum are rounded apart."""
-        add_scaled_(flat, self.vector, scale)
+    def add_to_(self, flat: Tensor, scale: float, start: int = 0) -> None:
+        """Add scale * gradient to ``flat`` (n,); product and sum are rounded apart."""
+        add_scaled_(flat, self.vector[start : start + flat.numel()], scale)
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ class SumGradient:
     weight: float
     second: Gradient
 
-    def add_to_(self, flat: Tensor, scale: float) -> None:
-        """Add scale * gradient to ``flat`` (size,), the first part first."""
-        self.first.add_to_(flat, scale * self.weight)
-        self.second.add_to_(flat, scale)
+    def add_to_(self, flat: Tensor, scale: float, start: int = 0) -> None:
+        """Add scale * gradient to ``flat`` (n,), the first part first."""
+        self.first.add_to_(flat, scale * self.weight, start)
+        self.second.add_to_(flat, scale, start)
 
 
 def add_scaled_(target: Tensor, vector: Tensor, scale: float) -> None:

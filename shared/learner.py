@@ -17,7 +17,10 @@ from shared.parallel import Parallel
 from shared.perturb import Perturber
 from shared.replica import Replica, digest_of
 from shared.scopes import trainable
-from shared.tasks import example_losses, language_modelling, loss_tensor
+from shared.scores import Outcome
+from shared.tasks import Task, task_of
+from shared.tasks.classification import label_words
+from shared.tasks.language_modelling import example_losses
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Learner:
     """What server and sites build alike from the same configuration."""
 
     language_model: LanguageModel
+    task: Task
     replica: Replica
     base: bytes  # 16, digest of every parameter and buffer of the untrained model
 
@@ -46,10 +50,10 @@ class Learner:
             )
         if config.scope == "lora":
             adapt_(model.module, config)
-        module = model.module.to(config.device)
+        module = in_dtype_(model.module.to(config.device), config.dtype)
         base = base_digest(module)
         replica = Replica.of(flatten(module, trainable(config, module)), config)
-        return cls(model, replica, base)
+        return cls(model, task_of(config, model), replica, base)
 
     @cached_property
     def perturber(self) -> Perturber:
@@ -61,28 +65,35 @@ class Learner:
         """Measures several directions in one forward pass."""
         return Parallel(self.replica.model, self.replica.directions, self.perturber)
 
-    def loss(self, blocks: Tensor) -> float:
-        """Mean next-token loss in nats of blocks (B, T) at the model's current parameters."""
-        device = self.replica.model.flat.device
-        return language_modelling(self.language_model.module, blocks.to(device))
+    def loss(self, rows: Tensor) -> float:
+        """Mean loss in nats of a batch of the task's rows, at the model's current parameters."""
+        with torch.inference_mode():
+            return float(self.task.loss(self.language_model.module, self._here(rows)))
 
     def losses(self, blocks: Tensor) -> Tensor:
         """Mean next-token loss of each of the blocks (B, T), as (B,) float64 on the CPU."""
-        device = self.replica.model.flat.device
-        return example_losses(self.language_model.module, blocks.to(device)).cpu()
+        return example_losses(self.language_model.module, self._here(blocks)).cpu()
 
-    def gradient(self, blocks: Tensor) -> tuple[float, Tensor]:
-        """Loss of blocks (B, T), and its gradient (size,) by backpropagation, padding zero."""
+    def outcome(self, rows: Tensor) -> Outcome:
+        """Loss and choices of a batch of the task's rows, at the model's current parameters."""
+        with torch.inference_mode():
+            return self.task.outcome(self.language_model.module, self._here(rows))
+
+    def gradient(self, rows: Tensor) -> tuple[float, Tensor]:
+        """Loss of a batch, and its gradient (size,) by backpropagation, padding zero."""
         model = self.replica.model
         named = dict(model.module.named_parameters())
         chosen = {place.name: named[place.name] for place in model.layout.places}
-        loss = loss_tensor(self.language_model.module, blocks.to(model.flat.device))
+        loss = self.task.loss(self.language_model.module, self._here(rows))
         found = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
         parts = {
             name: torch.zeros_like(own) if part is None else part
             for (name, own), part in zip(chosen.items(), found, strict=True)
         }
         return float(loss.detach()), model.gather(parts)
+
+    def _here(self, rows: Tensor) -> Tensor:
+        return rows.to(self.replica.model.flat.device)
 
 
 def start_of(config: Config) -> LanguageModel:
@@ -91,8 +102,9 @@ def start_of(config: Config) -> LanguageModel:
     Raises:
         DataError: that run left no model.
     """
+    labels = label_words(config) if config.task == "classification" else ()
     if not config.init_from:
-        return load_model(config.model, config.seed)
+        return load_model(config.model, config.seed, labels)
     folder = Path(config.init_from)
     found = folder / "model" if (folder / "model").is_dir() else folder
     if not (found / "config.json").is_file():
@@ -100,7 +112,14 @@ def start_of(config: Config) -> LanguageModel:
             f"init-from: {folder} holds no model; a run with save-model = true leaves one, and so "
             f"does 'dandelion ledger replay {folder} --round N --out {folder / 'model'}'"
         )
-    return load_model(str(found), config.seed)
+    return load_model(str(found), config.seed, labels)
+
+
+def in_dtype_(module: nn.Module, dtype: str) -> nn.Module:
+    """Hold a module's parameters in a type of numbers; buffers, such as angles, stay."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return module
 
 
 def base_digest(module: nn.Module) -> bytes:

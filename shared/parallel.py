@@ -16,7 +16,7 @@ from shared.flat import FlatModel
 from shared.groups import Groups, groups_of
 from shared.perturb import Perturber
 from shared.pieces import Held
-from shared.tasks import CHUNK, language_modelling, logits
+from shared.tasks.language_modelling import CHUNK, language_modelling, logits
 
 NEAR = 1e-4  # relative: losses that differ more were not computed group by group
 

@@ -39,7 +39,8 @@ class Perturber:
         _refuse_scripted(model)
         self._model, self._directions = model, directions
         self._multiplies = directions if isinstance(directions, Multiplies) else None
-        size = max(_room(model) if scratch is None else scratch, _widest(model))
+        roomy = room(model.flat.numel(), torch.get_num_threads())
+        size = max(roomy if scratch is None else scratch, _widest(model))
         self._scratch = model.flat.new_empty(min(size, model.flat.numel()))
         named = dict(model.module.named_parameters())
         places = [(named[place.name], place) for place in model.layout.places]
@@ -100,10 +101,9 @@ def _refuse_scripted(model: FlatModel) -> None:
             raise ConfigError(f"a module of torch functions expected, but {name!r} is scripted")
 
 
-def _room(model: FlatModel) -> int:
+def room(size: int, threads: int) -> int:
     """Elements of scratch: what threads keep in their caches, within a share of the model."""
-    most = min(torch.get_num_threads() * SCRATCH, model.flat.numel() // SHARE)
-    return max(LEAST * SCRATCH, most)
+    return max(LEAST * SCRATCH, min(threads * SCRATCH, size // SHARE))
 
 
 def _widest(model: FlatModel) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from shared.codecs import Codec, codec_of
 from shared.config import Config
 from shared.directions import DIRECTIONS, Directions, Key
+from shared.directions.lowered import lowered
 from shared.entry import Entry
 from shared.errors import DivergedError, GapError
 from shared.flat import FlatModel
@@ -19,6 +20,7 @@ from shared.gradient import DenseGradient, Gradient, SumGradient, ZerothOrderGra
 from shared.optimizers import OPTIMIZERS, Optimizer
 from shared.optimizers.restore import restore_
 from shared.replay import KEYS, Step, add_proven_steps_, add_steps_
+from shared.rounding import add_, step_
 
 SHARED_SLOT = 0
 GUIDANCE = "guidance"  # the name of the last dense gradient among a snapshot's tensors
@@ -31,7 +33,8 @@ def keys_of(seed: int, round_: int, slot: int, first: int, count: int) -> list[K
 
 def digest_of(tensor: Tensor, seed: int = 0) -> bytes:
     """16 bytes that name the bits of a tensor (XXH3-128: finds faults, stops no forger)."""
-    return xxhash.xxh3_128_digest(tensor.detach().cpu().view(-1).numpy().data, seed)
+    bytes_ = tensor.detach().cpu().view(-1).view(torch.uint8)
+    return xxhash.xxh3_128_digest(bytes_.numpy().data, seed)
 
 
 def _taken(made: Callable[..., object], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,19 +72,21 @@ class Replica:
         reused = config.mode == "instruct" and config.guidance == "reuse"
         return cls(
             model,
-            family(model.layout, **_taken(family, values)),
+            lowered(family(model.layout, **_taken(family, values)), model.flat.dtype),
             optimizer(model.layout, model.flat.device, **_taken(optimizer, values)),
             config.seed,
             config.queries,
             config.eps,
             codec_of(config, model.layout),
-            torch.zeros_like(model.flat) if reused else None,
+            torch.zeros(model.layout.size, device=model.flat.device) if reused else None,
         )
 
     def apply(self, entries: Iterable[Entry]) -> None:
         """Take the step of each entry; one that is applied already is passed over.
 
-        Where steps are plain additions, many rounds are one pass over the parameters.
+        Where steps are plain additions, many rounds are one pass over the parameters. A rewind
+        follows the round that it goes back to: a replica that is past that round has to be brought
+        there first, from a snapshot or the base model.
 
         Raises:
             GapError: an entry does not follow the replica's round, or its dense gradient was
@@ -96,14 +101,17 @@ class Replica:
 
     def _through(self, entries: Iterable[Entry], proving: bool) -> Iterator[tuple[int, bytes]]:
         for lot in self._lots(entries):
-            if self._adds(lot[0]):
+            entry, digests, kept = lot[0], list[bytes](), b""
+            if entry.back_to is not None:
+                kept = self._digest
+            elif self._adds(entry):
                 digests = self._add_(lot, proving)
             else:
-                entry = lot[0]
-                self.optimizer.step_(self.model.flat, self.gradient(entry), entry.learning_rate)
+                key = Key(self.seed, entry.round, SHARED_SLOT, 0)
+                gradient, rate = self.gradient(entry), entry.learning_rate
+                step_(self.optimizer, self.model.flat, gradient, rate, key)
                 self.model.layout.clear_padding_(self.model.flat)
-                digests = []
-            self.moved(lot[-1].round)
+            self.moved(lot[-1].round, kept)
             if proving:
                 digests = digests or [self.digest()]
                 self._digest = digests[-1]
@@ -132,8 +140,8 @@ class Replica:
 
     def _adds(self, entry: Entry) -> bool:
         """Whether an entry's step is directions added to the parameters, and nothing else."""
-        whole = self.model.flat.dtype is torch.float32  # others are rounded round by round
-        return whole and self.optimizer.additive and not entry.guide
+        rounded = self.model.flat.dtype is not torch.float32 or entry.back_to is not None
+        return self.optimizer.additive and not entry.guide and not rounded
 
     def _add_(self, lot: Sequence[Entry], proving: bool) -> list[bytes]:
         """Take steps of plain additions; the digest after each, where asked for and at hand."""
@@ -183,6 +191,13 @@ class Replica:
             self.guidance.copy_(dense)
         return dense
 
+    def drift_(self, keys: list[Key], coefficients: list[float], step: Key) -> None:
+        """Add coefficients[k] * z(keys[k]) to the parameters, which whoever calls puts back.
+
+        ``step`` names what is drawn to round them, where they are rounded.
+        """
+        add_(self.model.flat, ZerothOrderGradient(self.directions, keys, coefficients), 1.0, step)
+
     def state(self) -> Mapping[str, Tensor]:
         """What a snapshot must hold beside the parameters: live tensors by name."""
         kept = {} if self.guidance is None else {GUIDANCE: self.guidance}
@@ -198,9 +213,9 @@ class Replica:
             self._digest = digest_of(self.model.flat)
         return self._digest
 
-    def moved(self, round_: int) -> None:
-        """Say that the parameters are now those of ``round_``."""
-        self.round, self._digest = round_, b""
+    def moved(self, round_: int, digest: bytes = b"") -> None:
+        """Say that the parameters are now those of ``round_``; their digest, where it is known."""
+        self.round, self._digest = round_, digest
 
     def check(self, digest: bytes) -> None:
         """Compare with a recorded digest.
@@ -225,8 +240,8 @@ def check_digest(round_: int, found: bytes, recorded: bytes | None) -> None:
 
 def _wrong(entry: Entry, at: int) -> str:
     """Why an entry cannot be applied after round ``at``; nothing where it can."""
-    if entry.round != at + 1:
-        return f"entry of round {at + 1} expected, got {entry.round}"
+    if entry.follows != at:
+        return f"entry of round {at + 1} expected, got {entry.round}, which follows {entry.follows}"
     if entry.dropped:
         return (
             f"the dense gradient of round {entry.round} was dropped: a snapshot of that "

@@ -1,4 +1,4 @@
-"""Which parameters a run trains: all, the last layers, adapters, or those of a pattern.
+"""Which parameters a run trains: all, the last layers, adapters, a head, or those of a pattern.
 
 Whatever is frozen is the same at every site, since the digest of the untrained model covers it too.
 """
@@ -11,10 +11,12 @@ from torch import nn
 
 from shared.config import Config
 from shared.errors import ConfigError
+from shared.models import CLASSIFIER
 
 BLOCK = re.compile(r"^(.*)\.(\d+)\.(.+)$")  # a parameter of one of several equal blocks
-MLP = re.compile(r"(^|\.)mlp\.")
+MLP = re.compile(r"(^|\.)mlp\.|^intermediate\.|^output\.")  # the latter two: BERT's, with its norm
 MLP_NORM = ("ln_2.", "post_attention_layernorm.")  # as GPT-2 and Llama name what comes before it
+POOLER = re.compile(r"(^|\.)pooler\.")  # between an encoder and its head
 
 
 def trainable(config: Config, module: nn.Module) -> Callable[[str], bool]:
@@ -26,7 +28,10 @@ def trainable(config: Config, module: nn.Module) -> Callable[[str], bool]:
     if config.scope == "full":
         return lambda name: True
     if config.scope == "lora":
-        return lambda name: ".lora_" in name
+        kept = head(module) if type(module).__name__.endswith(CLASSIFIER) else set[str]()
+        return lambda name: ".lora_" in name or name in kept
+    if config.scope == "head":
+        return head(module).__contains__
     if config.scope == "reduced":
         return reduced(module).__contains__
     try:
@@ -36,8 +41,28 @@ def trainable(config: Config, module: nn.Module) -> Callable[[str], bool]:
     return lambda name: pattern.search(name) is not None
 
 
+def head(module: nn.Module) -> set[str]:
+    """Names of what stands on an encoder: the head, and the pooler that feeds it.
+
+    Of a causal language model it is the output matrix, which may be the embedding as well.
+
+    Raises:
+        ConfigError: nothing does.
+    """
+    any_module: Any = module
+    if not type(module).__name__.endswith(CLASSIFIER):
+        outputs = {id(parameter) for parameter in any_module.get_output_embeddings().parameters()}
+        return {name for name, parameter in module.named_parameters() if id(parameter) in outputs}
+    body = f"{any_module.base_model_prefix}."
+    names = [name for name, _ in module.named_parameters()]
+    chosen = {name for name in names if not name.startswith(body) or POOLER.search(name)}
+    if not chosen:
+        raise ConfigError(f"scope head: {type(module).__name__} has no parameter outside {body!r}")
+    return {name for name in chosen if ".lora_" not in name}
+
+
 def reduced(module: nn.Module) -> set[str]:
-    """Names of the last block's MLP, of the norm before it, and of the head.
+    """Names of the last block's MLP, of its norm, and of the head.
 
     A head that shares its weights with the embedding brings that along: they are one tensor.
 
@@ -56,6 +81,4 @@ def reduced(module: nn.Module) -> set[str]:
         raise ConfigError(
             f"scope reduced: blocks with an 'mlp' expected in {type(module).__name__}; use regex:…"
         )
-    any_module: Any = module
-    head = {id(parameter) for parameter in any_module.get_output_embeddings().parameters()}
-    return chosen | {name for name, p in module.named_parameters() if id(p) in head}
+    return chosen | head(module)

@@ -12,19 +12,25 @@ from flwr.common.serde import message_to_proto
 from numpy.typing import NDArray
 
 from shared.errors import WireError
+from shared.scores import Outcome
 
 # request:  | magic u16 | flags u16 | round u32 | entries u32 | learning rate f64 | digest 16 |
 #           run 16 | code 16 | entries x (| length u32 | bytes |) | crc32 u32
 # measured: | magic u16 | flags u16 | round u32 | numbers u32 | examples u32 | loss f32 |
-#           seconds f32 | digest 16 | numbers x f32 | if flagged: gradient, encoded | crc32 u32
+#           seconds f32 | digest 16 | numbers x f32 | if flagged: outcome | if flagged: gradient,
+#           encoded | crc32 u32
+# outcome:  | total f64 | examples u32 | classes u32 | classes x classes x u32 |
 # behind:   | magic u16 | reason u16 | round u32 | crc32 u32                        little-endian
 REQUEST = struct.Struct("<HHIId16s16s16s")
 MEASURED = struct.Struct("<HHIIIff16s")
 BEHIND = struct.Struct("<HHI")
+OUTCOME = struct.Struct("<dII")
 LENGTH = struct.Struct("<I")
 MAGIC_REQUEST, MAGIC_MEASURED, MAGIC_BEHIND = 0xDE11, 0xDE12, 0xDE13
 RESET = 1  # flag: forget the replica and start from the base model (or the snapshot that comes)
-GRADIENT = 1  # flag: an encoded gradient follows the numbers
+EVALUATE = 2  # flag: evaluate the parameters that the round is measured at
+GRADIENT, EVALUATED = 1, 2  # flags: an encoded gradient follows, an outcome follows the numbers
+MOST_CLASSES = 1 << 12
 UNKNOWN = bytes(16)  # in a request: a server whose replica is behind does not know the digest
 MISSING, DIVERGED = 0, 1  # reasons of a site that is behind
 LONGEST_HELLO, LONGEST_TEXT = 4096, 200  # bytes, characters: no site needs more to introduce itself
@@ -44,6 +50,7 @@ class Request:
     code: bytes  # 16, of the server's source files
     entries: Sequence[bytes] = ()  # what the site missed, oldest first
     reset: bool = False
+    evaluate: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class Measured:
     seconds: float
     digest: bytes  # 16, of the parameters that it measured at
     gradient: bytes = b""  # as its codec encoded it, where the round asks for one
+    outcome: Outcome | None = None  # on the site's own held-out examples, where asked for
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ def encode_request(request: Request) -> bytes:
     """Bytes of the drawing above."""
     head = REQUEST.pack(
         MAGIC_REQUEST,
-        RESET * request.reset,
+        RESET * request.reset | EVALUATE * request.evaluate,
         request.round,
         len(request.entries),
         request.learning_rate,
@@ -113,16 +121,17 @@ def decode_request(data: bytes) -> Request:
         at += LENGTH.size + size
     if at != len(body):
         raise WireError(f"{at} bytes expected, got {len(body)}")
-    return Request(round_, rate, digest, run, code, tuple(entries), bool(flags & RESET))
+    flagged = bool(flags & RESET), bool(flags & EVALUATE)
+    return Request(round_, rate, digest, run, code, tuple(entries), *flagged)
 
 
 def encode_reply(reply: Measured | Behind) -> bytes:
-    """Bytes of the drawing above: 44 + 4 * K * q + gradient for a measurement."""
+    """Bytes of the drawing above: 44 + 4 * K * q + outcome + gradient for a measurement."""
     if isinstance(reply, Behind):
         return _sealed(BEHIND.pack(MAGIC_BEHIND, reply.reason, reply.round))
     head = MEASURED.pack(
         MAGIC_MEASURED,
-        GRADIENT * bool(reply.gradient),
+        GRADIENT * bool(reply.gradient) | EVALUATED * (reply.outcome is not None),
         reply.round,
         len(reply.differences),
         reply.examples,
@@ -130,7 +139,8 @@ def encode_reply(reply: Measured | Behind) -> bytes:
         reply.seconds,
         reply.digest,
     )
-    return _sealed(head + reply.differences.astype("<f4").tobytes() + reply.gradient)
+    outcome = _encoded(reply.outcome)
+    return _sealed(head + reply.differences.astype("<f4").tobytes() + outcome + reply.gradient)
 
 
 def decode_reply(data: bytes) -> Measured | Behind:
@@ -141,12 +151,37 @@ def decode_reply(data: bytes) -> Measured | Behind:
     body = _unsealed(data, MEASURED, MAGIC_MEASURED)
     _, flags, round_, numbers, examples, loss, seconds, digest = MEASURED.unpack_from(body)
     end = MEASURED.size + 4 * numbers
+    outcome = _decoded(body, end) if flags & EVALUATED else None
+    end += outcome_bytes(outcome)
     if len(body) < end or (len(body) > end) != bool(flags & GRADIENT):
         raise WireError(
             f"{numbers} numbers expected, got {len(body) - MEASURED.size} bytes of them"
         )
     values = np.frombuffer(body, "<f4", numbers, MEASURED.size).astype(np.float32)
-    return Measured(round_, values, examples, loss, seconds, digest, body[end:])
+    return Measured(round_, values, examples, loss, seconds, digest, body[end:], outcome)
+
+
+def outcome_bytes(outcome: Outcome | None) -> int:
+    """How many bytes an outcome takes."""
+    return OUTCOME.size + 4 * outcome.confusion.size if outcome is not None else 0
+
+
+def _encoded(outcome: Outcome | None) -> bytes:
+    if outcome is None:
+        return b""
+    head = OUTCOME.pack(outcome.total, outcome.examples, len(outcome.confusion))
+    return head + outcome.confusion.astype("<u4").tobytes()
+
+
+def _decoded(body: bytes, at: int) -> Outcome:
+    if len(body) < at + OUTCOME.size:
+        raise WireError(f"an outcome of {OUTCOME.size} bytes expected, got {len(body) - at}")
+    total, examples, classes = OUTCOME.unpack_from(body, at)
+    first = at + OUTCOME.size
+    if classes > MOST_CLASSES or len(body) < first + 4 * classes**2:
+        raise WireError(f"{classes} classes expected, got {len(body) - first} bytes of them")
+    counts = np.frombuffer(body, "<u4", classes**2, first).astype(np.int64)
+    return Outcome(total, examples, counts.reshape(classes, classes))
 
 
 def encode_hello(hello: Hello) -> bytes:

@@ -1,6 +1,7 @@
 """A federation of real processes for tests: TLS, registered keys, a proxy before each node."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -12,12 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import processes
+from network import Loopback, Namespaces, may_make_namespaces
 from proxy import CountingProxy
 
 from dandelion.flower import end_session, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 600.0
+DANDELION = [sys.executable, "-m", "dandelion"]
 
 
 def until(holds: Callable[[], object], what: str, timeout_s: float = PATIENCE_S) -> None:
@@ -53,6 +57,13 @@ def named(pids: list[int], word: str) -> list[int]:
     return found
 
 
+def destroy(pids: list[int]) -> None:
+    """``kill -9``."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def rows(folder: Path, query: str) -> list[tuple]:
     """What a run's ledger says; nothing where there is none yet."""
     file = folder / "ledger.sqlite"
@@ -73,20 +84,27 @@ class Federation:
     """One server and its nodes, on this host; ``end`` leaves no process behind."""
 
     folder: Path
-    port: int = field(default_factory=free_port)
     nodes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
-    proxies: dict[str, CountingProxy] = field(default_factory=dict)
     commands: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    @functools.cached_property
+    def net(self) -> Loopback | Namespaces:
+        """What lies between the machines; made when it is first needed."""
+        return Namespaces() if may_make_namespaces() else Loopback(free_port())
+
+    @property
+    def proxies(self) -> dict[str, CountingProxy]:
+        return self.net.proxies
 
     @property
     def certificates(self) -> Path:
         return self.folder / "certificates"
 
-    def start(self, *words: str, log: str) -> "subprocess.Popen[bytes]":
+    def start(self, where: list[str], *words: str, log: str) -> "subprocess.Popen[bytes]":
         """One of our commands, in the background."""
         with (self.folder / f"{log}.out").open("ab") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "dandelion", *words],
+                [*where, *DANDELION, *words],
                 cwd=ROOT,
                 stdout=out,
                 stderr=out,
@@ -98,14 +116,17 @@ class Federation:
     def up(self) -> None:
         """Make certificates and start the server."""
         self.make_certificates()
-        words = ["--certificates", str(self.certificates), "--port", str(self.port)]
-        self.server = self.start("server", "up", "--home", str(self.home), *words, log="up")
+        words = ["--host", self.net.host, "--port", str(self.net.port)]
+        words += ["--certificates", str(self.certificates), "--home", str(self.home)]
+        self.server = self.start(self.net.server(), "server", "up", *words, log="up")
         until(lambda: self.command("server", "status").returncode == 0, "server is up", 120)
 
-    def make_certificates(self) -> None:
-        """An authority of this federation's own, and a certificate for this host."""
-        script = ROOT / "deploy" / "certificates.sh"
-        subprocess.run([script, self.certificates, "127.0.0.1"], check=True, stdout=-3)
+    def make_certificates(self, name: str = "certificates") -> Path:
+        """An authority, and a certificate for the server's addresses; the folder with both."""
+        folder, script = self.folder / name, ROOT / "deploy" / "certificates.sh"
+        command = [script, folder, *self.net.addresses]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return folder
 
     @property
     def home(self) -> Path:
@@ -114,7 +135,7 @@ class Federation:
     def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """One of our commands for the server, to its end."""
         return subprocess.run(
-            [sys.executable, "-m", "dandelion", *words, "--home", str(self.home)],
+            [*self.net.server(), *DANDELION, *words, "--home", str(self.home)],
             cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
@@ -131,36 +152,37 @@ class Federation:
 
     def join(self, name: str, *words: str, ca: Path | None = None, register: bool = True) -> None:
         """Start a node; its connection goes through a proxy of its own."""
-        if name not in self.proxies:
-            self.proxies[name] = CountingProxy(self.port)
+        where, superlink = self.net.node(name)
         self.nodes[name] = self.start(
-            "client", "join", f"127.0.0.1:{self.proxies[name].port}",
-            "--home", str(self.folder / name),
+            where, "client", "join", superlink, "--home", str(self.folder / name),
             "--ca", str(ca or self.certificates / "ca.crt"),
             "--key", str(self.key(name, register)), *words, log=name,
         )  # fmt: skip
 
+    def workers(self, name: str) -> list[int]:
+        """A node's resident worker, if it runs."""
+        return processes.of(self.folder / name, "client.worker")
+
     def kill(self, name: str) -> None:
         """A node's power fails: all its processes are gone at once, the worker too."""
         node = self.nodes.pop(name)
-        worker = (self.folder / name / "store" / "worker.log").read_text().split("worker ")[-1]
-        below = descendants(node.pid)
-        for pid in [node.pid, *below, int(worker.split()[0])]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        destroy([node.pid, *descendants(node.pid), *self.workers(name)])
         node.wait()
+
+    def kill_server(self, program: str) -> None:
+        """Kill what runs of one of Flower's programs at the server's side."""
+        destroy(named(descendants(self.server.pid), program))
 
     def run(self, name: str, settings: dict[str, object]) -> "subprocess.Popen[bytes]":
         """Start a run over the wire."""
         pairs = [word for k, v in settings.items() for word in ("--set", f"{k}={v}")]
-        return self.start(
-            "server", "run", "--home", str(self.home), "--name", name, *pairs, log=name
-        )
+        words = ["server", "run", "--home", str(self.home), "--name", name, *pairs]
+        return self.start(self.net.server(), *words, log=name)
 
     def resume(self, name: str) -> "subprocess.Popen[bytes]":
         """Go on with a run."""
-        words = ["--home", str(self.home), "--resume", str(self.runs / name)]
-        return self.start("server", "run", *words, log=name)
+        words = ["server", "run", "--home", str(self.home), "--resume", str(self.runs / name)]
+        return self.start(self.net.server(), *words, log=name)
 
     @property
     def runs(self) -> Path:
@@ -183,5 +205,4 @@ class Federation:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
             end_session(process)
-        for proxy in self.proxies.values():
-            proxy.close()
+        self.net.close()

@@ -10,12 +10,14 @@ CHUNK = 1 << 16
 class CountingProxy:
     """Forwards one local port to another; ``up`` is from whoever connects."""
 
-    def __init__(self, target: int) -> None:
-        self._target, self._cut = target, False
+    def __init__(
+        self, target: int, there: str = "127.0.0.1", here: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        self._target, self._cut = (there, target), False
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self.up = self.down = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((here, port))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -51,7 +53,7 @@ class CountingProxy:
             try:
                 if self._cut:
                     raise ConnectionRefusedError
-                far = socket.create_connection(("127.0.0.1", self._target), timeout=10)
+                far = socket.create_connection(self._target, timeout=10)
             except OSError:
                 near.close()
                 continue

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from federation import Network, altered, config, federate, is_reply
 from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from server.aggregation import RULES, aggregate, combine
+from server.aggregation import RULES, aggregate, by_flower, combine, mean
 from server.records import Contribution
+from shared.config import Config
 from shared.errors import ConfigError
 
 TRAINING = {
@@ -104,6 +107,20 @@ def test_the_mean_weighs_by_examples(tmp_path):
     (group,) = combine(config(tmp_path), sites)
     expected = np.average(numbers.astype(np.float64), axis=0, weights=examples)
     np.testing.assert_array_equal(group.differences, expected.astype(np.float32))
+
+
+@pytest.mark.usefixtures("identity")
+@given(
+    examples=st.lists(st.integers(1, 10**6), min_size=1, max_size=20),
+    seed=st.integers(0, 2**32),
+)
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_the_mean_has_the_bits_of_flowers_fedavg(examples, seed):
+    numbers = np.random.default_rng(seed).standard_normal((len(examples), 9)).astype(np.float32)
+    sites = [contribution(k, numbers[k], count) for k, count in enumerate(examples)]
+    np.testing.assert_array_equal(mean(sites), by_flower(Config(aggregation="mean"), sites))
 
 
 @pytest.mark.usefixtures("identity")

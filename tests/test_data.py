@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.config import Config
 from shared.data import Documents, evenly
 from shared.data.blocks import cut, draw, hold_out
+from shared.data.partitioners import PARTITIONERS
 from shared.data.shards import RULES, shard
 from shared.data.sources import documents_of
 from shared.errors import ConfigError, DataError, UnknownNameError
@@ -103,6 +105,50 @@ def test_shards_are_disjoint_complete_and_none_is_empty(ids, count, rule, seed):
     assert all((np.diff(rows) > 0).all() for rows in shards)
 
 
+@settings(max_examples=8, deadline=None)
+@given(
+    ids=st.lists(st.integers(0, 9), min_size=1, max_size=60),
+    count=st.integers(1, 5),
+    classes=st.integers(1, 4),
+    seed=st.integers(0, 2**63 - 1),
+)
+@pytest.mark.parametrize("rule", sorted(PARTITIONERS))
+def test_flowers_partitioners_deal_each_item_once_or_say_why_not(rule, ids, count, classes, seed):
+    try:
+        shards, reason = shard(ids, count, rule, seed, 0.5, classes), ""
+    except ConfigError as error:
+        shards, reason = [], str(error)
+    if reason:
+        assert rule in reason or count > len(ids)
+        return
+    assert len(shards) == count
+    assert all(len(rows) for rows in shards)
+    assert sorted(np.concatenate(shards)) == list(range(len(ids)))
+    assert all(
+        np.array_equal(first, second)
+        for first, second in zip(shards, shard(ids, count, rule, seed, 0.5, classes), strict=True)
+    )
+
+
+def test_flowers_partitioners_do_what_their_names_say():
+    ids = np.repeat(np.arange(6), 50)
+    owners = [set(ids[rows]) for rows in shard(ids, 6, "flower-natural")]
+    assert owners == [{0}, {1}, {2}, {3}, {4}, {5}]
+    assert [len(rows) for rows in shard(ids, 4, "flower-iid")] == [75, 75, 75, 75]
+    assert {len(set(ids[rows])) for rows in shard(ids, 4, "flower-iid")} == {6}
+    held = [len(set(ids[rows])) for rows in shard(ids, 6, "flower-pathological", classes=3)]
+    assert held == [3] * 6
+    sizes = [len(rows) for rows in shard(ids, 4, "flower-linear")]
+    assert sizes == sorted(sizes)
+    assert sizes[3] > 3.5 * sizes[0]
+    skewed = [len(set(ids[rows])) for rows in shard(ids, 12, "flower-dirichlet", alpha=0.05)]
+    assert np.mean(skewed) < 4
+    with pytest.raises(ConfigError, match="one shard for each of 6 ids"):
+        shard(ids, 5, "flower-natural")
+    with pytest.raises(ConfigError, match=r"gives \d+ of 300 items to none of 2 shards"):
+        shard(ids, 2, "flower-pathological", classes=2)
+
+
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=200), st.integers(1, 6))
 def test_natural_shards_split_no_group_and_are_balanced(ids, count):
     sizes = Counter(ids)
@@ -148,7 +194,7 @@ def test_what_cannot_be_dealt_is_refused_with_the_numbers():
         shard([0] * 60, 40, "dirichlet", alpha=0.001)
     with pytest.raises(ConfigError, match="alpha"):
         shard([0, 1], 2, "dirichlet", alpha=float("nan"))
-    with pytest.raises(UnknownNameError, match="known: dirichlet, iid, natural"):
+    with pytest.raises(UnknownNameError, match=r"known: dirichlet, flower-dirichlet, .* natural"):
         shard([0, 1], 2, "natrual")
 
 
@@ -238,3 +284,23 @@ def test_a_draw_from_nothing_is_refused():
         draw(0, 1, 1, 0, 0, 4)
     with pytest.raises(ValueError, match="a round from 1"):
         draw(0, 1, 0, 0, 10, 4)
+
+
+@given(count=st.integers(1, 6), groups=st.lists(st.sampled_from("abcdefgh"), min_size=8))
+@settings(max_examples=50, deadline=None)
+def test_parts_are_whole_groups_disjoint_and_together_all(count, groups):
+    documents = Documents([str(row) for row in range(len(groups))], groups)
+    if len(set(groups)) < count:
+        with pytest.raises(ConfigError, match="are no"):
+            documents.share(f"1/{count}")
+        return
+    parts = [documents.share(f"{number}/{count}") for number in range(1, count + 1)]
+    texts = [text for part in parts for text in part.texts]
+    assert sorted(texts, key=int) == documents.texts
+    assert sum(len(set(part.groups)) for part in parts) == len(set(groups))
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "half", "1/", "-1/2", "1/0"])
+def test_a_part_that_is_none_is_refused(text):
+    with pytest.raises(ConfigError, match="k/n with k from 1 to n expected"):
+        Config.from_run_config({"data-part": text})

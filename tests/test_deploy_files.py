@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,21 @@ from dandelion.cli import app
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 WORDS = re.compile(r"dandelion (server|client) (\w+)((?:.*\\\n)*.*)")
+
+
+def docker_compose() -> list[str]:
+    """The command that reads compose files, where there is one."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        version = [*command, "version"]
+        if shutil.which(command[0]) is not None:
+            done = subprocess.run(version, check=False, capture_output=True)
+            if done.returncode == 0:
+                return command
+    return []
+
+
+BIN = Path(sys.executable).parent
+DOCKER = docker_compose()
 
 
 def options(group: str, command: str) -> str:
@@ -87,18 +103,35 @@ def test_systemd_reads_the_units(unit):
     assert "Unknown" not in done.stderr
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck here")
 def test_shell_scripts_are_clean():
-    subprocess.run(["shellcheck", *DEPLOY.glob("*.sh")], check=True)
+    subprocess.run([BIN / "shellcheck", *DEPLOY.glob("*.sh")], check=True)
 
 
-def test_docker_reads_the_compose_files():
-    command = ["docker", "compose", "-f", DEPLOY / "compose.yml", "-f", DEPLOY / "compose.tls.yml"]
-    if (
-        shutil.which("docker") is None
-        or subprocess.run(
-            ["docker", "compose", "version"], capture_output=True, check=False
-        ).returncode
-    ):
-        pytest.skip("no docker compose here")
-    subprocess.run([*command, "config", "--quiet"], check=True)
+COMPOSE = [["compose.yml"], ["compose.yml", "compose.tls.yml"]]
+
+
+@pytest.mark.parametrize("names", COMPOSE, ids=" ".join)
+def test_compose_files_are_what_the_specification_says(names, tmp_path):
+    """By its own schema, each file and what they are together."""
+    merged = tmp_path / "merged.yml"
+    merged.write_text(yaml.safe_dump(compose(*names)))
+    files = [*(DEPLOY / name for name in names), merged]
+    command = [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_schema_finds_a_misspelt_key(tmp_path):
+    (tmp_path / "bad.yml").write_text("services: {server: {image: a, comand: [b]}}")
+    command = [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", "bad.yml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "comand" in done.stdout
+
+
+@pytest.mark.skipif(not DOCKER, reason="no docker compose here; the schema was checked")
+@pytest.mark.parametrize("names", COMPOSE, ids=" ".join)
+def test_docker_reads_the_compose_files(names):
+    files = [word for name in names for word in ("-f", DEPLOY / name)]
+    done = subprocess.run([*DOCKER, *files, "config", "--quiet"], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr

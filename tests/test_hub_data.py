@@ -197,8 +197,9 @@ def test_text_files_are_documents_and_their_names_groups(tmp_path):
         documents_of(str(tmp_path))
 
 
-def test_a_folder_of_parquet_files_is_read(tmp_path, monkeypatch):
+def test_a_folder_of_parquet_files_is_read_whatever_lies_beside_them(tmp_path):
     Dataset.from_dict(pages(4)).to_parquet(tmp_path / "web" / "part.parquet")
+    (tmp_path / "web" / "LICENSE.txt").write_text("free")
     assert len(documents_of(str(tmp_path / "web")).texts) == 4
 
 

@@ -1,6 +1,7 @@
 """Who takes part: sites introduce themselves, are waited for, and are refused with a reason."""
 
 import logging
+import time
 from dataclasses import replace
 
 import pytest
@@ -133,6 +134,26 @@ def test_a_refused_node_is_asked_again_after_a_while_and_when_its_rival_is_gone(
     cohort.meet(network, 1)
     assert cohort.sites["0"].node_id == 3
     assert not cohort.outsiders
+
+
+def test_a_newcomer_that_takes_long_to_answer_delays_no_round(tmp_path):
+    chosen = config(tmp_path, round_timeout=60.0)
+    held = []
+    network = Network(chosen, change=lambda reply: [reply] if not is_of(reply, 1) else held)
+    late, cohort = network._contexts.pop(3), Cohort(chosen, lambda hello: "", b"r" * 16)
+    cohort.meet(network, 1)
+    network._contexts[3] = late
+    begun = time.monotonic()
+    cohort.meet(network, 2)
+    assert time.monotonic() - begun < 10
+    assert sorted(cohort.sites) == ["0", "2"]
+    assert not cohort.refusals
+    network.change = lambda reply: [reply]
+    network.push_messages(message for message in network.sent if message.metadata.dst_node_id == 3)
+    cohort._exchange._late = dict.fromkeys(network._inbox)  # its answer is there only now
+    cohort._exchange._nodes |= dict.fromkeys(network._inbox, 3)
+    cohort.meet(network, 3)
+    assert sorted(cohort.sites) == ["0", "1", "2"]
 
 
 def test_a_node_that_is_slow_to_introduce_itself_delays_one_round_and_is_met_later(tmp_path):

@@ -45,6 +45,7 @@ def report(loss=4.4321, rounds=100):
         folder="/runs/mine",
         totals=lambda: Totals(53_700, 1_240_000, 12.0),
         evaluations=lambda: [(0, 5.5), (10, 4.34567)],
+        scores=lambda: {},
         ledger=SimpleNamespace(rows=lambda query, parameters: [(loss,)] if loss else []),
     )
 
@@ -158,7 +159,7 @@ def test_the_table_has_units_and_groups_and_no_long_numbers(tmp_path):
         "zo, q = 16",
         "124,864 parameters",
         "300 in 3 min 07 s, 0.6 s each",
-        "5.473 → 3.219 nats per token",
+        "5.473 → 3.219 nats",
         "108 B up, 1.2 kB down per client and round",
         "176 B up, 2.2 kB down per client and round",
         "27.6 kB of entries",

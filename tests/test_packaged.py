@@ -7,11 +7,12 @@ import bz2
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from shared.carriers import CARRIERS
 from shared.config import Config
-from shared.data import DATASETS, rotten_tomatoes, shakespeare, sotu
+from shared.data import DATASETS, digits, mnist, pictures, rotten_tomatoes, shakespeare, sotu
 from shared.data.corpus import Corpus
 from shared.data.sources import documents_of
 from shared.errors import ConfigError, DataError
@@ -127,6 +128,28 @@ def test_an_unknown_natural_id_names_the_known_ones():
         documents_of("stdlib", by="play")
 
 
+def test_a_picture_is_lines_of_brighter_and_brighter_characters():
+    pixels = np.array([[[0, 16], [8, 15]]], np.uint8)
+    found = pictures.Pictures(pixels, 16, np.array([1]), ("a", "b"))
+    documents = found.documents()
+    assert documents.texts == [" @\n=%"]
+    assert documents.groups == ["b"]
+    assert documents.labels == [1]
+    assert found.features().tolist() == [[0.0, 1.0, 0.5, 0.9375]]
+    fours = np.array([[[0, 4, 8, 8], [4, 0, 8, 8]]], np.uint8)
+    assert pictures.halved(fours).tolist() == [[[2, 8]]]
+
+
+def test_idx_files_are_read_and_others_refused(tmp_path):
+    path = tmp_path / "t10k-labels-idx1-ubyte"
+    path.write_bytes(b"\0\0\x08\x02" + bytes([0, 0, 0, 2, 0, 0, 0, 3]) + bytes(range(6)))
+    assert mnist.read_idx(path).tolist() == [[0, 1, 2], [3, 4, 5]]
+    for data in (b"", b"\0\0\x08\x01", path.read_bytes()[:-1], b"PNG" + path.read_bytes()):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match="is no IDX file"):
+            mnist.read_idx(path)
+
+
 # --- the real ones
 
 
@@ -159,7 +182,27 @@ def real_rotten_tomatoes():
     assert sum(documents.labels) == 7_368
 
 
+def real_digits():
+    documents = check_real("digits")
+    assert Counter(documents.groups)["3"] == 183
+    assert digits.pictures().features().mean() == pytest.approx(0.3053, abs=1e-4)
+
+
+def real_mnist():
+    found = mnist.pictures()
+    assert found.pixels.shape == (70_000, 28, 28)
+    assert found.features()[:100].mean() == pytest.approx(found.pixels[:100].mean() / 255)
+    training, held_out = documents_of("mnist", 700).parts()
+    assert [len(training.texts), len(held_out.texts)] == [600, 100]
+    assert {len(text) for text in training.texts} == {14 * 15 - 1}
+    assert np.bincount(found.labels).tolist() == [
+        6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958,
+    ]  # fmt: skip
+
+
 REAL = {
+    "digits": real_digits,
+    "mnist": real_mnist,
     "shakespeare": real_shakespeare,
     "sotu": real_sotu,
     "rotten-tomatoes": real_rotten_tomatoes,

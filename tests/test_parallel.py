@@ -6,7 +6,7 @@ import torch
 from federation import config, federate
 from torch import nn
 
-from shared import groups, tasks
+from shared import groups
 from shared import parallel as module
 from shared.directions import DIRECTIONS, Key
 from shared.errors import ConfigError
@@ -15,7 +15,8 @@ from shared.flat import flatten
 from shared.learner import Learner
 from shared.parallel import Parallel
 from shared.perturb import Perturber
-from shared.tasks import language_modelling
+from shared.tasks import language_modelling as tasks
+from shared.tasks.language_modelling import language_modelling
 
 EPS, KEYS = 1e-2, [Key(7, 3, 0, k) for k in range(5)]
 VOCABULARY = 50

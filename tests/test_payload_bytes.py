@@ -3,6 +3,9 @@
 import pytest
 from federation import config, federate
 
+from shared.models import LanguageModel, load_model
+from shared.models.tokenizers import ByteTokenizer
+
 MOST = 400
 QUERIES = {"queries": 64, "zo_batch_size": 1, "num_rounds": 2, "eval_blocks": 1}
 
@@ -35,7 +38,10 @@ def test_no_other_client_makes_it_more(tmp_path, small):
 
 @pytest.mark.slow
 def test_a_model_140_times_as_large_takes_the_same_bytes(tmp_path, small):
-    found = federate(config(tmp_path, model="20M", num_clients=1, snapshot_interval=0, **QUERIES))
+    large = load_model("20M", 1)
+    LanguageModel("20M", large.module, ByteTokenizer()).save(tmp_path / "20M")
+    chosen = {"model": str(tmp_path / "20M"), "num_clients": 1, "snapshot_interval": 0}
+    found = federate(config(tmp_path, **chosen, **QUERIES))
     assert found.summary["parameters"] > 140 * small.summary["parameters"]
     assert payloads(found) == payloads(small)
     assert max(row[-1] for row in payloads(found)) <= MOST

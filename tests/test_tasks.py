@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from shared import tasks
 from shared.flat import flatten
 from shared.models import load_model
-from shared.tasks import example_losses, language_modelling, loss_tensor
+from shared.tasks import language_modelling as tasks
+from shared.tasks.language_modelling import example_losses, language_modelling, loss_tensor
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of transformers
 

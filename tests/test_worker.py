@@ -1,5 +1,6 @@
 """The resident worker: started once, found again, replaced when it must be, and never two of it."""
 
+import base64
 import json
 import os
 import signal
@@ -12,13 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
 
 from client.app import app
 from client.node import Node
 from client.private import place_of, private_folder, take
 from client.resident import Resident, end, ready, status
-from dandelion.local import SERVER_NODE, LocalGrid, run_local
+from dandelion.local import SERVER_NODE, Client, LocalGrid, run_local
 from server.run import serve
 from shared.config import Config
 from shared.errors import ConfigError, WorkerError
@@ -28,19 +31,45 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"num-rounds": 2, "num-clients": 2, "queries": 2, "max-samples": 40, "block-size": 16,
             "eval-blocks": 4, "save-model": False}  # fmt: skip
+HEAVY = {"torch", "transformers", "numba", "datasets", "safetensors", "peft", "client.host"}
 ALONE = """
-import sys
+import base64, json, sys
 sys.argv[0] = "flwr-clientapp"
 from flwr.supercore.task_identity import TaskIdentity
 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message
 from client.app import app
-from shared.wire import pack, unpack
-run, node = {run!r}, {node!r}
-reply = app(Message(pack(b""), 2, MessageType.QUERY), Context(1, 2, node, RecordDict(), run))
-assert "torch" not in sys.modules and "client.host" not in sys.modules
-print(unpack(reply.content)[0].decode())
+given = json.load(sys.stdin)
+message = message_from_proto(Message.FromString(base64.b64decode(given["message"])))
+reply = app(message, Context(1, given["id"], given["node"], RecordDict(), given["run"]))
+data = base64.b64encode(message_to_proto(reply).SerializeToString()).decode()
+print(json.dumps({"reply": data, "modules": sorted(sys.modules)}))
 """
+
+
+class OneMessage:
+    """A client that has a process of its own for every message, as Flower's deployment has."""
+
+    def __init__(self):
+        self.modules: list[set[str]] = []  # that each process had imported when it was done
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        given = {
+            "message": base64.b64encode(message_to_proto(message).SerializeToString()).decode(),
+            "id": context.node_id, "node": context.node_config, "run": context.run_config,
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", ALONE],
+            cwd=ROOT, input=json.dumps(given), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        self.modules.append(set(found["modules"]))
+        return message_from_proto(ProtoMessage.FromString(base64.b64decode(found["reply"])))
 
 
 @pytest.fixture
@@ -60,7 +89,9 @@ def node(number: int = 0, **more: object) -> dict[str, object]:
     return {"partition-id": number, "num-partitions": 2, "worker": "resident", **more}
 
 
-def federation(folder: Path, name: str, nodes: list[dict[str, object]], **more: object) -> str:
+def federation(
+    folder: Path, name: str, nodes: list[dict[str, object]], client: Client = app, **more: object
+) -> str:
     """Train with these nodes in the local engine; return the digest."""
     given = {"output-dir": str(folder), "run-name": name} | more
     run = Config.from_run_config({**SETTINGS, **given}).to_run_config()
@@ -68,19 +99,8 @@ def federation(folder: Path, name: str, nodes: list[dict[str, object]], **more: 
         SERVER_NODE + 1 + i: Context(1, SERVER_NODE + 1 + i, config, RecordDict(), run)
         for i, config in enumerate(nodes)
     }
-    done = serve(LocalGrid(app, contexts), run)
+    done = serve(LocalGrid(client, contexts), run)
     return json.loads((done / "summary.json").read_text())["digest"]
-
-
-def alone(config: dict[str, object]) -> dict[str, object]:
-    """An introduction by a ClientApp in a process of its own, as Flower runs it."""
-    run = Config.from_run_config(SETTINGS).to_run_config()
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ALONE.format(run=run, node=config)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def test_resident_workers_give_the_digest_of_inline_ones(runtime):
@@ -97,13 +117,24 @@ def test_resident_workers_give_the_digest_of_inline_ones(runtime):
     assert [status(place_of(node(i)))["pid"] for i in (0, 1)] == [w["pid"] for w in workers]
 
 
-def test_the_next_client_app_loads_no_model_and_imports_no_torch(runtime):
-    config = {"partition-id": 0, "num-partitions": 2}  # nothing said: a process of one message
-    assert alone(config)["site"] == "0"
-    worker = status(place_of(config))
-    assert alone(config)["site"] == "0"
-    again = status(place_of(config))
-    assert (again["pid"], again["calls"]) == (worker["pid"], worker["calls"] + 1)
+def test_a_process_of_one_message_loads_no_model_and_imports_no_torch(runtime):
+    """Not in the first round, where it starts the worker, and not in those that follow."""
+    expected = federation(runtime, "stays", [node()])
+    end(place_of(node()))
+    config = {"partition-id": 0, "num-partitions": 2}  # nothing said of a worker: resident
+    client, seen = OneMessage(), []
+
+    def noting(message: Message, context: Context) -> Message:
+        reply = client(message, context)
+        seen.append(status(place_of(config)))
+        return reply
+
+    assert federation(runtime, "alone", [config], noting) == expected
+    assert [worker["calls"] for worker in seen] == [1, 2, 3]  # an introduction and two rounds
+    assert len({worker["pid"] for worker in seen}) == 1
+    assert seen[-1]["torch"]
+    for modules in client.modules:
+        assert not modules & HEAVY
 
 
 def test_the_socket_is_for_its_owner_alone(runtime):

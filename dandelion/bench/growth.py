@@ -140,7 +140,7 @@ def _size(name: str, queries: int = 1) -> dict[str, float]:
     from shared.flat import flatten
     from shared.models.gpt2 import BYTES, Shape, hollow, initialise_
     from shared.perturb import Perturber
-    from shared.tasks import language_modelling
+    from shared.tasks.language_modelling import language_modelling
 
     torch.set_num_threads(THREADS)
     width, layers = SIZES[name]

@@ -50,7 +50,7 @@ def _run(way: str) -> dict[str, float]:
     from shared.flat import flatten
     from shared.models.gpt2 import build
     from shared.perturb import Perturber
-    from shared.tasks import language_modelling
+    from shared.tasks.language_modelling import language_modelling
 
     torch.set_num_threads(2)
     model = flatten(build(SIZE, seed=1).module)

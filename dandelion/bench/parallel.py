@@ -15,7 +15,7 @@ from shared.flat import FlatModel, flatten
 from shared.models.gpt2 import BYTES, Shape, hollow, initialise_
 from shared.parallel import Parallel
 from shared.perturb import Perturber
-from shared.tasks import language_modelling
+from shared.tasks.language_modelling import language_modelling
 
 MODEL = Shape(width=256, layers=6, heads=4, positions=512, vocabulary=BYTES)
 THREADS = 2

@@ -12,7 +12,7 @@ from shared.directions import DIRECTIONS, Key
 from shared.flat import FlatModel, flatten
 from shared.models.gpt2 import build
 from shared.perturb import Perturber
-from shared.tasks import language_modelling
+from shared.tasks.language_modelling import language_modelling
 
 EPS = 1e-3
 THREADS = 2

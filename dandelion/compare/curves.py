@@ -20,7 +20,8 @@ SELECT e.round, e.loss,
   (SELECT coalesce(sum(payload), 0) FROM traffic t WHERE t.round <= e.round),
   (SELECT coalesce(sum(message), 0) FROM traffic t WHERE t.round <= e.round),
   (SELECT coalesce(sum(forwards), 0) FROM metrics m WHERE m.round <= e.round),
-  (SELECT coalesce(sum(seconds), 0) FROM metrics m WHERE m.round <= e.round)
+  (SELECT coalesce(sum(seconds), 0) FROM metrics m WHERE m.round <= e.round),
+  (SELECT value FROM scores s WHERE s.round = e.round AND s.site = '' AND s.name = 'accuracy')
 FROM evaluations e WHERE e.round <= (SELECT coalesce(max(round), 0) FROM entries) ORDER BY e.round
 """
 
@@ -35,6 +36,7 @@ class Point:
     message: float
     forwards: float
     seconds: float
+    accuracy: float | None = None  # where the task has classes
 
 
 def points_of(folder: Path) -> list[Point]:
@@ -42,8 +44,8 @@ def points_of(folder: Path) -> list[Point]:
     with closing(Ledger.open(folder / LEDGER)) as ledger:
         clients = ledger.rows("SELECT count(DISTINCT site) FROM contributions")[0][0] or 1
         return [
-            Point(round_, loss, payload / clients, message / clients, forwards / clients, seconds)
-            for round_, loss, payload, message, forwards, seconds in ledger.rows(POINTS)
+            Point(round_, loss, ours / clients, whole / clients, runs / clients, seconds, accuracy)
+            for round_, loss, ours, whole, runs, seconds, accuracy in ledger.rows(POINTS)
         ]
 
 

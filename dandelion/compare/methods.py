@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from dandelion.recipes import expanded
 from shared.config import Config, Value, parse
 from shared.errors import ConfigError, UnknownNameError
 
@@ -53,8 +54,10 @@ def configurations(
     common = {key: value for name, key, value in given if not name}
     return {
         name: Config.from_run_config(
-            {**base, **common, **row, **{key: value for of, key, value in given if of == name}}
-            | {"run-name": name}
+            expanded(
+                {**base, **common, **row, **{key: value for of, key, value in given if of == name}}
+                | {"run-name": name}
+            )
         )
         for name, row in rows.items()
     }

@@ -77,7 +77,7 @@ def table_rows(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]
         [
             method["name"],
             *_costs(method["to_target"], axes),
-            f"{method['final_loss']:.4f}",
+            _reached(method),
             _size(method["peak_memory_bytes"]),
         ]
         for method in comparison["methods"]
@@ -90,6 +90,12 @@ def _costs(target: Mapping[str, float] | None, axes: list[str]) -> list[str]:
         return ["never", *["–"] * (len(axes) - 1)]
     return [f"{target[axis]:,.4g}" if axis == "seconds" else f"{target[axis]:,.0f}"
             for axis in axes]  # fmt: skip
+
+
+def _reached(method: Mapping[str, Any]) -> str:
+    """The loss at the end, and the accuracy where the task has classes."""
+    accuracy = method["points"][-1].get("accuracy")
+    return f"{method['final_loss']:.4f}" + (f", {accuracy:.1%}" if accuracy is not None else "")
 
 
 def _size(count: int | None) -> str:

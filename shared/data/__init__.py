@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import DataError
-from shared.packages import Package
+from shared.errors import ConfigError, DataError
+from shared.packages import Package, is_cached
 from shared.registry import Registry
 
 
@@ -40,6 +40,23 @@ class Documents:
             None if held is None else [held[row] for row in rows],
             f"{self.revision}, {len(rows)} of {len(self.texts)}" if self.revision else "",
         )
+
+    def share(self, part: str) -> "Documents":
+        """The documents of some groups: of those sorted by name, in ``k/n`` the k-th of every n.
+
+        Empty: all. Shares are disjoint, whole groups, and together all.
+
+        Raises:
+            ConfigError: ``part`` has another form, or there are fewer than n groups.
+        """
+        number, count = share_of(part)
+        names = sorted(set(self.groups))
+        if len(names) < count:
+            raise ConfigError(f"data-part = {part}: {len(names)} groups are no {count} parts")
+        chosen = set(names[number - 1 :: count])
+        if len(chosen) == len(names):
+            return self
+        return self.take([row for row, group in enumerate(self.groups) if group in chosen])
 
     def thin(self, most: int) -> "Documents":
         """Keep ``most`` documents, evenly spaced over the order; all of them if ``most`` is 0.
@@ -76,6 +93,29 @@ class Source:
     licence: str
     samples: int = 0  # documents that are taken where max-samples is 0; 0 = all
     carrier: Package | None = None
+    hub: str = ""
+    here: Callable[[], bool] = lambda: True
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it can be had without a network."""
+        return self.here() if self.carrier is None else is_cached(self.carrier)
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, in words."""
+        if self.carrier is None:
+            return f"huggingface.co/datasets/{self.hub}" if self.hub else "this machine"
+        package = self.carrier
+        return f"{package.name} {package.version} of {package.index}, sha256 {package.sha256}"
+
+
+def share_of(part: str) -> tuple[int, int]:
+    """Read ``k/n`` with 1 <= k <= n; empty is 1/1."""
+    number, slash, count = (part or "1/1").partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise ConfigError(f"data-part: k/n with k from 1 to n expected, such as 1/2, got {part!r}")
 
 
 def picked(texts: Sequence[str], rows: Sequence[int]) -> list[str]:

@@ -7,8 +7,9 @@ import numpy as np
 
 from shared.config import Config
 from shared.data import evenly
-from shared.data.blocks import Blocks
+from shared.data.blocks import Blocks, hold_out
 from shared.data.corpus import Corpus
+from shared.errors import DataError
 from shared.models import LanguageModel
 
 LOG = logging.getLogger("dandelion")
@@ -20,6 +21,7 @@ class Shards:
 
     queries: Blocks
     gradients: Blocks
+    held_out: Blocks | None = None  # what a site evaluates on, where sites do
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class SiteData:
         queries = Corpus.of(config, model)
         if config.bp_dataset in ("", config.dataset):
             return cls(queries, queries, config)
-        other = replace(config, dataset=config.bp_dataset, max_samples=0, partition_by="")
+        other = replace(
+            config, dataset=config.bp_dataset, max_samples=0, partition_by="", data_part=""
+        )
         gradients = Corpus.of(other, model)
         LOG.warning(
             "queries are measured on %s (%d examples), gradients taken on %s (%d examples)",
@@ -51,10 +55,29 @@ class SiteData:
         queries; of one example, neither can do without. ``bp-max-samples`` then thins the former.
         """
         queries, gradients = self.queries.shard(number, count), self.gradients.shard(number, count)
+        queries, held_out = self._kept(queries)
+        if self.gradients is self.queries:
+            gradients = queries
         if self.config.split_bp_zo_data and len(queries) > 1:
             rows = np.arange(len(queries))
             queries, gradients = queries.take(rows[1::2]), gradients.take(rows[::2])
         most = self.config.bp_max_samples
         if 0 < most < len(gradients):
             gradients = gradients.take(evenly(len(gradients), most))
-        return Shards(queries, gradients)
+        return Shards(queries, gradients, held_out)
+
+    def _kept(self, queries: Blocks) -> tuple[Blocks, Blocks | None]:
+        """What a site measures on, and what of its examples it keeps for evaluation.
+
+        Raises:
+            DataError: it has too few of them.
+        """
+        fraction, most = self.config.site_eval_fraction, self.config.eval_blocks
+        if not fraction:
+            return queries, None
+        training, held_out = hold_out(queries, fraction, most)
+        if not len(held_out):
+            raise DataError(
+                f"site-eval-fraction = {fraction} keeps none of a site's {len(queries)} examples"
+            )
+        return training, held_out

@@ -1,6 +1,6 @@
-"""Blocks: a language model's examples, each so many tokens in a row of one group's documents."""
+"""Blocks: examples as rows of tokens, those of one group beside each other."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,20 +19,23 @@ Rows = NDArray[np.int64]
 class Blocks:
     """Examples of equal length, those of one group beside each other and in reading order."""
 
-    tokens: NDArray[np.uint16] | NDArray[np.int32]  # (n, length)
+    tokens: NDArray[np.uint16] | NDArray[np.int32]  # (n, length); -1 after the end of a text
     groups: Rows  # (n,) ascending: the place of each block's group in ``names``
     names: tuple[str, ...]
+    labels: Rows | None = None  # (n,) the class of each, where the task has classes
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def take(self, rows: Rows) -> "Blocks":
         """Return some of the blocks."""
-        return Blocks(self.tokens[rows], self.groups[rows], self.names)
+        labels = None if self.labels is None else self.labels[rows]
+        return Blocks(self.tokens[rows], self.groups[rows], self.names, labels)
 
     def batch(self, rows: Rows) -> Rows:
-        """Return the tokens of some blocks (len(rows), length), as models read them."""
-        return self.tokens[rows].astype(np.int64)
+        """Return some blocks (len(rows), length) as tasks read them, labels in a column before."""
+        tokens = self.tokens[rows].astype(np.int64)
+        return tokens if self.labels is None else np.column_stack([self.labels[rows], tokens])
 
 
 def cut(documents: Documents, tokenizer: Tokenizer, length: int) -> Blocks:
@@ -58,6 +61,33 @@ def cut(documents: Documents, tokenizer: Tokenizer, length: int) -> Blocks:
         np.repeat(np.arange(len(sizes), dtype=np.int64), sizes),
         tuple(streams),
     )
+
+
+def labelled(
+    documents: Documents, classes: int, encode: Callable[[str], NDArray[np.int64]]
+) -> Blocks:
+    """Make an example of each document, as ``encode`` gives its tokens, and keep its label.
+
+    Raises:
+        DataError: the documents have no labels, or other ones than 0 .. classes - 1.
+    """
+    labels = documents.labels
+    if labels is None or not len(labels):
+        raise DataError("documents with labels expected, got none: task classification needs them")
+    if not 0 <= min(labels) <= max(labels) < classes:
+        raise DataError(
+            f"labels 0 to {classes - 1} expected, as many as label-words; got {min(labels)} to "
+            f"{max(labels)}"
+        )
+    names = tuple(sorted(set(documents.groups)))
+    number = {name: place for place, name in enumerate(names)}
+    groups = np.array([number[group] for group in documents.groups], np.int64)
+    order = np.argsort(groups, kind="stable")
+    texts = [encode(documents.texts[row]) for row in order.tolist()]
+    tokens = np.full((len(texts), max(map(len, texts))), -1, np.int32)
+    for row, text in zip(tokens, texts, strict=True):
+        row[: len(text)] = text
+    return Blocks(tokens, groups[order], names, np.array(labels, np.int64)[order])
 
 
 def _by_group(documents: Documents) -> Mapping[str, list[str]]:

@@ -31,18 +31,21 @@ class Row:
     headings: bool = False  # rows are lines, and a document begins at a line ' = Title = '
 
 
+def place_of(name: str, most: int) -> Path:
+    """Where a copy is or will be: what was put by hand as ``<cache>/local/<name>`` goes before."""
+    by_hand = cache_folder() / "local" / name
+    if by_hand.is_dir():
+        return by_hand
+    return cache_folder() / "hub" / f"{name.replace('/', '--')}-{most or 'all'}"
+
+
 def copied(name: str, row: Row, most: int) -> Path:
     """The folder with the first ``most`` documents (0: all), streamed from the hub if not there.
-
-    ``<cache>/local/<name>``, put there by hand, goes before.
 
     Raises:
         DataError: neither is the folder there nor can the hub be reached.
     """
-    by_hand = cache_folder() / "local" / name
-    if by_hand.is_dir():
-        return by_hand
-    folder = cache_folder() / "hub" / f"{name.replace('/', '--')}-{most or 'all'}"
+    folder = place_of(name, most)
     if folder.is_dir():
         return folder
     try:
@@ -51,11 +54,14 @@ def copied(name: str, row: Row, most: int) -> Path:
         with made_whole(folder) as draft:
             _save(row, most, revision, draft)
     except _unreachable() as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason, local = (
+            str(error.__cause__ or error).splitlines()[0].rstrip("."),
+            cache_folder() / "local",
+        )
         raise DataError(
             f"data set {name!r} cannot be had from the hub ({row.hub}): {reason}. Where the hub "
             f"can be reached, run 'dandelion data download {name}' and copy {folder} here; or "
-            f"save the data set yourself (datasets: save_to_disk) as {by_hand}"
+            f"save the data set yourself (datasets: save_to_disk) as {local / name}"
         ) from error
     return folder
 

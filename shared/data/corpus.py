@@ -1,18 +1,22 @@
 """A data set as a run sees it: one shard per site, and held-out examples for the server."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from shared.config import Config
 from shared.data import Documents, evenly
-from shared.data.blocks import Blocks, cut, hold_out
+from shared.data.blocks import Blocks, hold_out
+from shared.data.kept import kept
 from shared.data.shards import shard
 from shared.data.sources import documents_of
 from shared.errors import ConfigError, DataError
 from shared.models import LanguageModel
 from shared.models.tokenizers import ByteTokenizer
+from shared.tasks import task_of
 
 
 @dataclass
@@ -22,31 +26,33 @@ class Corpus:
     training: Blocks
     held_out: Blocks
     config: Config
+    classes: tuple[str, ...] = ()  # names of the labels, where the data set has classes
     _shards: dict[int, list[Blocks]] = field(default_factory=dict)  # by number of shards
 
     @classmethod
     def of(cls, config: Config, model: LanguageModel) -> "Corpus":
-        """Load, tokenise, cut and split what ``config`` names.
-
-        A model without a tokenizer here reads bytes.
-        """
+        """Load what ``config`` names, make examples for its task, and split them."""
         documents = documents_of(config.dataset, config.max_samples, config.partition_by)
-        tokenizer = model.tokenizer or ByteTokenizer()
+        documents = documents.share(config.data_part)
+        return cls.split(config, documents, partial(_examples, config, model))
 
-        def examples(some: Documents) -> Blocks:
-            return cut(some, tokenizer, config.block_size)
-
+    @classmethod
+    def split(
+        cls, config: Config, documents: Documents, examples: Callable[[Documents], Blocks]
+    ) -> "Corpus":
+        """Hold out what the data set itself does, or else the last examples of each group."""
         if parts := documents.parts():
             training, held_out = map(examples, parts)
             most = min(config.eval_blocks, len(held_out))
-            return cls(training, held_out.take(evenly(len(held_out), most)), config)
-        blocks = examples(documents)
-        training, held_out = hold_out(blocks, config.eval_fraction, config.eval_blocks)
-        if not len(held_out):
-            raise DataError(
-                f"eval-fraction = {config.eval_fraction} holds no block out of {len(blocks)}"
-            )
-        return cls(training, held_out, config)
+            held_out = held_out.take(evenly(len(held_out), most))
+        else:
+            blocks = examples(documents)
+            training, held_out = hold_out(blocks, config.eval_fraction, config.eval_blocks)
+            if not len(held_out):
+                raise DataError(
+                    f"eval-fraction = {config.eval_fraction} holds no example out of {len(blocks)}"
+                )
+        return cls(training, held_out, config, documents.classes)
 
     def shard(self, number: int, count: int) -> Blocks:
         """The examples of shard ``number`` of ``count``.
@@ -58,10 +64,30 @@ class Corpus:
             raise ConfigError(f"a partition-id from 0 to below {count} expected, got {number}")
         if count not in self._shards:
             c = self.config
-            dealt = shard(self.training.groups, count, c.partitioner, c.seed, c.partition_alpha)
+            how = c.partitioner, c.seed, c.partition_alpha, c.partition_classes
+            dealt = shard(self.training.groups, count, *how)
             self._shards[count] = [self.training.take(rows) for rows in dealt]
         return self._shards[count][number]
 
     def evaluation(self) -> Tensor:
-        """All held-out blocks (n, block_size) as tokens."""
+        """All held-out examples as the task's rows."""
         return torch.from_numpy(self.held_out.batch(torch.arange(len(self.held_out)).numpy()))
+
+
+def _examples(config: Config, model: LanguageModel, documents: Documents) -> Blocks:
+    """The task's examples, kept in the cache; those of bytes are as soon made as read."""
+    task = task_of(config, model)
+
+    def make() -> Blocks:
+        return task.examples(documents, config.block_size)
+
+    if isinstance(model.tokenizer, ByteTokenizer):
+        return make()
+    settings = {
+        "dataset": config.dataset,
+        "max samples": config.max_samples,
+        "block size": config.block_size,
+        "grouped by": config.partition_by,
+        "task": [config.task, task.classes, config.prompt, model.has_head],
+    }
+    return kept(settings, model.tokenizer.identity, documents, make)

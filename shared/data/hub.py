@@ -5,7 +5,7 @@ or as ``max-samples`` says, and kept in the data cache, so that later runs need 
 """
 
 from shared.data import DATASETS, Documents, Source
-from shared.data.copies import Row, copied
+from shared.data.copies import Row, copied, place_of
 from shared.data.saved import documents_in
 
 UNKNOWN_SAMPLES = 10_000  # of a set that has no row here
@@ -76,7 +76,10 @@ def hub_source(name: str, row: Row, about: str, size: str, licence: str) -> Sour
         return documents_in(copied(name, row, most if row.samples else 0), by).thin(most)
 
     kind = "local" if name.endswith("-local") else "hub"
-    return Source(load, kind, about, ("group",), size, licence, row.samples)
+    return Source(
+        load, kind, about, ("group",), size, licence, row.samples, hub=row.hub,
+        here=lambda: place_of(name, row.samples).is_dir(),
+    )  # fmt: skip
 
 
 def any_on_hub(name: str) -> Source:

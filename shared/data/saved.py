@@ -16,6 +16,7 @@ from shared.errors import ConfigError, DataError
 
 TEXTS = (("text",), ("question", "long_answer", "final_decision"), ("sentence",), ("content",))
 LABELS = ("label", "final_decision")
+TABLES = (".parquet", ".json", ".jsonl", ".csv", ".arrow", ".gz", ".zst")
 PARTS = 256  # consecutive documents are bundled into at most so many groups where none has an id
 OURS = ("group", "label", "held_out")
 
@@ -39,8 +40,9 @@ def documents_in(folder: Path, by: str = "group") -> Documents:
     Raises:
         DataError: it holds nothing that can be read, or no column of text; names what it holds.
     """
-    if not is_saved(folder) and (paths := sorted(folder.rglob("*.txt"))):
-        return Documents([_read(path) for path in paths], [path.stem for path in paths])
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".txt", *TABLES))
+    if files and not is_saved(folder) and all(path.suffix == ".txt" for path in files):
+        return Documents([_read(path) for path in files], [path.stem for path in files])
     return documents_from(opened(folder), by, str(folder))
 
 

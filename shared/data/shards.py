@@ -1,7 +1,8 @@
 """Rules that deal items to shards: each item to exactly one, each shard at least one.
 
-An item is whatever a client counts as an example, usually a block. Random rules take their words
-from Philox and integers alone, so every machine deals the same.
+An item is whatever a client counts as an example, usually a block. Our random rules take their
+words from Philox and integers alone, so every machine deals the same; those of ``flwr-datasets``
+are in ``partitioners``.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.data.partitioners import PARTITIONERS, owners_by
 from shared.directions import Key
 from shared.directions.philox import DRAWS, words
 from shared.errors import ConfigError, UnknownNameError
@@ -28,26 +30,37 @@ def shard(
     rule: str = "natural",
     seed: int = 0,
     alpha: float = 0.5,
+    classes: int = 2,
 ) -> list[Ids]:
     """Deal items to ``count`` shards and return the items of each, ascending.
 
     Args:
         ids: the group or the label of each item (n,).
         count: how many shards.
-        rule: ``natural``, ``iid`` or ``dirichlet``.
+        rule: ``natural``, ``iid``, ``dirichlet``, or one of ``flwr-datasets``: ``flower-...``.
         seed: of the random rules.
-        alpha: ``dirichlet`` only; small: each id in few shards, large: as ``iid``.
+        alpha: Dirichlet rules only; small: each id in few shards, large: as ``iid``.
+        classes: ``flower-pathological`` only; how many ids a shard has.
 
     Raises:
         ConfigError: the rule is unknown, or some shard would be empty.
     """
-    if rule not in RULES:
-        raise UnknownNameError("shard rule", rule, RULES)
+    if rule not in NAMES:
+        raise UnknownNameError("shard rule", rule, NAMES)
     if not 1 <= count <= len(ids):
         raise ConfigError(f"between 1 and {len(ids)} shards expected for {len(ids)} items: {count}")
     _, inverse = np.unique(np.asarray(ids), return_inverse=True)
-    owners = RULES[rule](inverse.astype(np.int64), count, seed, alpha)
-    return [np.flatnonzero(owners == number) for number in range(count)]
+    items = inverse.astype(np.int64)
+    if rule in RULES:
+        owners = RULES[rule](items, count, seed, alpha)
+    else:
+        owners = owners_by(rule, items, count, seed, alpha, classes)
+    shards = [np.flatnonzero(owners == number) for number in range(count)]
+    if empty := sum(not len(rows) for rows in shards):
+        raise ConfigError(
+            f"{rule} leaves {empty} of {count} shards without any of {len(ids)} items"
+        )
+    return shards
 
 
 def natural(ids: Ids, count: int, seed: int, alpha: float) -> Ids:
@@ -118,3 +131,4 @@ def _words64(seed: int, index: int, count: int) -> NDArray[np.uint64]:
 
 
 RULES: dict[str, Rule] = {"dirichlet": dirichlet, "iid": iid, "natural": natural}
+NAMES = (*RULES, *PARTITIONERS)

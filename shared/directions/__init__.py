@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -31,8 +31,13 @@ class Directions(Protocol):
     Padding that a slice covers is written too; ``Layout.clear_padding_`` resets it.
     """
 
-    exact: ClassVar[bool]  # the same bits on every device, at any thread count
-    pointwise: ClassVar[bool]  # a number depends on its address alone, not on the tensor around it
+    @property
+    def exact(self) -> bool:
+        """Whether it is the same bits on every device, at any thread count."""
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether a number depends on its address alone, not on the tensor around it."""
 
     def add_to_(
         self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0

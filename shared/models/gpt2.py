@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from shared.models import FORWARDS, MODELS, LanguageModel, Tokenizer
+from shared.models import FORWARDS, MODELS, LanguageModel
 from shared.models.initial import fill_normal_
+from shared.models.packaged import BPE, gpt2_tokenizer
 from shared.models.tokenizers import ByteTokenizer
 
 BYTES = ByteTokenizer().size
-BPE = 50_257  # GPT-2's own vocabulary, whose last token ends a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ def build(name: str, seed: int) -> LanguageModel:
     shape = SHAPES[name]
     module = hollow(shape)
     initialise_(module, seed, shape.layers)
-    tokenizer: Tokenizer | None = ByteTokenizer() if shape.vocabulary == BYTES else None
-    return LanguageModel(name, module, tokenizer)
+    bytes_ = shape.vocabulary == BYTES
+    return LanguageModel(name, module, ByteTokenizer() if bytes_ else gpt2_tokenizer())
 
 
 for _name in SHAPES:

@@ -1,10 +1,14 @@
 """Tokenizers: bytes, the same everywhere and never trained, or any of Hugging Face's."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 
@@ -15,12 +19,18 @@ class ByteTokenizer:
     Encodes with numpy what ``transformers.ByT5Tokenizer(extra_ids=0)`` encodes byte by byte.
     """
 
-    end: int = 1  # </s>; 0 is <pad>, 2 is <unk>
+    end: int = 1  # </s>; 2 is <unk>
+    pad: int = 0
     size: int = 259
+    identity: str = "bytes"
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Tokens of a text; a lone surrogate, which is no text, becomes a question mark."""
         return np.frombuffer(text.encode("utf-8", "replace"), np.uint8) + np.int64(3)
+
+    def sequence(self, text: str, most: int) -> NDArray[np.int64]:
+        """Tokens of a text and the end-of-text token."""
+        return np.append(self.encode(text)[: most - 1], self.end)
 
     def decode(self, tokens: NDArray[np.int64]) -> str:
         """Text of tokens; special tokens are left out, broken UTF-8 is replaced."""
@@ -41,13 +51,33 @@ class HubTokenizer:
     end: int
 
     @property
+    def pad(self) -> int:
+        """Its own padding, or the end-of-text token."""
+        pad = self.inner.pad_token_id
+        return self.end if pad is None else int(pad)
+
+    @property
     def size(self) -> int:
         """How many tokens there are."""
         return len(self.inner)
 
+    @cached_property
+    def identity(self) -> str:
+        """A hash of its vocabulary, its rules and its special tokens."""
+        backend = getattr(self.inner, "backend_tokenizer", None)
+        rules = json.dumps(self.inner.get_vocab()) if backend is None else backend.to_str()
+        name = type(self.inner).__name__
+        what = f"{name} {self.inner.special_tokens_map} {rules}"
+        return xxhash.xxh3_128(what.encode()).hexdigest()
+
     def encode(self, text: str) -> NDArray[np.int64]:
         """Tokens of a text, of any length, with no special token added."""
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return np.array(self.inner(text, **options)["input_ids"], np.int64)
+
+    def sequence(self, text: str, most: int) -> NDArray[np.int64]:
+        """Tokens of a text with the special ones that its model was trained with."""
+        options = {"truncation": True, "max_length": most, "split_special_tokens": True}
         return np.array(self.inner(text, **options)["input_ids"], np.int64)
 
     def decode(self, tokens: NDArray[np.int64]) -> str:
@@ -57,3 +87,38 @@ class HubTokenizer:
     def save(self, folder: Path) -> None:
         """Write what ``AutoTokenizer.from_pretrained`` reads."""
         self.inner.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class LateTokenizer:
+    """A tokenizer whose files are fetched when the first text is read; its numbers are known."""
+
+    end: int
+    pad: int
+    size: int
+    load: Callable[[], HubTokenizer]
+
+    @cached_property
+    def _inner(self) -> HubTokenizer:
+        return self.load()
+
+    @property
+    def identity(self) -> str:
+        """A hash of what it does; its files are needed."""
+        return self._inner.identity
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Tokens of a text, with no special token added."""
+        return self._inner.encode(text)
+
+    def sequence(self, text: str, most: int) -> NDArray[np.int64]:
+        """Tokens of a text with the special ones that its model expects."""
+        return self._inner.sequence(text, most)
+
+    def decode(self, tokens: NDArray[np.int64]) -> str:
+        """Text of tokens, special ones included."""
+        return self._inner.decode(tokens)
+
+    def save(self, folder: Path) -> None:
+        """Write what ``AutoTokenizer.from_pretrained`` reads."""
+        self._inner.save(folder)

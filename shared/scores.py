@@ -1,0 +1,67 @@
+"""Loss, accuracy and F1, from sums that can be added over batches and sites in any order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Counts = NDArray[np.int64]
+
+
+def _none() -> Counts:
+    return np.zeros((0, 0), np.int64)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model did on some examples."""
+
+    total: float  # loss in nats, summed over the examples
+    examples: int
+    confusion: Counts = field(default_factory=_none)  # [class, choice]; empty without classes
+
+    @property
+    def classes(self) -> int:
+        """How many classes the task has; 0: none."""
+        return len(self.confusion)
+
+    def __add__(self, other: "Outcome") -> "Outcome":
+        if not self.examples or not other.examples:
+            return self if self.examples else other
+        confusion = self.confusion + other.confusion
+        return Outcome(self.total + other.total, self.examples + other.examples, confusion)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss in nats."""
+        return self.total / self.examples
+
+    def scores(self) -> Mapping[str, float]:
+        """Accuracy and F1 by name; nothing for a task without classes."""
+        if not self.confusion.size:
+            return {}
+        return {"accuracy": accuracy(self.confusion), "f1": f1(self.confusion)}
+
+
+def confusion_of(classes: Counts, choices: Counts, count: int) -> Counts:
+    """How often each of ``count`` classes (n,) was given each choice (n,), as (count, count)."""
+    pairs = np.bincount(classes * count + choices, minlength=count * count)
+    return pairs.astype(np.int64).reshape(count, count)
+
+
+def accuracy(confusion: Counts) -> float:
+    """The share of right choices."""
+    return float(np.trace(confusion) / confusion.sum())
+
+
+def f1(confusion: Counts) -> float:
+    """2 · right / (chosen + there): of class 1 where there are two, else the mean over all classes.
+
+    A class that is neither there nor chosen counts 0 (van Rijsbergen 1979; scikit-learn's binary
+    and macro averages).
+    """
+    right = np.diag(confusion)
+    either = confusion.sum(0) + confusion.sum(1)
+    each = 2 * right / np.maximum(either, 1)
+    return float(each[1] if len(each) == 2 else each.mean())

@@ -1,0 +1,84 @@
+"""Watches processes: what those of one message have loaded, what those that stay gain."""
+
+import contextlib
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LOOK_S, SETTLED_S = 0.05, 30.0
+HEAVY = ("libtorch", "llvmlite", "safetensors", "/numba/", "/tokenizers/")  # files, when mapped
+
+
+def mapped(pid: int) -> set[str]:
+    """Which of the heavy libraries a process has in its memory."""
+    text = ""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{pid}/maps").read_text()
+    return {name for name in HEAVY if name in text}
+
+
+def of(folder: Path, word: str = "") -> list[int]:
+    """Processes that were started for a folder and have a word in their command line."""
+    found, name = [], os.fsencode(folder)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes()
+                if word.encode() in command:
+                    said = command + b"\0" + (entry / "environ").read_bytes()
+                    found += [int(entry.name)] * (name + b"/" in said)
+    return found
+
+
+class Watch(threading.Thread):
+    """Looks at such processes as long as the block lasts."""
+
+    def __init__(self, folder: Path, word: str) -> None:
+        super().__init__(daemon=True)
+        self._folder, self._word, self._over = folder, word, threading.Event()
+        self.seen: dict[int, set[str]] = {}  # by process: the heavy libraries that it loaded
+
+    def __enter__(self) -> "Watch":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._over.wait(LOOK_S):
+            for pid in of(self._folder, self._word):
+                self.seen[pid] = self.seen.get(pid, set()) | mapped(pid)
+
+
+@dataclass
+class Resources:
+    """What long-lived processes gain, after their first half minute, in memory and open files."""
+
+    started: dict[int, float] = field(default_factory=dict)  # when it was first seen
+    first: dict[int, tuple[int, int]] = field(default_factory=dict)  # bytes, files, once settled
+    gained: dict[int, tuple[int, int]] = field(default_factory=dict)  # since then
+
+    def look(self, pids: list[int]) -> None:
+        """Note what these processes use now."""
+        now = time.monotonic()
+        for pid in pids:
+            with contextlib.suppress(OSError, IndexError):
+                used = _memory(pid), len(os.listdir(f"/proc/{pid}/fd"))
+                if now - self.started.setdefault(pid, now) < SETTLED_S:
+                    continue
+                first = self.first.setdefault(pid, used)
+                self.gained[pid] = (used[0] - first[0], used[1] - first[1])
+
+    def most(self) -> tuple[int, int]:
+        """The largest gains in bytes and in files of any process."""
+        return tuple(max(values) for values in zip(*self.gained.values(), strict=True))
+
+
+def _memory(pid: int) -> int:
+    """Bytes of a process that are in memory and its own."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return 1024 * sum(int(line.split()[1]) for line in text.splitlines() if "Private_" in line)

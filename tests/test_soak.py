@@ -1,0 +1,128 @@
+"""Two hundred rounds with a fault every few seconds: the same bits, and nothing is left behind."""
+
+import random
+import time
+from dataclasses import dataclass, field
+
+import processes
+import pytest
+from machines import Federation, destroy, last_round, until
+from test_deployment import SETTINGS, local_digest, partition
+
+pytestmark = [pytest.mark.deployment, pytest.mark.soak]
+
+LONGEST_S = 1500.0
+SOAK = {**SETTINGS, "num-rounds": 200, "num-clients": 2, "min-clients": 2, "staleness": 1,
+        "max-skipped-rounds": 1000, "snapshot-interval": 50}  # fmt: skip
+WATCHED = ("flower-superlink", "flwr-serverapp", "flower-supernode", "client.worker")
+MORE_BYTES, MORE_FILES = 48 << 20, 12  # what a process may gain after its first half minute
+
+
+@dataclass
+class Soak:
+    """A run under faults; its server side is started again whenever it is gone."""
+
+    made: Federation
+    chance: random.Random
+    done: list[str] = field(default_factory=list)
+    rest: int = 1  # no fault before this round
+
+    def start(self) -> None:
+        """Begin."""
+        self.command = self.made.run("soak", SOAK)
+
+    @property
+    def round(self) -> int:
+        return last_round(self.made.runs / "soak")
+
+    def go_on(self) -> None:
+        """Resume where the run's command has ended."""
+        if self.command.poll() is not None:
+            self.command = self.made.resume("soak")
+
+    def fault(self) -> None:
+        """Something happens, unless the last thing is not overcome yet."""
+        if self.round >= self.rest:
+            what = self.chance.choices([*FAULTS], [weight for weight, _ in FAULTS.values()])[0]
+            what(self)
+            self.done.append(what.__name__)
+            self.rest = self.round + FAULTS[what][1]
+
+
+def cable(soak: Soak) -> None:
+    """A node is cut off for a moment."""
+    name = soak.chance.choice(["n0", "n1"])
+    soak.made.net.cut(name)
+    time.sleep(soak.chance.uniform(0.3, 2.0))
+    soak.made.net.mend(name)
+
+
+def worker(soak: Soak) -> None:
+    """A node's resident worker is killed."""
+    destroy(soak.made.workers("n1"))
+
+
+def server(soak: Soak) -> None:
+    """The server process is killed, and the run resumed."""
+    soak.made.kill_server("flwr-serverapp")
+    destroy([soak.command.pid])
+    soak.command.wait()
+
+
+def superlink(soak: Soak) -> None:
+    """The SuperLink is killed."""
+    soak.made.kill_server("flower-superlink")
+
+
+def node(soak: Soak) -> None:
+    """A node is stopped as an operator stops it, and started again."""
+    process = soak.made.nodes.pop("n1")
+    process.terminate()
+    process.wait(60)
+    soak.made.join("n1", *partition(1, 2))
+
+
+# how often, and how many rounds must be committed before the next one
+FAULTS = {cable: (8, 0), worker: (4, 1), server: (2, 3), superlink: (1, 3), node: (1, 3)}
+
+
+@pytest.fixture
+def private(tmp_path, monkeypatch):
+    """Sockets and temporary files of this test alone."""
+    for name, folder in (("XDG_RUNTIME_DIR", "run"), ("TMPDIR", "tmp")):
+        (tmp_path / folder).mkdir(mode=0o700)
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    return tmp_path
+
+
+def test_two_hundred_rounds_under_faults(private):
+    seed = random.randrange(1 << 32)
+    made = Federation(private / "federation")
+    made.folder.mkdir()
+    soak, used = Soak(made, random.Random(seed)), processes.Resources()
+    try:
+        made.up()
+        for number in range(2):
+            made.join(f"n{number}", *partition(number, 2))
+        soak.start()
+        until(lambda: soak.round >= 1, "round 1")
+        began = time.monotonic()
+        while soak.round < SOAK["num-rounds"]:
+            time.sleep(soak.chance.uniform(3.0, 8.0))
+            soak.fault()
+            soak.go_on()
+            used.look([pid for word in WATCHED for pid in processes.of(made.folder, word)])
+            assert time.monotonic() - began < LONGEST_S, f"round {soak.round}, seed {seed}"
+        seconds = time.monotonic() - began
+        assert soak.command.wait(120) == 0, made.said("soak")
+    finally:
+        made.end()
+    print(f"{seconds:.0f} s, {len(soak.done)} faults, seed {seed}; gained at most {used.most()}")
+    assert made.digest("soak") == local_digest(private, SOAK)
+    assert set(soak.done) >= {"cable", "worker", "server"}
+    assert not processes.of(made.folder)
+    assert not list((private / "run").rglob("*.sock"))
+    assert not [p for p in made.folder.rglob("*") if p.is_file() and p.name.startswith(".")]
+    more_bytes, more_files = used.most()
+    assert more_bytes < MORE_BYTES
+    assert more_files < MORE_FILES
