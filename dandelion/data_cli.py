@@ -91,7 +91,7 @@ def inspect(
     from server.holdings import FILE, PICTURE, TABLE, dealt, draw, title_of, write
 
     config = gather(None, [*(settings or []), f"dataset={name}"])
-    documents = documents_of(name, config.max_samples, config.partition_by)
+    documents = documents_of(name, config.max_samples, config.partition_by).share(config.data_part)
     corpus = corpus_of(config, documents)
     held_out = ("held out", f"{len(corpus.held_out):,} examples, evaluated by the server")
     show(name, [*described(documents), held_out])

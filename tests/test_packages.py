@@ -5,6 +5,7 @@ The indexes are local: a folder that pip is pointed at, and a server that speaks
 
 import hashlib
 import io
+import subprocess
 import tarfile
 import threading
 import zipfile
@@ -102,6 +103,23 @@ def test_pip_without_a_way_to_the_index_says_what_to_fetch_and_where_to_put_it(t
     assert package.sha256 in message
     assert str(cache / "packages") in message
     assert left_over(cache) == []
+
+
+def test_a_wheel_of_one_platform_is_asked_for_by_its_tags_wherever_this_runs(tmp_path, monkeypatch):
+    asked = []
+
+    def run(command, **options):
+        asked.extend(command)
+        return subprocess.CompletedProcess(command, 1, "", "no")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    wheel_name = "seed-1.0-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl"
+    with pytest.raises(DataError, match=r"pip cannot fetch seed==1\.0"):
+        INDEXES["pypi"]("seed", "1.0", tmp_path / wheel_name)
+    assert asked[-6:] == [
+        "--python-version=311", "--implementation=cp", "--abi=cp311",
+        "--platform=manylinux_2_27_x86_64", "--platform=manylinux_2_28_x86_64", "seed==1.0",
+    ]  # fmt: skip
 
 
 @pytest.fixture

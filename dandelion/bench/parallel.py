@@ -20,7 +20,7 @@ from shared.tasks.language_modelling import language_modelling
 MODEL = Shape(width=256, layers=6, heads=4, positions=512, vocabulary=BYTES)
 THREADS = 2
 BATCHED, ALONE, PLAIN = "batched, lowrank", "one by one, lowrank", "plain forwards"
-SIGNS = "batched, rademacher"
+SIGNS, SIGNS_ALONE = "batched, rademacher", "one by one, rademacher"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _case(model: FlatModel, shape: Shape, case: Case, repeats: int) -> list[Row]
     blocks = torch.arange(case.batch * case.length).view(case.batch, -1) * 7919 % shape.vocabulary
     times = alternate(ways(model, blocks, case.queries), repeats)
     what = f"{case.batch}x{case.length} tokens, q = {case.queries}"
-    rows = [_row(BATCHED, ALONE, times, what), _row(BATCHED, PLAIN, times, what)]
+    rows = [_row(BATCHED, base, times, what) for base in (ALONE, SIGNS_ALONE, PLAIN)]
     return rows + [_row(name, PLAIN, times, what) for name in times if name != BATCHED]
 
 
@@ -69,12 +69,13 @@ def ways(model: FlatModel, blocks: Tensor, queries: int) -> dict[str, Callable[[
         perturber = Perturber(model, directions)
         return Parallel(model, directions, perturber), perturber
 
-    (products, alone), (signs, _) = family("lowrank"), family("rademacher")
+    (products, alone), (signs, signs_alone) = family("lowrank"), family("rademacher")
     return {
         PLAIN: lambda: [loss() for _ in range(2 * queries)],
         BATCHED: lambda: products.losses(keys, EPS, stacked),
         ALONE: lambda: two_point(loss, alone, keys, EPS),
         SIGNS: lambda: signs.losses(keys, EPS, stacked),
+        SIGNS_ALONE: lambda: two_point(loss, signs_alone, keys, EPS),
         "in-place Gaussian (MeZO)": lambda: _loop(model, loss, queries),
     }
 

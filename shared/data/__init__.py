@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from shared.errors import ConfigError, DataError
@@ -38,7 +39,7 @@ class Documents:
             None if self.labels is None else [self.labels[row] for row in rows],
             self.classes,
             None if held is None else [held[row] for row in rows],
-            f"{self.revision}, {len(rows)} of {len(self.texts)}" if self.revision else "",
+            f"{self.revision}, rows {_named(rows)}" if self.revision else "",
         )
 
     def share(self, part: str) -> "Documents":
@@ -129,6 +130,11 @@ def picked(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
 def evenly(total: int, count: int) -> NDArray[np.int64]:
     """Return ``count`` of the rows 0 .. total - 1, evenly spaced; distinct if count <= total."""
     return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
+
+
+def _named(rows: Sequence[int]) -> str:
+    """A hash of which rows these are."""
+    return xxhash.xxh3_64(np.asarray(rows, "<i8").tobytes()).hexdigest()
 
 
 DATASETS: Registry[Source] = Registry("dataset", "shared.data")

@@ -88,6 +88,7 @@ def _examples(config: Config, model: LanguageModel, documents: Documents) -> Blo
         "max samples": config.max_samples,
         "block size": config.block_size,
         "grouped by": config.partition_by,
+        "part": config.data_part,
         "task": [config.task, task.classes, config.prompt, model.has_head],
     }
     return kept(settings, model.tokenizer.identity, documents, make)
