@@ -278,7 +278,8 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_same_bits(tmp_path):
     assert whole.exit_code == 0, whole.output
     command = words(tmp_path, "--name", "cut", *options, num_rounds=250)
     process = subprocess.Popen(
-        [sys.executable, "-m", "dandelion", *map(str, command)],
+        # what runs in a shell's background ignores ^C, and so would its children
+        ["env", "--default-signal=INT", sys.executable, "-m", "dandelion", *map(str, command)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
     )
