@@ -161,6 +161,7 @@ def test_a_crash_at_any_write_leaves_a_run_that_decides_alike(tmp_path, part):
             assert found.summary["rewinds"] == expected.summary["rewinds"]
 
 
+@pytest.mark.slow
 @given(
     st.fixed_dictionaries(
         {

@@ -31,6 +31,7 @@ def test_64_queries_take_at_most_400_bytes_up_and_down(small):
         assert small.summary[f"payload_bytes_{direction}_per_client_round"] <= MOST
 
 
+@pytest.mark.slow
 def test_no_other_client_makes_it_more(tmp_path, small):
     found = federate(config(tmp_path, num_clients=3, **QUERIES))
     assert {row[2:] for row in payloads(found)} == {row[2:] for row in payloads(small)}
