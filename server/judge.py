@@ -13,7 +13,7 @@ from server.folder import Run
 from server.records import Contribution, Refusal
 from server.validation import Expected, RefusedError, read_reply
 from shared.modes import measured_at, plan_of
-from shared.wire import DIVERGED, Behind
+from shared.wire import DIVERGED, Behind, says_behind
 
 LOG = logging.getLogger("dandelion")
 RETRIES = 2  # how often a site that is behind is sent more within one round
@@ -29,6 +29,8 @@ class Judge:
 
     def is_behind(self, message: Message, site: Site, round_: int) -> bool:
         """Whether the reply says that the site needs more before it can measure."""
+        if not says_behind(message):
+            return False
         try:
             reply = read_reply(message, self._expected(round_, site))
         except RefusedError:

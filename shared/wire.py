@@ -255,6 +255,18 @@ def _only(content: RecordDict, name: str) -> bytes:
     return array.data
 
 
+def says_behind(message: Message) -> bool:
+    """Whether a reply begins as one of a site that is behind does; the rest is not looked at."""
+    try:
+        return not message.has_error() and _begins_behind(unpack(message.content)[0])
+    except WireError:
+        return False
+
+
+def _begins_behind(payload: bytes) -> bool:
+    return int.from_bytes(payload[:2], "little") == MAGIC_BEHIND
+
+
 def payload_bytes(message: Message) -> int:
     """Bytes of ours in a message, without Flower's envelope; 0 in an error."""
     if message.has_error():
