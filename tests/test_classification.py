@@ -145,6 +145,7 @@ def test_an_encoder_cannot_model_language(folders, tmp_path):
         Learner.of(config(tmp_path, model=folders["head"]))
 
 
+@pytest.mark.slow
 def test_perturbed_parameters_of_a_classifier_are_those_in_place(folders):
     """Parameter by parameter, with a scratch that holds none of them whole."""
     model = load_model(folders["head"], 1, ("a", "b"))

@@ -87,7 +87,7 @@ def test_i1_base_model_and_ledger_are_the_servers_parameters_at_every_round(chan
     assert follower.rounds == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_i1_holds_after_a_crash_at_any_point_that_writes(staleness):
     changes = {"num_rounds": 2, "num_clients": 2, "queries": 1, "zo_batch_size": 1, "momentum": 0.9}
     changes |= {"staleness": staleness}

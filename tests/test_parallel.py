@@ -194,6 +194,7 @@ def test_differences_are_those_of_the_two_point_estimate():
     np.testing.assert_allclose((losses[0] - losses[1]).numpy(), alone, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"query_data": "fresh"}, {"local_steps": 2}, {}])
 def test_sites_measure_the_same_whatever_the_number_of_parallel_queries(tmp_path, changes):
     common = {"directions": "lowrank", "queries": 5, "num_rounds": 2, "num_clients": 2, **changes}

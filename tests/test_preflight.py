@@ -48,6 +48,7 @@ def test_settings_that_are_fine_are_left_alone(tmp_path):
     assert 0 < found.batch_share < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "word"), [(3.0, "diverge"), (1e-6, "take long")])
 def test_a_bad_rate_is_flagged_and_a_better_one_named(tmp_path, rate, word):
     found = tried(config(tmp_path, queries=8, learning_rate=rate))
