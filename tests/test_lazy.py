@@ -104,6 +104,7 @@ def test_sites_that_all_differ_alike_stop_the_run_when_it_is_proven(tmp_path):
         verify(tmp_path / "lazy")
 
 
+@pytest.mark.slow
 def test_a_lazy_run_goes_on_after_a_crash_at_any_point(tmp_path):
     changes = {"num_rounds": 3, "num_clients": 1, "queries": 1, "zo_batch_size": 1}
     changes |= {"eval_interval": 2, "snapshot_interval": 2}
