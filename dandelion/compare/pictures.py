@@ -19,6 +19,7 @@ def _draw(comparison: Mapping[str, Any], axis: str, path: Path) -> Path:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     methods = comparison["methods"]
     with matplotlib.rc_context(STYLE):
@@ -32,6 +33,7 @@ def _draw(comparison: Mapping[str, Any], axis: str, path: Path) -> Path:
         ends = [method["totals"][axis] for method in methods]
         if min(ends) > 0 and max(ends) / min(ends) > LOG_FROM:
             axes.set_xscale("symlog", linthresh=min(ends) / 10)
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 10k, 1M: no formulas
         axes.axhline(comparison["target_loss"], lw=1, ls=":", color="#333a44")
         axes.set(xlabel=comparison["axes"][axis], ylabel="held-out loss (nats per token)")
         axes.legend(frameon=False)
