@@ -7,8 +7,9 @@ from flwr.clientapp import ClientApp
 
 from client.node import Node
 from shared.code import code_digest
+from shared.envelope import pack, unpack
 from shared.errors import WireError
-from shared.wire import Measured, decode_reply, decode_request, pack, unpack
+from shared.wire import Measured, decode_reply, decode_request
 
 app = ClientApp()
 

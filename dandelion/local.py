@@ -16,7 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from server.report import Report
 from server.run import serve
 from shared.config import Config
-from shared.wire import unpack
+from shared.envelope import unpack
 
 LOCAL_RUN, SERVER_NODE = 1, 1
 ERROR_IN_CLIENT = 2  # what a SuperNode reports when a ClientApp raises

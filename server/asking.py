@@ -7,10 +7,11 @@ from server.cohort import Site
 from server.folder import Run
 from server.snapshots import Snapshots
 from shared.entry import is_dense
+from shared.envelope import pack
 from shared.errors import GapError, LedgerError
 from shared.modes import measured_at, plan_of
 from shared.schedules import learning_rate
-from shared.wire import UNKNOWN, Request, encode_request, pack
+from shared.wire import UNKNOWN, Request, encode_request
 
 Frame = tuple[bytes, bytes | None, bool]  # request, snapshot, whether gradients are in the request
 

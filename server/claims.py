@@ -12,9 +12,10 @@ from flwr.app import Message
 
 from server.flight import Flight
 from server.folder import Run
+from shared.envelope import unpack
 from shared.errors import WireError
 from shared.modes import measured_at
-from shared.wire import Measured, decode_reply, unpack
+from shared.wire import Measured, decode_reply
 
 
 def agreed(run: Run, flight: Flight, replies: Sequence[Message]) -> tuple[int, bytes] | None:

@@ -14,10 +14,11 @@ from server.records import Refusal
 from shared.config import Config
 from shared.directions import Key
 from shared.directions.philox import words
+from shared.envelope import pack, unpack
 from shared.errors import StalledError, WireError
 from shared.sites import SiteName
 from shared.traffic import Transfer
-from shared.wire import Hello, decode_hello, pack, unpack
+from shared.wire import Hello, decode_hello
 
 LOG = logging.getLogger("dandelion")
 HELLO_TIMEOUT_S = 120.0  # round-timeout where that is less

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
+from shared.envelope import is_dense, message_bytes, payload_bytes
 from shared.traffic import Direction, Kind, Transfer
-from shared.wire import is_dense, message_bytes, payload_bytes
 
 POLL_FIRST_S, POLL_LAST_S = 0.005, 0.25
 

@@ -12,8 +12,9 @@ from server.flight import Flight
 from server.folder import Run
 from server.records import Contribution, Refusal
 from server.validation import Expected, RefusedError, read_reply
+from shared.envelope import says_behind
 from shared.modes import measured_at, plan_of
-from shared.wire import DIVERGED, Behind, says_behind
+from shared.wire import DIVERGED, Behind
 
 LOG = logging.getLogger("dandelion")
 RETRIES = 2  # how often a site that is behind is sent more within one round

@@ -7,8 +7,9 @@ import numpy as np
 from flwr.app import Message
 
 from shared.codecs import Codec
+from shared.envelope import unpack
 from shared.errors import DandelionError, WireError
-from shared.wire import OUTCOME, Behind, Measured, decode_reply, unpack
+from shared.wire import OUTCOME, Behind, Measured, decode_reply
 
 LARGEST = 1e9  # no loss is larger; sums and squares of numbers up to it stay finite
 

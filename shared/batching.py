@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from shared.errors import ConfigError
 from shared.groups import Groups
-from shared.interception import ABOUT, VIEWS
+from shared.interception import reads_numbers
 from shared.pieces import Held
 
 Function = Callable[..., Any]
@@ -75,7 +75,7 @@ class Batching(TorchFunctionMode):
         if self._last is not None and func is F.linear and args[1] is self._last:
             return self._put_off(*args, **named)
         met = self._met((args, named))
-        if met is None or func in ABOUT or (func.__name__ == "__get__" and func not in VIEWS):
+        if met is None or not reads_numbers(func):
             return func(*args, **named)
         result = NotImplemented
         if func in ELEMENTWISE and not named and len(args) == 2:

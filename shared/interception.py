@@ -24,6 +24,11 @@ ABOUT = {  # functions that read no numbers
 }
 
 
+def reads_numbers(func: Function) -> bool:
+    """Whether a torch function reads a tensor's numbers, and does not only ask about it."""
+    return func not in ABOUT and (func.__name__ != "__get__" or func in VIEWS)
+
+
 class Interception(TorchFunctionMode):
     """While active, torch functions get the values at ``point`` of the parameters that it knows.
 
@@ -57,7 +62,7 @@ class Interception(TorchFunctionMode):
         named = kwargs or {}  # F.layer_norm hands its parameters over here, nn.LSTM in a list
         if not self._meets(args) and not (named and self._meets(named.values())):
             return func(*args, **named)
-        if func in ABOUT or (func.__name__ == "__get__" and func not in VIEWS):
+        if not reads_numbers(func):
             return func(*args, **named)
         if func is Tensor.data_ptr:
             raise RuntimeError("a perturbed parameter has no address: use it in torch functions")

@@ -1,4 +1,4 @@
-"""What travels between server and sites, byte for byte; only here Flower records are built."""
+"""What travels between server and sites, byte for byte; a message carries it (``envelope``)."""
 
 import json
 import struct
@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, fields
 from zlib import crc32
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.common.serde import message_to_proto
 from numpy.typing import NDArray
 
 from shared.errors import WireError
@@ -35,8 +33,6 @@ UNKNOWN = bytes(16)  # in a request: a server whose replica is behind does not k
 MISSING, DIVERGED = 0, 1  # reasons of a site that is behind
 LONGEST_HELLO, LONGEST_TEXT = 4096, 200  # bytes, characters: no site needs more to introduce itself
 LARGEST = 1 << 31  # numbers of an introduction are below it, slots above 0
-DENSE = "g"  # the record of a payload that holds a gradient
-RAW = "bytes"  # how a snapshot or a gradient is serialised within Flower's array: not at all
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ def encode_reply(reply: Measured | Behind) -> bytes:
 
 def decode_reply(data: bytes) -> Measured | Behind:
     """Read a reply; WireError where it is damaged."""
-    if data[:2] == LENGTH.pack(MAGIC_BEHIND)[:2]:
+    if begins_behind(data):
         _, reason, round_ = BEHIND.unpack(_unsealed(data, BEHIND, MAGIC_BEHIND, exact=True))
         return Behind(round_, reason)
     body = _unsealed(data, MEASURED, MAGIC_MEASURED)
@@ -159,6 +155,11 @@ def decode_reply(data: bytes) -> Measured | Behind:
         )
     values = np.frombuffer(body, "<f4", numbers, MEASURED.size).astype(np.float32)
     return Measured(round_, values, examples, loss, seconds, digest, body[end:], outcome)
+
+
+def begins_behind(data: bytes) -> bool:
+    """Whether a reply begins as that of a site that is behind; the rest is not looked at."""
+    return int.from_bytes(data[:2], "little") == MAGIC_BEHIND
 
 
 def outcome_bytes(outcome: Outcome | None) -> int:
@@ -209,79 +210,6 @@ def _sensible(name: str, value: str | int | bool) -> bool:
     if isinstance(value, str):
         return len(value) <= LONGEST_TEXT and value.isprintable() and bool(value or name == "run")
     return (name == "slot") <= value < LARGEST
-
-
-def pack(payload: bytes, snapshot: bytes | None = None, dense: bool = False) -> RecordDict:
-    """One record that carries ``payload``; a snapshot goes beside it, which Flower chunks.
-
-    A payload with gradients (``dense``) is chunked too, and is told by it where bytes are counted.
-    """
-    if dense:
-        content = RecordDict({DENSE: ArrayRecord({DENSE: _array(payload)})})
-    else:
-        content = RecordDict({"d": ConfigRecord({"b": payload})})
-    if snapshot is not None:
-        content["s"] = ArrayRecord({"s": _array(snapshot)})
-    return content
-
-
-def _array(data: bytes) -> Array:
-    return Array(dtype="uint8", shape=(len(data),), stype=RAW, data=data)
-
-
-def is_dense(content: RecordDict) -> bool:
-    """Whether ``pack`` was told that gradients are in it."""
-    return DENSE in content
-
-
-def unpack(content: RecordDict) -> tuple[bytes, bytes | None]:
-    """What ``pack`` was given; WireError where the record is another."""
-    record, arrays = content.get("d"), content.get("s")
-    payload = record.get("b") if isinstance(record, ConfigRecord) and len(record) == 1 else None
-    if DENSE in content:
-        payload = _only(content, DENSE)
-    if not isinstance(payload, bytes) or len(content) != 1 + (arrays is not None):
-        raise WireError(f"a record 'd' with bytes 'b' expected, got {sorted(content)}")
-    return payload, None if arrays is None else _only(content, "s")
-
-
-def _only(content: RecordDict, name: str) -> bytes:
-    """The bytes of the one array of an array record, both of one name."""
-    arrays = content.get(name)
-    array = arrays.get(name) if isinstance(arrays, ArrayRecord) and len(arrays) == 1 else None
-    if array is None or array.stype != RAW:
-        got = sorted(content[name])
-        raise WireError(f"a record {name!r} with one array {name!r} of {RAW} expected, got {got}")
-    return array.data
-
-
-def says_behind(message: Message) -> bool:
-    """Whether a reply begins as one of a site that is behind does; the rest is not looked at."""
-    try:
-        return not message.has_error() and _begins_behind(unpack(message.content)[0])
-    except WireError:
-        return False
-
-
-def _begins_behind(payload: bytes) -> bool:
-    return int.from_bytes(payload[:2], "little") == MAGIC_BEHIND
-
-
-def payload_bytes(message: Message) -> int:
-    """Bytes of ours in a message, without Flower's envelope; 0 in an error."""
-    if message.has_error():
-        return 0
-    return sum(
-        len(value.data) if isinstance(value, Array) else len(value)
-        for record in message.content.values()
-        for value in record.values()
-        if isinstance(value, bytes | Array)
-    )
-
-
-def message_bytes(message: Message) -> int:
-    """Length of a message as serialised, its payload included."""
-    return int(message_to_proto(message).ByteSize())
 
 
 def _sealed(body: bytes) -> bytes:

@@ -17,8 +17,9 @@ from server.folder import opened
 from server.ledger import Ledger
 from server.run import train
 from shared.config import Config
+from shared.envelope import pack, unpack
 from shared.learner import Learner
-from shared.wire import decode_reply, encode_reply, pack, unpack
+from shared.wire import decode_reply, encode_reply
 
 SMALL = {
     "model": "byte-gpt",

@@ -13,7 +13,8 @@ from flwr.common.serde import message_to_proto
 
 from server.ledger import Ledger
 from shared.entry import Entry
-from shared.wire import Measured, decode_reply, decode_request, unpack
+from shared.envelope import unpack
+from shared.wire import Measured, decode_reply, decode_request
 
 SITE, ROUND = 1, 2  # who misbehaves, in which round of three
 

@@ -11,7 +11,8 @@ from server.ledger import Ledger
 from server.records import Metrics
 from server.snapshots import Snapshots
 from shared.entry import Entry, Group
-from shared.wire import decode_request, unpack
+from shared.envelope import unpack
+from shared.wire import decode_request
 
 ROUNDS, SNAPSHOTS = 12, {4: 700, 8: 700}  # round to bytes; an entry takes 132
 REQUEST, ENTRY = 72, 40  # bytes of a request without entries, and of each entry of two queries

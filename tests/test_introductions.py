@@ -9,8 +9,9 @@ from federation import Network, config, federate, with_payload
 from flwr.app import MessageType
 
 from server.cohort import Cohort, Outsider
+from shared.envelope import unpack
 from shared.errors import StalledError
-from shared.wire import decode_hello, encode_hello, unpack
+from shared.wire import decode_hello, encode_hello
 
 
 @pytest.fixture(scope="module")

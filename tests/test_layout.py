@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "shared": {"shared"},
     "dandelion": {"dandelion", "server", "client", "shared"},
 }
-FLOWER = ("server/", "dandelion/", "client/app.py", "shared/wire.py")
+FLOWER = ("server/", "dandelion/", "client/app.py", "shared/envelope.py")
 UNPICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 ONE_SENTENCE = re.compile(r"[A-Z0-9`].*[.]")
 SECOND_SENTENCE = re.compile(r"[a-z)][.] [A-Z]")

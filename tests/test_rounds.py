@@ -14,8 +14,9 @@ from federation import (
 from flwr.app import Message, MessageType
 from hazards import failed, misbehaving
 
+from shared.envelope import pack, unpack
 from shared.errors import StalledError
-from shared.wire import Behind, encode_reply, pack, unpack
+from shared.wire import Behind, encode_reply
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,12 @@ from flwr.app import MessageType
 from hazards import failed
 
 from client.host import Host
+from shared.envelope import unpack
 from shared.errors import ConfigError
 from shared.learner import Learner
 from shared.modes import measured_at
 from shared.replica import digest_of
-from shared.wire import Behind, Request, decode_reply, decode_request, unpack
+from shared.wire import Behind, Request, decode_reply, decode_request
 
 CHANGES = {"staleness": 1, "num_rounds": 6, "optimizer": "adam", "learning_rate": 1e-3}
 

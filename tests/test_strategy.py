@@ -18,7 +18,7 @@ from flwr.app import ConfigRecord
 from hazards import ROUND, failed, misbehaving
 
 from shared.codecs.frame import sealed
-from shared.wire import unpack
+from shared.envelope import unpack
 
 NAN = np.array([np.nan, 0], np.float32)
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.entry import Entry, Group
+from shared.envelope import message_bytes, pack, payload_bytes, unpack
 from shared.errors import WireError
 from shared.wire import (
     BEHIND,
@@ -24,10 +25,6 @@ from shared.wire import (
     decode_request,
     encode_reply,
     encode_request,
-    message_bytes,
-    pack,
-    payload_bytes,
-    unpack,
 )
 
 rounds = st.integers(0, (1 << 32) - 1)

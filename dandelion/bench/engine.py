@@ -12,16 +12,9 @@ from server.cohort import Cohort
 from server.folder import opened
 from server.strategy import ScalarStrategy
 from shared.config import Config
+from shared.envelope import pack, unpack
 from shared.sites import site_of
-from shared.wire import (
-    Hello,
-    Measured,
-    decode_request,
-    encode_hello,
-    encode_reply,
-    pack,
-    unpack,
-)
+from shared.wire import Hello, Measured, decode_request, encode_hello, encode_reply
 
 
 class Idle:

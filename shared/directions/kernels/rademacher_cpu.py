@@ -21,7 +21,7 @@ LINE = 16  # elements of a cache line
 
 
 @njit(inline="always")
-def _draw_tile(words, tile, key):
+def draw_tile(words, tile, key):
     """Fill ``words`` (64,): word w of the tile's block b at w * 16 + b."""
     for block in range(BLOCKS):
         drawn = draw(np.uint64(tile * BLOCKS + block) & LOW, key)
@@ -63,7 +63,7 @@ def _add_run(flat, start, keys, scales):
         first, stop = max(tile * TILE, start), min((tile + 1) * TILE, start + flat.size)
         piece = flat[first - start : stop - start]
         for k in range(scales.size):
-            _draw_tile(words, tile, keys[k])
+            draw_tile(words, tile, keys[k])
             if piece.size == TILE:
                 _whole(piece, piece, words, scales[k], k == 0)
             else:
@@ -77,7 +77,7 @@ def _perturb_run(out, source, start, key, scale):
     for tile in range(start // TILE, (start + out.size + TILE - 1) // TILE):
         first, stop = max(tile * TILE, start), min((tile + 1) * TILE, start + out.size)
         target, origin = out[first - start : stop - start], source[first - start : stop - start]
-        _draw_tile(words, tile, key)
+        draw_tile(words, tile, key)
         if target.size == TILE:
             _whole(target, origin, words, scale, True)
         else:

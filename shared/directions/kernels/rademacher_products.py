@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from shared.directions import Key, Matrix
 from shared.directions.kernels.compiled import kernel
 from shared.directions.kernels.philox_cpu import numbers
-from shared.directions.kernels.rademacher_cpu import _draw_tile, perturbed_
+from shared.directions.kernels.rademacher_cpu import draw_tile, perturbed_
 from shared.directions.kernels.threads import shares
 from shared.directions.kernels.tiles import (
     CHUNK,
@@ -49,7 +49,7 @@ def _draw(start, stop, key):
     first, last = start // TILE, (stop - 1) // TILE + 1
     words = np.empty((last - first, WORDS), np.uint32)
     for tile in range(last - first):
-        _draw_tile(words[tile], first + tile, key)
+        draw_tile(words[tile], first + tile, key)
     return words
 
 
