@@ -3,7 +3,7 @@
 import copy
 import os
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -53,6 +53,28 @@ def go_on(chosen):
     """Finish a run that was cut off; one that never came to be is begun."""
     there = (folder_of(chosen) / "ledger.sqlite").exists()
     return federate(resumed(chosen) if there else chosen)
+
+
+def through_crashes(chosen, numbers):
+    """Crash at each of these writes in turn, going on each time; then finish the run."""
+    for number in numbers:
+        with suppress(Crash), crash_at(number):
+            go_on(chosen)
+    return go_on(chosen)
+
+
+class Cut(BaseException):
+    """Stands for a server that is killed."""
+
+
+def cut_at(last):
+    """A hook that kills the server once a round is done."""
+
+    def on_round(run, round_):
+        if round_ == last:
+            raise Cut
+
+    return on_round
 
 
 class Chaos(Network):

@@ -1,6 +1,8 @@
 """A federation over the wire: TLS, node keys, three nodes, and ``kill -9`` of each of its parts."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,9 +31,10 @@ def local_digest(folder: Path, settings: dict[str, object]) -> str:
     return json.loads((run_local(config) / "summary.json").read_text())["digest"]
 
 
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory):
-    made = Federation(tmp_path_factory.mktemp("federation"))
+@contextmanager
+def three_nodes(folder: Path) -> Iterator[Federation]:
+    """A server and three nodes that have joined, each with its third of the data."""
+    made = Federation(folder)
     try:
         made.up()
         for number in range(3):
@@ -39,6 +42,12 @@ def federation(tmp_path_factory):
         yield made
     finally:
         made.end()
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory):
+    with three_nodes(tmp_path_factory.mktemp("federation")) as made:
+        yield made
 
 
 def test_a_run_over_the_wire_has_the_digest_of_the_local_engine(federation, tmp_path):

@@ -15,12 +15,7 @@ KEY = Key(seed=2**63 + 11, round=5, slot=3, index=7)
 LAYOUT = Layout.of([("matrix", (48, 100)), ("bias", (70,)), ("odd", (33, 65)), ("one", (1,))])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_unless_a_test_says_otherwise():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=DIRECTIONS.names())

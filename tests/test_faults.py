@@ -1,22 +1,16 @@
 """What happens to real machines: cables, newcomers, wrong keys, other code; over TLS."""
 
 import pytest
-from machines import Federation, last_round, rows, until
-from test_deployment import SETTINGS, partition
+from machines import last_round, rows, until
+from test_deployment import SETTINGS, partition, three_nodes
 
 pytestmark = [pytest.mark.deployment, pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory):
-    made = Federation(tmp_path_factory.mktemp("federation"))
-    try:
-        made.up()
-        for number in range(3):
-            made.join(f"n{number}", *partition(number))
+    with three_nodes(tmp_path_factory.mktemp("federation")) as made:
         yield made
-    finally:
-        made.end()
 
 
 def test_a_run_that_fails_has_a_status_that_says_so(federation):

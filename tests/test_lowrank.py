@@ -24,12 +24,7 @@ KNOWN_DIGEST = "1b86c1f77c7760d5"
 LAYOUT = Layout.of([("m", (48, 100)), ("bias", (70,)), ("odd", (33, 65)), ("cube", (3, 4, 5))])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_unless_a_test_says_otherwise():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def expected(vector, rank, keys, coefficients, layout=LAYOUT):

@@ -29,12 +29,7 @@ FAMILY = Rademacher(Layout(()))
 KERNELS = [rademacher_cpu, rademacher_torch]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_unless_a_test_says_otherwise():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def drawn(key, size):

@@ -4,6 +4,7 @@ import csv
 
 import pytest
 from federation import Network, Processes, config, federate, folder_of, ledger_of, resumed
+from hazards import Cut, cut_at
 
 from dandelion.settings import read_toml
 from dandelion.standing import rounds_of
@@ -11,18 +12,6 @@ from server.folder import opened
 from shared.errors import ConfigError, DivergedError, LedgerError, StalledError
 
 CHANGES = {"num_rounds": 6, "snapshot_interval": 2, "optimizer": "adam", "learning_rate": 1e-3}
-
-
-class Cut(BaseException):
-    """Stands for a server that is stopped."""
-
-
-def until(last):
-    def on_round(run, round_):
-        if round_ == last:
-            raise Cut
-
-    return on_round
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +24,7 @@ def whole(tmp_path_factory):
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(tmp_path, whole, last, keep):
     chosen, nodes = config(tmp_path, **CHANGES), Processes()
     with pytest.raises(Cut):
-        federate(chosen, Network(chosen, nodes), until(last))
+        federate(chosen, Network(chosen, nodes), cut_at(last))
     again = resumed(chosen)
     found = federate(again, Network(again, nodes if keep else Processes()))
     assert found.digest == whole.digest
@@ -59,7 +48,7 @@ def test_a_finished_run_is_resumed_to_more_rounds_or_to_none(tmp_path, whole):
 def test_a_run_cannot_be_resumed_as_another(tmp_path, changed):
     chosen = config(tmp_path, **CHANGES)
     with pytest.raises(Cut):
-        federate(chosen, on_round=until(1))
+        federate(chosen, on_round=cut_at(1))
     with pytest.raises(ConfigError, match="cannot go on as another run") as found:
         federate(resumed(chosen, **changed))
     for key in changed:
@@ -70,7 +59,7 @@ def test_a_run_cannot_be_resumed_as_another(tmp_path, changed):
 def test_what_does_not_change_the_run_may_be_changed(tmp_path, whole):
     chosen = config(tmp_path, **CHANGES)
     with pytest.raises(Cut):
-        federate(chosen, on_round=until(3))
+        federate(chosen, on_round=cut_at(3))
     other = {"snapshot_interval": 1, "catch_up": "snapshot", "eval_interval": 1}
     assert federate(resumed(chosen, round_timeout=9.0, **other)).digest == whole.digest
 

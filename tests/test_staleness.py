@@ -15,7 +15,7 @@ from federation import (
     resumed,
 )
 from flwr.app import MessageType
-from hazards import failed
+from hazards import Cut, cut_at, failed
 
 from client.host import Host
 from shared.envelope import unpack
@@ -26,18 +26,6 @@ from shared.replica import digest_of
 from shared.wire import Behind, Request, decode_reply, decode_request
 
 CHANGES = {"staleness": 1, "num_rounds": 6, "optimizer": "adam", "learning_rate": 1e-3}
-
-
-class Cut(BaseException):
-    """Stands for a server that is killed."""
-
-
-def cut_at(last):
-    def on_round(run, round_):
-        if round_ == last:
-            raise Cut
-
-    return on_round
 
 
 @pytest.fixture(scope="module")
