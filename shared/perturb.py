@@ -14,6 +14,7 @@ from shared.vectors import Vectors
 
 SCRATCH = 1 << 17  # elements for a thread, 512 KiB of float32: stay in its core's cache
 LEAST = 2  # threads that scratch is held for
+ON_CUDA = 1 << 22  # elements of scratch: few kernels to start, and small beside the card's cache
 SHARE = 16  # of the parameters: more scratch than one part in so many is never taken for threads
 
 
@@ -39,7 +40,7 @@ class Perturber:
         _refuse_scripted(model)
         self._model, self._directions = model, directions
         self._multiplies = directions if isinstance(directions, Multiplies) else None
-        roomy = room(model.flat.numel(), torch.get_num_threads())
+        roomy = room(model.flat.numel(), torch.get_num_threads(), model.flat.device.type)
         size = max(roomy if scratch is None else scratch, _widest(model))
         self._scratch = model.flat.new_empty(min(size, model.flat.numel()))
         named = dict(model.module.named_parameters())
@@ -101,9 +102,10 @@ def _refuse_scripted(model: FlatModel) -> None:
             raise ConfigError(f"a module of torch functions expected, but {name!r} is scripted")
 
 
-def room(size: int, threads: int) -> int:
-    """Elements of scratch: what threads keep in their caches, within a share of the model."""
-    return max(LEAST * SCRATCH, min(threads * SCRATCH, size // SHARE))
+def room(size: int, threads: int, device: str = "cpu") -> int:
+    """Elements of scratch: what threads or the card keep in caches, within a share of the model."""
+    most = ON_CUDA if device == "cuda" else threads * SCRATCH
+    return max(LEAST * SCRATCH, min(most, size // SHARE))
 
 
 def _widest(model: FlatModel) -> int:

@@ -35,7 +35,9 @@ def test_a_site_of_other_source_files_is_refused_and_gets_nothing(federation):
     assert refused[0][2].startswith("other source files: ")
     sent = "SELECT DISTINCT kind, payload FROM traffic WHERE site = 'other' AND direction = 'down'"
     assert rows(folder, sent) == [("control", 0)]
-    assert federation.proxies["other"].counted()[1] - before < 20_000  # nothing of the model
+    code = sum(file.stat().st_size for file in app.rglob("*") if file.is_file())
+    more = federation.proxies["other"].counted()[1] - before - code  # Flower brings it every run
+    assert more < 60_000  # nothing of the model, whose parameters alone take 0.5 MB
     node = federation.nodes.pop("other")
     node.terminate()
     node.wait(60)

@@ -11,10 +11,15 @@ import torch
 
 pytest.importorskip("triton", reason="triton is installed with the dev extra")
 
-from shared.directions import Key, lowrank
-from shared.directions.kernels import lowrank_triton, rademacher_triton
+from shared.directions import Key, Matrix, lowrank
+from shared.directions.kernels import (
+    lowrank_triton,
+    rademacher_products_triton,
+    rademacher_triton,
+)
+from shared.directions.kernels.rademacher_cpu import perturbed_
 from shared.directions.lowrank import Lowrank, factors_of, reference
-from shared.directions.rademacher import kernels_at, signs
+from shared.directions.rademacher import kernels_at, products_at, signs
 from shared.flat import TILE, Layout
 
 KEY = Key(seed=2**63 + 11, round=5, slot=3, index=7)
@@ -58,6 +63,33 @@ def test_each_row_may_have_a_key_of_its_own():
         assert np.array_equal(row.numpy(), signs(key, np.arange(70, 3070)))
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "start"), [((64, 64), 0), ((200, 70), 5 * TILE + 100), ((33, 700), 2**39 - 3 * TILE)]
+)
+def test_the_unit_matrix_times_a_matrix_gives_its_perturbed_numbers(shape, start, transposed):
+    values = torch.linspace(-2, 2, shape[0] * shape[1])
+    matrix, expected = Matrix(values, start, shape, transposed), torch.empty_like(values)
+    perturbed_(expected, values, start, KEY, 0.3)
+    right = expected.view(shape).t() if transposed else expected.view(shape)
+    for rows in torch.eye(len(right)).split(rademacher_products_triton.MOST):
+        out = rademacher_products_triton.product(rows, matrix, None, KEY, 0.3, values)
+        assert torch.equal(out, rows @ right)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("rows", [1, 17, 64])
+def test_products_are_those_of_torch_to_rounding(rows, transposed):
+    values = torch.linspace(-2, 2, 130 * 300)
+    matrix, expected = Matrix(values, 700, (130, 300), transposed), torch.empty_like(values)
+    perturbed_(expected, values, 700, LARGE, 1e-2)
+    right = expected.view(130, 300).t() if transposed else expected.view(130, 300)
+    x, bias = torch.randn(len(right), rows).t(), torch.randn(right.shape[1])
+    assert rademacher_products_triton.fits(x, matrix, values)
+    out = rademacher_products_triton.product(x, matrix, bias, LARGE, 1e-2, values)
+    assert torch.allclose(out, bias + x @ right, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_low_rank_products_equal_the_reference(rank, monkeypatch):
     layout = Layout.of([("m", (48, 100)), ("bias", (70,)), ("wide", (3, 700))])
@@ -80,15 +112,55 @@ def test_devices_get_their_own_kernels(monkeypatch):
     assert kernels_at("lowrank", "cuda") is lowrank_triton
     assert kernels_at("rademacher", "cpu").__name__.endswith("rademacher_cpu")
     assert kernels_at("rademacher", "mps").__name__.endswith("rademacher_torch")
+    assert products_at("cuda") is rademacher_products_triton
+    assert products_at("mps") is None
     kernels_at.cache_clear()
+    products_at.cache_clear()
     monkeypatch.setattr("shared.directions.rademacher.find_spec", lambda name: None)
     assert kernels_at("rademacher", "cuda").__name__.endswith("rademacher_torch")
+    assert products_at("cuda") is None
     kernels_at.cache_clear()
+    products_at.cache_clear()
+
+
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from shared.directions.kernels import lowrank_triton as low
+from shared.directions.kernels import rademacher_products_triton as products
+from shared.directions.kernels import rademacher_triton as signs
+
+POINTERS = {
+    **dict.fromkeys(("out", "source", "x", "weight", "scales", "a", "b"), "*fp32"),
+    **dict.fromkeys(("starts", "keys", "key"), "*i64"), "words": "*i32", "scale": "fp32",
+}
+KERNELS = [
+    (signs._add, dict(tiles=signs.TILES), {}),
+    (low._add, dict(rows=low.ROWS, cols=low.COLUMNS), {}),
+    (products._words, dict(tiles=products.TILES), {"out": "*i32"}),
+    *((products._product, dict(rows=r, inner=products.INNER, outer=products.OUTER), {})
+      for r in (16, products.MOST)),
+]
+for kernel, constants, other in KERNELS:
+    types = {**POINTERS, **dict.fromkeys(constants, "constexpr"), **other}
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+    for card in (80, 90):
+        source = ASTSource(kernel, signature, constants)
+        done = triton.compile(source, GPUTarget("cuda", card, 32), {"num_warps": products.WARPS})
+        assert len(done.asm["cubin"]) > 1000
+"""
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_for_cards_that_are_not_here(tmp_path):
+    compiled = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", COMPILED], env=compiled, check=True, timeout=300)
 
 
 COMPARED = """
 import torch
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS, Key, Matrix
 from shared.flat import Layout
 layout = Layout.of([("m", (300, 700)), ("bias", (70,)), ("wide", (3, 7000))])
 keys = [Key(2**63 + 11, 5, 3, k) for k in range(5)]
@@ -99,6 +171,17 @@ for name in ("rademacher", "lowrank"):
         family.add_to_(vector, keys, [0.3, -7.7, 1e-4, 2.0, -0.1])
         layout.clear_padding_(vector)
     assert torch.equal(vectors[0], vectors[1].cpu()), name
+family, x = DIRECTIONS["rademacher"](layout), torch.randn(8, 700)
+for device in ("cpu", "cuda"):
+    values = torch.linspace(-2, 2, 300 * 700).to(device)
+    expected = torch.empty_like(values)
+    family.perturbed_(expected, values, 0, keys[0], 0.3)
+    out = family.product(
+        x.to(device), Matrix(values, 0, (300, 700), True), None, keys[0], 0.3, values
+    )
+    if out is not None:
+        right = expected.double().view(300, 700).t()
+        assert torch.allclose(out.double(), x.to(device).double() @ right, atol=1e-3), device
 """
 
 

@@ -8,20 +8,22 @@ import torch
 from torch import Tensor
 
 from dandelion.bench.rows import Row, alternate
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS, Key, Matrix, Multiplies
 from shared.errors import ConfigError
 from shared.flat import Layout
+from shared.perturb import SCRATCH
 
 SCALE, FUSED = 1e-3, 64
-COPY = "copy"
-SHAPES = {"cpu": (5000, 4000), "cuda": (25_000, 20_000)}  # of the matrix: 20 M, 500 M parameters
+COPY, PRODUCT = "copy", "product of 16 rows"
+SHAPES = {"cpu": (5120, 4096), "cuda": (25_600, 20_480)}  # of the matrix: 21 M, 524 M parameters
+ROWS = 16  # of activations that are multiplied by it
 
 
 def bandwidth(device: str = "cpu", repeats: int = 7) -> list[Row]:
     """Medians of seconds per call; the ratio is to the copy's bandwidth within the same turn.
 
-    Each reads and writes every parameter once. 64 directions fused do so too: there the draws take
-    longer than memory, and the note has directions per second beside the bandwidth.
+    Each reads and writes every parameter once, a product reads it once. 64 directions fused take
+    longer for their draws than for memory.
 
     Raises:
         ConfigError: no such device here.
@@ -34,15 +36,16 @@ def bandwidth(device: str = "cpu", repeats: int = 7) -> list[Row]:
     layout = Layout.of([("matrix", SHAPES[device])])
     source = torch.zeros(layout.size, device=device)
     times = alternate(ways(layout, source), repeats)
-    bytes_ = 8 * layout.size
+    every = 4 * layout.size
     return [
         Row(
             f"{name}, {layout.size / 1e6:.0f} M on {name_of(device)}",
             median(seconds),
-            median(copy / mine for copy, mine in zip(times[COPY], seconds, strict=True)),
-            f"{bytes_ / median(seconds) / 1e9:.4g} GB/s; ratio to the copy's",
+            median(share * a / b for a, b in zip(times[COPY], seconds, strict=True)),
+            f"{2 * share * every / median(seconds) / 1e9:.4g} GB/s; ratio to the copy's",
         )
         for name, seconds in times.items()
+        for share in [0.5 if PRODUCT in name else 1.0]
     ]
 
 
@@ -55,8 +58,25 @@ def ways(layout: Layout, source: Tensor) -> dict[str, Callable[[], object]]:
         found[f"{name}: perturb"] = partial(family.perturbed_, out, source, 0, keys[0], SCALE)
         found[f"{name}: add one"] = partial(family.add_to_, out, keys[:1], [SCALE])
         found[f"{name}: add {FUSED} fused"] = partial(family.add_to_, out, keys, [SCALE] * FUSED)
+    found |= _products(layout, source)
     wait = torch.cuda.synchronize if source.is_cuda else nothing
     return {name: partial(_timed, way, wait) for name, way in found.items()}
+
+
+def _products(layout: Layout, source: Tensor) -> dict[str, Callable[[], object]]:
+    """A plain product, and one with signs added on the way where the device has a kernel for it."""
+    shape = SHAPES[source.device.type]
+    x, scratch = source.new_ones(ROWS, shape[1]), source.new_empty(2 * SCRATCH)
+    found: dict[str, Callable[[], object]] = {
+        f"plain {PRODUCT}": partial(torch.mm, x, source.view(shape).t())
+    }
+    signs = DIRECTIONS["rademacher"](layout)
+    if isinstance(signs, Multiplies):
+        matrix = Matrix(source, 0, shape, transposed=True)
+        perturbed = partial(signs.product, x, matrix, None, Key(1, 1, 0, 0), SCALE, scratch)
+        if perturbed() is not None:
+            found[f"rademacher: {PRODUCT}"] = perturbed
+    return found
 
 
 def nothing() -> None:

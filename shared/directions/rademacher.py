@@ -76,10 +76,10 @@ class Rademacher:
         scale: float,
         scratch: Tensor,
     ) -> Tensor | None:
-        if not (x.is_cpu and x.dtype is matrix.values.dtype is torch.float32):
+        if x.dtype is not torch.float32 or matrix.values.dtype is not torch.float32:
             return None
-        products = _products_on_cpu()
-        if not products.fits(matrix, scratch):
+        products = products_at(x.device.type)
+        if products is None or not products.fits(x, matrix, scratch):
             return None
         out: Tensor = products.product(x, matrix, bias, key, scale, scratch)
         return out
@@ -102,7 +102,9 @@ def kernels_at(family: str, device: str) -> ModuleType:
 
 
 @cache
-def _products_on_cpu() -> ModuleType:
-    from shared.directions.kernels import rademacher_products
-
-    return rademacher_products
+def products_at(device: str) -> ModuleType | None:
+    """Return the module with products of a kind of device, if it has some."""
+    found = {"cpu": "rademacher_products", "cuda": "rademacher_products_triton"}.get(device)
+    if found is None or (device == "cuda" and find_spec("triton") is None):
+        return None
+    return import_module(f"shared.directions.kernels.{found}")

@@ -9,14 +9,15 @@ float32's square root, which MKL rounds wrongly for some numbers on the CPU.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from shared.errors import ConfigError
 from shared.flat import Layout
-from shared.gradient import CHUNK, Gradient
+from shared.gradient import CHUNK, Gradient, add_scaled_
 from shared.optimizers.restore import restore_
 
 
@@ -68,6 +69,41 @@ class Moments:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what ``state()`` gave; SnapshotError where it does not fit."""
         restore_(self.state(), state)
+
+
+@dataclass
+class WithMoments:
+    """What optimizers with moments share: their settings, decoupled decay, and their state."""
+
+    exact: ClassVar[bool] = True
+    additive: ClassVar[bool] = False
+
+    layout: Layout
+    device: torch.device | str = "cpu"
+    _: KW_ONLY
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    moments: Moments = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.weight_decay >= 0:
+            raise ConfigError(f"weight decay of at least 0 expected, got {self.weight_decay}")
+        self.moments = Moments(self.layout, self.device, self.beta1, self.beta2, self.epsilon)
+
+    def decay_(self, flat: Tensor, learning_rate: float) -> None:
+        """Shrink ``flat`` (size,) in place (Loshchilov & Hutter 2019)."""
+        if self.weight_decay:
+            add_scaled_(flat, flat, -learning_rate * self.weight_decay)
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return both moments and the number of steps, live."""
+        return self.moments.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what ``state()`` gave; SnapshotError where it does not fit."""
+        self.moments.load_state(state)
 
 
 def parts(size: int) -> Iterator[slice]:

@@ -9,52 +9,35 @@ a zeroth-order estimate from few queries.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from shared.errors import ConfigError
-from shared.flat import Layout, Place
-from shared.gradient import Gradient, add_scaled_
+from shared.flat import Place
+from shared.gradient import Gradient
 from shared.optimizers import OPTIMIZERS
-from shared.optimizers.moments import Moments
+from shared.optimizers.moments import WithMoments
 from shared.optimizers.newton_schulz import LIMIT, orthogonalise
 
 
 @OPTIMIZERS.register("mudamw")
-@dataclass
-class MuDaMW:
+@dataclass(kw_only=True)
+class MuDaMW(WithMoments):
     """AdamW's moments; matrices step along an orthogonalised update, other tensors along Adam's."""
 
-    exact: ClassVar[bool] = True
-    additive: ClassVar[bool] = False
-
-    layout: Layout
-    device: torch.device | str = "cpu"
-    _: KW_ONLY
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
     cautious: bool = False  # keep only coordinates whose update agrees with the gradient in sign
-    moments: Moments = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.weight_decay >= 0:
-            raise ConfigError(f"weight decay of at least 0 expected, got {self.weight_decay}")
         for place in self.layout.places:
             if len(place.shape) == 2 and place.size >= LIMIT:
                 raise ConfigError(f"mudamw takes matrices below {LIMIT} elements, got {place}")
-        self.moments = Moments(self.layout, self.device, self.beta1, self.beta2, self.epsilon)
+        super().__post_init__()
 
     def step_(self, flat: Tensor, gradient: Gradient, learning_rate: float) -> None:
         """Move ``flat`` (size,) one step, tensor by tensor; the padding stays zero."""
         dense = self.moments.absorb(gradient)
-        if self.weight_decay:
-            add_scaled_(flat, flat, -learning_rate * self.weight_decay)
+        self.decay_(flat, learning_rate)
         for place in self.layout.places:
             part = slice(place.start, place.stop)
             update = self._update(place, part)
@@ -68,14 +51,6 @@ class MuDaMW:
             return update
         scale = 0.2 * math.sqrt(max(place.shape))
         return orthogonalise(update.view(place.shape)).mul(scale).reshape(-1)
-
-    def state(self) -> Mapping[str, Tensor]:
-        """Return both moments and the number of steps, live."""
-        return self.moments.state()
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what ``state()`` gave; SnapshotError where it does not fit."""
-        self.moments.load_state(state)
 
 
 def agreeing(update: Tensor, gradient: Tensor) -> Tensor:

@@ -99,13 +99,26 @@ def _launch(
         return
     tiles = min(TILES, triton.next_power_of_2(-(-width // TILE) + 1))
     groups = -(-(-(-width // TILE) + 1) // tiles)  # a row may begin and end within a tile
-    numbers = [(k.seed & 0xFFFFFFFF, k.seed >> 32, k.index, k.round, k.slot) for k in keys]
-    named = torch.tensor(numbers, dtype=torch.int64).to(out.device)
     rounded = torch.from_numpy(np.array(scales, np.float32)).to(out.device)
     count = 1 if apart else len(keys)
     _add[(rows * groups,)](
-        out, source, starts, width, groups, named, rounded, count, int(apart), tiles=tiles
+        out,
+        source,
+        starts,
+        width,
+        groups,
+        named(keys, out.device),
+        rounded,
+        count,
+        int(apart),
+        tiles=tiles,
     )
+
+
+def named(keys: Sequence[Key], device: torch.device) -> Tensor:
+    """Return the five numbers (keys, 5) of each key, as ``_draw`` reads them."""
+    numbers = [(k.seed & 0xFFFFFFFF, k.seed >> 32, k.index, k.round, k.slot) for k in keys]
+    return torch.tensor(numbers, dtype=torch.int64).to(device)
 
 
 def add_to_(flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int) -> None:

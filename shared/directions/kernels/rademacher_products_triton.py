@@ -1,0 +1,98 @@
+"""Products of few activations with a weight plus signs, on CUDA: the weight is read once.
+
+A forward of few tokens is bound by reading the weights, and block by block through a scratch also
+by starting two kernels for each block. Here a first kernel draws the matrix's words, one bit for an
+element (1/32 of its bytes), and a second one adds the signs to a block of the weight in registers
+on its way into the product. The inner dimension is cut into parts, so that every multiprocessor has
+one, and the parts are added up by a third: the same bits each time.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from shared.directions import Key, Matrix
+from shared.directions.kernels.rademacher_triton import LANES, LENGTH, _draw, named
+from shared.directions.rademacher import WORDS
+from shared.flat import TILE
+
+MOST = 64  # rows of activations; with more, a block's product outweighs drawing and storing it
+INNER, OUTER, WARPS = 32, 32, 8  # of a program's block: what registers hold, with 64 rows too
+PROGRAMS = 264  # two for each multiprocessor of the largest cards
+TILES = 8  # that a program draws the words of
+COUNT = tl.constexpr(WORDS)
+
+
+@triton.jit
+def _words(out, first, count, key, tiles: tl.constexpr):
+    """Write the words (count, 64) of tiles from number ``first`` on."""
+    row = tl.program_id(0) * tiles + tl.arange(0, tiles)
+    lane = tl.arange(0, LANES)[None, :]
+    w0, w1, w2, w3 = _draw((first + row.to(tl.int64))[:, None] * LANES + lane, key)
+    at, here = out + row[:, None] * COUNT + lane, (row < count)[:, None] & (lane < LANES)
+    tl.store(at, w0.to(tl.int32, bitcast=True), mask=here)
+    tl.store(at + LANES, w1.to(tl.int32, bitcast=True), mask=here)
+    tl.store(at + 2 * LANES, w2.to(tl.int32, bitcast=True), mask=here)
+    tl.store(at + 3 * LANES, w3.to(tl.int32, bitcast=True), mask=here)
+
+
+@triton.jit
+def _product(
+    out, x, weight, words, skip, scale, m, n, k, share, along_n, along_k,
+    rows: tl.constexpr, inner: tl.constexpr, outer: tl.constexpr,
+):  # fmt: skip
+    """Part p of ``out`` (parts, m, n) = x (m, k) times its ``share`` of the inner dimension.
+
+    Element (i, j) of the factor (k, n) lies i * along_k + j * along_n behind ``weight``, whose
+    first is element ``skip`` of the first tile that ``words`` holds.
+    """
+    row = tl.arange(0, rows)
+    column = tl.program_id(0) * outer + tl.arange(0, outer)
+    first = tl.program_id(1) * share
+    last = tl.minimum(first + share, k)
+    total = tl.zeros((rows, outer), dtype=tl.float32)
+    for top in range(first, last, inner):
+        deep = top + tl.arange(0, inner)
+        left = (row < m)[:, None] & (deep < last)[None, :]
+        right = (deep < last)[:, None] & (column < n)[None, :]
+        a = tl.load(x + row[:, None] * k + deep[None, :], mask=left, other=0.0)
+        at = deep[:, None].to(tl.int64) * along_k + column[None, :].to(tl.int64) * along_n
+        value = tl.load(weight + at, mask=right, other=0.0)
+        at += skip
+        word = tl.load(words + at // LENGTH * COUNT + at % COUNT, mask=right, other=0)
+        bit = (word >> (at % LENGTH // COUNT).to(tl.int32)) & 1
+        value += tl.where(right, tl.where(bit != 0, -scale, scale), 0.0)
+        total = tl.dot(a, value, total, input_precision="ieee")
+    place = (tl.program_id(1) * m + row[:, None]) * n + column[None, :]
+    tl.store(out + place, total, mask=(row < m)[:, None] & (column < n)[None, :])
+
+
+def fits(x: Tensor, matrix: Matrix, scratch: Tensor) -> bool:
+    """Tell whether a product with ``x`` (m, k) is quicker here than block by block."""
+    del matrix, scratch  # any shape; the words take their own memory
+    return 0 < x.shape[0] <= MOST
+
+
+def product(
+    x: Tensor, matrix: Matrix, bias: Tensor | None, key: Key, scale: float, scratch: Tensor
+) -> Tensor:
+    """Return x (m, k) times the perturbed matrix, plus bias (n,), as (m, n)."""
+    del scratch
+    height, width = matrix.shape
+    k, n = (width, height) if matrix.transposed else (height, width)
+    along_k, along_n = (1, width) if matrix.transposed else (width, 1)
+    first, skip = divmod(matrix.start, TILE)
+    tiles = -(-(skip + height * width) // TILE)
+    words = torch.empty(tiles * WORDS, dtype=torch.int32, device=x.device)
+    _words[(triton.cdiv(tiles, TILES),)](words, first, tiles, named([key], x.device), tiles=TILES)
+    across, deep = triton.cdiv(n, OUTER), triton.cdiv(k, INNER)
+    share = triton.cdiv(deep, min(deep, triton.cdiv(PROGRAMS, across))) * INNER
+    parts = triton.cdiv(k, share)
+    out, rows = x.new_empty(parts, x.shape[0], n), max(16, triton.next_power_of_2(x.shape[0]))
+    _product[(across, parts)](
+        out, x.contiguous(), matrix.values, words, skip, scale, x.shape[0], n, k, share,
+        along_n, along_k, rows=rows, inner=INNER, outer=OUTER, num_warps=WARPS,
+    )  # fmt: skip
+    total = out[0] if parts == 1 else out.sum(0)
+    return total if bias is None else total.add_(bias)
