@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from shared.config import Config
 
 MOST_DRAWS = 1 << 16  # directions, and batches, of one round
+MOST_GROUPS = (1 << 16) - 1  # sites with directions of their own in one entry
 COMPARING = ("krum", "multi-krum", "bulyan")  # rules that choose whole replies
 
 
@@ -61,6 +62,12 @@ def _check_aggregation(c: Config) -> None:
         raise ConfigError(
             f"aggregation {c.aggregation!r} compares sites direction by direction and needs "
             "seed-schedule 'shared'; with 'independent' each site has its own: use 'mean'"
+        )
+    asked = c.clients_per_round or c.num_clients
+    if c.seed_schedule == "independent" and asked > MOST_GROUPS:
+        raise ConfigError(
+            f"seed-schedule 'independent' with {asked} sites a round: an entry takes "
+            f"the numbers of at most {MOST_GROUPS}: set clients-per-round, or use 'shared'"
         )
     needed = needed_replies(c)
     if c.min_clients < needed:

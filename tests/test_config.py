@@ -145,6 +145,7 @@ def test_an_integer_is_taken_for_a_number():
     ("given_", "expected"),
     [
         ({"aggregation": "median", "seed-schedule": "independent"}, "needs seed-schedule 'shared'"),
+        ({"num-clients": 70_000, "seed-schedule": "independent"}, "at most 65535"),
         ({"aggregation": "krum", "malicious-clients": 2, "min-clients": 4}, "min-clients >= 5"),
         ({"aggregation": "multi-krum", "min-clients": 3}, "min-clients >= 4, got 3"),
         ({"aggregation": "bulyan", "min-clients": 6}, "min-clients >= 7, got 6"),
