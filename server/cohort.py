@@ -1,7 +1,6 @@
 """The sites that are there: who they are, where their replicas are, and which are asked."""
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from shared.wire import Hello, decode_hello
 LOG = logging.getLogger("dandelion")
 HELLO_TIMEOUT_S = 120.0  # round-timeout where that is less
 ASK_AGAIN_S = 60.0  # a node that was refused may have been mended, or its rival be gone
+UNANSWERED_S = 300.0  # the question or its answer may be lost; or the node still builds its model
 REFUSALS = 2  # of one node in a row: nothing will come of it by itself
 COHORT_ROUND_BITS = 3 << 30  # set in the round word of no direction and no batch
 
@@ -143,9 +143,11 @@ class Cohort:
             name = names.get(node_id, f"node {node_id}")
             self.transfers.append(transfer(message, round_, name, "down"))
             if node_id not in names and patient:
-                self._refuse(round_, node_id, name, f"no answer within {timeout:g} s", math.inf)
+                reason = f"no answer within {timeout:g} s"
+                self._refuse(round_, node_id, name, reason, UNANSWERED_S, counts=False)
             elif node_id not in names:
-                self.outsiders[node_id] = Outsider("it was asked who it is", math.inf)
+                again = time.monotonic() + UNANSWERED_S
+                self.outsiders[node_id] = Outsider("it was asked who it is", again, times=0)
 
     def _introduce(self, reply: Message, node_id: int, round_: int) -> str:
         """Take a node in or refuse it; return what to call it."""
@@ -172,9 +174,12 @@ class Cohort:
             return f"slot {hello.slot} is taken by site {name!r}: rename one of them"
         return ""
 
-    def _refuse(self, round_: int, node_id: int, name: str, reason: str, again_s: float) -> None:
+    def _refuse(
+        self, round_: int, node_id: int, name: str, reason: str, again_s: float, counts: bool = True
+    ) -> None:
         LOG.warning("site %s refused: %s", name, reason)
-        times = self.outsiders[node_id].times + 1 if node_id in self.outsiders else 1
+        before = self.outsiders[node_id].times if node_id in self.outsiders else 0
+        times = before + 1 if counts else before
         self.outsiders[node_id] = Outsider(reason, time.monotonic() + again_s, times)
         self.refusals.append(Refusal(round_, name, "introduction", reason))
 

@@ -1,7 +1,7 @@
 """Messages out and replies in, with an own poll and time-out; their bytes are counted here."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
@@ -22,6 +22,8 @@ class Exchange:
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._nodes: dict[str, int] = {}  # message id to the node that it was sent to
+        self._asked: dict[int, dict[str, float]] = {}  # by node: ids that are open, and since when
+        self.took: dict[int, float] = {}  # seconds of each node's last answer
         self._open: dict[str, None] = {}  # ids of messages whose replies are awaited
         self._late: dict[str, None] = {}  # ids of messages that were not answered in time
 
@@ -32,27 +34,50 @@ class Exchange:
         sent = {name: message for name, message in sent.items() if name}
         self._nodes |= {name: message.metadata.dst_node_id for name, message in sent.items()}
         self._open |= dict.fromkeys(sent)
+        for name in sent:
+            self._asked.setdefault(self._nodes[name], {})[name] = time.monotonic()
         return list(sent.values())
 
-    def replies(self, timeout_s: float) -> Iterator[Message]:
+    def replies(
+        self, timeout_s: float, meanwhile: Callable[[], None] = lambda: None
+    ) -> Iterator[Message]:
         """What comes back, as it comes, until nothing is awaited or the time is up.
 
+        ``meanwhile`` is called whenever there was a look and not all is there; it may send more.
         What is late is not awaited any more, but taken if this is called again.
         """
         deadline, pause = time.monotonic() + timeout_s, POLL_FIRST_S
         while ids := [*self._late, *self._open]:
             over, sent = time.monotonic() >= deadline, len(self._nodes)
             for reply in self._grid.pull_messages(ids):
-                self._open.pop(reply.metadata.reply_to_message_id, None)
-                self._late.pop(reply.metadata.reply_to_message_id, None)
+                self._close(reply.metadata.reply_to_message_id)
                 yield reply
             if over and sent == len(self._nodes):
                 self._late |= self._open
                 self._open.clear()
+                self._asked.clear()
             if not self._open:
                 return
+            meanwhile()
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
             pause = min(2 * pause, POLL_LAST_S)
+
+    def _close(self, name: str) -> None:
+        """An answer is in; what else the node was asked meanwhile is not awaited any more."""
+        self._late.pop(name, None)
+        if name in self._open:
+            node = self._nodes[name]
+            asked = self._asked.pop(node)
+            self.took[node] = time.monotonic() - asked[name]
+            for other in asked:
+                del self._open[other]
+                if other != name:
+                    self._late[other] = None
+
+    def waiting(self) -> dict[int, float]:
+        """Nodes whose answer is awaited, and for how many seconds since they were last asked."""
+        now = time.monotonic()
+        return {node: now - max(asked.values()) for node, asked in self._asked.items()}
 
     @property
     def unanswered(self) -> bool:

@@ -28,7 +28,7 @@ class Late:
                 name = closed.name_of(reply)
                 transfers.append(transfer(reply, closed.round, name, "up"))
                 if not reply.has_error():
-                    detail = f"round {closed.round} was closed without it"
+                    detail = f"round {closed.round} did without it"
                     refusals.append(Refusal(closed.round, name, "late", detail))
         self._closed = [closed for closed in self._closed if closed.exchange.unanswered]
         return transfers, refusals

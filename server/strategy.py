@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -19,6 +20,7 @@ from server.folder import Run
 from server.guard import Guard
 from server.judge import RETRIES, Judge
 from server.late import Late
+from server.patience import Patience
 from server.records import Contribution, Metrics, Refusal
 from server.settle import record_outcomes
 from shared.entry import Entry
@@ -42,7 +44,7 @@ class ScalarStrategy(Strategy):
         self._judge = Judge(run, self._asking)
         self._combining = Combining(run.config, run.learner.replica)
         self._flights: dict[int, Flight] = {}  # by round, those that are open
-        self._late = Late()
+        self._late, self._patience = Late(), Patience(run.config.resend_after)
         self._transfers: list[Transfer] = []  # committed with the round
         self._committed = 0.0  # when the last round was (``time.monotonic``)
 
@@ -188,9 +190,13 @@ class ScalarStrategy(Strategy):
         flight = self._flights[round_]
         gathered: list[Message] = []
         resent: Counter[int] = Counter()
-        for reply in flight.exchange.replies(self._run.config.round_timeout):
+        again: Counter[int] = Counter()
+        timeout, lost = self._run.config.round_timeout, partial(self._ask_again, flight, again)
+        for reply in flight.exchange.replies(timeout, lost):
             site, judge = flight.site_of(reply), self._judge
             self._transfers.append(transfer(reply, round_, flight.name_of(reply), "up"))
+            if site and not reply.has_error() and site.node_id in flight.exchange.took:
+                self._patience.note(site.node_id, flight.exchange.took[site.node_id])
             if site and resent[site.node_id] < RETRIES and judge.is_behind(reply, site, round_):
                 resent[site.node_id] += 1
                 self._send(flight, [self._asking.message(site, round_, site.round)])
@@ -198,6 +204,19 @@ class ScalarStrategy(Strategy):
                 gathered.append(reply)
         self._late.close(flight)
         return gathered
+
+    def _ask_again(self, flight: Flight, again: Counter[int]) -> None:
+        """Send the request once more to sites whose answer is overdue; ``again`` counts."""
+        for node_id, seconds in flight.exchange.waiting().items():
+            if self._patience.is_over(node_id, seconds, again[node_id]):
+                again[node_id] += 1
+                site, round_ = flight.asked[node_id], flight.round
+                LOG.warning(
+                    "round %d: site %s has not answered for %.3g s and is asked again",
+                    round_, site.name.name, seconds,
+                )  # fmt: skip
+                message = self._asking.message(site, round_, self._before(site, round_))
+                self._send(flight, [message])
 
     def _metrics(
         self,

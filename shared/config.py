@@ -34,12 +34,13 @@ POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-siz
              "guard-tolerance", "log-interval", "partition-classes")  # fmt: skip
 FRACTIONS = ("eval-fraction", "site-eval-fraction", "trim-fraction", "momentum", "beta1", "beta2",
              "cosine-target", "guard-rate-factor")  # fmt: skip
-NOT_NEGATIVE = ("epochs", "bp-learning-rate", "local-learning-rate", "weight-decay")
+NOT_NEGATIVE = ("epochs", "bp-learning-rate", "local-learning-rate", "weight-decay",
+                "resend-after")  # fmt: skip
 MOST_THREADS = 1024
 NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
 OPERATIONAL = frozenset({"num-rounds", "epochs", "log-interval",
                          "output-dir", "run-name", "resume", "wait-timeout",
-                         "round-timeout", "max-skipped-rounds", "eval-interval",
+                         "round-timeout", "resend-after", "max-skipped-rounds", "eval-interval",
                          "snapshot-interval", "catch-up", "save-model", "guard-rewinds",
                          "preflight-rounds", "guard-rate-factor", "guard-tolerance",
                          "server-replica"})  # fmt: skip
@@ -125,6 +126,9 @@ class Config:
     guard_rate_factor: float = 0.3  # all learning rates are multiplied by it each time
     guard_tolerance: float = 0.2  # how far losses may rise, as a share of the best or first loss
     round_timeout: float = 3600.0  # seconds until a missing reply counts as missing
+    resend_after: float = (
+        60.0  # seconds until a silent site is asked again, at the soonest; 0: never
+    )
     wait_timeout: float = 3600.0  # seconds to wait for min-clients before giving up
     max_skipped_rounds: int = 5  # in a row
     seed: int = 1  # names every random choice of the run

@@ -2,12 +2,14 @@
 
 from collections import Counter
 
+import pytest
 from federation import Network, config, federate, is_reply
 from flwr.app import MessageType
 
 from client.app import app
 from dandelion.local import LocalGrid, contexts_of
 from server.ledger import Ledger
+from server.patience import Patience
 from server.run import serve
 
 SLOW = 2  # the node id of site 0
@@ -86,3 +88,54 @@ def test_more_sites_are_asked_than_a_round_needs(tmp_path):
     assert set(asked.values()) == {3}
     assert set(heard.values()) == {2, 3}
     assert found.summary["refusals"] == {"no answer": list(heard.values()).count(2)}
+
+
+class Lossy(Network):
+    """Answers are lost on the way, once for each of these: (site, round)."""
+
+    def __init__(self, settings, lost):
+        super().__init__(settings, change=self.lose)
+        self.lost = [*lost]
+
+    def lose(self, reply):
+        for name in self.lost:
+            if is_reply(reply, *name):
+                self.lost.remove(name)
+                return []
+        return [reply]
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_site_whose_answer_was_lost_is_asked_again_and_no_bit_changes(tmp_path, staleness):
+    whole = federate(config(tmp_path, "whole", staleness=staleness))
+    chosen = config(tmp_path, round_timeout=60.0, resend_after=0.1, staleness=staleness)
+    found = federate(chosen, Lossy(chosen, [(1, 2), (1, 2), (2, 3)]))
+    assert (found.digest, found.entries) == (whole.digest, whole.entries)
+    assert (found.summary["refusals"], found.rows["skips"]) == ({}, [])
+    asked = Counter((row[2], row[1]) for row in found.rows["traffic"] if row[3] == "down")
+    more = Counter((row[2], row[1]) for row in whole.rows["traffic"] if row[3] == "down")
+    assert asked - more == Counter({("1", 2): 2, ("2", 3): 1})
+
+
+def test_an_answer_to_each_of_two_requests_counts_once(tmp_path):
+    """The first one was slow, not lost: the second is counted and refused."""
+    whole = federate(config(tmp_path, "whole"))
+    chosen = config(tmp_path, round_timeout=60.0, resend_after=0.1)
+    network = Patient(chosen)
+    found = federate(chosen, network)
+    assert (found.digest, found.entries) == (whole.digest, whole.entries)
+    assert found.summary["refusals"] == {"duplicate": 1}
+    sent = [row for row in found.rows["traffic"] if row[1:4] == (2, "1", "down")]
+    assert len(sent) == 2
+
+
+def test_patience_grows_with_the_longest_answer_and_with_each_request():
+    patience = Patience(10.0)
+    assert not patience.is_over(1, 1e9, 0)  # it never answered: its model may be in the making
+    patience.note(1, 0.5)
+    assert [patience.is_over(1, s, 0) for s in (9.0, 11.0)] == [False, True]
+    assert [patience.is_over(1, s, 2) for s in (39.0, 41.0)] == [False, True]
+    patience.note(1, 5.0)
+    patience.note(1, 1.0)
+    assert [patience.is_over(1, s, 0) for s in (19.0, 21.0)] == [False, True]
+    assert not Patience(0.0, {1: 1.0}).is_over(1, 1e9, 0)

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.deployment, pytest.mark.soak]
 
 LONGEST_S = 1500.0
 SOAK = {**SETTINGS, "num-rounds": 200, "num-clients": 2, "min-clients": 2, "staleness": 1,
-        "max-skipped-rounds": 1000, "snapshot-interval": 50}  # fmt: skip
+        "max-skipped-rounds": 1000, "snapshot-interval": 50, "resend-after": 8}  # fmt: skip
 WATCHED = ("flower-superlink", "flwr-serverapp", "flower-supernode", "client.worker")
 MORE_BYTES, MORE_FILES = 48 << 20, 12  # what a process may gain after its first half minute
 
