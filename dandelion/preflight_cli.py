@@ -22,6 +22,10 @@ def preflight(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "",
+    task: Annotated[
+        str, typer.Option(help="rotten-tomatoes, shakespeare, or as --set task=…")
+    ] = "",
+    model: Annotated[str, typer.Option(help="As --set model=…; dandelion models lists some.")] = "",
 ) -> None:
     """Measure what eps and learning rate do to the model that a run would start from.
 
@@ -35,7 +39,9 @@ def preflight(
     from shared.learner import Learner
 
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    chosen = gather(config, settings or [], None, **{"run-name": name})
+    chosen = gather(
+        config, settings or [], None, **{"run-name": name, "task": task, "model": model}
+    )
     if not chosen.run_name:
         chosen = replace(chosen, run_name=f"preflight-{stamp}")
     learner = Learner.of(chosen)

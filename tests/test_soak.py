@@ -46,6 +46,7 @@ class Soak:
             what = self.chance.choices([*FAULTS], [weight for weight, _ in FAULTS.values()])[0]
             what(self)
             self.done.append(what.__name__)
+            print(f"round {self.round}: {what.__name__}", flush=True)
             self.rest = self.round + FAULTS[what][1]
 
 
