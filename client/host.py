@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -30,15 +31,23 @@ def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object])
     grow with the number of clients.
     """
     folder, device = str(node_config.get("store", "")), node_config.get("device", "")
-    config = Config.from_run_config({**run_config, **({"device": device} if device else {})})
-    decisive = {k: v for k, v in config.to_run_config().items() if k not in OPERATIONAL}
-    name = json.dumps([decisive, folder], sort_keys=True)
+    given = {**run_config, **({"device": device} if device else {})}
+    config, decisive = _read(tuple((key, type(value), value) for key, value in given.items()))
+    name = f"{decisive} {folder}"
     if name not in _hosts:
         save_all()
         _hosts.clear()
         every_s = float(str(node_config.get("store-every", 0.0)))
         _hosts[name] = Host(config, Store(Path(folder), every_s) if folder else None)
     return _hosts[name]
+
+
+@lru_cache(maxsize=8)
+def _read(given: tuple[tuple[str, type, object], ...]) -> tuple[Config, str]:
+    """A configuration, and what of it decides numbers; read once, not for every message."""
+    config = Config.from_run_config({key: value for key, _, value in given})
+    decisive = {k: v for k, v in config.to_run_config().items() if k not in OPERATIONAL}
+    return config, json.dumps(decisive, sort_keys=True)
 
 
 def save_all() -> None:

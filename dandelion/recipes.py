@@ -53,6 +53,12 @@ RECIPES: Mapping[str, Recipe] = {
                 "bp-batch-size": 32,
                 "num-rounds": 30,
             },
+            ("minilm", "bias"): {
+                "learning-rate": 0.1,
+                "block-size": 32,
+                "zo-batch-size": 32,
+                "queries": 16,
+            },
         },
     ),
     "shakespeare": Recipe(

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -25,7 +26,7 @@ CHOICES = {
     "lr-schedule": ("constant", "linear", "cosine"),
     "dtype": ("float32", "bfloat16"),
 }
-SCOPES = ("full", "lora", "reduced", "head")
+SCOPES = ("full", "lora", "bias", "reduced", "head")
 POSITIVE = ("num-rounds", "num-clients", "queries", "local-steps", "zo-batch-size", "block-size",
             "eval-blocks", "min-clients", "max-skipped-rounds", "threads", "eps", "learning-rate",
             "round-timeout", "wait-timeout", "partition-alpha", "adam-epsilon", "eval-fraction",
@@ -78,7 +79,7 @@ class Config:
     eval_dataset: str = ""  # its held-out part is what is evaluated on; empty = that of dataset
     site_eval_fraction: float = 0.0  # of its examples, which a site evaluates on; 0 = it does not
     eval_interval: int = 10  # rounds between evaluations; the first and the last are always done
-    scope: str = "full"  # what is trained: full, reduced, lora, head, or regex:<pattern>
+    scope: str = "full"  # what is trained: full, lora, bias, reduced, head, or regex:<pattern>
     lora_rank: int = 8
     lora_alpha: int = 16  # an adapter's output counts alpha / rank
     lora_targets: str = ""  # names of adapted modules, with commas; empty = PEFT's own choice
@@ -161,7 +162,7 @@ class Config:
 
     def to_run_config(self) -> dict[str, Value]:
         """The whole configuration with hyphenated keys, as Flower's run config takes it."""
-        return {key_of(name): value for name, value in asdict(self).items()}
+        return {key: getattr(self, name) for name, key in _keys().items()}
 
     def differences(self, other: "Config") -> list[str]:
         """Keys whose change would make another run of it, with both values."""
@@ -220,6 +221,12 @@ class Config:
         _require(self.threads <= MOST_THREADS, "threads", self.threads, f"at most {MOST_THREADS}")
         _require(Path(self.run_name).name == self.run_name != "..", "run-name", self.run_name,
                  "a name without /")  # fmt: skip
+
+
+@cache
+def _keys() -> Mapping[str, str]:
+    """Every field's name and its configuration key."""
+    return {field.name: key_of(field.name) for field in fields(Config)}
 
 
 def key_of(name: str) -> str:

@@ -95,6 +95,7 @@ def flatten(module: nn.Module, trainable: Callable[[str], bool] = lambda name: T
     """Move the parameters that ``trainable`` names into one vector and bind them to it.
 
     The others are frozen (``requires_grad`` off). The module computes what it computed before.
+    Each tensor is let go once it is copied, so that the two are never there as a whole.
 
     Raises:
         ConfigError: nothing is trainable, or the trainable tensors differ in dtype or device.
@@ -108,7 +109,8 @@ def flatten(module: nn.Module, trainable: Callable[[str], bool] = lambda name: T
         raise ConfigError(f"trainable parameters of one dtype and device expected, got {kinds}")
     layout = Layout.of((name, tuple(p.shape)) for name, p in chosen.items())
     ((dtype, device),) = kinds
-    flat = ask_for_huge_pages(torch.empty(layout.size, dtype=dtype, device=device)).zero_()
+    flat = ask_for_huge_pages(torch.empty(layout.size, dtype=dtype, device=device))
+    layout.clear_padding_(flat)
     for name, view in layout.views(flat).items():
         view.copy_(chosen[name].data)
         chosen[name].data = view

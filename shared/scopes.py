@@ -1,4 +1,4 @@
-"""Which parameters a run trains: all, the last layers, adapters, a head, or those of a pattern.
+"""Which parameters a run trains: all, last layers, biases, adapters, a head, or a pattern's.
 
 Whatever is frozen is the same at every site, since the digest of the untrained model covers it too.
 """
@@ -16,6 +16,7 @@ from shared.models import CLASSIFIER
 BLOCK = re.compile(r"^(.*)\.(\d+)\.(.+)$")  # a parameter of one of several equal blocks
 MLP = re.compile(r"(^|\.)mlp\.|^intermediate\.|^output\.")  # the latter two: BERT's, with its norm
 MLP_NORM = ("ln_2.", "post_attention_layernorm.")  # as GPT-2 and Llama name what comes before it
+BIASES = re.compile(r"bias$|norm|(^|\.)ln_", re.IGNORECASE)  # with norms, by any usual name
 POOLER = re.compile(r"(^|\.)pooler\.")  # between an encoder and its head
 
 
@@ -32,6 +33,8 @@ def trainable(config: Config, module: nn.Module) -> Callable[[str], bool]:
         return lambda name: ".lora_" in name or name in kept
     if config.scope == "head":
         return head(module).__contains__
+    if config.scope == "bias":
+        return biases(module).__contains__
     if config.scope == "reduced":
         return reduced(module).__contains__
     try:
@@ -59,6 +62,24 @@ def head(module: nn.Module) -> set[str]:
     if not chosen:
         raise ConfigError(f"scope head: {type(module).__name__} has no parameter outside {body!r}")
     return {name for name in chosen if ".lora_" not in name}
+
+
+def biases(module: nn.Module) -> set[str]:
+    """Names of biases, of norms, and of a classifier's output; BitFit.
+
+    Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199. Some thousandths of the parameters, so
+    that a zeroth-order estimate finds the way with few directions.
+
+    Raises:
+        ConfigError: the module has none.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    chosen = {name for name in names if BIASES.search(name)}
+    if type(module).__name__.endswith(CLASSIFIER):
+        chosen |= {name for name in head(module) if not POOLER.search(name)}
+    if not chosen:
+        raise ConfigError(f"scope bias: {type(module).__name__} has neither biases nor norms")
+    return chosen
 
 
 def reduced(module: nn.Module) -> set[str]:

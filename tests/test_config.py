@@ -130,7 +130,7 @@ def test_a_name_that_no_module_registered_lists_the_registered_ones(key, registr
 
 
 def test_an_unknown_scope_says_what_scopes_look_like():
-    with pytest.raises(UnknownNameError, match="scope 'half'; known: full, head, lora, red"):
+    with pytest.raises(UnknownNameError, match="scope 'half'; known: bias, full, head, lora, red"):
         Config.from_run_config({"scope": "half"})
     assert Config.from_run_config({"scope": "regex:wte"}).scope == "regex:wte"
 

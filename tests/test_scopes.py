@@ -3,14 +3,22 @@
 import pytest
 import torch
 from fleet import config, federate, of_mode
-from transformers import AutoModelForCausalLM
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from shared.errors import ConfigError, DataError
 from shared.learner import Learner, start_of
 from shared.models import load_model
+from shared.scopes import biases
 
 PATTERN = r"regex:h\.1\.attn"
-SCOPES = ["reduced", "lora", PATTERN]
+SCOPES = ["reduced", "lora", "bias", PATTERN]
 every_scope = pytest.mark.parametrize("scope", SCOPES)
 
 
@@ -24,6 +32,25 @@ def test_reduced_is_the_last_blocks_mlp_its_norm_and_the_head(tmp_path):
     assert found == {block + "ln_2.weight", block + "ln_2.bias", block + "mlp.c_fc.weight",
                      block + "mlp.c_fc.bias", block + "mlp.c_proj.weight",
                      block + "mlp.c_proj.bias", "transformer.wte.weight"}  # fmt: skip
+
+
+def test_bias_is_biases_and_norms_by_any_name_and_a_classifiers_output(tmp_path):
+    found = names(Learner.of(config(tmp_path, scope="bias")))
+    whole = names(Learner.of(config(tmp_path)))
+    assert found == {name for name in whole if name.endswith("bias") or ".ln_" in name}
+    tiny = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
+    tiny |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    llama = LlamaForCausalLM(LlamaConfig(**tiny))
+    block = "model.layers.0."
+    assert biases(llama) == {block + "input_layernorm.weight",
+                             block + "post_attention_layernorm.weight",
+                             "model.norm.weight"}  # fmt: skip
+    chosen = biases(BertForSequenceClassification(BertConfig(**tiny)))
+    assert {"classifier.weight", "classifier.bias", "bert.pooler.dense.bias"} < chosen
+    assert {"bert.embeddings.LayerNorm.weight"} < chosen
+    assert "bert.pooler.dense.weight" not in chosen
+    with pytest.raises(ConfigError, match="neither biases nor norms"):
+        biases(nn.Linear(2, 2, bias=False))
 
 
 def test_lora_trains_adapters_of_the_rank_and_the_targets(tmp_path):
