@@ -23,6 +23,7 @@ GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # eps that are tried beside the giv
 DIRECTIONS, BATCHES, TRIALS = 8, 4, 3
 JUDGED = 64  # most rows that steps are measured on, and judged by
 CLEAR, USELESS = 10.0, 1.5  # signal to noise of a loss difference: fine from here, refused below
+LASTING, HALVINGS = 4, 5  # rounds in a row at a rate, and how often it is halved at the most
 SLOW = 10.0  # times below the suggested rate
 OCTAVES = range(-4, 5)  # powers of two around the given rate that are tried first
 FARTHEST = 24  # powers of two that are gone on in one direction
@@ -48,7 +49,7 @@ class Rates:
     given: float
     change: dict[float, float]  # rate to mean change over the trials
     best: float  # of those, where the loss falls most
-    suggested: float
+    suggested: float  # the same or less, so that rounds in a row go on falling
     verdict: Verdict
     reason: str
 
@@ -101,7 +102,9 @@ def is_long(config: Config) -> bool:
 
 
 def preflight(config: Config, learner: Learner, examples: Tensor) -> Preflight:
-    """Try the settings out on held-out examples (n, …); costs some 700 forward passes at q = 16.
+    """Try the settings out on held-out examples (n, …).
+
+    Costs 300 forward passes, and 2 q × sites' batches for each of some dozen trial rounds.
 
     The parameters are as they were when this is done, to the bit.
     """
@@ -192,17 +195,21 @@ def _rates(probe: Probe, eps: float) -> Iterator[Rates]:
     plans = [plan_of(c, round_) for round_ in (1, 2)]
     if any(plan.measure and not plan.backpropagate for plan in plans):
         steps = [probe.estimate(eps, trial) for trial in range(1, TRIALS + 1)]
-        yield judged_rates("learning-rate", c.learning_rate, probe, steps)
+        yield judged_rates("learning-rate", c.learning_rate, probe, steps, eps)
     if any(plan.backpropagate for plan in plans):
         key = "learning-rate" if c.mode == "fo" and not c.bp_learning_rate else "bp-learning-rate"
         given = c.bp_learning_rate or c.learning_rate
         yield judged_rates(key, given, probe, [probe.backpropagated()])
 
 
-def judged_rates(key: str, given: float, probe: Probe, steps: list[Gradient]) -> Rates:
+def judged_rates(
+    key: str, given: float, probe: Probe, steps: list[Gradient], eps: float | None = None
+) -> Rates:
     """Take single steps at rates around the given one, and judge it by them.
 
-    With momentum a step goes on: a rate counts 1 / (1 − momentum) times.
+    With momentum a step goes on: a rate counts 1 / (1 − momentum) times. With ``eps`` the best rate
+    is then tried for LASTING rounds in a row, and halved until they bring more than one step does:
+    noise adds up from round to round, and a step that is the best alone may be too long for many.
     """
     before = probe.learner.loss(probe.apart)
     goes_on = 1 / (1 - probe.config.momentum) if probe.config.optimizer == "sgd" else 1.0
@@ -212,21 +219,42 @@ def judged_rates(key: str, given: float, probe: Probe, steps: list[Gradient]) ->
         value = float(np.mean(after)) - before
         return value if math.isfinite(value) else math.inf
 
+    def in_a_row(rate: float) -> float:
+        value = probe.after_rounds(eps or 0.0, rate, LASTING) - before
+        return value if math.isfinite(value) else math.inf
+
     tried = searched(given, change)
     best = min(tried, key=lambda rate: (tried[rate], rate))
-    suggested = float(f"{best:.2g}")
+    lasting = best if eps is None or tried[best] >= 0 else lasting_rate(tried, best, in_a_row)
+    suggested = float(f"{lasting:.2g}")
     if tried[best] >= 0:
         reason = f"{key}: no step along the estimate lowers the loss; use more queries or examples"
         return Rates(key, given, tried, best, given, "doubtful", reason)
     if tried[given] > 0:
         reason = f"{key} = {given:g}: one step changes the loss by {tried[given]:+.3g}, a step at "
-        reason += f"{suggested:g} by {tried[best]:+.3g}: it would diverge"
+        reason += f"{best:.2g} by {tried[best]:+.3g}: it would diverge"
         return Rates(key, given, tried, best, suggested, "doubtful", reason)
-    if given * SLOW < best:
+    if given > lasting and (rise := in_a_row(given)) > 0:
+        reason = f"{key} = {given:g}: {LASTING} rounds in a row change the loss by {rise:+.3g}: it "
+        reason += f"would diverge, though one step changes it by {tried[given]:+.3g}"
+        return Rates(key, given, tried, best, suggested, "doubtful", reason)
+    if given * SLOW < lasting:
         reason = f"{key} = {given:g}: one step changes the loss by {tried[given]:+.3g}, a step at "
-        reason += f"{suggested:g} by {tried[best]:+.3g}: it would take long"
+        reason += f"{best:.2g} by {tried[best]:+.3g}: it would take long"
         return Rates(key, given, tried, best, suggested, "doubtful", reason)
     return Rates(key, given, tried, best, suggested, "fine", "")
+
+
+def lasting_rate(
+    tried: dict[float, float], best: float, in_a_row: Callable[[float], float]
+) -> float:
+    """The best rate or a half, a quarter … of it: the first at which rounds add up."""
+    rate = best
+    for _ in range(HALVINGS):
+        if in_a_row(rate) <= tried.get(rate, 0.0):
+            break
+        rate /= 2
+    return rate
 
 
 def searched(given: float, change: Callable[[float], float]) -> dict[float, float]:

@@ -1,7 +1,8 @@
 """Measurements at the model as it stands: the loss's rounding, slopes over eps, trial steps."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +70,9 @@ class Probe:
         )
         own = c.seed_schedule == "independent"
         keys = self._keys(c.queries * sites if own else c.queries, trial)
+        first = (trial - 1) * sites  # every trial has batches of its own, as rounds do
         pairs = [(k, [i % sites] if own else range(sites)) for i, k in enumerate(keys)]
+        pairs = [(k, [first + b for b in of]) for k, of in pairs]
         slopes = [np.mean([self._difference(k, eps, b) for b in of]) / 2 / eps for k, of in pairs]
         each = [float(slope) / len(keys) for slope in slopes]
         return ZerothOrderGradient(self.learner.replica.directions, keys, each)
@@ -80,13 +83,29 @@ class Probe:
 
     def after_step(self, gradient: Gradient, rate: float) -> float:
         """Loss of the rows apart after one step of the run's optimizer, which is then undone."""
+        with self._undone():
+            self._step(gradient, rate)
+            return self.learner.loss(self.apart)
+
+    def after_rounds(self, eps: float, rate: float, rounds: int) -> float:
+        """The same after some rounds in a row, each measured where the one before has led."""
+        with self._undone():
+            for trial in range(1, rounds + 1):
+                self._step(self.estimate(eps, trial), rate)
+            return self.learner.loss(self.apart)
+
+    def _step(self, gradient: Gradient, rate: float) -> None:
+        replica = self.learner.replica
+        step_(replica.optimizer, replica.model.flat, gradient, rate, self._keys(1)[0])
+        replica.model.layout.clear_padding_(replica.model.flat)
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
         replica = self.learner.replica
         flat = replica.model.flat.clone()
         state = {name: value.clone() for name, value in replica.optimizer.state().items()}
         try:
-            step_(replica.optimizer, replica.model.flat, gradient, rate, self._keys(1)[0])
-            replica.model.layout.clear_padding_(replica.model.flat)
-            return self.learner.loss(self.apart)
+            yield
         finally:
             replica.model.flat.copy_(flat)
             replica.optimizer.load_state(state)

@@ -9,7 +9,7 @@ from federation import config, federate, folder_of
 from typer.testing import CliRunner
 
 from dandelion.cli import app
-from server.preflight import preflight, searched
+from server.preflight import lasting_rate, preflight, searched
 from server.probe import Probe, parted
 from shared.config import Config
 from shared.data.corpus import Corpus
@@ -94,6 +94,23 @@ def test_the_search_goes_on_until_the_lowest_is_inside():
         assert best / 2 < lowest < best * 2
         assert min(tried_rates) < lowest < max(tried_rates)
     assert len(searched(1.0, lambda rate: 1.0)) < 40  # it gives up
+
+
+def test_the_best_rate_for_one_step_is_halved_until_rounds_add_up():
+    one_step = {rate: -rate for rate in (0.1, 0.2, 0.4, 0.8)}
+    assert lasting_rate(one_step, 0.8, lambda rate: -4 * rate) == 0.8
+    assert lasting_rate(one_step, 0.8, lambda rate: 10 * rate**2 - 4 * rate) == 0.2
+    assert lasting_rate(one_step, 0.8, lambda rate: 1.0) == 0.8 / 2**5  # it gives up
+
+
+def test_rounds_in_a_row_are_measured_where_the_last_one_led(tmp_path):
+    """One round in a row is one step; more are not so many of the first."""
+    probe = probe_of(config(tmp_path, queries=8))
+    first = probe.estimate(1e-3, 1)
+    assert probe.after_rounds(1e-3, 0.02, 1) == probe.after_step(first, 0.02)
+    whole = probe.after_rounds(1e-3, 0.02, 3)
+    assert whole == probe.after_rounds(1e-3, 0.02, 3)
+    assert whole != probe.after_step(first, 0.06)
 
 
 def test_a_long_run_is_tried_first_and_a_short_one_is_not(tmp_path):
