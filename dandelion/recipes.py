@@ -54,7 +54,7 @@ RECIPES: Mapping[str, Recipe] = {
                 "num-rounds": 30,
             },
             ("minilm", "bias"): {
-                "learning-rate": 0.1,
+                "learning-rate": 0.02,
                 "block-size": 32,
                 "zo-batch-size": 32,
                 "queries": 16,
