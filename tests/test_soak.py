@@ -1,5 +1,10 @@
-"""Two hundred rounds with a fault every few seconds: the same bits, and nothing is left behind."""
+"""Two hundred rounds with a fault every few seconds: the same bits, and nothing is left behind.
 
+Flower takes 2.7 s a round and a minute or more after some faults, so that 200 rounds take some 25
+minutes; DANDELION_SOAK_ROUNDS says another number.
+"""
+
+import os
 import random
 import time
 from collections.abc import Callable
@@ -13,8 +18,10 @@ from test_deployment import SETTINGS, local_digest, partition
 pytestmark = [pytest.mark.deployment, pytest.mark.soak]
 
 LONGEST_S = 2400.0  # Flower takes 2.7 s a round, and a minute to forget a node that broke off
-SOAK = {**SETTINGS, "num-rounds": 200, "num-clients": 2, "min-clients": 2, "staleness": 1,
-        "max-skipped-rounds": 1000, "snapshot-interval": 50, "resend-after": 8}  # fmt: skip
+ROUNDS = int(os.environ.get("DANDELION_SOAK_ROUNDS", "200"))
+SOAK = {**SETTINGS, "num-rounds": ROUNDS, "learning-rate": 0.002, "num-clients": 2,
+        "min-clients": 2, "staleness": 1, "max-skipped-rounds": 1000, "snapshot-interval": 50,
+        "resend-after": 8}  # fmt: skip
 WATCHED = ("flower-superlink", "flwr-serverapp", "flower-supernode", "client.worker")
 MORE_BYTES, MORE_FILES = 48 << 20, 12  # what a process may gain after its first half minute
 
