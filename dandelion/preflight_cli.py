@@ -46,7 +46,8 @@ def preflight(
         chosen = replace(chosen, run_name=f"preflight-{stamp}")
     learner = Learner.of(chosen)
     corpus = Corpus.of(chosen, learner.language_model)
-    found = measured(chosen, learner, held_out(corpus, learner.language_model))
+    with console.status("measuring rounding, slopes and trial steps; a large model takes minutes"):
+        found = measured(chosen, learner, held_out(corpus, learner.language_model))
     show(found)
     say(f"{found.write(run_folder(chosen))}")
     raise typer.Exit(STATUS[found.verdict])
