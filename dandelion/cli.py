@@ -76,10 +76,8 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     ] = "local",
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "",
-    task: Annotated[
-        str, typer.Option(help="rotten-tomatoes, shakespeare, or as --set task=…")
-    ] = "",
-    model: Annotated[str, typer.Option(help="As --set model=…; dandelion models lists some.")] = "",
+    task: preflight_cli.Task = "",
+    model: preflight_cli.Model = "",
 ) -> None:
     """Train: a new run, or one that was cut off."""
     if engine not in ENGINES:

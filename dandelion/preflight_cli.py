@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.preflight import Preflight, Rates
 
 console = Console()
+Task = Annotated[str, typer.Option(help="rotten-tomatoes, shakespeare, or as --set task=…")]
+Model = Annotated[str, typer.Option(help="As --set model=…; dandelion models lists some.")]
 STATUS = {"fine": 0, "doubtful": 1, "refused": 2}
 
 
@@ -22,10 +24,8 @@ def preflight(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "",
-    task: Annotated[
-        str, typer.Option(help="rotten-tomatoes, shakespeare, or as --set task=…")
-    ] = "",
-    model: Annotated[str, typer.Option(help="As --set model=…; dandelion models lists some.")] = "",
+    task: Task = "",
+    model: Model = "",
 ) -> None:
     """Measure what eps and learning rate do to the model that a run would start from.
 

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import xxhash
+
+CHUNK = 1 << 20  # bytes read at a time
+
 
 def cache_folder() -> Path:
     """``DANDELION_CACHE``, else ``dandelion`` where the desktop standard (XDG) puts caches."""
@@ -37,3 +41,12 @@ def made_whole(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def file_hash(path: Path) -> str:
+    """XXH3 (128 bits) of a file's bytes, as hexadecimal text: finds damage, not forgery."""
+    found = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while part := file.read(CHUNK):
+            found.update(part)
+    return found.hexdigest()

