@@ -8,28 +8,18 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import processes
 from network import Loopback, Namespaces, may_make_namespaces
+from processes import until
 from proxy import CountingProxy
 
 from dandelion.flower import end_session, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_S = 600.0
 DANDELION = [sys.executable, "-m", "dandelion"]
-
-
-def until(holds: Callable[[], object], what: str, timeout_s: float = PATIENCE_S) -> None:
-    """Wait for something, or say what did not happen."""
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.2)
 
 
 def descendants(pid: int) -> list[int]:

@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from machines import Federation, last_round, rows, until
+from machines import Federation, last_round, rows
+from processes import until
 
 from shared.models import LanguageModel, load_model
 from shared.models.tokenizers import ByteTokenizer

@@ -4,6 +4,7 @@ import os
 import subprocess
 from dataclasses import dataclass, field
 
+from processes import until
 from proxy import CountingProxy
 
 PORT = 8000  # of the server, and of each node's proxy, within their namespaces
@@ -71,7 +72,9 @@ class Namespaces:
     host = "0.0.0.0"
 
     def __post_init__(self) -> None:
-        self._number, self._names = os.getpid() % 200, list[str]()
+        taken, own = _ip("netns", "list"), os.getpid() % 200  # a killed test leaves its spaces
+        free = (k % 200 for k in range(own, own + 200) if f"dandelion{k % 200}-" not in taken)
+        self._number, self._names = next(free), list[str]()
         self._cable("server")
 
     @property
@@ -96,6 +99,7 @@ class Namespaces:
 
     def mend(self, name: str) -> None:
         _ip("link", "set", self._link(name), "up")
+        self._carries(name)
 
     def close(self) -> None:
         for proxy in self.proxies.values():
@@ -115,6 +119,13 @@ class Namespaces:
         _ip("link", "set", link, "up")
         _ip("-n", space, "addr", "add", f"{self._address(number, 2)}/30", "dev", "up0")
         _ip("-n", space, "link", "set", "up0", "up")
+        self._carries(name)
+
+    def _carries(self, name: str) -> None:
+        """Wait until both ends see each other: the kernel says so up to a second later."""
+        for end in (("-n", self._space(name)), ()):
+            link = "up0" if end else self._link(name)
+            until(lambda end=end, link=link: "state UP" in _ip(*end, "link", "show", link), link)
 
     def _address(self, number: int, end: int) -> str:
         """Of a cable's end, from the range that is kept for tests of networks (RFC 2544)."""
@@ -127,5 +138,5 @@ class Namespaces:
         return f"dd{self._number}-{self._names.index(name)}"
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+def _ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout

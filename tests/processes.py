@@ -1,14 +1,23 @@
-"""Watches processes: what those of one message have loaded, what those that stay gain."""
+"""Waits for and watches processes: what they have loaded, what those that stay gain."""
 
 import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LOOK_S, SETTLED_S = 0.05, 30.0
+LOOK_S, SETTLED_S, PATIENCE_S = 0.05, 30.0, 600.0
 HEAVY = ("libtorch", "llvmlite", "safetensors", "/numba/", "/tokenizers/")  # files, when mapped
+
+
+def until(holds: Callable[[], object], what: str, timeout_s: float = PATIENCE_S) -> None:
+    """Wait for something, or say what did not happen."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.2)
 
 
 def mapped(pid: int) -> set[str]:

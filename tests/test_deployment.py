@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from machines import Federation, last_round, until
-from processes import Watch, mapped
+from machines import Federation, last_round
+from processes import Watch, mapped, until
 
 from dandelion.local import run_local
 from shared.config import Config

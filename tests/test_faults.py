@@ -1,7 +1,8 @@
 """What happens to real machines: cables, newcomers, wrong keys, other code; over TLS."""
 
 import pytest
-from machines import last_round, rows, until
+from machines import last_round, rows
+from processes import until
 from test_deployment import SETTINGS, partition, three_nodes
 
 pytestmark = [pytest.mark.deployment, pytest.mark.soak]

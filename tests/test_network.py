@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from network import PORT, Loopback, Namespaces, may_make_namespaces
+from processes import until
 
 from dandelion.flower import free_port
 
@@ -46,14 +47,14 @@ def test_a_node_is_cut_off_and_comes_back(kind):
     server = python(net.server(), SERVE, net.host, str(net.port))
     try:
         assert server.stdout.readline() == "ready\n"
-        assert asked(net, "a") == "hello"
+        until(lambda: asked(net, "a") == "hello", "an answer", timeout_s=30)
         assert net.proxies["a"].counted() == (0, 5)
-        net.node("b")
+        until(lambda: asked(net, "b") == "hello", "an answer", timeout_s=30)
         net.cut("a")
         assert asked(net, "a") == ""
         assert asked(net, "b") == "hello"
         net.mend("a")
-        assert asked(net, "a") == "hello"
+        until(lambda: asked(net, "a") == "hello", "an answer", timeout_s=30)
     finally:
         server.kill()
         server.communicate()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import processes
 import pytest
-from machines import Federation, destroy, last_round, until
+from machines import Federation, destroy, last_round
 from test_deployment import SETTINGS, local_digest, partition
 
 pytestmark = [pytest.mark.deployment, pytest.mark.soak]
@@ -118,7 +118,7 @@ def test_two_hundred_rounds_under_faults(private):
         for number in range(2):
             made.join(f"n{number}", *partition(number, 2))
         soak.start()
-        until(lambda: soak.round >= 1, "round 1")
+        processes.until(lambda: soak.round >= 1, "round 1")
         began = time.monotonic()
         while soak.round < SOAK["num-rounds"]:
             time.sleep(soak.chance.uniform(3.0, 8.0))
