@@ -157,14 +157,15 @@ class Host:
 
     def _catch_up(self, request: Request, snapshot: bytes | None) -> None:
         replica = self._learner.replica
-        there = replica.round == request.round - 1 and replica.digest() == request.digest
+        at = measured_at(self._config, request.round)
+        there = replica.round == at and replica.digest() == request.digest
         if request.reset and snapshot is None and replica.round and not there:
             self._restart()
             replica = self._learner.replica
         if snapshot is not None:
             load_snapshot_(replica, snapshot, request.run)
         replica.apply(Entry.decode(data) for data in request.entries)
-        if replica.round != (at := measured_at(self._config, request.round)):
+        if replica.round != at:
             raise GapError(f"round {at} expected, got {replica.round}")
         if request.digest != UNKNOWN:
             replica.check(request.digest)

@@ -133,7 +133,7 @@ def _shown(rounds: Iterable[Round], last: int) -> Iterable[Round]:
 def _numbers(entry: "Entry") -> str:
     """What an entry holds: groups of numbers, a gradient, or what is left of one."""
     if entry.back_to is not None:
-        return f"back to {entry.back_to}"
+        return f"back to {entry.back_to}" if entry.undoes else "pause"
     gradient = "dropped" if entry.dropped else "gradient" if entry.payload else ""
     each = len(entry.groups[0].differences) if entry.groups else 0
     return " + ".join(filter(None, [f"{len(entry.groups)} × {each}" if each else "", gradient]))

@@ -55,7 +55,7 @@ def _check_entries(ledger: Rows) -> None:
             entry = Entry.decode(payload)
         except WireError as error:
             raise LedgerError(f"{path}: table entries, row {round_}: {error}") from error
-        if entry.back_to is not None:
+        if entry.undoes:
             rewinds.append((round_, entry.back_to, entry.learning_rate))
     if ledger.rows("SELECT round, back_to, scale FROM rewinds ORDER BY round") != rewinds:
         raise LedgerError(f"{path}: table rewinds: does not fit the entries")

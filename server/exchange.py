@@ -53,9 +53,7 @@ class Exchange:
                 self._close(reply.metadata.reply_to_message_id)
                 yield reply
             if over and sent == len(self._nodes):
-                self._late |= self._open
-                self._open.clear()
-                self._asked.clear()
+                self.give_up()
             if not self._open:
                 return
             meanwhile()
@@ -73,6 +71,12 @@ class Exchange:
                 del self._open[other]
                 if other != name:
                     self._late[other] = None
+
+    def give_up(self) -> None:
+        """Await nothing any more; what still comes is late."""
+        self._late |= self._open
+        self._open.clear()
+        self._asked.clear()
 
     def waiting(self) -> dict[int, float]:
         """Nodes whose answer is awaited, and for how many seconds since they were last asked."""

@@ -18,6 +18,7 @@ from server.records import Metrics
 from server.snapshots import Snapshots
 from shared.entry import Entry
 from shared.errors import GapError, StalledError
+from shared.modes import measured_at
 
 LOG = logging.getLogger("dandelion")
 WINDOW = 9  # rounds whose median is compared, so that a few bad batches are none's concern
@@ -44,39 +45,44 @@ class Divergence:
 class Guard:
     """Watches the sites' losses between rounds.
 
-    Off where ``guard-rewinds`` is 0, and with staleness, where the next round is under way already
-    and measured where the run would no longer be.
+    With staleness a rewind is followed by a pause, so that no round after the two is measured at
+    parameters that were undone. Off where ``guard-rewinds`` is 0.
     """
 
     run: Run
     _losses: dict[int, float] = field(default_factory=dict)  # of each round, over its sites
 
     def went_back(self) -> bool:
-        """Commit a rewind, and be there, if the run has diverged.
+        """Commit a rewind, and be there, if the run has diverged; or the pause that is due.
 
         Raises:
             StalledError: it has, and ``guard-rewinds`` were of no avail.
         """
-        config, ledger, found = self.run.config, self.run.ledger, self.divergence()
-        if found is None:
+        config, ledger, rewinds = self.run.config, self.run.ledger, self.run.ledger.rewinds()
+        last = ledger.last_round
+        if rewinds and last < rewinds[-1].round + config.staleness:
+            self._commit(Entry(last + 1, rewinds[-1].scale, (), back_to=last))
+            return True
+        if (found := self.divergence()) is None:
             return False
-        rewinds = ledger.rewinds()
         if len(rewinds) >= config.guard_rewinds:
             raise StalledError(
-                f"round {ledger.last_round}: {found.reason}; the run went back {len(rewinds)} "
+                f"round {last}: {found.reason}; the run went back {len(rewinds)} "
                 f"times (guard-rewinds) and diverged again at {rewinds[-1].scale:.3g} × its "
                 "learning rates; 'dandelion preflight' suggests eps and learning rate"
             )
         scale = (rewinds[-1].scale if rewinds else 1.0) * config.guard_rate_factor
-        round_, back_to = ledger.last_round + 1, self._return_to(found.well)
+        back_to = self._return_to(found.well)
         LOG.warning(
             "round %d: %s; back to round %d, learning rates × %.3g",
-            *(round_, found.reason, back_to, scale),
+            *(last + 1, found.reason, back_to, scale),
         )
-        entry = Entry(round_, scale, (), back_to=back_to)
-        committed = ledger.commit(entry, [], [], self._metrics(entry), (), found.reason)
-        self.run.learner.replica.apply([committed])
+        self._commit(Entry(last + 1, scale, (), back_to=back_to), found.reason)
         return True
+
+    def _commit(self, entry: Entry, reason: str = "") -> None:
+        committed = self.run.ledger.commit(entry, [], [], self._metrics(entry), (), reason)
+        self.run.learner.replica.apply([committed])
 
     def warn(self) -> None:
         """Say so where the run ends in divergence: no round is left to go back in."""
@@ -86,19 +92,19 @@ class Guard:
     def divergence(self) -> Divergence | None:
         """Whether most sites' numbers are none, or the newest losses are above the bound."""
         ledger, last = self.run.ledger, self.run.ledger.last_round
-        if not self.run.config.guard_rewinds or self.run.config.staleness:
+        if not (config := self.run.config).guard_rewinds:
             return None
         rounds, losses = self._recent(last)
         bad, asked = (ledger.rows(query, (last + 1,))[0][0] for query in (NOT_FINITE, ASKED))
-        above = judged(losses, self.run.config.guard_tolerance)
-        stepped = last > 0 and last not in {r.round for r in ledger.rewinds()}
+        above = judged(losses, config.guard_tolerance)
+        stepped = (at := measured_at(config, last + 1)) > 0 and ledger.entry(at).back_to is None
         if not above and not (stepped and 2 * bad > asked):
             return None
-        well = newest_well(losses, self.run.config.guard_tolerance)
-        at = rounds[well] - 1 if well is not None else max(0, rounds[0] - 1 if rounds else 0)
+        newest = newest_well(losses, config.guard_tolerance) or 0
+        well = measured_at(config, rounds[newest]) if rounds else 0
         if above:
-            return Divergence(above, at)
-        return Divergence(f"{bad} of {asked} sites measured no finite losses", at)
+            return Divergence(above, well)
+        return Divergence(f"{bad} of {asked} sites measured no finite losses", well)
 
     def _recent(self, last: int) -> tuple[list[int], list[float]]:
         """The newest rounds on the way to ``last``, and the median of the sites' losses in each."""
@@ -135,8 +141,9 @@ class Guard:
 
     def _metrics(self, entry: Entry) -> Metrics:
         """What the log says of a rewind: the loss where it went back to, and the new rate."""
+        measured = entry.follows + self.run.config.staleness if entry.undoes else entry.follows - 1
         rows = self.run.ledger.rows(
-            "SELECT loss FROM metrics WHERE round > ? ORDER BY round LIMIT 1", (entry.back_to,)
+            "SELECT loss FROM metrics WHERE round > ? ORDER BY round LIMIT 1", (measured,)
         )
         return Metrics(
             round=entry.round,

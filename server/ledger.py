@@ -120,7 +120,7 @@ class Ledger:
             self._write("INSERT INTO entries VALUES (?, ?, ?)", (entry.round, payload, chain))
             self._write_all("INSERT INTO contributions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._write(f"INSERT INTO metrics VALUES ({_marks(Metrics)})", astuple(metrics))
-            if entry.back_to is not None:
+            if entry.undoes:
                 rewind = (entry.round, entry.back_to, entry.learning_rate, reason)
                 self._write("INSERT INTO rewinds VALUES (?, ?, ?, ?)", rewind)
             self._add(transfers, refusals)

@@ -69,6 +69,7 @@ class ScalarStrategy(Strategy):
         self._settle(ledger.last_round)
         while (round_ := ledger.last_round + 1) <= config.num_rounds:
             if self._guard.went_back():
+                self._forsake()
                 skipped = 0
                 self._settle(round_)
                 continue
@@ -164,6 +165,13 @@ class ScalarStrategy(Strategy):
                     return
             messages = self.configure_train(each, ArrayRecord(), ConfigRecord(), grid)
             self._send(self._flights[each], messages)
+
+    def _forsake(self) -> None:
+        """Await nothing of the rounds that are open: they were measured where the run is not."""
+        for flight in self._flights.values():
+            flight.exchange.give_up()
+            self._late.close(flight)
+        self._flights.clear()
 
     def _before(self, site: Site, round_: int) -> int | None:
         """Where a site's replica is when the first request for a round reaches it.

@@ -123,7 +123,7 @@ class Config:
     server_replica: str = "eager"  # follow the ledger every round, or only when needed (lazy)
     snapshot_interval: int = 100  # rounds between snapshots; 0 = none
     preflight_rounds: int = 500  # runs from so many rounds on try their settings first; 0 = never
-    guard_rewinds: int = 8  # how often a run that diverges may go back; 0, or staleness: never
+    guard_rewinds: int = 8  # how often a run that diverges may go back; 0: never
     guard_rate_factor: float = 0.3  # all learning rates are multiplied by it each time
     guard_tolerance: float = 0.2  # how far losses may rise, as a share of the best or first loss
     round_timeout: float = 3600.0  # seconds until a missing reply counts as missing

@@ -41,7 +41,8 @@ class Entry:
     where the entry has a guide but no payload, that of the last entry that had one.
 
     A *rewind* takes no step: parameters and optimizer state are again those of round ``back_to``,
-    and its learning rate is what the rates of all later rounds are multiplied by.
+    and its learning rate is what the rates of all later rounds are multiplied by. One to the round
+    before it undoes nothing: a *pause*, a round without a step.
     """
 
     round: int  # 1-based, no gaps
@@ -56,6 +57,11 @@ class Entry:
     def follows(self) -> int:
         """The round that a replica must be at to take this one."""
         return self.round - 1 if self.back_to is None else self.back_to
+
+    @property
+    def undoes(self) -> bool:
+        """Whether rounds are taken back."""
+        return self.back_to is not None and self.back_to < self.round - 1
 
     def encode(self) -> bytes:
         """Bytes of the drawing above: 24 + groups * (4 + 4 * K * q), + 12 + payload if dense."""

@@ -28,15 +28,16 @@ from server.snapshots import Snapshots, rebuild_, rebuilt_
 from shared.entry import Entry
 from shared.errors import ConfigError, GapError, StalledError, WireError
 from shared.learner import Learner
+from shared.modes import measured_at
 
 ABSURD = {"learning_rate": 1.0, "num_rounds": 50, "snapshot_interval": 3, "queries": 8}
 some = settings(deadline=None, max_examples=3)
 
 
-@pytest.fixture(scope="module")
-def tamed(tmp_path_factory):
+@pytest.fixture(scope="module", params=[0, 1], ids=["at once", "one behind"])
+def tamed(request, tmp_path_factory):
     """A run whose rate is a hundred times too high, and what it came to."""
-    chosen = config(tmp_path_factory.mktemp("tamed"), **ABSURD)
+    chosen = config(tmp_path_factory.mktemp("tamed"), **ABSURD, staleness=request.param)
     return chosen, federate(chosen)
 
 
@@ -67,7 +68,18 @@ def test_rates_after_a_rewind_are_lowered_and_stand_in_the_entries(tamed):
             assert entry.learning_rate == scale * 1.0
         else:
             scale = entry.learning_rate
-    assert [(e.round, e.back_to) for e in entries if e.back_to is not None] == rewinds(found)
+    assert [(e.round, e.back_to) for e in entries if e.undoes] == rewinds(found)
+
+
+def test_no_round_is_measured_at_what_was_undone(tamed):
+    """Each is where the run, as it stood then, still went through."""
+    chosen, found = tamed
+    entries = [Entry.decode(data) for data in found.entries]
+    for entry in entries:
+        if entry.back_to is None:
+            assert measured_at(chosen, entry.round) in Lineage.of(rewinds(found), entry.round)
+    pauses = [e.round for e in entries if e.back_to is not None and not e.undoes]
+    assert pauses == [at + 1 for at, _ in rewinds(found)] * chosen.staleness
 
 
 def test_every_digest_is_met_whether_undone_rounds_are_rebuilt_or_not(tamed):
@@ -104,7 +116,7 @@ def test_sites_with_memories_of_their_own_come_along_however_long_they_were_away
     tamed, tmp_path, catch_up
 ):
     changes = ABSURD | {"clients_per_round": 1, "catch_up": catch_up, "num_rounds": 20}
-    chosen = config(tmp_path, **changes)
+    chosen = config(tmp_path, **changes, staleness=tamed[0].staleness)
     nodes = Processes()
     network = Network(chosen, nodes)
     found = federate(chosen, network)
@@ -123,6 +135,8 @@ def test_sites_with_memories_of_their_own_come_along_however_long_they_were_away
 
 
 def test_a_lazy_server_goes_back_as_an_eager_one_does(tamed, tmp_path):
+    if tamed[0].staleness:
+        pytest.skip("staleness needs the eager server")
     found = federate(config(tmp_path, server_replica="lazy", eval_interval=4, **ABSURD))
     assert rewinds(found) == rewinds(tamed[1])
     assert (found.digest, found.entries) == (tamed[1].digest, tamed[1].entries)
@@ -143,10 +157,12 @@ def test_a_replica_that_is_past_the_round_does_not_go_back_by_itself(tamed):
 EVERY = [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 12))]
 
 
+@pytest.mark.parametrize("staleness", [0, 1])
 @pytest.mark.parametrize("part", EVERY)
-def test_a_crash_at_any_write_leaves_a_run_that_decides_alike(tmp_path, part):
-    changes = {"learning_rate": 1e5, "num_rounds": 4, "num_clients": 2, "queries": 1}
-    changes |= {"snapshot_interval": 1, "eval_interval": 0, "zo_batch_size": 1}
+def test_a_crash_at_any_write_leaves_a_run_that_decides_alike(part, staleness):
+    changes = {"learning_rate": 1e5, "num_rounds": 4 + 3 * staleness, "num_clients": 2}
+    changes |= {"snapshot_interval": 1, "eval_interval": 0, "zo_batch_size": 1, "queries": 1}
+    changes |= {"staleness": staleness}
     with scratch() as folder:
         with crash_at(None) as written:
             expected = federate(config(folder, "whole", **changes))
@@ -172,6 +188,7 @@ def test_a_crash_at_any_write_leaves_a_run_that_decides_alike(tmp_path, part):
             "codec": st.sampled_from(["float32", "int8"]),
             "momentum": st.sampled_from([0.0, 0.9]),
             "downlink": st.sampled_from(["replay", "replay", "dense"]),
+            "staleness": st.integers(0, 1),
         }
     ),
     st.lists(st.integers(10, 90), min_size=1, max_size=2),
@@ -182,6 +199,8 @@ def test_any_mode_that_is_cut_off_while_it_diverges_ends_with_the_same_bits(chan
     with scratch() as folder:
         if changes["mode"] == "fedavg":
             changes["momentum"] = 0.0
+        if changes["staleness"]:
+            changes |= {"downlink": "replay", "num_rounds": 8}
         expected = federate(config(folder, "whole", **changes))
         chosen = config(folder, "cut", **changes)
         found = through_crashes(chosen, numbers)
@@ -189,7 +208,7 @@ def test_any_mode_that_is_cut_off_while_it_diverges_ends_with_the_same_bits(chan
         assert found.summary["rewinds"] == expected.summary["rewinds"]
         with ledger_of(chosen) as ledger:
             replica = Learner.of(chosen).replica
-            for round_, digest in rebuilt_(replica, ledger, 6):
+            for round_, digest in rebuilt_(replica, ledger, chosen.num_rounds):
                 assert digest == ledger.digest(round_)
             assert replica.digest().hex() == expected.digest
 
