@@ -54,7 +54,8 @@ class Queries:
         keys, at_once = self.keys(step), self.config.parallel_queries
         if at_once == 1:
             loss = self._loss(learner, step)
-            return two_point(loss, learner.perturber, keys, self.config.eps)
+            with learner.frozen.remembered():
+                return two_point(loss, learner.perturber, keys, self.config.eps)
         found = [
             self._together(learner, step, slice(first, first + at_once), keys)
             for first in range(0, len(keys), at_once)
@@ -79,7 +80,8 @@ class Queries:
         lean = guided(self.config, model, directions, guide)
         step = radius(self.config.eps, model.layout)
         loss, keys = self._loss(learner, 0), self.keys(0)
-        return two_point_along(loss, learner.perturber, model, lean, keys, step)
+        with learner.frozen.remembered():
+            return two_point_along(loss, learner.perturber, model, lean, keys, step)
 
     def keys(self, step: int) -> list[Key]:
         """The directions of a step, in the order of their numbers."""

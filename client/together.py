@@ -25,12 +25,13 @@ def measured_together(learner: Learner, sites: Sequence[Site], request: Request)
     asked = [Queries(site.name, site.examples, config, request.round) for site in sites]
     same = torch.stack([queries.batch(0) for queries in asked])  # (S, B, T)
     found = np.empty((len(sites), config.queries, 2))
-    for k, key in enumerate(asked[0].keys(0)):
-        fresh = config.query_data == "fresh" and k > 0
-        blocks = torch.stack([queries.batch(k) for queries in asked]) if fresh else same
-        for sign, scale in enumerate((config.eps, -config.eps)):
-            with learner.perturber.at(key, scale):
-                found[:, k, sign] = _losses(learner, blocks)
+    with learner.frozen.remembered():
+        for k, key in enumerate(asked[0].keys(0)):
+            fresh = config.query_data == "fresh" and k > 0
+            blocks = torch.stack([queries.batch(k) for queries in asked]) if fresh else same
+            for sign, scale in enumerate((config.eps, -config.eps)):
+                with learner.perturber.at(key, scale):
+                    found[:, k, sign] = _losses(learner, blocks)
     seconds = (time.perf_counter() - started) / len(sites)
     return [
         Measured(

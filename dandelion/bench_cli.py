@@ -93,6 +93,14 @@ def parallel(json_file: Json = None) -> None:
 
 
 @app.command()
+def frozen(json_file: Json = None) -> None:
+    """Queries of an encoder of which some parts are trained: the others computed once."""
+    from dandelion.bench.frozen import frozen as measure
+
+    show("frozen", measure(), json_file)
+
+
+@app.command()
 def clients(json_file: Json = None) -> None:
     """Rounds of 1,000 clients with one example each, against 10 clients with 100."""
     from dandelion.bench.clients import clients as measure

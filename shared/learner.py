@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from shared.config import Config
 from shared.errors import ConfigError, DataError
 from shared.flat import flatten
+from shared.frozen import Frozen
 from shared.models import LanguageModel, load_model
 from shared.models.adapters import adapt_
 from shared.parallel import Parallel
@@ -58,6 +59,11 @@ class Learner:
     def perturber(self) -> Perturber:
         """Evaluates the model at θ + scale * z; owns the scratch."""
         return Perturber(self.replica.model, self.replica.directions)
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """What of the model is computed once for a batch."""
+        return Frozen(self.replica.model)
 
     @cached_property
     def parallel(self) -> Parallel:

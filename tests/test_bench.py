@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification
 from typer.testing import CliRunner
 
-from dandelion.bench import bandwidth, growth, parallel, replay
+from dandelion.bench import bandwidth, frozen, growth, parallel, replay
 from dandelion.bench_cli import app
 from shared.errors import ConfigError
 from shared.models.gpt2 import Shape
@@ -40,6 +41,17 @@ def test_batched_queries_are_timed_against_one_by_one_and_plain():
     bases = ("one by one, lowrank", "one by one, rademacher", "plain forwards")
     assert {row.note for row in rows} == {f"to {base}" for base in bases}
     assert len({row.name for row in rows}) == len(rows) - 2  # the batched one has three ratios
+
+
+def test_frozen_parts_are_timed_both_ways(monkeypatch):
+    tiny = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 64}
+    tiny |= {"num_attention_heads": 2, "vocab_size": 30000}
+    made = BertForSequenceClassification(BertConfig(**tiny))
+    monkeypatch.setattr(frozen, "encoder", lambda: made)
+    rows = frozen.frozen(repeats=1)
+    scopes = [row.name.split(", ")[1] for row in rows[::2]]
+    assert scopes == [f"scope {name}" for name in frozen.SCOPES]
+    assert [row.ratio for row in rows[::2]] == [1, 1, 1]
 
 
 def test_bandwidth_is_that_of_a_copy_or_less_where_more_is_done(monkeypatch):

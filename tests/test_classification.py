@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 from transformers import LlamaForSequenceClassification
 
+from client.queries import Queries
 from dandelion.compare.curves import AXES, points_of
 from dandelion.compare.methods import configurations
 from dandelion.compare.page import table_rows
@@ -24,10 +25,12 @@ from shared.directions import DIRECTIONS, Key
 from shared.errors import ConfigError, DataError, WireError
 from shared.evaluation import evaluated
 from shared.flat import flatten
+from shared.frozen import Frozen
 from shared.learner import Learner
 from shared.models import load_model
 from shared.perturb import Perturber
 from shared.scores import Outcome, accuracy, confusion_of, f1
+from shared.sites import SiteName
 from shared.tasks.classification import Classification
 from shared.tasks.verbaliser import Verbaliser, first_token
 from shared.wire import Measured, decode_reply, encode_reply
@@ -56,10 +59,13 @@ def folders(tmp_path_factory):
     }
 
 
-def rows_of(learner, length=12):
+def blocks_of(learner, length=12):
     documents = Documents(TEXTS, TEXTS, [n % 2 for n in range(60)])
-    blocks = learner.task.examples(documents, length)
-    return torch.from_numpy(blocks.batch(np.arange(8)))
+    return learner.task.examples(documents, length)
+
+
+def rows_of(learner, length=12):
+    return torch.from_numpy(blocks_of(learner, length).batch(np.arange(8)))
 
 
 @pytest.fixture(params=["head", "words"])
@@ -445,3 +451,35 @@ def test_sites_that_share_forwards_classify_and_evaluate_too(chosen, tmp_path):
     for name in ("evaluation_loss_last", "sites_loss_last"):
         assert shared.summary[name] == pytest.approx(alone.summary[name], rel=1e-5)
     assert shared.summary["refused_replies"] == 0
+
+
+SCOPES = ["head", "bias", "reduced", "lora", "full", r"regex:\.1\..*(bias|mlp)|classifier"]
+
+
+@pytest.mark.parametrize("kind", ["head", "words"])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_frozen_parts_that_are_computed_once_change_no_bit(
+    folders, kind, scope, tmp_path, monkeypatch
+):
+    chosen = config(tmp_path, model=folders[kind], scope=scope, **CLASSES)
+    found = measured(chosen, Learner.of(chosen))
+    monkeypatch.setattr(Frozen, "__post_init__", lambda self: setattr(self, "_parts", []))
+    assert measured(chosen, Learner.of(chosen)) == found
+
+
+def measured(chosen, learner, rounds=2):
+    """Loss differences of some rounds at the base model."""
+    site = SiteName(1, "0")
+    return [
+        Queries(site, blocks_of(learner), chosen, k).measure(learner, 0.1, None).tolist()
+        for k in range(1, rounds + 1)
+    ]
+
+
+def test_a_head_is_measured_by_one_pass_through_the_encoder(folders, tmp_path):
+    chosen = config(tmp_path, model=folders["head"], scope="head", **CLASSES)
+    learner, passes = Learner.of(chosen), []
+    encoder = learner.language_model.module.bert.encoder
+    encoder.layer[0].register_forward_hook(lambda *_: passes.append(1))
+    measured(chosen, learner, rounds=3)
+    assert len(passes) == 3

@@ -1,0 +1,76 @@
+"""Queries of an encoder of which little is trained: the rest computed once, or every time."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from statistics import median
+
+import torch
+from torch import nn
+
+from dandelion.bench.rows import Row, alternate
+from shared.config import Config
+from shared.directions import DIRECTIONS
+from shared.estimators import two_point
+from shared.flat import flatten
+from shared.frozen import Frozen
+from shared.perturb import Perturber
+from shared.replica import SHARED_SLOT, keys_of
+from shared.scopes import trainable
+
+SCOPES = ("head", "reduced", "bias")
+QUERIES, BATCH, LENGTH, EPS, THREADS = 8, 16, 64, 1e-3, 2
+
+
+def frozen(repeats: int = 7) -> list[Row]:
+    """Medians of seconds for q queries, and of their ratio to computing everything every time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        return [row for scope in SCOPES for row in _scope(scope, repeats)]
+    finally:
+        torch.set_num_threads(before)
+
+
+def _scope(scope: str, repeats: int) -> list[Row]:
+    times = alternate(ways(scope), repeats)
+    plain, ours = times.values()
+    ratio = median(mine / other for mine, other in zip(ours, plain, strict=True))
+    what = f"scope {scope}, q = {QUERIES}, {BATCH}x{LENGTH} tokens"
+    note = "to computing all every time"
+    return [
+        Row(f"{name}, {what}", median(seconds), share, note)
+        for (name, seconds), share in zip(times.items(), (1.0, ratio), strict=True)
+    ]
+
+
+def ways(scope: str) -> dict[str, Callable[[], object]]:
+    """A step's queries with and without remembering, of an encoder of MiniLM's shape."""
+    module = encoder().eval()
+    model = flatten(module, trainable(Config(scope=scope), module))
+    perturber = Perturber(model, DIRECTIONS["rademacher"](model.layout))
+    tokens = torch.arange(BATCH * LENGTH).view(BATCH, LENGTH) * 7919 % 30000
+    labels, part = torch.arange(BATCH) % 2, Frozen(model)
+
+    def loss(query: int) -> float:
+        with torch.inference_mode():
+            return float(module(tokens, labels=labels).loss)
+
+    def queries(remember: bool) -> None:
+        keys = keys_of(1, 1, SHARED_SLOT, 0, QUERIES)
+        with part.remembered() if remember else nullcontext():
+            two_point(loss, perturber, keys, EPS)
+
+    return {
+        "all every time": lambda: queries(False),
+        "frozen parts once": lambda: queries(True),
+    }
+
+
+def encoder() -> nn.Module:
+    """A classifier of the shape of MiniLM (22.7 M parameters), untrained."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(1)
+    return BertForSequenceClassification(
+        BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536)
+    )
