@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grpc
 
@@ -108,13 +108,13 @@ def _look(place: Place) -> dict[str, Any] | None:
 
 
 def end(place: Place, patience_s: float = END_S) -> None:
-    """Have the worker stop, kindly at first; return when it is gone.
+    """Have the worker stop, kindly at first; return when it is gone, and its socket with it.
 
     Raises:
         WorkerError: it is still there.
     """
     if patience_s and (lock := take(place.lock)):
-        lock.close()
+        _clear(place, lock)
         return
     try:
         ask(place, STOP, encode_frame({}), ANSWER_S)
@@ -125,6 +125,12 @@ def end(place: Place, patience_s: float = END_S) -> None:
         lock = take(place.lock, END_S)
     if lock is None:
         raise WorkerError(f"the worker {place.lock.read_text()!r} does not stop")
+    _clear(place, lock)
+
+
+def _clear(place: Place, lock: IO[str]) -> None:
+    """Remove what a killed worker leaves; with the lock in hand, so that no other one has begun."""
+    place.socket.unlink(missing_ok=True)
     lock.close()
 
 

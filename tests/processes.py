@@ -69,10 +69,10 @@ class Resources:
 
     started: dict[int, float] = field(default_factory=dict)  # when it was first seen
     first: dict[int, tuple[int, int]] = field(default_factory=dict)  # bytes, files, once settled
-    gained: dict[int, tuple[int, int]] = field(default_factory=dict)  # since then
+    gained: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # its kind, since then
 
-    def look(self, pids: list[int]) -> None:
-        """Note what these processes use now."""
+    def look(self, kind: str, pids: list[int]) -> None:
+        """Note what these processes of one kind use now."""
         now = time.monotonic()
         for pid in pids:
             with contextlib.suppress(OSError, IndexError):
@@ -80,11 +80,15 @@ class Resources:
                 if now - self.started.setdefault(pid, now) < SETTLED_S:
                     continue
                 first = self.first.setdefault(pid, used)
-                self.gained[pid] = (used[0] - first[0], used[1] - first[1])
+                self.gained[pid] = (kind, used[0] - first[0], used[1] - first[1])
 
-    def most(self) -> tuple[int, int]:
-        """The largest gains in bytes and in files of any process."""
-        return tuple(max(values) for values in zip(*self.gained.values(), strict=True))
+    def most(self) -> dict[str, tuple[int, int]]:
+        """The largest gains in bytes and in files of any process of a kind."""
+        found: dict[str, tuple[int, int]] = {}
+        for kind, size, files in self.gained.values():
+            before = found.get(kind, (0, 0))
+            found[kind] = max(size, before[0]), max(files, before[1])
+        return found
 
 
 def _memory(pid: int) -> int:

@@ -161,6 +161,14 @@ def test_a_socket_that_a_dead_worker_left_is_replaced(runtime):
     assert ready(place, 60)["calls"] == 0
 
 
+def test_a_worker_that_was_killed_leaves_no_socket_once_its_node_ends(runtime):
+    place = place_of(node())
+    os.kill(ready(place, 60)["pid"], signal.SIGKILL)
+    assert place.socket.exists()
+    end(place)
+    assert not place.socket.exists()
+
+
 def test_a_worker_that_was_killed_is_started_again_and_catches_up_from_its_store(runtime):
     config = node(**{"store-every": 0.0})
     expected = federation(runtime, "undisturbed", [config])
