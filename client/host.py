@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from client.node import Node
 from client.site import Site
 from client.store import Store
 from client.together import measured_together
@@ -14,7 +15,7 @@ from shared.code import code_digest
 from shared.config import OPERATIONAL, Config
 from shared.data.apart import SiteData
 from shared.entry import Entry
-from shared.errors import ConfigError, DivergedError, GapError, SnapshotError
+from shared.errors import DivergedError, GapError, SnapshotError
 from shared.learner import Learner
 from shared.modes import MEASURE, measured_at, plan_of
 from shared.sites import site_of
@@ -65,7 +66,7 @@ class Host:
     def __init__(self, config: Config, store: Store | None = None) -> None:
         self._config, self._store = config, store
         self._learner = Learner.of(config)
-        self._data = SiteData.of(config, self._learner.language_model)
+        self._data: dict[tuple[str, str], SiteData] = {}  # by what sites have of their own
         self._run = b""
         self._sites: dict[str, Site] = {}
         self._ready: dict[str, Measured] = {}  # by site, measured together and not asked for yet
@@ -185,12 +186,13 @@ class Host:
     def _site(self, node_config: Mapping[str, object]) -> Site:
         name = site_of(node_config)
         if name.name not in self._sites:
-            number, of = node_config.get("partition-id", 0), node_config.get("num-partitions", 1)
-            shards = self._data.shard(int(str(number)), int(str(of)))
-            able = node_config.get("can-backpropagate", True)
-            if not isinstance(able, bool):
-                raise ConfigError(f"can-backpropagate: true or false expected, got {able!r}")
+            node = Node.of(node_config)
+            own = node.data, node.bp_data
+            if own not in self._data:
+                self._data[own] = SiteData.of(self._config, self._learner.language_model, *own)
+            shards = self._data[own].shard(node.partition_id, node.num_partitions)
             self._sites[name.name] = Site(
-                name, shards.queries, self._config, shards.gradients, able, shards.held_out
-            )
+                name, shards.queries, self._config, shards.gradients, node.can_backpropagate,
+                shards.held_out,
+            )  # fmt: skip
         return self._sites[name.name]

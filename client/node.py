@@ -20,6 +20,8 @@ class Node:
     site: str = ""  # who this is; or else:
     partition_id: int = 0  # the number of the shard that is dealt to it
     num_partitions: int = 1
+    data: str = ""  # its own: a folder or a data set's name, in place of the run's ``dataset``
+    bp_data: str = ""  # the same in place of ``bp-dataset``
     worker: str = "auto"  # inline: in this process; resident: in one that stays; see ``resident``
     device: str = ""  # cpu, cuda, cuda:1 …; empty: what the run's config says
     can_backpropagate: bool = True  # false: this node measures, and never computes a gradient
@@ -52,6 +54,12 @@ class Node:
             raise UnknownNameError("worker", node.worker, WORKERS)
         if node.store and not Path(node.store).is_absolute():
             raise ConfigError(f"node config: store: an absolute path expected, got {node.store!r}")
+        for key, name in (("data", node.data), ("bp-data", node.bp_data)):
+            if name.startswith((".", "~")):
+                raise ConfigError(
+                    f"node config: {key}: a folder's absolute path or a data set's name expected, "
+                    f"got {name!r}"
+                )
         return node
 
     @property

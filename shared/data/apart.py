@@ -33,18 +33,22 @@ class SiteData:
     config: Config
 
     @classmethod
-    def of(cls, config: Config, model: LanguageModel) -> "SiteData":
-        """Load what ``dataset`` and ``bp-dataset`` name; say once if these are two."""
-        queries = Corpus.of(config, model)
-        if config.bp_dataset in ("", config.dataset):
+    def of(
+        cls, config: Config, model: LanguageModel, own: str = "", own_bp: str = ""
+    ) -> "SiteData":
+        """Load what ``dataset`` and ``bp-dataset`` name, or a site's own data in their place.
+
+        Says once if these are two.
+        """
+        queries = Corpus.own(_other(config, own), model) if own else Corpus.of(config, model)
+        name = own_bp or config.bp_dataset
+        if name in ("", queries.config.dataset) or (own and name == config.dataset):
             return cls(queries, queries, config)
-        other = replace(
-            config, dataset=config.bp_dataset, max_samples=0, partition_by="", data_part=""
-        )
-        gradients = Corpus.of(other, model)
+        other = _other(config, name)
+        gradients = Corpus.own(other, model) if own_bp else Corpus.of(other, model)
         LOG.warning(
             "queries are measured on %s (%d examples), gradients taken on %s (%d examples)",
-            config.dataset, len(queries.training), config.bp_dataset, len(gradients.training),
+            queries.config.dataset, len(queries.training), name, len(gradients.training),
         )  # fmt: skip
         return cls(queries, gradients, config)
 
@@ -81,3 +85,8 @@ class SiteData:
                 f"site-eval-fraction = {fraction} keeps none of a site's {len(queries)} examples"
             )
         return training, held_out
+
+
+def _other(config: Config, name: str) -> Config:
+    """The same run on another data set: what was said of parts of ``dataset`` is not meant."""
+    return replace(config, dataset=name, max_samples=0, partition_by="", data_part="")

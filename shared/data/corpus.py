@@ -1,9 +1,11 @@
 """A data set as a run sees it: one shard per site, and held-out examples for the server."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from shared.errors import ConfigError, DataError
 from shared.models import LanguageModel
 from shared.models.tokenizers import ByteTokenizer
 from shared.tasks import task_of
+from shared.tasks.classification import label_words
 
 
 @dataclass
@@ -35,6 +38,22 @@ class Corpus:
         documents = documents_of(config.dataset, config.max_samples, config.partition_by)
         documents = documents.share(config.data_part)
         return cls.split(config, documents, partial(_examples, config, model))
+
+    @classmethod
+    def own(cls, config: Config, model: LanguageModel) -> "Corpus":
+        """A site's own data: all are trained on, but for what the data set itself holds out.
+
+        The server evaluates on others, so nothing is held out for it.
+
+        Raises:
+            DataError: classes that are not those of ``label-words``.
+        """
+        documents = documents_of(config.dataset)
+        if config.task == "classification" and Path(config.dataset).is_dir():
+            documents = renumbered(documents, label_words(config))
+        parts = documents.parts()
+        training = _examples(config, model, parts[0] if parts else documents)
+        return cls(training, training.take(np.arange(0)), config, documents.classes)
 
     @classmethod
     def split(
@@ -62,6 +81,8 @@ class Corpus:
         """
         if not 0 <= number < count:
             raise ConfigError(f"a partition-id from 0 to below {count} expected, got {number}")
+        if count == 1:
+            return self.training
         if count not in self._shards:
             c = self.config
             how = c.partitioner, c.seed, c.partition_alpha, c.partition_classes
@@ -72,6 +93,29 @@ class Corpus:
     def evaluation(self) -> Tensor:
         """All held-out examples as the task's rows."""
         return torch.from_numpy(self.held_out.batch(torch.arange(len(self.held_out)).numpy()))
+
+
+def renumbered(documents: Documents, words: Sequence[str]) -> Documents:
+    """Labels of a folder's documents as every site numbers them: by the order of ``words``.
+
+    A class is called by its word or by its number: a folder may lack some classes, and how it would
+    number its own says nothing about the others'.
+
+    Raises:
+        DataError: a class is called otherwise; names it, and the words.
+    """
+    known = {str(number): number for number in range(len(words))}
+    known |= {word: number for number, word in enumerate(words)}
+    if unknown := [name for name in documents.classes if name not in known]:
+        raise DataError(
+            f"a site's classes must be called as label-words says, {', '.join(words)}, or by their "
+            f"numbers; got {', '.join(unknown)}"
+        )
+    if documents.labels is None:
+        return documents
+    labels = [known[documents.classes[label]] for label in documents.labels]
+    revision = f"{documents.revision}, as {'/'.join(words)}" if documents.revision else ""
+    return replace(documents, labels=labels, classes=tuple(words), revision=revision)
 
 
 def _examples(config: Config, model: LanguageModel, documents: Documents) -> Blocks:
