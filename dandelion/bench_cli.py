@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dandelion.bench.rows import Row
+from shared.errors import ConfigError
 
 app = typer.Typer(help="Measure speed and memory as ratios.")
 console = Console()
@@ -24,6 +25,9 @@ def bench(
     json_file: Json = None,
 ) -> None:
     """Measure speed and memory as ratios."""
+    if context.invoked_subcommand is not None and (device or json_file):
+        command = context.invoked_subcommand
+        raise ConfigError(f"options go behind the command: dandelion bench {command} --json FILE")
     if context.invoked_subcommand is None and device:
         bandwidth(device, json_file)
     elif context.invoked_subcommand is None:

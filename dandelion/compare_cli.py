@@ -13,6 +13,7 @@ from shared.config import Value
 from shared.errors import ConfigError
 
 console = Console()
+MOST_ROUNDS = 1_000_000  # more than any budget is enough for
 
 
 def compare(  # noqa: PLR0913, PLR0917  (options of a command)
@@ -45,6 +46,8 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     if folder.exists():
         raise ConfigError(f"{folder}: there already; choose another --name")
     base: dict[str, Value] = {"save-model": False}
+    if seconds or forwards:  # these end a method, and no number of rounds before
+        base |= {"num-rounds": MOST_ROUNDS, "preflight-rounds": 0}
     pairs = [*(p for p in pairs if not p.startswith("output-dir=")), f"output-dir={folder}"]
     configs = configurations(methods, preset, pairs, base)
     for config in configs.values():

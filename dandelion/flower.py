@@ -28,6 +28,19 @@ class EngineError(DandelionError):
     """Flower did not start, or its run failed; says where its log is."""
 
 
+def check_unmerged(config: Config, where: str) -> None:
+    """Refuse what only the local engine does.
+
+    Raises:
+        ConfigError: ``merge-clients`` is set.
+    """
+    if config.merge_clients:
+        raise ConfigError(
+            f"merge-clients with {where}: sites of one process alone share forward passes; use the "
+            "local engine"
+        )
+
+
 def run_flower(config: Config, console: Console) -> Path:
     """Train on Flower's simulation engine; return the run folder.
 
@@ -38,6 +51,7 @@ def run_flower(config: Config, console: Console) -> Path:
 
     if not (APP / "pyproject.toml").exists():
         raise EngineError(f"{APP}: no pyproject.toml; --engine flower runs from a checkout")
+    check_unmerged(config, "--engine flower")
     if config.error_feedback:
         raise ConfigError(
             "error-feedback with --engine flower: Ray moves sites between processes, and what a "

@@ -10,6 +10,7 @@ from dandelion.flower import EngineError, flower_environment
 
 CONNECTION = "federation"
 TASK_POLL_S = "0.05"  # Flower's own is a second
+EVERYWHERE = ("", "0.0.0.0", "::")  # addresses that stand for all of a machine's
 SERVER_FILES = ("ca.crt", "server.crt", "server.key")  # as deploy/certificates.sh writes them
 
 
@@ -100,9 +101,14 @@ def superlink_command(home: Home, host: str, port: int, certificates: Path | Non
     return [*command, "--enable-supernode-auth"]
 
 
-def superexec_command(home: Home, port: int, root: Path | None) -> list[str]:
+def near(host: str, port: int) -> str:
+    """Where this machine's own programs find a SuperLink that listens on an address."""
+    return f"{'127.0.0.1' if host in EVERYWHERE else host}:{port}"
+
+
+def superexec_command(home: Home, address: str, root: Path | None) -> list[str]:
     """What starts ServerApps, beside the SuperLink and not below it."""
-    command = [program("flower-superexec"), "--runtime-api-address", f"127.0.0.1:{port}"]
+    command = [program("flower-superexec"), "--runtime-api-address", address]
     return [*command, "--superexec-auth-secret-file", str(home.secret()), *_trust(root)]
 
 

@@ -16,6 +16,7 @@ from dandelion.home import (
     CONNECTION,
     Home,
     default_home,
+    near,
     program,
     superexec_command,
     superlink_command,
@@ -54,10 +55,10 @@ def up(
     if (pid := alive(place.pid)) is not None:
         raise EngineError(f"{place.folder}: process {pid} keeps a server up already")
     root = certificates / "ca.crt" if certificates else None
-    place.connect(f"127.0.0.1:{port}", root.resolve() if root else None)
+    place.connect(near(host, port), root.resolve() if root else None)
     commands = {
         "superlink": superlink_command(place, host, port, certificates),
-        "superexec": superexec_command(place, port, root),
+        "superexec": superexec_command(place, near(host, port), root),
     }
     keeper = Keeper(
         [
@@ -86,6 +87,7 @@ def run(
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "",
 ) -> None:
     """Train over the nodes that are there; status 0 only where the run completed."""
+    from dandelion.flower import check_unmerged
     from dandelion.live import show_summary
     from dandelion.settings import gather_deployed
     from server.folder import run_folder
@@ -95,6 +97,7 @@ def run(
     if not resume and not any(pair.startswith("output-dir=") for pair in settings or []):
         given["output-dir"] = str(place.runs)
     chosen = gather_deployed(config, settings or [], resume, given)
+    check_unmerged(chosen, "a deployment")
     folder = run_folder(chosen)
     file = place.folder / "run.toml"
     file.write_text(

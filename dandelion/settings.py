@@ -51,8 +51,9 @@ def gather_deployed(
 
     if not (resume / CONFIG).is_file():
         raise ConfigError(f"{resume}: no run to resume; {CONFIG} expected in it")
-    if fixed := sorted(set(settings) - OPERATIONAL):
-        raise ConfigError(f"a resumed run keeps {fixed}; it may be given {sorted(OPERATIONAL)}")
+    free = OPERATIONAL - {"run-name", "output-dir"}  # it stays where it is
+    if fixed := sorted(set(settings) - free):
+        raise ConfigError(f"a resumed run keeps {fixed}; it may be given {sorted(free)}")
     recorded = read_toml(resume / CONFIG)
     return Config.from_run_config({**recorded, **settings, "resume": str(resume.resolve())})
 

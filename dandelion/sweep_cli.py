@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the runner needs torch, which takes a second
 console = Console()
 FILE = "sweep.json"
 CANCELLED = 130  # status after ^C
+TRIALS = 20
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
     search: Annotated[
         list[str] | None, typer.Option(metavar="KEY=LOW..HIGH[:log]", help="Sought by Optuna.")
     ] = None,
-    trials: Annotated[int, typer.Option(help="Of each cell, with --search.")] = 20,
-    parallel: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    trials: Annotated[int, typer.Option(help=f"Of each cell, with --search; 0: {TRIALS}.")] = 0,
+    parallel: Annotated[
+        int, typer.Option(help="Runs at a time; 0: one, or one for each of --gpus.")
+    ] = 0,
     gpus: Annotated[str, typer.Option(help="Dealt to the runs in turn: 0,1.")] = "",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of all cells.")
@@ -60,15 +63,20 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
     from dandelion.sweep.places import places_of
     from dandelion.sweep.runner import Runner
 
-    if resume and (grid or search or settings or config or name):
+    if resume and (grid or search or trials or settings or config or name):
         raise ConfigError("--resume takes a sweep as it was begun: only --parallel and --gpus go")
+    if trials and not search:
+        raise ConfigError(f"--trials {trials} without --search: a grid has one run for each cell")
     folder, plan = (
         _resumed(resume)
         if resume
-        else _begun(Plan(grid or [], search or [], trials, _base(config, settings or [])), name)
+        else _begun(
+            Plan(grid or [], search or [], trials or TRIALS, _base(config, settings or [])), name
+        )
     )
     source, cells, keys = _source(folder, plan)
-    places = places_of(parallel, [gpu.strip() for gpu in gpus.split(",") if gpu.strip()])
+    cards = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
+    places = places_of(parallel or len(cards) or 1, cards)
     with _Shown(folder, len(cells) * (plan.trials if plan.search else 1)) as shown:
         try:
             Runner(folder, plan.base, places, shown).run(source)
@@ -142,19 +150,21 @@ class _Shown:
 
 
 def _base(file: Path | None, pairs: Sequence[str]) -> dict[str, Value]:
+    from dandelion.recipes import expanded
     from dandelion.settings import read_toml
 
     base: dict[str, Value] = {"save-model": False}
     if file:
         given = read_toml(file)
-        whole = Config.from_run_config(given).to_run_config()
-        base |= {key: whole[key] for key in given}
+        whole = Config.from_run_config(expanded(given)).to_run_config()
+        base |= {key: whole[key] for key in given if key != "task"}
+        base |= {key: str(given[key]) for key in given if key == "task"}  # a recipe's name
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set key=value expected, got {pair!r}")
         base[key.strip()] = parse(key.strip(), text.strip())
-    Config.from_run_config({k: v for k, v in base.items() if k != "resume"})
+    Config.from_run_config(expanded({k: v for k, v in base.items() if k != "resume"}))
     return base
 
 

@@ -25,6 +25,7 @@ def check_combinations(c: Config) -> None:
     _check_aggregation(c)
     _check_mode(c)
     _check_model(c)
+    _check_optimizer(c)
     _check_merging(c)
     _check_data(c)
 
@@ -123,6 +124,21 @@ def _check_model(c: Config) -> None:
         raise ConfigError(f"label-words {c.label_words!r} need task classification, got {c.task!r}")
     if c.scope != "lora" and c.lora_targets:
         raise ConfigError(f"lora-targets {c.lora_targets!r} need scope lora, got {c.scope!r}")
+
+
+def _check_optimizer(c: Config) -> None:
+    """A key of another optimizer would have no effect; with fedavg the sites' is AdamW."""
+    adam = c.optimizer in ("adam", "mudamw") or c.mode == "fedavg"
+    for key, set_, used in (
+        ("momentum", c.momentum != 0, c.optimizer == "sgd"),
+        ("cautious", c.cautious, c.optimizer == "mudamw"),
+        ("beta1", c.beta1 != type(c).beta1, adam),
+        ("beta2", c.beta2 != type(c).beta2, adam),
+        ("adam-epsilon", c.adam_epsilon != type(c).adam_epsilon, adam),
+    ):
+        if set_ and not used:
+            value = c.to_run_config()[key]
+            raise ConfigError(f"{key} = {value!r} has no effect with optimizer {c.optimizer!r}")
 
 
 def _check_merging(c: Config) -> None:

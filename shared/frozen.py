@@ -6,17 +6,21 @@ last layers are trained that is most of a forward pass.
 
 import copy
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from shared.flat import FlatModel
+from shared.replica import digest_of
 
-PATIENCE = 3  # calls in a row with something new, after which a part is always computed
+PATIENCE = 64  # calls in a row with something new, after which a part is always computed
+SHARE, LEAST = 8, 16 << 20  # results take one part in so many of the module's bytes, or these
 
 
 @dataclass
@@ -24,23 +28,28 @@ class Frozen:
     """The largest parts of a model without a trained parameter; knows their last results.
 
     The bits are those of computing all anew: a part in evaluation mode is a function of what it is
-    given. What it is given is compared number by number, so a part behind trained parameters, which
-    gets something new each time, is told from one before them, and soon let alone.
+    given, which is known by its digest. A part behind trained parameters gets something new each
+    time, and is soon let alone; nothing is held of it.
     """
 
     model: FlatModel
     _parts: list["Part"] = field(init=False)
+    _results: "Results" = field(init=False)
 
     def __post_init__(self) -> None:
-        named = dict(self.model.module.named_parameters())
+        module = self.model.module
+        named = dict(module.named_parameters())
         trained = {id(named[place.name]) for place in self.model.layout.places}
-        self._parts = [Part(part) for part in _largest(self.model.module, trained)]
+        size = sum(p.numel() * p.element_size() for p in module.parameters())
+        self._results = Results(max(size // SHARE, LEAST))
+        largest = {id(part): part for part in _largest(module, trained)}
+        self._parts = [Part(part, self._results) for part in largest.values()]
 
     @contextmanager
     def remembered(self) -> Iterator[None]:
         """While this is active, a part that is given the same again gives the same again.
 
-        Holds inputs and results of one call for each part; afterwards nothing.
+        Afterwards nothing is held.
         """
         live = [part for part in self._parts if part.misses < PATIENCE]
         try:
@@ -50,16 +59,47 @@ class Frozen:
         finally:
             for part in live:
                 part.stand_back()
+            self._results.clear()
+
+
+class Results:
+    """What parts made of what they were given; the oldest go where there are too many bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self.used = most, 0
+        self._held: OrderedDict[tuple[int, bytes], tuple[Any, int]] = OrderedDict()
+
+    def get(self, key: tuple[int, bytes]) -> tuple[Any] | None:
+        """A copy, since whoever gets it may write into it; None: it is not held."""
+        found = self._held.get(key)
+        return None if found is None else (copy.deepcopy(found[0]),)
+
+    def put(self, key: tuple[int, bytes], made: Any) -> None:  # noqa: ANN401
+        """Hold a copy, if there is room for it at all."""
+        size = _size(made)
+        if size > self._most:
+            return
+        while self.used + size > self._most:
+            self.used -= self._held.popitem(last=False)[1][1]
+        self._held[key] = copy.deepcopy(made), size
+        self.used += size
+
+    def clear(self) -> None:
+        """Hold nothing."""
+        self._held.clear()
+        self.used = 0
 
 
 @dataclass
 class Part:
-    """A module in whose place its last result stands."""
+    """A module in whose place a result may stand."""
 
     module: nn.Module
+    results: Results
     misses: int = 0  # in a row
+    _proven: bool = False  # it was given the same twice: its results are worth their memory
+    _seen: set[bytes] = field(default_factory=set)  # digests of what it was given
     _own: Any = None  # its ``forward``, where the instance has one besides its class's
-    _held: tuple[Any, Any] | None = None  # what it was given, and what it made of it
 
     def stand_in(self) -> None:
         """From now on calls of the module come here."""
@@ -67,8 +107,8 @@ class Part:
         self.module.forward = self._called(self.module.forward)
 
     def stand_back(self) -> None:
-        """The module is as it was, and nothing is held."""
-        self._held = None
+        """The module is as it was."""
+        self._seen.clear()
         if self._own is None:
             del self.module.forward
         else:
@@ -77,16 +117,20 @@ class Part:
     def _called(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(forward)
         def call(*args: Any, **named: Any) -> Any:  # noqa: ANN401
-            given = args, named
-            if self.misses >= PATIENCE or torch.is_grad_enabled() or self.module.training:
+            aside = self.misses >= PATIENCE or torch.is_grad_enabled() or self.module.training
+            if aside or not _plain((args, named)):
                 return forward(*args, **named)
-            if self._held is not None and _same(self._held[0], given):
+            given = _digest((args, named))
+            if (found := self.results.get((id(self), given))) is not None:
                 self.misses = 0
-                return copy.deepcopy(self._held[1])  # whoever gets it may write into it
-            self._held, self.misses = None, self.misses + 1
-            kept = copy.deepcopy(given) if _plain(given) and self.misses < PATIENCE else None
+                return found[0]
             made = forward(*args, **named)
-            self._held = None if kept is None else (kept, copy.deepcopy(made))
+            again = given in self._seen
+            self._seen.add(given)
+            self.misses = 0 if again else self.misses + 1
+            self._proven |= again
+            if self._proven and _plain(made):
+                self.results.put((id(self), given), made)
             return made
 
         return call
@@ -105,7 +149,7 @@ def _largest(module: nn.Module, trained: set[int]) -> Iterator[nn.Module]:
 
 
 def _plain(value: Any) -> bool:  # noqa: ANN401
-    """Whether two of these can be told apart by what is in them; a cache of keys cannot."""
+    """Whether all that is in it can be seen; of a cache of keys it cannot."""
     if isinstance(value, dict):
         return all(map(_plain, value.values()))
     if isinstance(value, tuple | list):
@@ -113,15 +157,36 @@ def _plain(value: Any) -> bool:  # noqa: ANN401
     return value is None or isinstance(value, Tensor | bool | int | float | str)
 
 
-def _same(one: Any, other: Any) -> bool:  # noqa: ANN401
-    """Whether two plain values are equal, their tensors to the bit but for the sign of zero."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, Tensor):
-        alike = one.dtype == other.dtype and one.shape == other.shape
-        return alike and one.device == other.device and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
-    if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return bool(one == other)
+def _digest(value: Any) -> bytes:  # noqa: ANN401
+    """16 bytes over types, shapes and bits of a plain value."""
+    found = xxhash.xxh3_128()
+    for part in _spelt(value):
+        found.update(part)
+    return found.digest()
+
+
+def _spelt(value: Any) -> Iterator[bytes]:  # noqa: ANN401
+    if isinstance(value, Tensor):
+        yield f"{value.dtype} {tuple(value.shape)} {value.device}".encode()
+        if value.numel():
+            yield digest_of(value.contiguous())
+    elif isinstance(value, dict):
+        yield f"dict {len(value)}".encode()
+        for key, item in value.items():
+            yield repr(key).encode()
+            yield from _spelt(item)
+    elif isinstance(value, tuple | list):
+        yield f"{type(value).__name__} {len(value)}".encode()
+        for item in value:
+            yield from _spelt(item)
+    else:
+        yield f"{type(value).__name__} {value!r}".encode()
+
+
+def _size(value: Any) -> int:  # noqa: ANN401
+    """Bytes of the tensors in a plain value."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, tuple | list) else 0

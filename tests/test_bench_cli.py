@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from dandelion import bench
 from dandelion.bench.rows import Row, alternate
 from dandelion.bench_cli import app, show
+from shared.errors import ConfigError
 
 ROWS = [Row("ours", 0.001234, 0.1, "20 M parameters"), Row("theirs", 0.01234, 1.0, "the same")]
 
@@ -50,6 +51,13 @@ def test_a_command_shows_what_its_benchmark_measured(command, monkeypatch):
     done = CliRunner().invoke(app, [name])
     assert done.exit_code == 0
     assert "theirs" in done.output
+
+
+@pytest.mark.parametrize("option", [["--device", "cuda"], ["--json", "rows.json"]])
+def test_an_option_before_a_command_is_refused(option):
+    done = CliRunner().invoke(app, [*option, "query"])
+    assert isinstance(done.exception, ConfigError)
+    assert "options go behind the command: dandelion bench query" in str(done.exception)
 
 
 def test_rivals_take_turns_and_the_first_turn_does_not_count():

@@ -207,9 +207,18 @@ def test_a_run_that_is_there_is_not_overwritten(refused, run):
     assert (run / "ledger.sqlite").read_bytes() == before
 
 
-def test_a_resumed_run_refuses_what_would_make_it_another(refused, run):
-    line = refused("run", "--resume", run, "--set", "queries=3")
-    assert line.startswith("ConfigError: a resumed run keeps ['queries']; it may be given [")
+@pytest.mark.parametrize("key", ["queries", "run-name", "output-dir"])
+def test_a_resumed_run_refuses_what_would_make_it_another(refused, run, key):
+    line = refused("run", "--resume", run, "--set", f"{key}=3")
+    assert line.startswith(f"ConfigError: a resumed run keeps ['{key}']; it may be given [")
+
+
+def test_merging_is_refused_where_sites_share_no_process(refused, tmp_path):
+    line = refused("run", "--engine", "flower", "--set", "merge-clients=true")
+    assert line.startswith("ConfigError: merge-clients with --engine flower: ")
+    home = tmp_path / "home"
+    line = refused("server", "run", "--home", home, "--set", "merge-clients=true")
+    assert line.startswith("ConfigError: merge-clients with a deployment: ")
 
 
 @pytest.mark.parametrize(

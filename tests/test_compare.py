@@ -15,6 +15,7 @@ from dandelion.compare.curves import Point, common_target, reached
 from dandelion.compare.methods import METHODS, PRESETS, configurations
 from dandelion.compare.page import page
 from dandelion.compare.runner import verdicts
+from shared.config import Config
 from shared.errors import ConfigError, UnknownNameError
 
 pytestmark = pytest.mark.slow
@@ -25,8 +26,8 @@ KEYS = ("dataset", "max-samples", "partitioner", "block-size", "eval-blocks", "n
         "wait-timeout")  # fmt: skip
 
 
-def run(folder, *arguments):
-    pairs = [f"{key}={SMALL[key]}" for key in KEYS] + ["num-rounds=3", "eval-interval=1"]
+def run(folder, *arguments, rounds=("num-rounds=3", "eval-interval=1")):
+    pairs = [f"{key}={SMALL[key]}" for key in KEYS] + [*rounds]
     pairs.append(f"output-dir={folder}")
     options = [word for pair in pairs for word in ("--set", pair)]
     done = CliRunner().invoke(app, ["compare", "--name", "c", *options, *arguments])
@@ -68,6 +69,13 @@ def test_a_budget_of_forwards_stops_every_method_at_about_as_many(tmp_path):
     found, _ = run(tmp_path, "--preset", "three-modes", "--forwards", "8")
     assert [row["totals"]["forwards"] for row in found["methods"]] == [9, 8, 11]
     assert [row["totals"]["round"] for row in found["methods"]] == [3, 2, 2]
+
+
+def test_a_budget_alone_says_when_a_method_ends(tmp_path):
+    found, _ = run(tmp_path, "--methods", "zo", "--forwards", "1000", rounds=())
+    (row,) = found["methods"]
+    assert row["totals"]["forwards"] == 1000
+    assert row["totals"]["round"] > Config().num_rounds
 
 
 def point(round_, loss):

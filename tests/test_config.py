@@ -151,6 +151,9 @@ def test_an_integer_is_taken_for_a_number():
         ({"aggregation": "bulyan", "min-clients": 6}, "min-clients >= 7, got 6"),
         ({"queries": 1024, "local-steps": 65}, "at most 65536 expected, got 66560"),
         ({"clients-per-round": 2, "min-clients": 3}, "at least min-clients = 3 expected, got 2"),
+        ({"optimizer": "adam", "momentum": 0.9}, "momentum = 0.9 has no effect with optimizer 'a"),
+        ({"optimizer": "adam", "cautious": True}, "cautious = True has no effect"),
+        ({"beta1": 0.8}, "beta1 = 0.8 has no effect with optimizer 'sgd'"),
     ],
 )
 def test_settings_that_cannot_work_together_are_refused(given_, expected):
@@ -167,6 +170,8 @@ def test_settings_that_cannot_work_together_are_refused(given_, expected):
         {"aggregation": "mean", "seed-schedule": "independent"},
         {"queries": 1024, "local-steps": 64},
         {"clients-per-round": 3, "min-clients": 3},
+        {"optimizer": "mudamw", "cautious": True, "beta1": 0.8, "adam-epsilon": 1e-6},
+        {"mode": "fedavg", "beta2": 0.99},
     ],
 )
 def test_settings_that_just_work_together_are_taken(given_):
@@ -182,7 +187,7 @@ changes = st.fixed_dictionaries(
         "eps": st.floats(1e-300, 1e300),
         "learning-rate": st.floats(5e-324, 1.7e308),
         "momentum": st.floats(0, 1, exclude_max=True),
-        "cautious": st.booleans(),
+        "save-model": st.booleans(),
         "model": texts,
         "output-dir": texts,
         "resume": texts,

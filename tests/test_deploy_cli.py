@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from dandelion.cli import app
 from dandelion.client_cli import node_config, reason
 from dandelion.flower import EngineError
-from dandelion.home import Home, superexec_command, superlink_command, supernode_command
+from dandelion.home import Home, near, superexec_command, superlink_command, supernode_command
 from dandelion.processes import Keeper, Program, alive
 from shared.errors import ConfigError
 
@@ -56,7 +56,15 @@ def test_without_certificates_nothing_is_authenticated(home):
     command = superlink_command(home, "127.0.0.1", 8000, None)
     assert "--insecure" in command
     assert "--enable-supernode-auth" not in command
-    assert "--insecure" in superexec_command(home, 8000, None)
+    assert "--insecure" in superexec_command(home, "127.0.0.1:8000", None)
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("0.0.0.0", "127.0.0.1:8000"), ("127.0.0.1", "127.0.0.1:8000"), ("10.0.0.1", "10.0.0.1:8000")],
+)
+def test_a_servers_own_programs_find_it_where_it_listens(host, address):
+    assert near(host, 8000) == address
 
 
 def test_the_secret_of_a_superexec_is_made_once_and_for_its_owner_alone(home):

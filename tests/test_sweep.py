@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from dandelion import sweep_cli
 from dandelion.cli import app
 from dandelion.sweep.cells import Files
-from dandelion.sweep.grid import axes_of, cells_of, name_of
+from dandelion.sweep.grid import Cell, axes_of, cells_of, name_of
 from dandelion.sweep.places import places_of
 from dandelion.sweep.runner import Listed, Runner
 from dandelion.sweep.search import Searched, ranges_of
@@ -73,6 +73,21 @@ def test_a_grid_is_every_combination_with_values_of_their_types():
 def test_a_grid_that_cannot_be_meant_is_refused(text, said):
     with pytest.raises(ConfigError, match=said):
         axes_of([text])
+
+
+def test_a_cell_has_what_its_task_or_model_brings_and_keeps_its_own():
+    cell = cells_of(axes_of(["learning-rate=0.5"]))[0]
+    found = cell.config({"task": "rotten-tomatoes", "queries": 3})
+    assert (found.task, found.dataset, found.model) == (
+        "classification",
+        "rotten-tomatoes",
+        "minilm",
+    )
+    assert (found.learning_rate, found.queries, found.label_words) == (0.5, 3, "rotten, fresh")
+    axis = cells_of(axes_of(["model=smollm2-135m"]))[0].config({})
+    assert axis.dataset == "shakespeare"
+    again = Cell("again", {}).config(found.to_run_config())  # as its process reads it
+    assert again.differences(found) == []
 
 
 def test_values_that_would_share_a_folder_are_refused():
@@ -235,6 +250,8 @@ def test_a_trial_far_above_the_others_is_pruned(tmp_path):
         (["--grid", "queries=1", "--search", "queries=1..4"], "both in --grid and in --search"),
         (["--resume", "nowhere", "--grid", "queries=1"], "--resume takes a sweep as it was begun"),
         (["--resume", "nowhere"], "no sweep to resume"),
+        (["--resume", "nowhere", "--trials", "5"], "--resume takes a sweep as it was begun"),
+        (["--grid", "queries=1", "--trials", "5"], "--trials 5 without --search"),
     ],
 )
 def test_a_sweep_that_cannot_be_meant_is_refused(tmp_path, options, said):

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dandelion.recipes import expanded
 from shared.config import Config, Value, parse
 from shared.errors import ConfigError
 
@@ -23,7 +24,7 @@ class Cell:
         Raises:
             ConfigError: this combination cannot work.
         """
-        return Config.from_run_config({**base, **self.settings, "run-name": self.name})
+        return Config.from_run_config(expanded({**base, **self.settings, "run-name": self.name}))
 
 
 def axes_of(texts: Sequence[str]) -> dict[str, list[Value]]:

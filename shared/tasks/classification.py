@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,9 @@ def head_logits(pad: int) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
     def logits(module: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
         there = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
         any_module: Any = module
+        more = {"use_cache": False} if "use_cache" in signature(module.forward).parameters else {}
         found: Tensor = any_module(
-            torch.where(there, tokens, pad), attention_mask=there.long(), return_dict=True
+            torch.where(there, tokens, pad), attention_mask=there.long(), return_dict=True, **more
         ).logits
         return found
 
