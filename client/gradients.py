@@ -68,7 +68,7 @@ def trained(
     free = torch.nn.Parameter(flat)  # shares its memory: a step moves the model
     optimizer = torch.optim.AdamW(
         [free],
-        lr=config.local_learning_rate or rate,
+        lr=rate,
         betas=(config.beta1, config.beta2),
         eps=config.adam_epsilon,
         weight_decay=config.weight_decay,

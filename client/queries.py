@@ -112,6 +112,6 @@ class Queries:
         self, learner: Learner, keys: list[Key], differences: NDArray[np.float32], rate: float
     ) -> None:
         c = self.config
-        scale = -(c.local_learning_rate or rate) / (2 * c.eps * c.queries)
+        scale = -rate / (2 * c.eps * c.queries)
         scaled = [scale * float(value) for value in differences]
         learner.replica.drift_(keys, scaled, replace(keys[0], slot=self.name.slot))

@@ -60,16 +60,26 @@ class Asking:
 
     def rate(self, round_: int) -> float:
         """The learning rate of a round, which its entry will carry; rewinds have lowered it."""
-        c, rewinds = self._run.config, self._run.ledger.rewinds()
-        scale = rewinds[-1].scale if rewinds else 1.0
+        c = self._run.config
         backpropagates = plan_of(c, round_).backpropagate
-        return scale * learning_rate(
+        return self._scale * learning_rate(
             round_,
             rate=(c.bp_learning_rate if backpropagates else 0.0) or c.learning_rate,
             schedule=c.lr_schedule,
             warmup_rounds=c.warmup_rounds,
             rounds=c.num_rounds,
         )
+
+    def _local_rate(self, round_: int) -> float:
+        """The learning rate of sites' own steps, which their requests carry."""
+        own = self._run.config.local_learning_rate
+        return self._scale * own if own else self.rate(round_)
+
+    @property
+    def _scale(self) -> float:
+        """What rewinds have lowered all learning rates by."""
+        rewinds = self._run.ledger.rewinds()
+        return rewinds[-1].scale if rewinds else 1.0
 
     def _frame(self, site_round: int | None, round_: int) -> Frame:
         """Request and snapshot for all sites that are at the same round: made once."""
@@ -83,7 +93,7 @@ class Asking:
         run, way = self._run, self._way(site_round, measured_at(self._run.config, round_))
         request = Request(
             round=round_,
-            learning_rate=self.rate(round_),
+            learning_rate=self._local_rate(round_),
             digest=self.digest(round_) or UNKNOWN,
             run=run.name,
             code=run.code,

@@ -26,6 +26,7 @@ class Exchange:
         self.took: dict[int, float] = {}  # seconds of each node's last answer
         self._open: dict[str, None] = {}  # ids of messages whose replies are awaited
         self._late: dict[str, None] = {}  # ids of messages that were not answered in time
+        self._passed: set[str] = set()  # ids that were answered when they were not awaited any more
 
     def send(self, messages: Iterable[Message]) -> list[Message]:
         """Send messages; return those that Flower could push."""
@@ -63,7 +64,9 @@ class Exchange:
     def _close(self, name: str) -> None:
         """An answer is in; what else the node was asked meanwhile is not awaited any more."""
         self._late.pop(name, None)
-        if name in self._open:
+        if name not in self._open:
+            self._passed.add(name)
+        else:
             node = self._nodes[name]
             asked = self._asked.pop(node)
             self.took[node] = time.monotonic() - asked[name]
@@ -71,6 +74,18 @@ class Exchange:
                 del self._open[other]
                 if other != name:
                     self._late[other] = None
+
+    def was_awaited(self, reply: Message) -> bool:
+        """Whether this was the answer to what its node was asked last, and not to an older one."""
+        return reply.metadata.reply_to_message_id not in self._passed
+
+    def supersede(self, node_id: int) -> bool:
+        """Await no answer to what a node was asked: it is asked anew. False: it has answered."""
+        asked = self._asked.pop(node_id, {})
+        for name in asked:
+            del self._open[name]
+            self._late[name] = None
+        return bool(asked)
 
     def give_up(self) -> None:
         """Await nothing any more; what still comes is late."""

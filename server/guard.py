@@ -5,7 +5,7 @@ Judged from what the ledger holds alone, so that a run that was killed decides a
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import median
@@ -14,11 +14,12 @@ import numpy as np
 
 from server.folder import Run
 from server.lineage import lineage
-from server.records import Metrics
+from server.records import Metrics, Refusal
 from server.snapshots import Snapshots
-from shared.entry import Entry
+from shared.entry import MAGIC_REWIND, Entry
 from shared.errors import GapError, StalledError
 from shared.modes import measured_at
+from shared.traffic import Transfer
 
 LOG = logging.getLogger("dandelion")
 WINDOW = 9  # rounds whose median is compared, so that a few bad batches are none's concern
@@ -31,6 +32,9 @@ WHERE round = ? AND (reason IN ('not finite', 'too large') OR detail LIKE '%fini
 ASKED = """
 SELECT count(DISTINCT site) FROM traffic
 WHERE round = ? AND direction = 'down' AND kind != 'control'"""
+
+REWOUND = "SELECT 1 FROM entries WHERE round IN (?, ?) AND substr(payload, 1, 2) = ?"
+Notes = tuple[list[Transfer], list[Refusal]]
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,10 @@ class Guard:
     run: Run
     _losses: dict[int, float] = field(default_factory=dict)  # of each round, over its sites
 
-    def went_back(self) -> bool:
+    def went_back(self, noted: Callable[[int], Notes]) -> bool:
         """Commit a rewind, and be there, if the run has diverged; or the pause that is due.
+
+        ``noted`` gives what is to be written with a round: bytes and refusals.
 
         Raises:
             StalledError: it has, and ``guard-rewinds`` were of no avail.
@@ -61,7 +67,7 @@ class Guard:
         config, ledger, rewinds = self.run.config, self.run.ledger, self.run.ledger.rewinds()
         last = ledger.last_round
         if rewinds and last < rewinds[-1].round + config.staleness:
-            self._commit(Entry(last + 1, rewinds[-1].scale, (), back_to=last))
+            self._commit(Entry(last + 1, rewinds[-1].scale, (), back_to=last), noted)
             return True
         if (found := self.divergence()) is None:
             return False
@@ -77,11 +83,13 @@ class Guard:
             "round %d: %s; back to round %d, learning rates × %.3g",
             *(last + 1, found.reason, back_to, scale),
         )
-        self._commit(Entry(last + 1, scale, (), back_to=back_to), found.reason)
+        self._commit(Entry(last + 1, scale, (), back_to=back_to), noted, found.reason)
         return True
 
-    def _commit(self, entry: Entry, reason: str = "") -> None:
-        committed = self.run.ledger.commit(entry, [], [], self._metrics(entry), (), reason)
+    def _commit(self, entry: Entry, noted: Callable[[int], Notes], reason: str = "") -> None:
+        transfers, refusals = noted(entry.round)
+        metrics = self._metrics(entry, transfers)
+        committed = self.run.ledger.commit(entry, [], transfers, metrics, refusals, reason)
         self.run.learner.replica.apply([committed])
 
     def warn(self) -> None:
@@ -91,20 +99,25 @@ class Guard:
 
     def divergence(self) -> Divergence | None:
         """Whether most sites' numbers are none, or the newest losses are above the bound."""
-        ledger, last = self.run.ledger, self.run.ledger.last_round
+        last = self.run.ledger.last_round
         if not (config := self.run.config).guard_rewinds:
             return None
         rounds, losses = self._recent(last)
-        bad, asked = (ledger.rows(query, (last + 1,))[0][0] for query in (NOT_FINITE, ASKED))
-        above = judged(losses, config.guard_tolerance)
-        stepped = (at := measured_at(config, last + 1)) > 0 and ledger.entry(at).back_to is None
-        if not above and not (stepped and 2 * bad > asked):
+        reason = judged(losses, config.guard_tolerance)
+        reason = reason or self._not_finite(last) or self._not_finite(last + 1)
+        if not reason:
             return None
         newest = newest_well(losses, config.guard_tolerance) or 0
-        well = measured_at(config, rounds[newest]) if rounds else 0
-        if above:
-            return Divergence(above, well)
-        return Divergence(f"{bad} of {asked} sites measured no finite losses", well)
+        return Divergence(reason, measured_at(config, rounds[newest]) if rounds else 0)
+
+    def _not_finite(self, round_: int) -> str:
+        """What is wrong where most sites' numbers of a round are none, after a step; else empty."""
+        rows, at = self.run.ledger.rows, measured_at(self.run.config, round_)
+        bad, asked = (rows(query, (round_,))[0][0] for query in (NOT_FINITE, ASKED))
+        rewound = rows(REWOUND, (at, round_, MAGIC_REWIND.to_bytes(2, "little")))
+        if 2 * bad <= asked or not at or rewound:
+            return ""
+        return f"{bad} of {asked} sites measured no finite losses"
 
     def _recent(self, last: int) -> tuple[list[int], list[float]]:
         """The newest rounds on the way to ``last``, and the median of the sites' losses in each."""
@@ -139,8 +152,11 @@ class Guard:
                 run.learner.replica.check(digest)
             return to
 
-    def _metrics(self, entry: Entry) -> Metrics:
+    def _metrics(self, entry: Entry, transfers: Sequence[Transfer]) -> Metrics:
         """What the log says of a rewind: the loss where it went back to, and the new rate."""
+        sizes = {"up": 0, "down": 0}
+        for each in transfers:
+            sizes[each.direction] += each.payload
         measured = entry.follows + self.run.config.staleness if entry.undoes else entry.follows - 1
         rows = self.run.ledger.rows(
             "SELECT loss FROM metrics WHERE round > ? ORDER BY round LIMIT 1", (measured,)
@@ -153,8 +169,8 @@ class Guard:
             learning_rate=self.run.config.learning_rate * entry.learning_rate,
             clients=0,
             forwards=0,
-            bytes_up=0,
-            bytes_down=0,
+            bytes_up=sizes["up"],
+            bytes_down=sizes["down"],
             seconds=0.0,
         )
 

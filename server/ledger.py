@@ -126,6 +126,11 @@ class Ledger:
             self._add(transfers, refusals)
         return self.entry(entry.round)
 
+    def note(self, transfers: Iterable[Transfer], refusals: Iterable[Refusal]) -> None:
+        """Write bytes and refusals that belong to no round that is still to come."""
+        with self._transaction():
+            self._add(transfers, refusals)
+
     def skip(
         self,
         round_: int,

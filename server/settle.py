@@ -27,7 +27,7 @@ class Settle:
     def __call__(self, round_: int) -> None:
         """Note what the parameters are, keep them where due, evaluate where due, show it."""
         config, ledger, replica = self._run.config, self._run.ledger, self._run.learner.replica
-        snapshot = bool(round_) and _due(round_, config.snapshot_interval)
+        snapshot = bool(round_) and self._keeps(round_)
         evaluation = round_ in (0, config.num_rounds) or _due(round_, config.eval_interval)
         if replica.round != round_ and not (snapshot or evaluation):
             self._shown(round_)
@@ -45,6 +45,16 @@ class Settle:
             ledger.record_scores(round_, SERVER, found.scores())
             ledger.record_evaluation(round_, found.loss)
         self._shown(round_)
+
+    def _keeps(self, round_: int) -> bool:
+        """Whether a round gets a snapshot: when it is due, and after a rewind.
+
+        What that went back to would else be the one way to all later rounds, where gradients before
+        it were dropped.
+        """
+        interval = self._run.config.snapshot_interval
+        went_back = any(rewind.round == round_ for rewind in self._run.ledger.rewinds())
+        return _due(round_, interval) or (interval > 0 and went_back)
 
 
 def record_outcomes(ledger: Ledger, round_: int, sites: Iterable[Contribution]) -> None:

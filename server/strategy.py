@@ -24,7 +24,8 @@ from server.patience import Patience
 from server.records import Contribution, Metrics, Refusal
 from server.settle import record_outcomes
 from shared.entry import Entry
-from shared.errors import StalledError
+from shared.envelope import says_behind
+from shared.errors import GapError, StalledError
 from shared.modes import measured_at
 from shared.traffic import Direction, Transfer
 
@@ -68,7 +69,7 @@ class ScalarStrategy(Strategy):
         self.summary()
         self._settle(ledger.last_round)
         while (round_ := ledger.last_round + 1) <= config.num_rounds:
-            if self._guard.went_back():
+            if self._guard.went_back(self._noted):
                 self._forsake()
                 skipped = 0
                 self._settle(round_)
@@ -82,6 +83,7 @@ class ScalarStrategy(Strategy):
                     f"{config.min_clients} valid replies; the ledger holds round {round_ - 1}"
                 )
         self._guard.warn()
+        self._note_rest()
         return Result()
 
     def configure_train(
@@ -90,13 +92,13 @@ class ScalarStrategy(Strategy):
         """One message for each site of the cohort: what it missed, and the round to measure."""
         skips = self._run.ledger.rows("SELECT 1 FROM skips WHERE round = ?", (server_round,))
         sites = self._cohort.draw(server_round, attempt=len(skips))
-        asked = {site.node_id: site for site in sites}
-        messages = [
-            self._asking.message(site, server_round, self._before(site, server_round))
+        found = {
+            site.node_id: self._request(site, server_round, self._before(site, server_round))
             for site in sites
-        ]
+        }
+        asked = {site.node_id: site for site in sites if found[site.node_id]}
         self._flights[server_round] = Flight(server_round, Exchange(grid), asked)
-        return messages
+        return [message for messages in found.values() for message in messages]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -185,6 +187,31 @@ class ScalarStrategy(Strategy):
         ahead = site.round is not None and at < site.round <= at + self._run.config.staleness
         return at if ahead else site.round
 
+    def _request(self, site: Site, round_: int, at: int | None) -> list[Message]:
+        """One message; none where no way leads the site to where the round is measured.
+
+        That can only be with staleness, and only until the next snapshot.
+        """
+        try:
+            return [self._asking.message(site, round_, at)]
+        except GapError as error:
+            name = site.name.name
+            LOG.warning("round %d: site %s is not asked: %s", round_, name, error)
+            self._judge.refusals.append(Refusal(round_, name, "no way", str(error)))
+            return []
+
+    def _resend(self, flight: Flight, site: Site) -> None:
+        """Send a site that is behind all that it lacks.
+
+        With staleness it was asked for the next round as well, as if it were not behind: it cannot
+        answer that, and is asked anew.
+        """
+        self._send(flight, self._request(site, flight.round, site.round))
+        ahead = self._flights.get(flight.round + 1)
+        if ahead is not None and ahead.exchange.supersede(site.node_id):
+            at = self._before(site, ahead.round)
+            self._send(ahead, self._request(site, ahead.round, at))
+
     def _send(self, flight: Flight, messages: Iterable[Message]) -> None:
         for message in flight.exchange.send(messages):
             site = flight.asked[message.metadata.dst_node_id].name.name
@@ -205,9 +232,11 @@ class ScalarStrategy(Strategy):
             self._transfers.append(transfer(reply, round_, flight.name_of(reply), "up"))
             if site and not reply.has_error() and site.node_id in flight.exchange.took:
                 self._patience.note(site.node_id, flight.exchange.took[site.node_id])
+            if not flight.exchange.was_awaited(reply) and says_behind(reply):
+                continue  # it was asked again since
             if site and resent[site.node_id] < RETRIES and judge.is_behind(reply, site, round_):
                 resent[site.node_id] += 1
-                self._send(flight, [self._asking.message(site, round_, site.round)])
+                self._resend(flight, site)
             else:
                 gathered.append(reply)
         self._late.close(flight)
@@ -223,8 +252,7 @@ class ScalarStrategy(Strategy):
                     "round %d: site %s has not answered for %.3g s and is asked again",
                     round_, site.name.name, seconds,
                 )  # fmt: skip
-                message = self._asking.message(site, round_, self._before(site, round_))
-                self._send(flight, [message])
+                self._send(flight, self._request(site, round_, self._before(site, round_)))
 
     def _metrics(
         self,
@@ -254,6 +282,13 @@ class ScalarStrategy(Strategy):
             (round_, direction),
         )[0][0]
         return int(earlier) + sum(t.payload for t in transfers if t.direction == direction)
+
+    def _note_rest(self) -> None:
+        """Put what no round will into the ledger: late replies, and those of rounds forsaken."""
+        transfers, refusals = self._late.take()
+        self._transfers += transfers
+        self._judge.refusals += refusals
+        self._run.ledger.note(*self._noted(self._run.config.num_rounds))
 
     def _noted(self, round_: int) -> tuple[list[Transfer], list[Refusal]]:
         """Bytes and refusals that are not in the ledger, but for those of rounds still open."""

@@ -17,7 +17,8 @@ from federation import (
     resumed,
     scratch,
 )
-from hazards import Crash, crash_at, crossed, go_on, through_crashes
+from flwr.app import MessageType
+from hazards import Crash, Cut, crash_at, crossed, go_on, through_crashes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,9 +27,11 @@ from server.guard import WINDOW, judged, newest_well
 from server.lineage import Lineage, way
 from server.snapshots import Snapshots, rebuild_, rebuilt_
 from shared.entry import Entry
+from shared.envelope import unpack
 from shared.errors import ConfigError, GapError, StalledError, WireError
 from shared.learner import Learner
 from shared.modes import measured_at
+from shared.wire import decode_request
 
 ABSURD = {"learning_rate": 1.0, "num_rounds": 50, "snapshot_interval": 3, "queries": 8}
 some = settings(deadline=None, max_examples=3)
@@ -39,6 +42,10 @@ def tamed(request, tmp_path_factory):
     """A run whose rate is a hundred times too high, and what it came to."""
     chosen = config(tmp_path_factory.mktemp("tamed"), **ABSURD, staleness=request.param)
     return chosen, federate(chosen)
+
+
+def trains(message):
+    return message.metadata.message_type == MessageType.TRAIN
 
 
 def rewinds(found):
@@ -235,6 +242,88 @@ def test_it_gives_up_in_the_end_and_says_what_to_do(tmp_path):
     found = federate(resumed(chosen, guard_rewinds=20, guard_rate_factor=0.01, num_rounds=12))
     assert len(rewinds(found)) > 2
     assert found.summary["rounds"] == 12
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_most_sites_without_finite_numbers_are_divergence_also_where_one_is_left(
+    tmp_path, staleness
+):
+    def burst(reply):
+        if is_reply(reply, 0) or is_reply(reply, 1):
+            return [altered(reply, lambda m: replace(m, loss=np.nan) if m.round == 5 else m)]
+        return [reply]
+
+    chosen = config(tmp_path, num_rounds=12, snapshot_interval=1, staleness=staleness)
+    found = federate(chosen, Network(chosen, change=burst))
+    assert found.summary["skipped_rounds"] == 0
+    assert [at for at, *_ in found.summary["rewinds"]] == [6]
+    assert "2 of 3 sites measured no finite losses" in found.summary["rewinds"][0][3]
+
+
+@pytest.mark.parametrize("rounds", [5, 6, 12])
+def test_bytes_of_a_round_that_was_forsaken_are_in_the_ledger(tmp_path, rounds):
+    """Also where the run ends with the rewind, or with the pause."""
+
+    def burst(reply):
+        if is_reply(reply):
+            return [altered(reply, lambda m: replace(m, loss=np.nan) if m.round == 4 else m)]
+        return [reply]
+
+    chosen = config(tmp_path, num_rounds=rounds, snapshot_interval=1, staleness=1, min_clients=3)
+    network = Network(chosen, change=burst)
+    found = federate(chosen, network)
+    assert [at for at, *_ in found.summary["rewinds"]] == [4]
+    counted = {}
+    for _, _, _, way_, kind, payload, message in found.rows["traffic"]:
+        for unit, size in (("payload", payload), ("message", message)):
+            counted[way_, kind, unit] = counted.get((way_, kind, unit), 0) + size
+    assert counted == crossed(network)
+    assert len(list(filter(trains, network.received))) == len(list(filter(trains, network.sent)))
+
+
+def test_rates_of_sites_own_steps_are_lowered_too(tmp_path):
+    chosen = config(tmp_path, **ABSURD | {"local_steps": 2, "local_learning_rate": 0.01})
+    network = Network(chosen)
+    found = federate(chosen, network)
+    asked = [decode_request(unpack(m.content)[0]) for m in network.sent if trains(m)]
+    rates = {}
+    for request in asked:
+        rates.setdefault(request.round, request.learning_rate)
+    scales = {at: scale for at, _, scale, _ in found.summary["rewinds"]}
+    assert scales
+    scale = 1.0
+    for round_ in range(1, 51):
+        scale = scales.get(round_, scale)
+        if round_ in rates and round_ not in scales:
+            assert rates[round_] == pytest.approx(0.01 * scale)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_snapshot_that_a_rewind_went_back_to_can_be_lost(tmp_path, staleness):
+    """Gradients before it were dropped; the rewind has a snapshot of its own."""
+    reached = []
+
+    def lose(run, round_):
+        if rewound := run.ledger.rewinds():
+            assert 0 < rewound[0].back_to < 6
+            (path,) = (run.folder / "snapshots").glob(f"*{rewound[0].back_to}.safetensors")
+            path.write_bytes(b"damaged")
+            reached.append(round_)
+            raise Cut
+
+    def burst(reply):
+        if is_reply(reply):
+            bad = range(5, 9)
+            return [altered(reply, lambda m: replace(m, loss=1e3) if m.round in bad else m)]
+        return [reply]
+
+    changes = {"mode": "fo", "num_rounds": 14, "snapshot_interval": 2, "staleness": staleness}
+    chosen = config(tmp_path, **changes)
+    with pytest.raises(Cut):
+        federate(chosen, Network(chosen, change=burst), lose)
+    assert reached == [9]
+    again = resumed(chosen)
+    assert federate(again, Network(again, Processes())).summary["rounds"] == 14
 
 
 def test_one_site_that_lies_about_its_loss_undoes_nothing(tmp_path):

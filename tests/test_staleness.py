@@ -195,6 +195,28 @@ def test_a_site_that_failed_in_a_round_gets_what_it_lacks_in_the_next(tmp_path):
     assert federate(again, dropped).entries == found.entries
 
 
+def test_a_site_that_forgot_costs_two_messages_more_and_is_two_rounds_ahead_again(tmp_path):
+    """It is behind in both open rounds, and gets both anew: it does not lag for ever after."""
+    chosen, nodes = config(tmp_path, **CHANGES | {"num_rounds": 12}), Processes()
+    whole = federate(config(tmp_path, "whole", **CHANGES | {"num_rounds": 12}))
+
+    def forget(run, round_):
+        if round_ == 5:
+            nodes.memories[3].clear()
+
+    network = Network(chosen, nodes)
+    found = federate(chosen, network, forget)
+    assert found.entries == whole.entries
+    asked = [m for m in filter(trains, network.sent) if m.metadata.dst_node_id == 3]
+    assert len(asked) == 12 + 2
+    behind = [
+        reply for reply in network.received
+        if is_reply(reply, 1) and isinstance(decode_reply(unpack(reply.content)[0]), Behind)
+    ]  # fmt: skip
+    assert len(behind) <= 2
+    assert found.summary["refusals"] == {}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
