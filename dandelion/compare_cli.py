@@ -53,6 +53,11 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     for config in configs.values():
         check_name(config.model)
         check_sites(config)
+        if config.num_rounds == MOST_ROUNDS and config.lr_schedule != "constant":
+            raise ConfigError(
+                f"lr-schedule {config.lr_schedule!r} with a budget: it falls towards the last "
+                "round, so set num-rounds as well"
+            )
     found = run_all(configs, folder, target_loss, Budget(seconds, forwards), say)
     write_atomically(folder / "comparison.html", page(found).encode())
     files = [folder / "comparison.json", folder / "comparison.html", *draw(found, folder)]

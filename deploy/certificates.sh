@@ -27,6 +27,10 @@ for name in "$@"; do
     fi
 done
 
+if [[ -e ca.crt && ! -e ca.key ]]; then
+    echo "$folder: ca.crt is there and ca.key is not: bring it back to sign with the same CA" >&2
+    exit 2
+fi
 if [[ ! -e ca.key ]]; then
     openssl ecparam -name secp384r1 -genkey -noout -out ca.key
     openssl req -x509 -new -key ca.key -sha256 -days 3650 -out ca.crt \

@@ -20,6 +20,7 @@ from server.folder import Run
 from server.guard import Guard
 from server.judge import RETRIES, Judge
 from server.late import Late
+from server.notes import Notes
 from server.patience import Patience
 from server.records import Contribution, Metrics, Refusal
 from server.settle import record_outcomes
@@ -27,7 +28,7 @@ from shared.entry import Entry
 from shared.envelope import says_behind
 from shared.errors import GapError, StalledError
 from shared.modes import measured_at
-from shared.traffic import Direction, Transfer
+from shared.traffic import Transfer
 
 LOG = logging.getLogger("dandelion")
 
@@ -46,7 +47,7 @@ class ScalarStrategy(Strategy):
         self._combining = Combining(run.config, run.learner.replica)
         self._flights: dict[int, Flight] = {}  # by round, those that are open
         self._late, self._patience = Late(), Patience(run.config.resend_after)
-        self._transfers: list[Transfer] = []  # committed with the round
+        self._notes = Notes(run, cohort, self._judge, self._late)
         self._committed = 0.0  # when the last round was (``time.monotonic``)
 
     def start(  # noqa: PLR0913, PLR0917  (Flower's signature)
@@ -69,7 +70,7 @@ class ScalarStrategy(Strategy):
         self.summary()
         self._settle(ledger.last_round)
         while (round_ := ledger.last_round + 1) <= config.num_rounds:
-            if self._guard.went_back(self._noted):
+            if self._guard.went_back(self._notes.until):
                 self._forsake()
                 skipped = 0
                 self._settle(round_)
@@ -83,7 +84,7 @@ class ScalarStrategy(Strategy):
                     f"{config.min_clients} valid replies; the ledger holds round {round_ - 1}"
                 )
         self._guard.warn()
-        self._note_rest()
+        self._notes.write_rest()
         return Result()
 
     def configure_train(
@@ -106,7 +107,7 @@ class ScalarStrategy(Strategy):
         """Commit and apply the round that the valid replies make; none where they are too few."""
         run, flight = self._run, self._flights.pop(server_round)
         contributions = self._judge.validated(flight, replies)
-        transfers, refusals = self._noted(server_round)
+        transfers, refusals = self._notes.until(server_round)
         if len(contributions) < run.config.min_clients:
             detail = f"{len(contributions)} of {run.config.min_clients} valid replies"
             return self._skip(server_round, detail, transfers, refusals)
@@ -215,13 +216,11 @@ class ScalarStrategy(Strategy):
     def _send(self, flight: Flight, messages: Iterable[Message]) -> None:
         for message in flight.exchange.send(messages):
             site = flight.asked[message.metadata.dst_node_id].name.name
-            self._transfers.append(transfer(message, flight.round, site, "down"))
+            self._notes.transfers.append(transfer(message, flight.round, site, "down"))
 
     def _gather(self, round_: int) -> list[Message]:
         """Send more to sites that are behind; return the replies that are to be validated."""
-        transfers, refusals = self._late.take()
-        self._transfers += transfers
-        self._judge.refusals += refusals
+        self._notes.take_late()
         flight = self._flights[round_]
         gathered: list[Message] = []
         resent: Counter[int] = Counter()
@@ -229,7 +228,7 @@ class ScalarStrategy(Strategy):
         timeout, lost = self._run.config.round_timeout, partial(self._ask_again, flight, again)
         for reply in flight.exchange.replies(timeout, lost):
             site, judge = flight.site_of(reply), self._judge
-            self._transfers.append(transfer(reply, round_, flight.name_of(reply), "up"))
+            self._notes.transfers.append(transfer(reply, round_, flight.name_of(reply), "up"))
             if site and not reply.has_error() and site.node_id in flight.exchange.took:
                 self._patience.note(site.node_id, flight.exchange.took[site.node_id])
             if not flight.exchange.was_awaited(reply) and says_behind(reply):
@@ -270,34 +269,7 @@ class ScalarStrategy(Strategy):
             learning_rate=self._asking.rate(entry.round),
             clients=len(contributions),
             forwards=self._combining.forwards(entry.round, contributions),
-            bytes_up=self._bytes("up", entry.round, transfers),
-            bytes_down=self._bytes("down", entry.round, transfers),
+            bytes_up=self._notes.payload("up", entry.round, transfers),
+            bytes_down=self._notes.payload("down", entry.round, transfers),
             seconds=time.monotonic() - max(since, self._committed),
-        )
-
-    def _bytes(self, direction: Direction, round_: int, transfers: Iterable[Transfer]) -> int:
-        """Payload of a round, attempts that were skipped included."""
-        earlier = self._run.ledger.rows(
-            "SELECT coalesce(sum(payload), 0) FROM traffic WHERE round = ? AND direction = ?",
-            (round_, direction),
-        )[0][0]
-        return int(earlier) + sum(t.payload for t in transfers if t.direction == direction)
-
-    def _note_rest(self) -> None:
-        """Put what no round will into the ledger: late replies, and those of rounds forsaken."""
-        transfers, refusals = self._late.take()
-        self._transfers += transfers
-        self._judge.refusals += refusals
-        self._run.ledger.note(*self._noted(self._run.config.num_rounds))
-
-    def _noted(self, round_: int) -> tuple[list[Transfer], list[Refusal]]:
-        """Bytes and refusals that are not in the ledger, but for those of rounds still open."""
-        cohort, judge = self._cohort, self._judge
-        transfers, refusals = cohort.transfers + self._transfers, cohort.refusals + judge.refusals
-        cohort.transfers, cohort.refusals = [], []
-        self._transfers = [t for t in transfers if t.round > round_]
-        judge.refusals = [r for r in refusals if r.round > round_]
-        return (
-            [t for t in transfers if t.round <= round_],
-            [r for r in refusals if r.round <= round_],
         )

@@ -67,7 +67,7 @@ class Config:
     model: str = "byte-gpt"  # a registered name, a hub name, a folder in Hugging Face format, GGUF
     dtype: str = "float32"  # of the parameters; with bfloat16, updates are rounded stochastically
     dataset: str = "stdlib"  # dandelion data list; or a folder, or owner/name[:config] on the hub
-    max_samples: int = 0  # documents taken from the data set; 0 = all
+    max_samples: int = 0  # documents taken from it; 0 = all, or of a large set those recommended
     block_size: int = 64  # tokens of one example
     partitioner: str = "natural"  # how examples are dealt to sites: shared/data/shards.py
     partition_by: str = ""  # the natural id that is dealt: play, role, …, or label; empty = usual
@@ -80,13 +80,13 @@ class Config:
     site_eval_fraction: float = 0.0  # of its examples, which a site evaluates on; 0 = it does not
     eval_interval: int = 10  # rounds between evaluations; the first and the last are always done
     scope: str = "full"  # what is trained: full, lora, bias, reduced, head, or regex:<pattern>
-    lora_rank: int = 8
+    lora_rank: int = 8  # columns of an adapter's matrices
     lora_alpha: int = 16  # an adapter's output counts alpha / rank
     lora_targets: str = ""  # names of adapted modules, with commas; empty = PEFT's own choice
     init_from: str = ""  # a run folder or a model folder to start from; empty = the model untrained
     num_rounds: int = 150  # rounds to be committed in all
     epochs: float = 0.0  # passes over the sites' examples, in place of num-rounds; 0 = num-rounds
-    num_clients: int = 8  # sites that the local and the simulation engine make
+    num_clients: int = 8  # sites: those that an engine makes, or that a deployment expects
     merge_clients: bool = False  # local engine: sites with the same keys share forward passes
     clients_per_round: int = 0  # cohort; 0 = every site that is there
     min_clients: int = 1  # valid replies that a round needs; sites that it waits for
@@ -104,10 +104,10 @@ class Config:
     bp_dataset: str = ""  # what is backpropagated on, dealt to the sites; empty = dataset
     bp_max_samples: int = 0  # examples of a site that are backpropagated on; 0 = all
     split_bp_zo_data: bool = False  # a site's examples are halved: one half is backpropagated on
-    optimizer: str = "sgd"
+    optimizer: str = "sgd"  # what turns the estimate into a step: sgd, adam, mudamw
     learning_rate: float = 2e-2
-    lr_schedule: str = "constant"
-    warmup_rounds: int = 0
+    lr_schedule: str = "constant"  # or cosine, linear: to zero in the last round
+    warmup_rounds: int = 0  # over which the learning rate rises from zero
     momentum: float = 0.0  # sgd
     weight_decay: float = 0.0
     beta1: float = 0.9  # adam, mudamw

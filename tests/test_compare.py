@@ -71,6 +71,13 @@ def test_a_budget_of_forwards_stops_every_method_at_about_as_many(tmp_path):
     assert [row["totals"]["round"] for row in found["methods"]] == [3, 2, 2]
 
 
+def test_a_schedule_needs_rounds_to_fall_towards(tmp_path):
+    options = ["--methods", "zo", "--seconds", "1", "--set", "lr-schedule=cosine"]
+    done = CliRunner().invoke(app, ["compare", *options, "--set", f"output-dir={tmp_path}"])
+    assert isinstance(done.exception, ConfigError)
+    assert "set num-rounds as well" in str(done.exception)
+
+
 def test_a_budget_alone_says_when_a_method_ends(tmp_path):
     found, _ = run(tmp_path, "--methods", "zo", "--forwards", "1000", rounds=())
     (row,) = found["methods"]

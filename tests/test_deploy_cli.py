@@ -104,6 +104,18 @@ def test_a_second_server_certificate_has_the_same_authority(certificates):
     assert (certificates / "server.crt").read_bytes() != server
 
 
+def test_a_certificate_is_not_renewed_by_another_authority(certificates):
+    """The key is kept elsewhere; without it every node would be locked out."""
+    before = {path.name: path.read_bytes() for path in certificates.iterdir()}
+    del before["ca.key"]
+    (certificates / "ca.key").unlink()
+    script = ROOT / "deploy" / "certificates.sh"
+    done = subprocess.run([script, certificates, "other.example"], check=False, capture_output=True)
+    assert done.returncode == 2
+    assert b"bring it back" in done.stderr
+    assert {path.name: path.read_bytes() for path in certificates.iterdir()} == before
+
+
 def test_a_node_config_is_checked_before_anything_is_started(home):
     assert node_config(["partition-id=3", "site=a b"], home) == {
         "store": str(home.folder / "store"), "partition-id": 3, "site": "a b",

@@ -92,7 +92,7 @@ def test_node_environment_has_keys_of_the_node_config():
     text = (DEPLOY / "node.env.example").read_text()
     pairs = dict(re.findall(r"--set ([a-z-]+)=(\S+)", text))
     node = Node.of({k: int(v) if v.isdigit() else v for k, v in pairs.items()} | {"site": "a"})
-    assert node == Node(site="a", partition_id=0, num_partitions=3, device="cpu")
+    assert node == Node(site="a", data="/srv/dandelion/data", device="cpu")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
