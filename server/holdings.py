@@ -23,6 +23,7 @@ COLOURS = ["#5b7fa6", "#c8606e", "#7fa66b", "#d19a4e", "#8e76b0", "#5fa8a3", "#b
            "#6d8f4f", "#4f6d8f", "#b0685a"]  # fmt: skip
 SHADES = ["#41648b", "#5b7fa6", "#7d9bbd", "#a1b7d0", "#d3d8df"]  # largest, …, all the rest
 WIDE = 0.04  # of the axis: a piece this wide is written upon
+LEAST_LETTERS = 4  # of a name that is cut
 SHOWN = 64  # sites that a picture has lines for
 
 
@@ -152,8 +153,15 @@ def _bars(axes: Any, pieces: list[list[tuple[str, int]]], colours: list[str]) ->
         sizes = np.array([size for _, size in column])
         axes.barh(sites, sizes, left=start, color=colour, edgecolor="white", lw=0.5, height=0.8)
         for site in np.flatnonzero(sizes > WIDE * widest).tolist():
-            text = column[site][0][: int(110 * sizes[site] / widest)]
+            text = _fitting(column[site][0], int(110 * sizes[site] / widest))
             light = "#333a44" if colour == SHADES[-1] else "white"
             axes.text(start[site] + sizes[site] / 2, site, text, ha="center", va="center",
                       fontsize=8, color=light, clip_on=True)  # fmt: skip
         start = start + sizes
+
+
+def _fitting(name: str, letters: int) -> str:
+    """A name, or so much of it as says something still; nothing where there is no room."""
+    if len(name) <= letters:
+        return name
+    return f"{name[: letters - 1]}…" if letters > LEAST_LETTERS else ""

@@ -34,7 +34,8 @@ def _draw(comparison: Mapping[str, Any], axis: str, path: Path) -> Path:
         if min(ends) > 0 and max(ends) / min(ends) > LOG_FROM:
             axes.set_xscale("symlog", linthresh=min(ends) / 10)
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 10k, 1M: no formulas
-        axes.axhline(comparison["target_loss"], lw=1, ls=":", color="#333a44")
+        target = comparison["target_loss"]
+        axes.axhline(target, lw=1, ls=":", color="#333a44", label=f"target {target:.3g}")
         axes.set(xlabel=comparison["axes"][axis], ylabel="held-out loss (nats per token)")
         axes.legend(frameon=False)
         figure.savefig(path, dpi=140)
