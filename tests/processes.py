@@ -96,7 +96,8 @@ def _files(pid: int) -> int:
 
     The SuperLink's pool is SQLAlchemy's own: up to 15, as many as there were requests at a time.
     """
-    found = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+    folder = f"/proc/{pid}/fd"
+    found = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
     return sum(not name.endswith((".db", ".db-wal", ".db-shm", ".db-journal")) for name in found)
 
 
