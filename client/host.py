@@ -1,6 +1,7 @@
 """One process's share of the work: a replica, and the sites that it serves."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,15 +14,16 @@ from client.store import Store
 from client.together import measured_together
 from shared.code import code_digest
 from shared.config import OPERATIONAL, Config
-from shared.data.apart import SiteData
+from shared.data.apart import Shards, SiteData
 from shared.entry import Entry
-from shared.errors import DivergedError, GapError, SnapshotError
+from shared.errors import DandelionError, DataError, DivergedError, GapError, SnapshotError
 from shared.learner import Learner
 from shared.modes import MEASURE, measured_at, plan_of
 from shared.sites import site_of
 from shared.snapshot import load_snapshot_
 from shared.wire import DIVERGED, MISSING, UNKNOWN, Behind, Hello, Measured, Request
 
+LOG = logging.getLogger("dandelion")
 _hosts: dict[str, "Host"] = {}
 
 
@@ -183,14 +185,29 @@ class Host:
         """Back to the base model, made anew; data and sites stay."""
         self._learner = Learner.of(self._config)
 
+    def _shards(self, node: Node) -> Shards:
+        """What a site measures on and backpropagates on, as the run says or the node itself.
+
+        Raises:
+            DataError: the node's own cannot be used. Why, stays in the log of this process: errors
+                go to the server, and names of files and classes are no concern of its.
+        """
+        own = node.data, node.bp_data
+        try:
+            if own not in self._data:
+                self._data[own] = SiteData.of(self._config, self._learner.language_model, *own)
+            return self._data[own].shard(node.partition_id, node.num_partitions)
+        except (DandelionError, OSError):
+            if not any(own):
+                raise
+            LOG.exception("own data %s", " and ".join(filter(None, own)))
+            raise DataError("this node's own data cannot be used: its log says why") from None
+
     def _site(self, node_config: Mapping[str, object]) -> Site:
         name = site_of(node_config)
         if name.name not in self._sites:
             node = Node.of(node_config)
-            own = node.data, node.bp_data
-            if own not in self._data:
-                self._data[own] = SiteData.of(self._config, self._learner.language_model, *own)
-            shards = self._data[own].shard(node.partition_id, node.num_partitions)
+            shards = self._shards(node)
             self._sites[name.name] = Site(
                 name, shards.queries, self._config, shards.gradients, node.can_backpropagate,
                 shards.held_out,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -150,21 +150,16 @@ class _Shown:
 
 
 def _base(file: Path | None, pairs: Sequence[str]) -> dict[str, Value]:
-    from dandelion.recipes import expanded
     from dandelion.settings import read_toml
 
     base: dict[str, Value] = {"save-model": False}
     if file:
-        given = read_toml(file)
-        whole = Config.from_run_config(expanded(given)).to_run_config()
-        base |= {key: whole[key] for key in given if key != "task"}
-        base |= {key: str(given[key]) for key in given if key == "task"}  # a recipe's name
+        base |= cast("Mapping[str, Value]", read_toml(file))  # checked with the cells
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set key=value expected, got {pair!r}")
         base[key.strip()] = parse(key.strip(), text.strip())
-    Config.from_run_config(expanded({k: v for k, v in base.items() if k != "resume"}))
     return base
 
 
@@ -173,7 +168,7 @@ def _begun(plan: Plan, name: str) -> tuple[Path, Plan]:
 
     if not plan.grid and not plan.search:
         raise ConfigError("--grid key=value,value,… or --search key=low..high expected")
-    _axes(plan)
+    _check(plan)
     parent = str(plan.base.pop("output-dir", "runs"))
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = Path(parent, name or f"sweep-{stamp}").resolve()
@@ -181,6 +176,20 @@ def _begun(plan: Plan, name: str) -> tuple[Path, Plan]:
         raise ConfigError(f"{folder}: there already; --resume it, or choose another --name")
     write_atomically(folder / FILE, json.dumps(asdict(plan), indent=1).encode())
     return folder, plan
+
+
+def _check(plan: Plan) -> None:
+    """Refuse a sweep of which no cell can work; where some can, the others fail alone."""
+    _, cells = _axes(plan)
+    base = {key: value for key, value in plan.base.items() if key != "resume"}
+    errors = []
+    for cell in cells:
+        try:
+            cell.config(base)
+        except ConfigError as error:
+            errors.append(error)
+    if len(errors) == len(cells):
+        raise errors[0]
 
 
 def _resumed(folder: Path) -> tuple[Path, Plan]:

@@ -5,7 +5,7 @@ Judged from what the ledger holds alone, so that a run that was killed decides a
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import median
@@ -14,12 +14,12 @@ import numpy as np
 
 from server.folder import Run
 from server.lineage import lineage
-from server.records import Metrics, Refusal
+from server.notes import Notes
+from server.records import Metrics
 from server.snapshots import Snapshots
 from shared.entry import MAGIC_REWIND, Entry
 from shared.errors import GapError, StalledError
 from shared.modes import measured_at
-from shared.traffic import Transfer
 
 LOG = logging.getLogger("dandelion")
 WINDOW = 9  # rounds whose median is compared, so that a few bad batches are none's concern
@@ -34,7 +34,6 @@ SELECT count(DISTINCT site) FROM traffic
 WHERE round = ? AND direction = 'down' AND kind != 'control'"""
 
 REWOUND = "SELECT 1 FROM entries WHERE round IN (?, ?) AND substr(payload, 1, 2) = ?"
-Notes = tuple[list[Transfer], list[Refusal]]
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,8 @@ class Guard:
     run: Run
     _losses: dict[int, float] = field(default_factory=dict)  # of each round, over its sites
 
-    def went_back(self, noted: Callable[[int], Notes]) -> bool:
+    def went_back(self, notes: Notes) -> bool:
         """Commit a rewind, and be there, if the run has diverged; or the pause that is due.
-
-        ``noted`` gives what is to be written with a round: bytes and refusals.
 
         Raises:
             StalledError: it has, and ``guard-rewinds`` were of no avail.
@@ -67,7 +64,7 @@ class Guard:
         config, ledger, rewinds = self.run.config, self.run.ledger, self.run.ledger.rewinds()
         last = ledger.last_round
         if rewinds and last < rewinds[-1].round + config.staleness:
-            self._commit(Entry(last + 1, rewinds[-1].scale, (), back_to=last), noted)
+            self._commit(Entry(last + 1, rewinds[-1].scale, (), back_to=last), notes)
             return True
         if (found := self.divergence()) is None:
             return False
@@ -83,12 +80,13 @@ class Guard:
             "round %d: %s; back to round %d, learning rates × %.3g",
             *(last + 1, found.reason, back_to, scale),
         )
-        self._commit(Entry(last + 1, scale, (), back_to=back_to), noted, found.reason)
+        self._commit(Entry(last + 1, scale, (), back_to=back_to), notes, found.reason)
         return True
 
-    def _commit(self, entry: Entry, noted: Callable[[int], Notes], reason: str = "") -> None:
-        transfers, refusals = noted(entry.round)
-        metrics = self._metrics(entry, transfers)
+    def _commit(self, entry: Entry, notes: Notes, reason: str = "") -> None:
+        transfers, refusals = notes.until(entry.round)
+        up, down = (notes.payload(way, entry.round, transfers) for way in ("up", "down"))
+        metrics = self._metrics(entry, up, down)
         committed = self.run.ledger.commit(entry, [], transfers, metrics, refusals, reason)
         self.run.learner.replica.apply([committed])
 
@@ -111,13 +109,23 @@ class Guard:
         return Divergence(reason, measured_at(config, rounds[newest]) if rounds else 0)
 
     def _not_finite(self, round_: int) -> str:
-        """What is wrong where most sites' numbers of a round are none, after a step; else empty."""
-        rows, at = self.run.ledger.rows, measured_at(self.run.config, round_)
-        bad, asked = (rows(query, (round_,))[0][0] for query in (NOT_FINITE, ASKED))
-        rewound = rows(REWOUND, (at, round_, MAGIC_REWIND.to_bytes(2, "little")))
-        if 2 * bad <= asked or not at or rewound:
+        """What is wrong where most sites' numbers of a round are none, after a step; else empty.
+
+        Where they were none before the first step as well, going back would mend nothing.
+        """
+        config, ledger = self.run.config, self.run.ledger
+        at, rewinds = measured_at(config, round_), ledger.rewinds()
+        if not (bad := self._bad(round_)) or not at:
             return ""
-        return f"{bad} of {asked} sites measured no finite losses"
+        if ledger.rows(REWOUND, (at, round_, MAGIC_REWIND.to_bytes(2, "little"))):
+            return ""
+        first = rewinds[-1].round + 1 + config.staleness if rewinds else 1
+        return "" if self._bad(first) else bad
+
+    def _bad(self, round_: int) -> str:
+        rows = self.run.ledger.rows
+        bad, asked = (rows(query, (round_,))[0][0] for query in (NOT_FINITE, ASKED))
+        return f"{bad} of {asked} sites measured no finite losses" if 2 * bad > asked else ""
 
     def _recent(self, last: int) -> tuple[list[int], list[float]]:
         """The newest rounds on the way to ``last``, and the median of the sites' losses in each."""
@@ -152,11 +160,8 @@ class Guard:
                 run.learner.replica.check(digest)
             return to
 
-    def _metrics(self, entry: Entry, transfers: Sequence[Transfer]) -> Metrics:
+    def _metrics(self, entry: Entry, up: int, down: int) -> Metrics:
         """What the log says of a rewind: the loss where it went back to, and the new rate."""
-        sizes = {"up": 0, "down": 0}
-        for each in transfers:
-            sizes[each.direction] += each.payload
         measured = entry.follows + self.run.config.staleness if entry.undoes else entry.follows - 1
         rows = self.run.ledger.rows(
             "SELECT loss FROM metrics WHERE round > ? ORDER BY round LIMIT 1", (measured,)
@@ -169,8 +174,8 @@ class Guard:
             learning_rate=self.run.config.learning_rate * entry.learning_rate,
             clients=0,
             forwards=0,
-            bytes_up=sizes["up"],
-            bytes_down=sizes["down"],
+            bytes_up=up,
+            bytes_down=down,
             seconds=0.0,
         )
 

@@ -52,12 +52,13 @@ class Curves:
             "SELECT round, loss FROM evaluations WHERE round <= ? ORDER BY round", (len(rows),)
         )
         payload, message = ledger.rows("SELECT sum(payload), sum(message) FROM traffic")[0]
+        most = max((row[3] for row in rows), default=0) or 1  # a rewind has none of its own
         return cls(
             [row[0] for row in rows],
             [row[1] for row in rows],
             [row[0] for row in evaluations],
             [row[1] for row in evaluations],
-            list(accumulate((row[2] / max(row[3], 1) for row in rows), initial=0.0)),
+            list(accumulate((row[2] / (row[3] or most) for row in rows), initial=0.0)),
             message / payload if payload else 1.0,
             [value for (value,) in ledger.rows(ACCURACY, (len(rows),))],
         )

@@ -70,7 +70,7 @@ class ScalarStrategy(Strategy):
         self.summary()
         self._settle(ledger.last_round)
         while (round_ := ledger.last_round + 1) <= config.num_rounds:
-            if self._guard.went_back(self._notes.until):
+            if self._guard.went_back(self._notes):
                 self._forsake()
                 skipped = 0
                 self._settle(round_)

@@ -68,6 +68,7 @@ class Results:
     def __init__(self, most: int) -> None:
         self._most, self.used = most, 0
         self._held: OrderedDict[tuple[int, bytes], tuple[Any, int]] = OrderedDict()
+        self._gone: set[tuple[int, bytes]] = set()  # what went once would go again, with others
 
     def get(self, key: tuple[int, bytes]) -> tuple[Any] | None:
         """A copy, since whoever gets it may write into it; None: it is not held."""
@@ -77,16 +78,19 @@ class Results:
     def put(self, key: tuple[int, bytes], made: Any) -> None:  # noqa: ANN401
         """Hold a copy, if there is room for it at all."""
         size = _size(made)
-        if size > self._most:
+        if size > self._most or key in self._gone:
             return
         while self.used + size > self._most:
-            self.used -= self._held.popitem(last=False)[1][1]
+            oldest, (_, freed) = self._held.popitem(last=False)
+            self.used -= freed
+            self._gone.add(oldest)
         self._held[key] = copy.deepcopy(made), size
         self.used += size
 
     def clear(self) -> None:
         """Hold nothing."""
         self._held.clear()
+        self._gone.clear()
         self.used = 0
 
 

@@ -119,6 +119,20 @@ def test_where_there_is_no_room_the_oldest_go_and_no_bit_changes():
         assert loss.frozen._results.used == 0
 
 
+def test_what_fits_is_remembered_where_not_all_does():
+    """One part too many must not turn out every other in turn."""
+    loss = Loss(bert(), last_layer)
+    loss.frozen._results._most = 3 * 2 * 7 * 16 * 4
+    with loss.frozen.remembered():
+        loss.at(0)
+        loss.at(1)
+        loss.computed.clear()
+        for k in range(6):
+            loss.at(2 + k)
+    assert sorted(loss.computed.values())[0] == 6
+    assert 0 < len(loss.computed) < len(loss.frozen._parts)
+
+
 def test_what_is_written_into_a_result_is_not_remembered():
     def spoils(module):
         hidden = module[0](torch.ones(2, 4))

@@ -23,8 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dandelion.ledger_cli import replay, verify
+from server.folder import opened
 from server.guard import WINDOW, judged, newest_well
 from server.lineage import Lineage, way
+from server.run import train
 from server.snapshots import Snapshots, rebuild_, rebuilt_
 from shared.entry import Entry
 from shared.envelope import unpack
@@ -258,6 +260,34 @@ def test_most_sites_without_finite_numbers_are_divergence_also_where_one_is_left
     assert found.summary["skipped_rounds"] == 0
     assert [at for at, *_ in found.summary["rewinds"]] == [6]
     assert "2 of 3 sites measured no finite losses" in found.summary["rewinds"][0][3]
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_sites_that_never_had_finite_numbers_undo_nothing(tmp_path, staleness):
+    def broken(reply):
+        if is_reply(reply, 0) or is_reply(reply, 1):
+            return [altered(reply, lambda m: replace(m, loss=np.nan))]
+        return [reply]
+
+    chosen = config(tmp_path, num_rounds=12, staleness=staleness)
+    found = federate(chosen, Network(chosen, change=broken))
+    assert found.summary["rewinds"] == []
+    assert {row[2] for row in found.rows["contributions"]} == {"2"}
+
+
+def test_metrics_and_traffic_have_the_same_bytes_also_of_a_rewind_after_a_skip(tmp_path):
+    chosen = config(tmp_path, learning_rate=1e5, num_rounds=8, snapshot_interval=1)
+    with opened(chosen) as run:
+        train(Network(chosen), run, lambda report, round_: None)
+        assert run.ledger.rewinds()
+        assert run.ledger.rows("SELECT 1 FROM skips")
+        for way_ in ("up", "down"):
+            each = run.ledger.rows(f"SELECT round, bytes_{way_} FROM metrics ORDER BY round")
+            total = run.ledger.rows(
+                "SELECT round, sum(payload) FROM traffic WHERE direction = ? AND round > 0 "
+                "GROUP BY round ORDER BY round", (way_,)
+            )  # fmt: skip
+            assert [row for row in each if row[1]] == total
 
 
 @pytest.mark.parametrize("rounds", [5, 6, 12])

@@ -77,6 +77,41 @@ def test_one_site_has_its_own_and_others_a_share_of_the_runs(tmp_path):
     assert '"examples"' in (folder_of(chosen) / "shards.json").read_text()
 
 
+def test_hosts_that_share_a_folder_need_no_data_set_that_can_be_dealt_to_as_many(tmp_path):
+    """The server's own has fewer groups than there are shards: who holds what is sizes alone."""
+    own = notes(tmp_path, "ward", 8)
+    server = notes(tmp_path, "server", 2)
+    given = [{"data": own, "partition-id": k, "num-partitions": 3} for k in range(3)]
+    chosen = config(tmp_path, dataset=server, max_samples=0, partitioner="natural")
+    found = federate(chosen, Sites(chosen, given))
+    assert found.summary["rounds"] == 3
+    assert (folder_of(chosen) / "shards.json").exists()
+
+
+def test_what_is_wrong_with_a_sites_data_is_for_its_own_log(tmp_path, caplog):
+    own = tmp_path / "ward"
+    own.mkdir()
+    (own / "jane-doe.txt").write_bytes(b"\xff\xfe\xfa")
+    given = [{"site": "a", "data": str(own)}, {"partition-id": 0, "num-partitions": 2},
+             {"partition-id": 1, "num-partitions": 2}]  # fmt: skip
+    chosen = config(tmp_path, min_clients=2)
+    found = federate(chosen, Sites(chosen, given))
+    said = [row for row in found.rows["refusals"] if "own data" in row[4]]
+    assert said
+    assert "jane" not in str(found.rows["refusals"])
+    assert str(own) not in str(found.rows["refusals"])
+    assert "jane-doe.txt" in caplog.text
+
+
+def test_two_data_sets_are_apart_already(tmp_path):
+    chosen = config(tmp_path, split_bp_zo_data=True)
+    model = load_model("byte-gpt", 1)
+    one = SiteData.of(chosen, model, notes(tmp_path, "a", 4)).shard(0, 1)
+    two = SiteData.of(chosen, model, str(tmp_path / "a"), notes(tmp_path, "b", 1)).shard(0, 1)
+    assert len(one.queries) + len(one.gradients) == len(two.queries)
+    assert len(two.gradients) == 201 // 16
+
+
 def test_hosts_of_one_site_may_share_its_folder(tmp_path):
     own = notes(tmp_path, "ward", 8)
     data = SiteData.of(config(tmp_path), load_model("byte-gpt", 1), own)
@@ -133,6 +168,15 @@ def test_classes_have_the_same_numbers_at_every_site(folders, tmp_path):  # noqa
     other = table(tmp_path, "other", [("the film was good", "fresh"), ("bad plot", "rotten")] * 4)
     with pytest.raises(DataError, match=r"label-words says, terrible, great, .* got fresh, rotten"):
         SiteData.of(chosen, model, other)
+
+
+def test_numbers_that_are_words_are_words():
+    stars = [str(k) for k in range(1, 6)]
+    rated = Documents(["a", "b"], ["g", "g"], [0, 1], ("2", "5"))
+    assert renumbered(rated, stars).labels == [1, 4]
+    numbered = Documents(["a", "b"], ["g", "g"], [0, 1], ("0", "4"))
+    with pytest.raises(DataError, match="got 0"):
+        renumbered(numbered, stars)
 
 
 def test_what_has_no_classes_is_left_to_the_task():

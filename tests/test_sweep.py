@@ -90,6 +90,14 @@ def test_a_cell_has_what_its_task_or_model_brings_and_keeps_its_own():
     assert again.differences(found) == []
 
 
+def test_what_only_some_cells_can_use_is_no_reason_to_refuse_the_sweep(tmp_path):
+    options = ["--grid", "optimizer=adam,sgd", "--set", "beta1=0.95"]
+    plan = sweep_cli.Plan(options[1:2], [], 1, sweep_cli._base(None, options[3:]))
+    sweep_cli._check(plan)
+    with pytest.raises(ConfigError, match="has no effect with optimizer 'sgd'"):
+        sweep_cli._check(sweep_cli.Plan(["queries=1,2"], [], 1, plan.base))
+
+
 def test_values_that_would_share_a_folder_are_refused():
     with pytest.raises(ConfigError, match="only in characters"):
         cells_of({"model": ["a/b", "a b"]})

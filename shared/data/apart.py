@@ -56,15 +56,16 @@ class SiteData:
         """The examples of site ``number`` of ``count``.
 
         ``split-bp-zo-data`` gives a site's even examples to the gradients and its odd ones to the
-        queries; of one example, neither can do without. ``bp-max-samples`` then thins the former.
+        queries; of one example, neither can do without, and two data sets are apart already.
+        ``bp-max-samples`` then thins the former.
         """
         queries, gradients = self.queries.shard(number, count), self.gradients.shard(number, count)
         queries, held_out = self._kept(queries)
         if self.gradients is self.queries:
             gradients = queries
-        if self.config.split_bp_zo_data and len(queries) > 1:
-            rows = np.arange(len(queries))
-            queries, gradients = queries.take(rows[1::2]), gradients.take(rows[::2])
+            if self.config.split_bp_zo_data and len(queries) > 1:
+                rows = np.arange(len(queries))
+                queries, gradients = queries.take(rows[1::2]), gradients.take(rows[::2])
         most = self.config.bp_max_samples
         if 0 < most < len(gradients):
             gradients = gradients.take(evenly(len(gradients), most))

@@ -104,12 +104,14 @@ def renumbered(documents: Documents, words: Sequence[str]) -> Documents:
     Raises:
         DataError: a class is called otherwise; names it, and the words.
     """
-    known = {str(number): number for number in range(len(words))}
-    known |= {word: number for number, word in enumerate(words)}
+    known = {word: number for number, word in enumerate(words)}
+    numbers = {str(number): number for number in range(len(words))}
+    if not known.keys() & numbers.keys() and set(documents.classes) <= numbers.keys():
+        known = numbers
     if unknown := [name for name in documents.classes if name not in known]:
         raise DataError(
-            f"a site's classes must be called as label-words says, {', '.join(words)}, or by their "
-            f"numbers; got {', '.join(unknown)}"
+            f"a site's classes must be called as label-words says, {', '.join(words)}, or all by "
+            f"their numbers; got {', '.join(unknown)}"
         )
     if documents.labels is None:
         return documents
