@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from shared.flat import FlatModel
 from shared.replica import digest_of
 
-PATIENCE = 64  # calls in a row with something new, after which a part is always computed
+PATIENCE = 32  # calls in a row with something new, after which a part is always computed
 SHARE, LEAST = 8, 16 << 20  # results take one part in so many of the module's bytes, or these
 
 

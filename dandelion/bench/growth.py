@@ -82,7 +82,7 @@ def measured() -> list[Curve]:
 def draw(curves: Sequence[Curve], path: Path) -> None:
     """A log-log picture: seconds above, memory below; a column for each thing that grows."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogFormatter, NullFormatter
 
     against = list(dict.fromkeys(curve.against for curve in curves))
     figure = Figure(figsize=(4.2 * len(against), 6.4), layout="constrained")
@@ -93,6 +93,8 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         axis.set_xlabel(curve.against)
         axis.set_ylabel("seconds" if curve.unit == "s" else "peak memory, MiB above the start")
         axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_major_formatter(LogFormatter())
+        axis.yaxis.set_minor_formatter(LogFormatter())
         axis.set_ylim(
             min(*axis.get_ylim(), min(curve.y) / 3), max(*axis.get_ylim(), 3 * max(curve.y))
         )
