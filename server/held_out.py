@@ -1,10 +1,8 @@
 """What the server evaluates on: examples that no site trains on."""
 
-from dataclasses import replace
-
 from torch import Tensor
 
-from shared.data.corpus import Corpus
+from shared.data.corpus import Corpus, elsewhere
 from shared.models import LanguageModel
 
 
@@ -13,7 +11,4 @@ def held_out(corpus: Corpus, model: LanguageModel) -> Tensor:
     config = corpus.config
     if config.eval_dataset in ("", config.dataset):
         return corpus.evaluation()
-    other = replace(
-        config, dataset=config.eval_dataset, max_samples=0, partition_by="", data_part=""
-    )
-    return Corpus.of(other, model).evaluation()
+    return Corpus.of(elsewhere(config, config.eval_dataset), model).evaluation()

@@ -141,14 +141,17 @@ class Part:
 
 
 def _largest(module: nn.Module, trained: set[int]) -> Iterator[nn.Module]:
-    """The outermost parts that compute something and have none but frozen parameters."""
+    """The outermost parts that compute something and have none but frozen parameters.
+
+    A lone embedding computes nothing: its rows are as soon looked up as remembered.
+    """
     mine = {id(parameter) for parameter in module.parameters()}
     if not mine:
         return
     if mine & trained or isinstance(module, nn.ModuleList | nn.ModuleDict):
         for child in module.children():
             yield from _largest(child, trained)
-    else:
+    elif not isinstance(module, nn.Embedding):
         yield module
 
 

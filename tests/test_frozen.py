@@ -133,6 +133,13 @@ def test_what_fits_is_remembered_where_not_all_does():
     assert 0 < len(loss.computed) < len(loss.frozen._parts)
 
 
+def test_a_lone_embedding_is_looked_up_every_time():
+    loss = Loss(bert(), lambda name: "LayerNorm" in name or "bias" in name)
+    assert not any(isinstance(part.module, nn.Embedding) for part in loss.frozen._parts)
+    whole = Loss(bert(), lambda name: not name.startswith("embeddings"))
+    assert [type(part.module).__name__ for part in whole.frozen._parts] == ["BertEmbeddings"]
+
+
 def test_what_is_written_into_a_result_is_not_remembered():
     def spoils(module):
         hidden = module[0](torch.ones(2, 4))

@@ -7,7 +7,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from dandelion.bench.rows import Row, alternate
+from dandelion.bench.rows import Row, alternate, on_threads
 from shared.config import Config
 from shared.directions import DIRECTIONS
 from shared.estimators import two_point
@@ -18,17 +18,13 @@ from shared.replica import SHARED_SLOT, keys_of
 from shared.scopes import trainable
 
 SCOPES = ("head", "reduced", "bias")
-QUERIES, BATCH, LENGTH, EPS, THREADS = 8, 16, 64, 1e-3, 2
+QUERIES, BATCH, LENGTH, EPS = 8, 16, 64, 1e-3
 
 
 def frozen(repeats: int = 7) -> list[Row]:
     """Medians of seconds for q queries, and of their ratio to computing everything every time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
+    with on_threads():
         return [row for scope in SCOPES for row in _scope(scope, repeats)]
-    finally:
-        torch.set_num_threads(before)
 
 
 def _scope(scope: str, repeats: int) -> list[Row]:

@@ -12,7 +12,7 @@ from statistics import median
 
 import numpy as np
 
-from dandelion.bench.rows import Row
+from dandelion.bench.rows import THREADS, Row
 
 SIZES = {  # a GPT-2 of bytes: width, layers; parameters
     "0.1 M": (64, 2),
@@ -26,7 +26,7 @@ LARGEST = 1_000_000_000  # parameters: replayed only
 QUERIES = (1, 2, 4, 8, 16, 32, 64)
 CLIENTS = (10, 30, 100, 300, 1000)
 REPLAYED = 16  # directions of a replayed round
-LENGTH, REPEATS, THREADS = 64, 3, 2
+LENGTH, REPEATS = 64, 3
 
 
 @dataclass(frozen=True)

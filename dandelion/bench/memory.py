@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from dandelion.bench.rows import Row
+from dandelion.bench.rows import THREADS, Row
 
 WAYS = ("plain", "query")
 SIZE, LENGTH = "200M", 128
@@ -52,7 +52,7 @@ def _run(way: str) -> dict[str, float]:
     from shared.perturb import Perturber
     from shared.tasks.language_modelling import language_modelling
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     model = flatten(build(SIZE, seed=1).module)
     blocks = torch.arange(LENGTH).view(1, -1) * 7919 % 50257
     perturber = Perturber(model, DIRECTIONS["rademacher"](model.layout))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dandelion.bench.query import EPS, in_place
-from dandelion.bench.rows import Row, alternate
+from dandelion.bench.rows import Row, alternate, on_threads
 from shared.directions import DIRECTIONS, Key
 from shared.estimators import two_point
 from shared.flat import FlatModel, flatten
@@ -18,7 +18,6 @@ from shared.perturb import Perturber
 from shared.tasks.language_modelling import language_modelling
 
 MODEL = Shape(width=256, layers=6, heads=4, positions=512, vocabulary=BYTES)
-THREADS = 2
 BATCHED, ALONE, PLAIN = "batched, lowrank", "one by one, lowrank", "plain forwards"
 SIGNS, SIGNS_ALONE = "batched, rademacher", "one by one, rademacher"
 
@@ -37,15 +36,11 @@ CASES = (Case(1, 16, 8), Case(1, 16, 32), Case(1, 128, 8))
 
 def parallel(repeats: int = 7, cases: tuple[Case, ...] = CASES, shape: Shape = MODEL) -> list[Row]:
     """Medians of seconds for all queries of a case, and of ratios within a turn."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
+    with on_threads():
         module = hollow(shape)
         initialise_(module, 1, shape.layers)
         model = flatten(module)
         return [row for case in cases for row in _case(model, shape, case, repeats)]
-    finally:
-        torch.set_num_threads(before)
 
 
 def _case(model: FlatModel, shape: Shape, case: Case, repeats: int) -> list[Row]:

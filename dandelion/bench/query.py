@@ -7,7 +7,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from dandelion.bench.rows import Row, alternate
+from dandelion.bench.rows import Row, alternate, on_threads
 from shared.directions import DIRECTIONS, Key
 from shared.flat import FlatModel, flatten
 from shared.models.gpt2 import build
@@ -15,7 +15,6 @@ from shared.perturb import Perturber
 from shared.tasks.language_modelling import language_modelling
 
 EPS = 1e-3
-THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,8 @@ CASES = (Case("20M", 4), Case("200M", 1))
 
 def query(repeats: int = 7, cases: tuple[Case, ...] = CASES) -> list[Row]:
     """Medians of seconds, and of their ratio to two plain forwards in the same turn."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
+    with on_threads():
         return [row for case in cases for row in _case(case, repeats)]
-    finally:
-        torch.set_num_threads(before)
 
 
 def _case(case: Case, repeats: int) -> list[Row]:

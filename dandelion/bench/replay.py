@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dandelion.bench.rows import Row, alternate
+from dandelion.bench.rows import THREADS, Row, alternate, on_threads
 from shared.config import Config
 from shared.entry import Entry, Group
 from shared.flat import FlatModel, flatten
 from shared.models.gpt2 import build
 from shared.replica import Replica
 
-SIZE, ROUNDS, QUERIES, THREADS = "20M", 1000, 16, 2
+SIZE, ROUNDS, QUERIES = "20M", 1000, 16
 SHORT = 50  # rounds of the ways that need no more to be told apart
 POOL = 8  # seeds of a peer's pool that are replayed
 PASS = f"{ROUNDS:,} rounds in one pass"
@@ -25,12 +25,8 @@ def replay(repeats: int = 7, size: str = SIZE, rounds: int = ROUNDS) -> list[Row
 
     The note has parameters times directions per second and core.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
+    with on_threads():
         return _rows(repeats, size, rounds)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _rows(repeats: int, size: str, rounds: int) -> list[Row]:

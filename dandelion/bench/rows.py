@@ -1,8 +1,11 @@
 """Rivals timed in turns: a noisy machine slows all of them alike, and medians are compared."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
+
+THREADS = 2  # of every benchmark that computes with torch
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,19 @@ class Row:
     seconds: float  # of the unit that ``note`` names
     ratio: float  # to the row that ``note`` names; below 1 is faster
     note: str
+
+
+@contextmanager
+def on_threads(count: int = THREADS) -> Iterator[None]:
+    """Let torch compute on so many threads, and afterwards on as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def alternate(

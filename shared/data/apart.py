@@ -1,14 +1,14 @@
 """What sites measure on and what they backpropagate on: the same examples, or two sets."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from shared.config import Config
 from shared.data import evenly
 from shared.data.blocks import Blocks, hold_out
-from shared.data.corpus import Corpus
+from shared.data.corpus import Corpus, elsewhere
 from shared.errors import DataError
 from shared.models import LanguageModel
 
@@ -40,11 +40,11 @@ class SiteData:
 
         Says once if these are two.
         """
-        queries = Corpus.own(_other(config, own), model) if own else Corpus.of(config, model)
+        queries = Corpus.own(elsewhere(config, own), model) if own else Corpus.of(config, model)
         name = own_bp or config.bp_dataset
         if name in ("", queries.config.dataset) or (own and name == config.dataset):
             return cls(queries, queries, config)
-        other = _other(config, name)
+        other = elsewhere(config, name)
         gradients = Corpus.own(other, model) if own_bp else Corpus.of(other, model)
         LOG.warning(
             "queries are measured on %s (%d examples), gradients taken on %s (%d examples)",
@@ -86,8 +86,3 @@ class SiteData:
                 f"site-eval-fraction = {fraction} keeps none of a site's {len(queries)} examples"
             )
         return training, held_out
-
-
-def _other(config: Config, name: str) -> Config:
-    """The same run on another data set: what was said of parts of ``dataset`` is not meant."""
-    return replace(config, dataset=name, max_samples=0, partition_by="", data_part="")

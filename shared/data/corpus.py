@@ -95,6 +95,11 @@ class Corpus:
         return torch.from_numpy(self.held_out.batch(torch.arange(len(self.held_out)).numpy()))
 
 
+def elsewhere(config: Config, dataset: str) -> Config:
+    """The same run on another data set: what was said of parts of its own is not meant."""
+    return replace(config, dataset=dataset, max_samples=0, partition_by="", data_part="")
+
+
 def renumbered(documents: Documents, words: Sequence[str]) -> Documents:
     """Labels of a folder's documents as every site numbers them: by the order of ``words``.
 
