@@ -12,7 +12,14 @@ from rich.console import Console
 from client.node import Node
 from client.private import place_of
 from dandelion.flower import EngineError, free_port
-from dandelion.home import Home, default_home, supernode_command
+from dandelion.home import (
+    CLIENT_APP,
+    Home,
+    StockOption,
+    default_home,
+    superexec_command,
+    supernode_command,
+)
 from dandelion.processes import Keeper, Program
 from shared.errors import WorkerError
 
@@ -20,6 +27,7 @@ app = typer.Typer(no_args_is_help=True, help="A site's side of a federation.")
 console = Console()
 REACTIVATION_S = 90.0  # for 60 s Flower refuses a key whose last process vanished
 HANGS = "SSL/TLS handshake error detected"  # Flower 1.41: its main thread ends, its process stays
+JOINED = "SuperNode ID:"
 REASONS = re.compile(r"(Exit Code: \d+|\[code: \d+\].*|certificate verify failed.*)")
 
 
@@ -43,6 +51,7 @@ def join(  # noqa: PLR0913, PLR0917  (options of a command)
     patience: Annotated[
         float, typer.Option(help="Seconds of failing starts after which it gives up.")
     ] = REACTIVATION_S,
+    stock: StockOption = False,
 ) -> None:
     """Keep a SuperNode in a federation, in the foreground."""
     if (ca is None) is not insecure:
@@ -50,13 +59,28 @@ def join(  # noqa: PLR0913, PLR0917  (options of a command)
     place = Home.at(home or default_home("node"))
     config = node_config(settings or [], place)
     text = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
-    command = supernode_command(superlink, text, port or free_port(), ca, key)
-    log = place.log("supernode")
-    program = Program("supernode", command, place.empty, place.environment(), log, fatal=HANGS)
-    program.log.unlink(missing_ok=True)
+    port = port or free_port()
+    commands = {
+        "supernode": supernode_command(place, superlink, text, port, (ca, key), stock),
+        "superexec": superexec_command(place, f"127.0.0.1:{port}", None, stock),
+    }
+    programs = [
+        Program(
+            name,
+            command,
+            place.empty,
+            place.environment(CLIENT_APP),
+            place.log(name),
+            fatal=HANGS,
+            well=JOINED if name == "supernode" else "",
+        )
+        for name, command in commands.items()
+    ]
+    for each in programs:
+        each.log.unlink(missing_ok=True)
     shutil.rmtree(place.apps, ignore_errors=True)
     try:
-        lost = Keeper([program], say).run(lambda each, status: each.failing() > patience)
+        lost = Keeper(programs, say).run(lambda each, status: each.failing() > patience)
     finally:
         _end_worker(config)
     if lost is not None:

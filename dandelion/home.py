@@ -5,13 +5,23 @@ import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from dandelion.flower import EngineError, flower_environment
 
 CONNECTION = "federation"
 TASK_POLL_S = "0.05"  # Flower's own is a second
+BRISK = Path(__file__).with_name("brisk.py")
+CLIENT_APP = "flwr.supernode.cli,flwr.cli.install,flwr.clientapp,grpc"  # imported before it runs
+SERVER_APP = "flwr.superlink.cli,flwr.serverapp"
 EVERYWHERE = ("", "0.0.0.0", "::")  # addresses that stand for all of a machine's
 SERVER_FILES = ("ca.crt", "server.crt", "server.key")  # as deploy/certificates.sh writes them
+
+StockOption = Annotated[
+    bool, typer.Option("--stock", help="Flower's programs as they are, with all their waits.")
+]
 
 
 @dataclass(frozen=True)
@@ -61,10 +71,13 @@ class Home:
             path.write_text(secrets.token_hex(32))
         return path
 
-    def environment(self) -> dict[str, str]:
-        """Variables under which Flower installs nothing, calls nobody and writes here."""
-        polls = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_S}
-        return {**flower_environment(self.folder), **polls}
+    def environment(self, loaded: str = "") -> dict[str, str]:
+        """Variables under which Flower installs nothing, calls nobody and writes here.
+
+        ``loaded``: modules that Flower's apps find imported.
+        """
+        own = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_S, "DANDELION_PRELOAD": loaded}
+        return {**flower_environment(self.folder), **own}
 
     def connect(self, address: str, root: Path | None) -> None:
         """Have ``flwr`` commands reach the SuperLink at ``address``, by TLS where there is a CA."""
@@ -88,6 +101,11 @@ def program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
+def brisk(name: str, stock: bool = False) -> list[str]:
+    """One of Flower's programs without most of its waits, or as it is."""
+    return [program(name)] if stock else [sys.executable, "-P", str(BRISK), name]
+
+
 def superlink_command(home: Home, host: str, port: int, certificates: Path | None) -> list[str]:
     """A SuperLink whose runs outlive it: state in a file, ServerApps in processes of others."""
     command = [program("flower-superlink"), "--host", host, "--port", str(port)]
@@ -106,17 +124,26 @@ def near(host: str, port: int) -> str:
     return f"{'127.0.0.1' if host in EVERYWHERE else host}:{port}"
 
 
-def superexec_command(home: Home, address: str, root: Path | None) -> list[str]:
-    """What starts ServerApps, beside the SuperLink and not below it."""
-    command = [program("flower-superexec"), "--runtime-api-address", address]
+def superexec_command(
+    home: Home, address: str, root: Path | None, stock: bool = False
+) -> list[str]:
+    """What starts apps, beside a SuperLink or SuperNode and not below it."""
+    command = [*brisk("flower-superexec", stock), "--runtime-api-address", address]
     return [*command, "--superexec-auth-secret-file", str(home.secret()), *_trust(root)]
 
 
 def supernode_command(
-    superlink: str, node_config: str, port: int, root: Path | None, key: Path | None
+    home: Home,
+    superlink: str,
+    node_config: str,
+    port: int,
+    trust: tuple[Path | None, Path | None],
+    stock: bool = False,
 ) -> list[str]:
-    """A SuperNode; it starts a SuperExec of its own on this host."""
-    command = [program("flower-supernode"), "--superlink", superlink, "--port", str(port)]
+    """A SuperNode that leaves its ClientApps to a SuperExec beside it; ``trust``: CA, own key."""
+    root, key = trust
+    command = [*brisk("flower-supernode", stock), "--superlink", superlink, "--port", str(port)]
+    command += ["--isolation", "process", "--superexec-auth-secret-file", str(home.secret())]
     command += ["--node-config", node_config, *_trust(root)]
     return [*command, "--auth-supernode-private-key", _file(key)] if key else command
 

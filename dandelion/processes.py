@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import threading
@@ -15,6 +16,8 @@ from dandelion.flower import end_session
 
 PAUSE_S = 2.0  # before a restart
 LOOK_S = 0.2
+LATE_S = 20.0  # a program that has not started well by then is spoken of
+LONGEST_LOG = 32 << 20  # bytes; one that is older is kept
 STEADY_S = 90.0  # a program that ran for so long has started well
 
 
@@ -28,16 +31,20 @@ class Program:
     environment: Mapping[str, str]
     log: Path
     fatal: str = ""  # after saying this it does nothing any more, though it does not end
+    well: str = ""  # after saying this it has started well
     process: "subprocess.Popen[bytes] | None" = None
     deaths: int = 0
     since: float = 0.0  # its last start (``time.monotonic``)
     first_death: float = 0.0  # of those in a row
-    said: int = 0  # bytes of the log that were there before this start
+    heard: int = 0  # bytes of the log that were read
+    hangs: bool = False  # whether it has said what is fatal, since its last start
+    is_well: bool = False
 
     def start(self) -> None:
         """Start it; its log goes on."""
+        self.hangs = self.is_well = False
         with self.log.open("ab") as log:
-            self.said = log.tell()
+            self.heard = log.tell()
             self.process = subprocess.Popen(
                 self.command,
                 cwd=self.folder,
@@ -51,11 +58,12 @@ class Program:
 
     def died(self) -> int | None:
         """Its exit status, once it has ended by itself; None while it runs."""
-        if self._hangs():
+        self._listen()
+        if self.hangs:
             self.end()
         status = self.process.poll() if self.process else None
         if status is not None:
-            steady = time.monotonic() - self.since > STEADY_S
+            steady = time.monotonic() - self.since > STEADY_S or self.is_well
             self.deaths = 1 if steady else self.deaths + 1
             self.first_death = time.monotonic() if self.deaths == 1 else self.first_death
         return status
@@ -69,12 +77,19 @@ class Program:
         if self.process is not None:
             end_session(self.process)
 
-    def _hangs(self) -> bool:
-        if not self.fatal:
-            return False
+    def _listen(self) -> None:
+        """Read what it has said; begin the log anew where it has become long."""
         with self.log.open("rb") as log:
-            log.seek(self.said)
-            return self.fatal.encode() in log.read()
+            log.seek(self.heard)
+            said = log.read()
+        whole = said[: said.rfind(b"\n") + 1]
+        self.heard += len(whole)
+        self.hangs |= bool(self.fatal) and self.fatal.encode() in whole
+        self.is_well |= bool(self.well) and self.well.encode() in whole
+        if self.heard > LONGEST_LOG:
+            shutil.copyfile(self.log, self.log.with_suffix(".log.1"))
+            os.truncate(self.log, 0)  # it is written at its end, wherever that is
+            self.heard = 0
 
     def tail(self, size: int = 2000) -> str:
         """The end of what it said."""
@@ -90,7 +105,7 @@ class Keeper:
     """Keeps programs running until a signal comes or one of them is given up."""
 
     def __init__(self, programs: list[Program], say: Callable[[str], None]) -> None:
-        self._programs, self._say = programs, say
+        self._programs, self._say, self._told = programs, say, set[str]()
         self._stopping = threading.Event()
 
     def stop(self, number: int = 0, frame: FrameType | None = None) -> None:
@@ -115,6 +130,7 @@ class Keeper:
             for each in self._programs:
                 status = each.died()
                 if status is None:
+                    self._tell(each)
                     continue
                 if give_up(each, status):
                     return each
@@ -123,6 +139,15 @@ class Keeper:
                     return None
                 each.start()
         return None
+
+    def _tell(self, each: Program) -> None:
+        """Say once of a program that it runs, but has not started well yet."""
+        late = time.monotonic() - each.since > LATE_S
+        if each.well and late and not each.is_well and each.name not in self._told:
+            self._say(
+                f"{each.name} has not got through yet, and goes on trying; its log: {each.log}"
+            )
+            self._told.add(each.name)
 
 
 def alive(pid_file: Path) -> int | None:

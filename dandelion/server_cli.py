@@ -14,7 +14,9 @@ from rich.console import Console
 from dandelion.flower import APP, EngineError
 from dandelion.home import (
     CONNECTION,
+    SERVER_APP,
     Home,
+    StockOption,
     default_home,
     near,
     program,
@@ -47,6 +49,7 @@ def up(
         Path | None, typer.Option(help="Folder with ca.crt, server.crt, server.key.")
     ] = None,
     insecure: Annotated[bool, typer.Option(help="No TLS, any node may join.")] = False,
+    stock: StockOption = False,
 ) -> None:
     """Keep SuperLink and SuperExec running, in the foreground."""
     if (certificates is None) is not insecure:
@@ -58,11 +61,11 @@ def up(
     place.connect(near(host, port), root.resolve() if root else None)
     commands = {
         "superlink": superlink_command(place, host, port, certificates),
-        "superexec": superexec_command(place, near(host, port), root),
+        "superexec": superexec_command(place, near(host, port), root, stock),
     }
     keeper = Keeper(
         [
-            Program(name, command, place.empty, place.environment(), place.log(name))
+            Program(name, command, place.empty, place.environment(SERVER_APP), place.log(name))
             for name, command in commands.items()
         ],
         say,

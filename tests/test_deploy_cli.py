@@ -59,6 +59,18 @@ def test_without_certificates_nothing_is_authenticated(home):
     assert "--insecure" in superexec_command(home, "127.0.0.1:8000", None)
 
 
+def test_a_node_and_its_apps_are_brisk_unless_they_are_to_be_as_flower_has_them(home):
+    for stock, first in ((False, sys.executable), (True, str(Path(sys.executable).parent))):
+        node = supernode_command(home, "a:1", "site='a'", 9094, (None, None), stock)
+        execute = superexec_command(home, "127.0.0.1:9094", None, stock)
+        assert node[0].startswith(first)
+        assert execute[0].startswith(first)
+        for words in (["--isolation", "process"], ["--superlink", "a:1"]):
+            assert words[1] == node[node.index(words[0]) + 1]
+        secrets = [each[each.index("--superexec-auth-secret-file") + 1] for each in (node, execute)]
+        assert secrets == [str(home.secret())] * 2
+
+
 @pytest.mark.parametrize(
     ("host", "address"),
     [("0.0.0.0", "127.0.0.1:8000"), ("127.0.0.1", "127.0.0.1:8000"), ("10.0.0.1", "10.0.0.1:8000")],
@@ -78,7 +90,7 @@ def test_a_certificate_that_is_not_there_is_named(home, tmp_path):
     with pytest.raises(EngineError, match=r"ca.crt: no such file; deploy/certificates.sh"):
         superlink_command(home, "127.0.0.1", 8000, tmp_path)
     with pytest.raises(EngineError, match=r"none\.key"):
-        supernode_command("a:1", "site='a'", 9094, None, tmp_path / "none.key")
+        supernode_command(home, "a:1", "site='a'", 9094, (None, tmp_path / "none.key"))
 
 
 def test_the_server_certificate_is_for_the_names_given_and_for_this_host(certificates):
@@ -172,6 +184,50 @@ def test_what_hangs_after_a_fatal_error_is_started_again(tmp_path):
         lost = Keeper([hanging], lambda text: None).run(lambda each, status: each.deaths >= 2)
     assert lost is hanging
     assert hanging.tail().count("handshake error") == 2
+
+
+def test_what_has_started_well_has_not_died_in_a_row(tmp_path):
+    """A node that lost its server after an hour is not one that never got through."""
+    script = "print('joined', flush=True)"
+    each = program(tmp_path, "node", [sys.executable, "-c", script])
+    each.well = "joined"
+    deaths = []
+    for _ in range(3):
+        each.start()
+        each.process.wait()
+        each.died()
+        deaths.append(each.deaths)
+    each.well = "never said"
+    each.start()
+    each.process.wait()
+    each.died()
+    assert [*deaths, each.deaths] == [1, 1, 1, 2]
+
+
+def test_a_log_does_not_grow_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("dandelion.processes.LONGEST_LOG", 1000)
+    script = "import time\nfor k in range(200): print('x' * 99, flush=True); time.sleep(0.002)"
+    each = program(tmp_path, "chatty", [sys.executable, "-c", script])
+    each.start()
+    while each.died() is None:
+        time.sleep(0.01)
+    each.died()
+    sizes = [each.log.stat().st_size, each.log.with_suffix(".log.1").stat().st_size]
+    assert max(sizes) < 10_000
+    assert set(each.tail()) <= {"x", "\n"}
+
+
+def test_what_does_not_get_through_is_spoken_of_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("dandelion.processes.LATE_S", 0.1)
+    monkeypatch.setattr("dandelion.processes.LOOK_S", 0.02)
+    monkeypatch.setattr("dandelion.processes.signal.signal", lambda number, handler: None)
+    each, said = program(tmp_path, "supernode", SLEEP), []
+    each.well = "SuperNode ID"
+    keeper = Keeper([each], said.append)
+    threading.Timer(0.5, keeper.stop).start()
+    assert keeper.run(lambda lost, status: True) is None
+    assert [line for line in said if "not got through" in line] == [said[1]]
+    assert len(said) == 2
 
 
 def test_a_signal_ends_everything(tmp_path):
