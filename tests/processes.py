@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LOOK_S, SETTLED_S, PATIENCE_S = 0.05, 30.0, 600.0
+LOOK_S, SETTLED_S, PATIENCE_S = 0.01, 30.0, 600.0
 HEAVY = ("libtorch", "llvmlite", "safetensors", "/numba/", "/tokenizers/")  # files, when mapped
 
 
