@@ -33,12 +33,15 @@ def local_digest(folder: Path, settings: dict[str, object]) -> str:
 
 @contextmanager
 def three_nodes(folder: Path) -> Iterator[Federation]:
-    """A server and three nodes that have joined, each with its third of the data."""
+    """A server and three nodes that have joined, each with its third of the data.
+
+    The last one runs Flower's programs as they are.
+    """
     made = Federation(folder)
     try:
         made.up()
         for number in range(3):
-            made.join(f"n{number}", *partition(number))
+            made.join(f"n{number}", *partition(number), *["--stock"] * (number == 2))
         yield made
     finally:
         made.end()

@@ -48,7 +48,7 @@ def test_a_site_of_other_source_files_is_refused_and_gets_nothing(federation):
 
 
 def test_nodes_that_are_killed_cut_off_or_late_end_with_the_servers_digest(federation):
-    settings = {**SETTINGS, "num-rounds": 14, "min-clients": 1, "round-timeout": 45}
+    settings = {**SETTINGS, "num-rounds": 20, "min-clients": 1, "round-timeout": 45}
     folder, command = federation.runs / "faults", federation.run("faults", settings)
     until(lambda: last_round(folder) >= 1, "round 1")
     federation.kill("n0")
