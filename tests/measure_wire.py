@@ -18,10 +18,11 @@ SHARED = {
     "num-clients": 1, "min-clients": 1, "dataset": "topics", "partitioner": "iid",
     "max-samples": 6, "block-size": 16, "zo-batch-size": 1, "eval-blocks": 1, "eval-interval": 1000,
     "snapshot-interval": 0, "save-model": False, "round-timeout": 900,
+    "learning-rate": 1e-5,  # no rewind between the rounds that are measured
 }  # fmt: skip
 LARGE = {"model": "20M"}  # with a tokenizer of bytes: GPT-2's own is on a hub
 RUNS: dict[str, dict[str, object]] = {
-    "zo, q = 64": {**LARGE, "queries": 64},
+    "zo, q = 64": {**LARGE, "queries": 64, "num-rounds": 12},
     "zo, q = 64, K = 16": {**LARGE, "queries": 64, "local-steps": 16},
     "fedavg": {**LARGE, "mode": "fedavg", "bp-batch-size": 1},
     "zo, q = 1": {"queries": 1, "num-rounds": 16},
