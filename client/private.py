@@ -3,7 +3,6 @@
 import fcntl
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,7 +87,7 @@ def _runtime() -> Path:
     given = os.environ.get("XDG_RUNTIME_DIR", "")
     if given and Path(given).is_dir():
         return Path(given, "dandelion")
-    return Path(tempfile.gettempdir(), f"dandelion-{os.getuid()}")
+    return Path(os.environ.get("TMPDIR", "") or "/tmp", f"dandelion-{os.getuid()}")
 
 
 def _state() -> Path:

@@ -14,6 +14,7 @@ import importlib.metadata
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,7 @@ OBJECT_S = 0.05  # the first sleep where a part of a message is not there yet
 AWAY_S = 4  # the longest sleep before the other side, gone or not reached, is tried again
 BROKEN_OFF = ("eof occurred", "connection reset", "timed out", "broken pipe")  # of a handshake
 PRELOAD = "DANDELION_PRELOAD"  # modules that tasks find imported, with commas between them
+SCRATCH = "DANDELION_SCRATCH"  # a folder that goes when this process does, for temporary files
 
 Judge = Callable[[Exception], bool]
 
@@ -139,9 +141,10 @@ def _become(words: list[str]) -> None:
 
 
 def hasten() -> None:
-    """Have this process look soon for what is not there yet, and then less often."""
+    """Have this process look soon for what is not there yet, and leave no file behind."""
     from flwr.supercore.inflatable import inflatable_utils
 
+    tempfile.tempdir = os.environ.get(SCRATCH) or None
     for name in ("pull_objects", "pull_and_inflate_object_from_tree"):
         replace(getattr(inflatable_utils, name).__kwdefaults__, "initial_backoff", OBJECT_S)
     replace(vars(http_retry), "MAX_RETRY_DELAY", AWAY_S)

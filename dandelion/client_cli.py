@@ -73,6 +73,7 @@ def join(  # noqa: PLR0913, PLR0917  (options of a command)
             place.log(name),
             fatal=HANGS,
             well=JOINED if name == "supernode" else "",
+            scratch=name == "superexec",
         )
         for name, command in commands.items()
     ]

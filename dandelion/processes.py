@@ -5,6 +5,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,11 +15,12 @@ from types import FrameType
 
 from dandelion.flower import end_session
 
+SCRATCH = "DANDELION_SCRATCH"  # the variable that names a program's own folder to it
 PAUSE_S = 2.0  # before a restart
 LOOK_S = 0.2
 LATE_S = 20.0  # a program that has not started well by then is spoken of
 LONGEST_LOG = 32 << 20  # bytes; one that is older is kept
-STEADY_S = 90.0  # a program that ran for so long has started well
+STEADY_S = 20.0  # a program that ran for so long has started well
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Program:
     log: Path
     fatal: str = ""  # after saying this it does nothing any more, though it does not end
     well: str = ""  # after saying this it has started well
+    scratch: bool = False  # whether it gets a folder of its own for what is gone when it ends
     process: "subprocess.Popen[bytes] | None" = None
     deaths: int = 0
     since: float = 0.0  # its last start (``time.monotonic``)
@@ -39,16 +42,19 @@ class Program:
     heard: int = 0  # bytes of the log that were read
     hangs: bool = False  # whether it has said what is fatal, since its last start
     is_well: bool = False
+    made: Path | None = None  # the folder
 
     def start(self) -> None:
         """Start it; its log goes on."""
+        self._clear()
         self.hangs = self.is_well = False
+        self.made = Path(tempfile.mkdtemp(prefix="dandelion-")) if self.scratch else None
         with self.log.open("ab") as log:
             self.heard = log.tell()
             self.process = subprocess.Popen(
                 self.command,
                 cwd=self.folder,
-                env=dict(self.environment),
+                env={**self.environment, SCRATCH: str(self.made or "")},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -76,6 +82,12 @@ class Program:
         """End it, and what it started."""
         if self.process is not None:
             end_session(self.process)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Remove what it left; whoever was killed leaves something."""
+        if self.made is not None:
+            shutil.rmtree(self.made, ignore_errors=True)
 
     def _listen(self) -> None:
         """Read what it has said; begin the log anew where it has become long."""

@@ -65,7 +65,14 @@ def up(
     }
     keeper = Keeper(
         [
-            Program(name, command, place.empty, place.environment(SERVER_APP), place.log(name))
+            Program(
+                name,
+                command,
+                place.empty,
+                place.environment(SERVER_APP),
+                place.log(name),
+                scratch=name == "superexec",
+            )
             for name, command in commands.items()
         ],
         say,

@@ -5,6 +5,7 @@ import itertools
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def hastened():
             patch.setitem(pull.__kwdefaults__, "initial_backoff", 1)
         patch.setattr(http_retry, "MAX_RETRY_DELAY", 20)
         patch.setattr(http_retry, "RetryInvoker", http_retry.RetryInvoker)
+        patch.setattr(tempfile, "tempdir", tempfile.tempdir)
         brisk.hasten()
         yield pulls
 

@@ -217,6 +217,23 @@ def test_a_log_does_not_grow_for_ever(tmp_path, monkeypatch):
     assert set(each.tail()) <= {"x", "\n"}
 
 
+def test_what_is_killed_leaves_no_file_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("dandelion.processes.tempfile.tempdir", str(tmp_path))
+    script = (
+        "import os, pathlib, signal; pathlib.Path(os.environ['DANDELION_SCRATCH'], 'x').touch()"
+    )
+    kill = "; os.kill(os.getpid(), signal.SIGKILL)"
+    each = program(tmp_path, "killed", [sys.executable, "-c", script + kill])
+    each.scratch = True
+    each.start()
+    assert each.process.wait() == -signal.SIGKILL
+    (left,) = tmp_path.glob("dandelion-*/x")
+    each.start()
+    assert not left.exists()
+    each.end()
+    assert not list(tmp_path.glob("dandelion-*"))
+
+
 def test_what_does_not_get_through_is_spoken_of_once(tmp_path, monkeypatch):
     monkeypatch.setattr("dandelion.processes.LATE_S", 0.1)
     monkeypatch.setattr("dandelion.processes.LOOK_S", 0.02)

@@ -5,9 +5,11 @@ Ten minutes at most on two quiet cores; DANDELION_SOAK_ROUNDS says another numbe
 
 import os
 import random
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import processes
 import pytest
@@ -107,11 +109,13 @@ FAULTS = {cable: (10, 1), worker: (6, 2), executor: (2, 2), server: (3, 6), supe
 
 @pytest.fixture
 def private(tmp_path, monkeypatch):
-    """Sockets and temporary files of this test alone."""
-    for name, folder in (("XDG_RUNTIME_DIR", "run"), ("TMPDIR", "tmp")):
-        (tmp_path / folder).mkdir(mode=0o700)
-        monkeypatch.setenv(name, str(tmp_path / folder))
-    return tmp_path
+    """Sockets and temporary files of this test alone; a socket's path must be short."""
+    with tempfile.TemporaryDirectory(prefix="soak-") as short:
+        for name, folder in (("XDG_RUNTIME_DIR", "run"), ("TMPDIR", "tmp")):
+            Path(short, folder).mkdir(mode=0o700)
+            monkeypatch.setenv(name, str(Path(short, folder)))
+        (tmp_path / "short").symlink_to(short)
+        yield tmp_path
 
 
 def test_two_hundred_rounds_under_faults(private):
@@ -141,7 +145,8 @@ def test_two_hundred_rounds_under_faults(private):
     assert made.digest("soak") == local_digest(private, SOAK)
     assert set(soak.done) == {what.__name__ for what in FAULTS}
     assert not processes.of(made.folder)
-    assert not list((private / "run").rglob("*.sock"))
+    assert not list((private / "short").resolve().glob("run/**/*.sock"))
+    assert not list((private / "short").resolve().glob("tmp/*"))
     assert not [p for p in made.folder.rglob("*") if p.is_file() and p.name.startswith(".")]
     assert {kind for kind, (size, _) in used.most().items() if size >= MORE_BYTES} == set()
     assert {kind for kind, (_, files) in used.most().items() if files >= MORE_FILES} == set()
