@@ -13,6 +13,7 @@ This file is run by its path, so that no package of ours is there before the app
 import importlib.metadata
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -141,14 +142,24 @@ def _become(words: list[str]) -> None:
 
 
 def hasten() -> None:
-    """Have this process look soon for what is not there yet, and leave no file behind."""
+    """Have this process look soon for what is not there yet, end when told to, leave no file."""
     from flwr.supercore.inflatable import inflatable_utils
 
     tempfile.tempdir = os.environ.get(SCRATCH) or None
+    replace(vars(signal), "raise_signal", _raise)
     for name in ("pull_objects", "pull_and_inflate_object_from_tree"):
         replace(getattr(inflatable_utils, name).__kwdefaults__, "initial_backoff", OBJECT_S)
     replace(vars(http_retry), "MAX_RETRY_DELAY", AWAY_S)
     replace(vars(http_retry), "RetryInvoker", PatientInvoker)
+
+
+def _raise(number: int) -> None:
+    """Send a signal to the whole process, so that it wakes the main thread.
+
+    Flower raises one in a thread of its own when the parent process is gone. It stays there while
+    the main thread waits for what never comes, and the process would stay for ever.
+    """
+    os.kill(os.getpid(), number)
 
 
 def replace(names: dict[str, Any], name: str, value: object) -> None:

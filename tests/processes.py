@@ -102,6 +102,6 @@ def _files(pid: int) -> int:
 
 
 def _memory(pid: int) -> int:
-    """Bytes of a process that are in memory and its own."""
+    """Bytes of a process that are in memory and of no file, shared with forked ones or not."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return 1024 * sum(int(line.split()[1]) for line in text.splitlines() if "Private_" in line)
+    return 1024 * sum(int(line.split()[1]) for line in text.splitlines() if "Anonymous:" in line)

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def hastened():
         patch.setattr(http_retry, "MAX_RETRY_DELAY", 20)
         patch.setattr(http_retry, "RetryInvoker", http_retry.RetryInvoker)
         patch.setattr(tempfile, "tempdir", tempfile.tempdir)
+        patch.setattr(signal, "raise_signal", signal.raise_signal)
         brisk.hasten()
         yield pulls
 
@@ -173,6 +175,32 @@ def test_a_server_that_is_not_the_right_one_is_given_up(hastened, certificates, 
 def plain(connection):
     connection.recv(1)
     connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+WAITS = """
+import signal, sys, threading
+sys.path.insert(0, {folder!r})
+import brisk
+{first}
+signal.signal(signal.SIGINT, lambda number, frame: sys.exit(7))
+threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+threading.Event().wait()
+"""
+
+
+def test_a_task_whose_parent_is_gone_ends_whatever_it_waits_for():
+    """Flower's monitor raises a signal in its own thread, which wakes nobody."""
+    codes = []
+    for first in ("brisk.hasten()", ""):
+        script = WAITS.format(folder=str(BRISK.parent), first=first)
+        process = subprocess.Popen([sys.executable, "-c", script])
+        try:
+            codes.append(process.wait(20 if first else 5))
+        except subprocess.TimeoutExpired:
+            codes.append(None)
+            process.kill()
+            process.wait()
+    assert codes == [7, None]
 
 
 @pytest.mark.parametrize("name", brisk.PROGRAMS)
