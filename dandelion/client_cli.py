@@ -85,7 +85,8 @@ def join(  # noqa: PLR0913, PLR0917  (options of a command)
     finally:
         _end_worker(config)
     if lost is not None:
-        raise EngineError(f"the SuperNode was refused: {reason(lost.tail(6000))}; log {lost.log}")
+        what = "SuperNode was refused" if lost.name == "supernode" else "SuperExec does not start"
+        raise EngineError(f"the {what}: {reason(lost.tail(6000))}; log {lost.log}")
 
 
 def node_config(pairs: list[str], place: Home) -> dict[str, object]:
