@@ -17,10 +17,11 @@ from dandelion.home import (
     Home,
     StockOption,
     default_home,
+    programs,
     superexec_command,
     supernode_command,
 )
-from dandelion.processes import Keeper, Program
+from dandelion.processes import Keeper
 from shared.errors import WorkerError
 
 app = typer.Typer(no_args_is_help=True, help="A site's side of a federation.")
@@ -64,24 +65,13 @@ def join(  # noqa: PLR0913, PLR0917  (options of a command)
         "supernode": supernode_command(place, superlink, text, port, (ca, key), stock),
         "superexec": superexec_command(place, f"127.0.0.1:{port}", None, stock),
     }
-    programs = [
-        Program(
-            name,
-            command,
-            place.empty,
-            place.environment(CLIENT_APP),
-            place.log(name),
-            fatal=HANGS,
-            well=JOINED if name == "supernode" else "",
-            scratch=name == "superexec",
-        )
-        for name, command in commands.items()
-    ]
-    for each in programs:
+    kept = programs(place, commands, CLIENT_APP)
+    kept["supernode"].fatal, kept["supernode"].well = HANGS, JOINED
+    for each in kept.values():
         each.log.unlink(missing_ok=True)
     shutil.rmtree(place.apps, ignore_errors=True)
     try:
-        lost = Keeper(programs, say).run(lambda each, status: each.failing() > patience)
+        lost = Keeper([*kept.values()], say).run(lambda each, status: each.failing() > patience)
     finally:
         _end_worker(config)
     if lost is not None:

@@ -3,6 +3,7 @@
 import os
 import secrets
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from dandelion.flower import EngineError, flower_environment
+from dandelion.processes import Program
 
 CONNECTION = "federation"
 TASK_POLL_S = "0.05"  # Flower's own is a second
@@ -104,6 +106,17 @@ def program(name: str) -> str:
 def brisk(name: str, stock: bool = False) -> list[str]:
     """One of Flower's programs without most of its waits, or as it is."""
     return [program(name)] if stock else [sys.executable, "-P", str(BRISK), name]
+
+
+def programs(home: Home, commands: Mapping[str, list[str]], loaded: str) -> dict[str, Program]:
+    """Commands that run in a home; apps find ``loaded`` imported, a SuperExec leaves no file."""
+    environment = home.environment(loaded)
+    return {
+        name: Program(
+            name, command, home.empty, environment, home.log(name), scratch=name == "superexec"
+        )
+        for name, command in commands.items()
+    }
 
 
 def superlink_command(home: Home, host: str, port: int, certificates: Path | None) -> list[str]:

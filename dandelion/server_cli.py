@@ -20,10 +20,11 @@ from dandelion.home import (
     default_home,
     near,
     program,
+    programs,
     superexec_command,
     superlink_command,
 )
-from dandelion.processes import Keeper, Program, alive, printed
+from dandelion.processes import Keeper, alive, printed
 from shared.toml import to_toml
 
 app = typer.Typer(no_args_is_help=True, help="The server's side of a federation.")
@@ -63,20 +64,7 @@ def up(
         "superlink": superlink_command(place, host, port, certificates),
         "superexec": superexec_command(place, near(host, port), root, stock),
     }
-    keeper = Keeper(
-        [
-            Program(
-                name,
-                command,
-                place.empty,
-                place.environment(SERVER_APP),
-                place.log(name),
-                scratch=name == "superexec",
-            )
-            for name, command in commands.items()
-        ],
-        say,
-    )
+    keeper = Keeper([*programs(place, commands, SERVER_APP).values()], say)
     place.pid.write_text(str(os.getpid()))
     try:
         lost = keeper.run(lambda each, status: each.deaths >= MOST_DEATHS)

@@ -18,7 +18,8 @@ from flwr.supercore.retry import http_retry
 from flwr.supercore.superexec.executor import ExecutionSpec, SubprocessExecutor, subprocess_executor
 from flwr.supernode import start_client_internal
 
-from dandelion import brisk
+from dandelion import brisk, processes
+from dandelion.home import CLIENT_APP, SERVER_APP, Home
 
 BRISK = Path(brisk.__file__)
 
@@ -175,6 +176,27 @@ def test_a_server_that_is_not_the_right_one_is_given_up(hastened, certificates, 
 def plain(connection):
     connection.recv(1)
     connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+def test_who_starts_it_calls_its_variables_as_it_does(tmp_path):
+    assert processes.SCRATCH == brisk.SCRATCH
+    assert Home.at(tmp_path).environment("one,two")[brisk.PRELOAD] == "one,two"
+
+
+@pytest.mark.parametrize("loaded", [CLIENT_APP, SERVER_APP])
+def test_what_a_task_finds_imported_is_there_and_none_of_it_is_ours_or_heavy(loaded):
+    """The forkserver says nothing of a module that is missing."""
+    code = f"import sys, {loaded}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=BRISK.parents[1],
+    )
+    found = set(done.stdout.split())
+    assert "flwr" in found
+    assert not found & {"server", "client", "shared", "dandelion", "torch"}
 
 
 WAITS = """
