@@ -5,11 +5,11 @@ from typing import Protocol
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.node import Node
-from shared.code import code_digest
-from shared.envelope import pack, unpack
-from shared.errors import WireError
-from shared.wire import Measured, decode_reply, decode_request
+from client.site.node_config import Node
+from shared.base.errors import WireError
+from shared.base.source_digest import code_digest
+from shared.protocol.flower_records import pack, unpack
+from shared.protocol.messages import Measured, decode_reply, decode_request
 
 app = ClientApp()
 
@@ -49,9 +49,9 @@ def measure(message: Message, context: Context) -> Message:
 def work_of(context: Context) -> Work:
     """Who answers for this node, as its config says."""
     if Node.of(context.node_config).resident:
-        from client.resident import Resident
+        from client.worker.client import Resident
 
         return Resident(context.run_config, context.node_config)
-    from client.inline import Inline
+    from client.worker.in_process import Inline
 
     return Inline(context.run_config, context.node_config)

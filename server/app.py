@@ -9,9 +9,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the configuration that Flower hands over."""
-    from server.lines import LineLog
+    from server.reporting.status_line import LineLog
     from server.run import serve
-    from shared.errors import ConfigError
+    from shared.base.errors import ConfigError
 
     if context.run_config.get("merge-clients"):
         raise ConfigError("merge-clients: only the local engine has all clients in one process")

@@ -6,19 +6,19 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from server import holdings
-from server.cohort import Cohort
-from server.folder import Run, opened
-from server.held_out import held_out
-from server.preflight import check_before, is_long
-from server.report import Report
-from server.settle import Settle
-from server.strategy import ScalarStrategy
-from shared.config import Config
-from shared.data.corpus import Corpus
-from shared.evaluation import evaluated
-from shared.rounding import lost
-from shared.wire import Hello
+from server.ledger.run_folder import Run, opened
+from server.preflight.judge import check_before, is_long
+from server.reporting import data_distribution
+from server.reporting.report import Report
+from server.rounds.after_commit import Settle
+from server.rounds.cohort import Cohort
+from server.rounds.strategy import ScalarStrategy
+from shared.config.schema import Config
+from shared.protocol.messages import Hello
+from shared.replica.stochastic_rounding import lost
+from shared.training.corpus import Corpus
+from shared.training.held_out import held_out
+from shared.training.oracle import evaluated
 
 LOG = logging.getLogger("dandelion")
 
@@ -52,8 +52,8 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
 
     def shown(round_: int) -> None:
         report.add(round_)
-        if round_ and not (run.folder / holdings.FILE).exists():
-            holdings.write(holdings.held(run.ledger, corpus), run.folder)
+        if round_ and not (run.folder / data_distribution.FILE).exists():
+            data_distribution.write(data_distribution.held(run.ledger, corpus), run.folder)
         on_round(report, round_)
 
     rows = held_out(corpus, run.learner.language_model)

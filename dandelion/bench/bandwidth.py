@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from dandelion.bench.rows import Row, alternate
+from shared.base.errors import ConfigError
+from shared.base.flat import Layout
 from shared.directions import DIRECTIONS, Key, Matrix, Multiplies
-from shared.errors import ConfigError
-from shared.flat import Layout
-from shared.perturb import SCRATCH
+from shared.estimation.perturber import SCRATCH
 
 SCALE, FUSED = 1e-3, 64
 COPY, PRODUCT = "copy", "product of 16 rows"

@@ -53,9 +53,9 @@ def _measured(clients: int, examples: int, merge: bool) -> dict[str, float]:
 
 def timed(clients: int, examples: int, merge: bool, rounds: int) -> float:
     """Train in this process: median seconds of a round."""
-    from dandelion.local import run_local
-    from server.report import Report
-    from shared.config import Config
+    from dandelion.engines.local import run_local
+    from server.reporting.report import Report
+    from shared.config.schema import Config
 
     ends: list[float] = []
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from dandelion.bench.rows import Row, alternate
+from shared.base.flat import Layout
 from shared.directions import DIRECTIONS, Key
-from shared.flat import Layout
 
 SCALE = 1e-3
 FUSED = 64  # directions added in one pass

@@ -7,14 +7,14 @@ import numpy as np
 from flwr.app import Context, Message, MessageType
 
 from dandelion.bench.rows import Row
-from dandelion.local import LocalGrid, contexts_of
-from server.cohort import Cohort
-from server.folder import opened
-from server.strategy import ScalarStrategy
-from shared.config import Config
-from shared.envelope import pack, unpack
-from shared.sites import site_of
-from shared.wire import Hello, Measured, decode_request, encode_hello, encode_reply
+from dandelion.engines.local import LocalGrid, contexts_of
+from server.ledger.run_folder import opened
+from server.rounds.cohort import Cohort
+from server.rounds.strategy import ScalarStrategy
+from shared.config.schema import Config
+from shared.protocol.flower_records import pack, unpack
+from shared.protocol.messages import Hello, Measured, decode_request, encode_hello, encode_reply
+from shared.protocol.site_id import site_of
 
 
 class Idle:

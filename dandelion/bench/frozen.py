@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from dandelion.bench.rows import Row, alternate, on_threads
-from shared.config import Config
+from shared.base.flat import flatten
+from shared.config.schema import Config
 from shared.directions import DIRECTIONS
-from shared.estimators import two_point
-from shared.flat import flatten
-from shared.frozen import Frozen
-from shared.perturb import Perturber
-from shared.replica import SHARED_SLOT, keys_of
-from shared.scopes import trainable
+from shared.estimation.activation_cache import Frozen
+from shared.estimation.perturber import Perturber
+from shared.estimation.two_point import two_point
+from shared.replica.replica import SHARED_SLOT, keys_of
+from shared.training.scopes import trainable
 
 SCOPES = ("head", "reduced", "bias")
 QUERIES, BATCH, LENGTH, EPS = 8, 16, 64, 1e-3

@@ -147,11 +147,11 @@ def _size(name: str, queries: int = 1) -> dict[str, float]:
 def _model(name: str, queries: int) -> dict[str, float]:
     import torch
 
+    from shared.base.flat import flatten
     from shared.directions import DIRECTIONS, Key
-    from shared.estimators import two_point
-    from shared.flat import flatten
+    from shared.estimation.perturber import Perturber
+    from shared.estimation.two_point import two_point
     from shared.models.gpt2 import BYTES, Shape, hollow, initialise_
-    from shared.perturb import Perturber
     from shared.tasks.language_modelling import language_modelling
 
     torch.set_num_threads(THREADS)
@@ -179,8 +179,8 @@ def _replay(parameters: int) -> dict[str, float]:
     """A vector that replays a round; there is no model of it here."""
     import torch
 
+    from shared.base.flat import Layout
     from shared.directions import DIRECTIONS, Key
-    from shared.flat import Layout
 
     torch.set_num_threads(THREADS)
     layout = Layout.of([("all", (parameters,))])

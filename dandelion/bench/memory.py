@@ -46,10 +46,10 @@ def _run(way: str) -> dict[str, float]:
     """Evaluate twice in this process; peak resident bytes, parameters' bytes, seconds."""
     import torch
 
+    from shared.base.flat import flatten
     from shared.directions import DIRECTIONS, Key
-    from shared.flat import flatten
+    from shared.estimation.perturber import Perturber
     from shared.models.gpt2 import build
-    from shared.perturb import Perturber
     from shared.tasks.language_modelling import language_modelling
 
     torch.set_num_threads(THREADS)

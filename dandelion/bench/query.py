@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dandelion.bench.rows import Row, alternate, on_threads
+from shared.base.flat import FlatModel, flatten
 from shared.directions import DIRECTIONS, Key
-from shared.flat import FlatModel, flatten
+from shared.estimation.perturber import Perturber
 from shared.models.gpt2 import build
-from shared.perturb import Perturber
 from shared.tasks.language_modelling import language_modelling
 
 EPS = 1e-3

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from dandelion.bench.rows import THREADS, Row, alternate, on_threads
-from shared.config import Config
-from shared.entry import Entry, Group
-from shared.flat import FlatModel, flatten
+from shared.base.flat import FlatModel, flatten
+from shared.config.schema import Config
 from shared.models.gpt2 import build
-from shared.replica import Replica
+from shared.protocol.entry import Entry, Group
+from shared.replica.replica import Replica
 
 SIZE, ROUNDS, QUERIES = "20M", 1000, 16
 SHORT = 50  # rounds of the ways that need no more to be told apart

@@ -5,8 +5,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.folder import LEDGER
-from server.ledger import Ledger
+from server.ledger.ledger import Ledger
+from server.ledger.run_folder import LEDGER
 
 AXES = {  # attribute of a point to what it is called
     "round": "rounds",

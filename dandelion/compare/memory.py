@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from shared.config import Config
-from shared.toml import to_toml
+from shared.config.schema import Config
+from shared.config.toml_text import to_toml
 
 STATUS, PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -36,8 +36,8 @@ def client_memory(config: Config) -> tuple[int, int] | None:
 
 def measure(config: Config) -> tuple[int, int]:
     """Work on rounds 1 and 2 of site 0 in this process, once to warm up and once to look."""
-    from client.host import Host
-    from shared.wire import Request
+    from client.site.replica_host import Host
+    from shared.protocol.messages import Request
 
     host, node = Host(config), {"partition-id": 0, "num-partitions": config.num_clients}
     site, learner = host._site(node), host._learner

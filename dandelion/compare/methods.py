@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from dandelion.recipes import expanded
-from shared.config import Config, Value, parse
-from shared.errors import ConfigError, UnknownNameError
+from dandelion.settings.presets import expanded
+from shared.base.errors import ConfigError, UnknownNameError
+from shared.config.schema import Config, Value, parse
 
 Settings = Mapping[str, Value]
 

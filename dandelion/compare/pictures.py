@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from server.picture import STYLE
+from server.reporting.loss_plot import STYLE
 
 LOG_FROM = 100.0  # costs that span more than this factor are drawn on a logarithmic axis
 

@@ -9,10 +9,10 @@ from typing import Any
 from dandelion.compare.curves import AXES, Point, common_target, points_of, reached
 from dandelion.compare.memory import client_memory
 from dandelion.compare.methods import FIRST_ORDER
-from dandelion.local import run_local
-from server.report import Report
-from shared.config import Config
-from shared.snapshot import write_atomically
+from dandelion.engines.local import run_local
+from server.reporting.report import Report
+from shared.config.schema import Config
+from shared.replica.snapshot import write_atomically
 
 FILE = "comparison.json"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from server.folder import LEDGER
-from server.ledger import Ledger
+from server.ledger.ledger import Ledger
+from server.ledger.run_folder import LEDGER
 
 State = Literal["new", "interrupted", "done", "failed", "pruned"]
 MARKS: tuple[State, ...] = ("failed", "pruned")  # files beside the log, with a reason in them

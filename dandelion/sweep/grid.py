@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dandelion.recipes import expanded
-from shared.config import Config, Value, parse
-from shared.errors import ConfigError
+from dandelion.settings.presets import expanded
+from shared.base.errors import ConfigError
+from shared.config.schema import Config, Value, parse
 
 LONGEST_NAME = 120  # characters: files are named by cells
 

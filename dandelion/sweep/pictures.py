@@ -8,9 +8,9 @@ from typing import Any
 from dandelion.compare.curves import Point, points_of
 from dandelion.sweep.cells import Outcome
 from dandelion.sweep.table import ranked
-from server.folder import LEDGER
-from server.ledger import Ledger
-from server.picture import STYLE, smoothed
+from server.ledger.ledger import Ledger
+from server.ledger.run_folder import LEDGER
+from server.reporting.loss_plot import STYLE, smoothed
 
 LOSS = "held-out loss (nats per token)"
 MOST_CURVES = 40  # in one picture: the best ones

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Protocol
 
 import dandelion
-from dandelion.flower import end_session
+from dandelion.engines.flower_simulation import end_session
 from dandelion.sweep.cells import Files
 from dandelion.sweep.grid import Cell
-from dandelion.sweep.places import Place
-from server.folder import LEDGER
-from shared.config import Value
-from shared.errors import ConfigError
-from shared.toml import to_toml
+from dandelion.sweep.resources import Place
+from server.ledger.run_folder import LEDGER
+from shared.base.errors import ConfigError
+from shared.config.schema import Value
+from shared.config.toml_text import to_toml
 
 LOOK_S = 0.3
 

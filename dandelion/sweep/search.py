@@ -13,8 +13,8 @@ from typing import Any
 
 from dandelion.sweep.cells import Files
 from dandelion.sweep.grid import Cell, known, name_of
-from shared.config import Config, Value, parse
-from shared.errors import ConfigError
+from shared.base.errors import ConfigError
+from shared.config.schema import Config, Value, parse
 
 STARTUP = 4  # trials before any is pruned
 

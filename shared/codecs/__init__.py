@@ -5,9 +5,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from shared.config import Config
-from shared.flat import Layout
-from shared.registry import Registry
+from shared.base.flat import Layout
+from shared.base.registry import Registry
+from shared.config.schema import Config
 
 
 class Codec(Protocol):

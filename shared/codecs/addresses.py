@@ -13,7 +13,7 @@ Bits fill each byte from its lowest; spare bits are zero.
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import WireError
+from shared.base.errors import WireError
 
 Addresses = NDArray[np.int64]
 

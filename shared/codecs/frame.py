@@ -1,18 +1,16 @@
-"""Every payload opens with a header that tells its codec, its length and whether it is whole.
-
-    offset  bytes
-    0       4      name of the codec, ASCII, padded with zeros
-    4       8      number of parameters, without padding (uint64)
-    12      4      crc32 of bytes 0 .. 11 and of the body (uint32)
-    16      ...    body
-
-All integers and floats, the body's too, are little-endian.
-"""
+"""The frame around an encoded gradient, and the flat vector inside it without its padding."""
 
 import struct
 import zlib
+from typing import TypeVar
 
-from shared.errors import WireError
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.base.errors import WireError
+from shared.base.flat import Layout
 
 HEADER_BYTES = 16
 _PREFIX = struct.Struct("<4sQ")
@@ -47,3 +45,42 @@ def opened(codec: bytes, parameters: int, expected: int, payload: bytes) -> memo
     if crc != claimed:
         raise WireError(f"corrupt payload: crc32 {claimed:08x} claimed, {crc:08x} found")
     return body
+
+
+S = TypeVar("S", np.float32, np.int8)
+
+
+def numbers(layout: Layout, vector: Tensor) -> NDArray[np.float32]:
+    """Return ``vector`` (size,) as float32 on the host."""
+    if vector.shape != (layout.size,):
+        raise ValueError(f"vector of shape ({layout.size},) expected, got {tuple(vector.shape)}")
+    host: NDArray[np.float32] = vector.detach().to("cpu", torch.float32).numpy()
+    return host
+
+
+def packed(layout: Layout, flat: NDArray[S]) -> NDArray[S]:
+    """Return the true elements of ``flat`` (size,) in order, (parameters,)."""
+    return np.concatenate([flat[place.start : place.stop] for place in layout.places])
+
+
+def unpacked(layout: Layout, values: NDArray[S]) -> NDArray[S]:
+    """Lay ``values`` (parameters,) out with zero padding, (size,)."""
+    flat = np.zeros(layout.size, dtype=values.dtype)
+    taken = 0
+    for place in layout.places:
+        flat[place.start : place.stop] = values[taken : taken + place.size]
+        taken += place.size
+    return flat
+
+
+def checked(flat: NDArray[np.float32]) -> Tensor:
+    """Return ``flat`` (size,) as a tensor.
+
+    Raises:
+        WireError: a number is not finite.
+    """
+    finite = np.isfinite(flat)
+    if not finite.all():
+        address = int(np.argmin(finite))
+        raise WireError(f"finite gradient expected, got {flat[address]} at address {address}")
+    return torch.from_numpy(flat)

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from shared.base.errors import WireError
+from shared.base.flat import TILE, Layout
 from shared.codecs import CODECS
-from shared.codecs.frame import HEADER_BYTES, opened, sealed
-from shared.codecs.packing import checked, numbers, packed, unpacked
-from shared.errors import WireError
-from shared.flat import TILE, Layout
+from shared.codecs.frame import HEADER_BYTES, checked, numbers, opened, packed, sealed, unpacked
 
 _NAME = b"int8"
 

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.base.errors import ConfigError
+from shared.base.flat import Layout
 from shared.codecs import CODECS
 from shared.codecs.addresses import Addresses, coded, coded_bytes, decoded
-from shared.codecs.frame import HEADER_BYTES, opened, sealed
-from shared.codecs.packing import checked, numbers, packed, unpacked
-from shared.errors import ConfigError
-from shared.flat import Layout
+from shared.codecs.frame import HEADER_BYTES, checked, numbers, opened, packed, sealed, unpacked
 
 _NAME = b"topk"
 

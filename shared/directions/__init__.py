@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from shared.registry import Registry
+from shared.base.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from shared.base.flat import Layout
 from shared.directions import DIRECTIONS, Key
-from shared.flat import Layout
 
 PER_BLOCK = 4  # normals of one block
 CHUNK = 1 << 15  # elements drawn at a time on the CPU: temporaries stay in cache
@@ -45,9 +45,9 @@ def _words(key: Key, blocks: Tensor) -> Tensor:
         from shared.directions.kernels import philox_cpu
 
         return philox_cpu.words(key, blocks)
-    from shared.directions.kernels import philox_torch
+    from shared.directions.kernels import plain_torch
 
-    return philox_torch.words(key, blocks)
+    return plain_torch.words(key, blocks)
 
 
 def _run(key: Key, start: int, size: int, device: torch.device) -> Tensor:

@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.base.errors import ConfigError
+from shared.base.flat import TILE, Layout, Place
 from shared.directions import DIRECTIONS, Key
 from shared.directions.rademacher import kernels_at, kernels_for, signs
-from shared.errors import ConfigError
-from shared.flat import TILE, Layout, Place
 
 FUSED = 1 << 22  # signs of a matrix's factors that are held at once: keys that share a pass
 

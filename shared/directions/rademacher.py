@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.base.flat import TILE, Layout
 from shared.directions import DIRECTIONS, Key, Matrix
 from shared.directions.philox import words
-from shared.flat import TILE, Layout
 
 BLOCKS = 16  # of a tile
 WORDS = 64  # of a tile
@@ -95,9 +95,9 @@ def kernels_for(tensor: Tensor) -> ModuleType:
 @cache
 def kernels_at(family: str, device: str) -> ModuleType:
     """Return a family's fastest kernels for a kind of device: its own, or those in plain torch."""
-    own = {"cpu": "cpu", "cuda": "triton"}.get(device, "torch")
-    if own == "triton" and find_spec("triton") is None:
-        own = "torch"
+    own = {"cpu": "cpu", "cuda": "triton"}.get(device)
+    if own is None or (own == "triton" and find_spec("triton") is None):
+        return import_module("shared.directions.kernels.plain_torch")
     return import_module(f"shared.directions.kernels.{family}_{own}")
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shared.config import Config
-from shared.errors import ConfigError
-from shared.models.initial import fill_normal_
+from shared.base.errors import ConfigError
+from shared.config.schema import Config
+from shared.models.initial_weights import fill_normal_
 
 FIRST_TENSOR = 1 << 20  # numbers of adapters' tensors; a model's own are below
 

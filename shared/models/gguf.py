@@ -5,8 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from shared.cache import cache_folder, file_hash, made_whole
-from shared.errors import DataError
+from shared.base.errors import DataError
+from shared.base.files import cache_folder, file_hash, made_whole
 
 LOG = logging.getLogger("dandelion")
 SUFFIX = ".gguf"

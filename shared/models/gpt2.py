@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from shared.models import FORWARDS, MODELS, LanguageModel
-from shared.models.initial import fill_normal_
+from shared.models.initial_weights import fill_normal_
+from shared.models.model import FORWARDS, MODELS, LanguageModel
 from shared.models.packaged import BPE, gpt2_tokenizer
 from shared.models.tokenizers import ByteTokenizer
 

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shared.errors import ConfigError, DataError
-from shared.models import CLASSIFIER, LanguageModel, Tokenizer, model_names
+from shared.base.errors import ConfigError, DataError
 from shared.models.gguf import SUFFIX, converted, gguf_of
-from shared.models.initial import fill_normal_
+from shared.models.initial_weights import fill_normal_
+from shared.models.model import CLASSIFIER, LanguageModel, Tokenizer, model_names
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how classes of causal models end

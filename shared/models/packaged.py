@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.carriers import CARRIERS
-from shared.errors import DataError
+from shared.base.errors import DataError
 from shared.models.gguf import converted
 from shared.models.tokenizers import HubTokenizer, LateTokenizer
-from shared.packages import fetch
+from shared.packages.catalogue import CARRIERS
+from shared.packages.package import fetch
 
 BPE = 50_257  # GPT-2's vocabulary, whose last token ends a text
 

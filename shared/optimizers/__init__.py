@@ -5,8 +5,8 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from shared.gradient import Gradient
-from shared.registry import Registry
+from shared.base.registry import Registry
+from shared.optimizers.gradient import Gradient
 
 
 class Optimizer(Protocol):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from shared.gradient import Gradient
 from shared.optimizers import OPTIMIZERS
+from shared.optimizers.gradient import Gradient
 from shared.optimizers.moments import WithMoments, parts
 
 

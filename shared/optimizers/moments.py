@@ -15,9 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from shared.errors import ConfigError
-from shared.flat import Layout
-from shared.gradient import CHUNK, Gradient, add_scaled_
+from shared.base.errors import ConfigError
+from shared.base.flat import Layout
+from shared.optimizers.gradient import CHUNK, Gradient, add_scaled_
 from shared.optimizers.restore import restore_
 
 

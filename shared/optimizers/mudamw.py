@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from shared.errors import ConfigError
-from shared.flat import Place
-from shared.gradient import Gradient
+from shared.base.errors import ConfigError
+from shared.base.flat import Place
 from shared.optimizers import OPTIMIZERS
+from shared.optimizers.gradient import Gradient
 from shared.optimizers.moments import WithMoments
 from shared.optimizers.newton_schulz import LIMIT, orthogonalise
 

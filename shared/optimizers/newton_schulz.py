@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor
 
-from shared.gradient import CHUNK
+from shared.optimizers.gradient import CHUNK
 
 STEPS = 5
 QUINTIC = (3.4445, -4.7750, 2.0315)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from shared.errors import SnapshotError
+from shared.base.errors import SnapshotError
 
 
 def restore_(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

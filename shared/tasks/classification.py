@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from shared.config import Config
-from shared.data import Documents
-from shared.data.blocks import Blocks, labelled
-from shared.errors import ConfigError
-from shared.models import LanguageModel
-from shared.scores import Outcome, confusion_of
-from shared.tasks import TASKS
+from shared.base.errors import ConfigError
+from shared.base.metrics import Outcome, confusion_of
+from shared.config.schema import Config
+from shared.data.documents import Documents
+from shared.data.examples import Blocks, labelled
+from shared.models.model import LanguageModel
+from shared.tasks.task import TASKS
 from shared.tasks.verbaliser import Verbaliser
 
 Ids = NDArray[np.int64]

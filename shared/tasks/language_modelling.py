@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from shared.config import Config
-from shared.data import Documents
-from shared.data.blocks import Blocks, cut
-from shared.errors import ConfigError
-from shared.models import FORWARDS, Forward, LanguageModel, Tokenizer
-from shared.scores import Outcome
-from shared.tasks import TASKS
+from shared.base.errors import ConfigError
+from shared.base.metrics import Outcome
+from shared.config.schema import Config
+from shared.data.documents import Documents
+from shared.data.examples import Blocks, cut
+from shared.models.model import FORWARDS, Forward, LanguageModel, Tokenizer
+from shared.tasks.task import TASKS
 
 CHUNK = 1 << 22  # logits that cross-entropy treats at once: its temporaries stay this small
 IGNORED = -100  # a target that does not count

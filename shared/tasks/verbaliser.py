@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shared.errors import ConfigError
-from shared.models import Tokenizer
+from shared.base.errors import ConfigError
+from shared.models.model import Tokenizer
 
 TEXT = "{text}"
 Ids = NDArray[np.int64]

@@ -1,7 +1,4 @@
-"""How CPU kernels are compiled: for one signature, cached on disk, taking memory by its address.
-
-Small tensors are many, and making an array of each would cost more than the work on it.
-"""
+"""Numba kernels: compiled once, kept on disk, run on as many threads as torch uses."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from shared.directions.kernels.threads import most_threads
+PARALLEL_FROM = 1 << 17  # additions: below, a launch costs more than a second thread saves
+
+
+@cache
+def most_threads() -> int:
+    """Launch numba's threads and return how many there are: one where only its work queue loads.
+
+    The work queue ends the process when two Python threads use it at once, and was no faster than
+    one thread when measured; OpenMP and TBB are safe. Numba's launch sets the number of threads of
+    the OpenMP runtime that it shares with torch, so torch's own number is put back.
+    """
+    before = torch.get_num_threads()
+    numba.set_num_threads(numba.get_num_threads())
+    torch.set_num_threads(before)
+    safe = numba.threading_layer() in ("omp", "tbb")
+    return int(numba.config.NUMBA_NUM_THREADS) if safe else 1
+
+
+def shares(additions: int, pieces: int) -> int:
+    """Return how many threads share these additions to so many pieces, and tell numba."""
+    if additions < PARALLEL_FROM or (wanted := torch.get_num_threads()) == 1:
+        return 1
+    threads = max(1, min(wanted, most_threads(), pieces))
+    numba.set_num_threads(threads)  # for launches from this Python thread
+    return threads
 
 
 def kernel(signature: str, **options: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -8,8 +8,7 @@ from numba import carray, njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.directions.kernels.compiled import floats_at, kernel
-from shared.directions.kernels.threads import shares
+from shared.directions.kernels.compiled import floats_at, kernel, shares
 
 
 @njit(inline="always")

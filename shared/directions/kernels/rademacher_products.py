@@ -15,11 +15,11 @@ from numba import njit, prange
 from torch import Tensor
 from torch.nn.functional import pad
 
+from shared.base.flat import TILE, ask_for_huge_pages
 from shared.directions import Key, Matrix
-from shared.directions.kernels.compiled import kernel
+from shared.directions.kernels.compiled import kernel, shares
 from shared.directions.kernels.philox_cpu import numbers
 from shared.directions.kernels.rademacher_cpu import draw_tile, perturbed_
-from shared.directions.kernels.threads import shares
 from shared.directions.kernels.tiles import (
     CHUNK,
     COLUMNS,
@@ -32,8 +32,6 @@ from shared.directions.kernels.tiles import (
     transpose,
 )
 from shared.directions.rademacher import WORDS
-from shared.flat import TILE
-from shared.pages import ask_for_huge_pages
 
 DEPTH = 256  # of a block: its panels (DEPTH, COLUMNS) stay in the first cache
 WIDE = 512  # columns of a block of a weight (k, n)

@@ -5,9 +5,8 @@ from numba import carray, prange
 from torch import Tensor
 
 from shared.directions import Key
-from shared.directions.kernels.compiled import halves_at, kernel, words_at
+from shared.directions.kernels.compiled import halves_at, kernel, shares, words_at
 from shared.directions.kernels.philox_cpu import LOW, draw, numbers
-from shared.directions.kernels.threads import shares
 
 DRAWN = 8  # numbers of one block
 EXPONENT, FRACTION = np.uint32(0x7F800000), np.uint32(0x7FFFFF)

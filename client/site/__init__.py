@@ -1,0 +1,1 @@
+"""The work of one data owner: its replica, its examples, its measurements."""

@@ -1,0 +1,84 @@
+"""Gradients of one number per parameter: backpropagated, or the way of some local AdamW steps."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from shared.codecs import Codec
+from shared.codecs.error_feedback import ErrorFeedback
+from shared.config.schema import Config
+from shared.data.examples import Blocks, draw
+from shared.training.oracle import Learner
+
+FIRST_BATCH = 1 << 16  # batches of queries have lower numbers
+
+
+@dataclass
+class Sender:
+    """Encodes a site's gradients, and remembers what a lossy codec owes where that is asked for.
+
+    A round that is asked for again gives the same payload: the debt of before it is kept.
+    What is owed is lost with the process.
+    """
+
+    codec: Codec
+    feedback: bool
+    _round: int = 0
+    _before: Tensor | None = field(default=None, repr=False)
+    _after: Tensor | None = field(default=None, repr=False)
+
+    def encode(self, round_: int, vector: Tensor) -> bytes:
+        """The payload of a round's gradient (size,)."""
+        if not self.feedback:
+            return self.codec.encode(vector)
+        if round_ != self._round:
+            self._round, self._before = round_, self._after
+        owing = ErrorFeedback(self.codec, self._before)
+        payload = owing.encode(vector)
+        self._after = owing.residual
+        return payload
+
+
+def batch_of(config: Config, examples: Blocks, slot: int, round_: int, step: int) -> Tensor:
+    """The examples (bp-batch-size, T) of one backward pass: a pure function of its arguments."""
+    number = FIRST_BATCH + step
+    rows = draw(config.seed, slot, round_, number, len(examples), config.bp_batch_size)
+    return torch.from_numpy(examples.batch(rows))
+
+
+def backpropagated(
+    config: Config, learner: Learner, examples: Blocks, slot: int, round_: int
+) -> tuple[list[float], Tensor]:
+    """Loss and gradient (size,) of one batch."""
+    loss, gradient = learner.gradient(batch_of(config, examples, slot, round_, 0))
+    return [loss], gradient
+
+
+def trained(
+    config: Config, learner: Learner, examples: Blocks, slot: int, round_: int, rate: float
+) -> tuple[list[float], Tensor]:
+    """Losses, and parameters before less those after K steps of AdamW (size,).
+
+    The replica is as it was when this is done. The optimizer's state starts anew each round, as in
+    FedAvg (McMahan et al. 2017, https://arxiv.org/abs/1602.05629).
+    """
+    model, losses = learner.replica.model, list[float]()
+    saved, flat = model.flat.clone(), model.flat
+    free = torch.nn.Parameter(flat)  # shares its memory: a step moves the model
+    optimizer = torch.optim.AdamW(
+        [free],
+        lr=rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+        foreach=False,
+    )
+    try:
+        for step in range(config.local_steps):
+            loss, free.grad = learner.gradient(batch_of(config, examples, slot, round_, step))
+            losses.append(loss)
+            optimizer.step()
+        return losses, saved - flat
+    finally:
+        flat.copy_(saved)

@@ -1,0 +1,55 @@
+"""A site's replica on its own disk, so that a restarted process need not start from round 0."""
+
+import logging
+import time
+from pathlib import Path
+
+from shared.base.errors import SnapshotError
+from shared.replica.replica import Replica
+from shared.replica.snapshot import encode_snapshot, load_snapshot_, where, write_atomically
+
+LOG = logging.getLogger("dandelion")
+
+
+class Store:
+    """One file, replaced atomically; damaged or of another run, it is as if it were not there."""
+
+    def __init__(self, folder: Path, every_s: float = 0.0) -> None:
+        self.path = folder / "replica.safetensors"
+        self.round = 0  # of the run that this process follows; what it has not got comes again
+        self._every_s, self._next = every_s, 0.0
+
+    def is_due(self, round_: int) -> bool:
+        """Whether a replica at this round should be written now; rounds may be left out."""
+        return round_ != self.round and time.monotonic() >= self._next
+
+    def save(self, replica: Replica, run: bytes) -> None:
+        """Keep the replica as it is now."""
+        write_atomically(self.path, encode_snapshot(replica, run))
+        self.round, self._next = replica.round, time.monotonic() + self._every_s
+
+    def where(self) -> tuple[int, bytes]:
+        """The round that the store seems to be at, and of which run; round 0 of none if unusable.
+
+        A site says so when it is met, so that it is sent no more than it lacks.
+        """
+        try:
+            return where(self.path) if self.path.exists() else (0, b"")
+        except SnapshotError as error:
+            LOG.warning("store not used, the server will send what is missing: %s", error)
+            return 0, b""
+
+    def load_(self, replica: Replica, run: bytes) -> bool:
+        """Bring a fresh replica to where the store is; False where the store cannot be used.
+
+        The server then sends what is missing, so nothing is lost but bytes.
+        """
+        if not self.path.exists():
+            return False
+        try:
+            load_snapshot_(replica, self.path.read_bytes(), run, str(self.path))
+        except (OSError, SnapshotError) as error:
+            LOG.warning("store not used, the server will send what is missing: %s", error)
+            return False
+        self.round = replica.round
+        return True

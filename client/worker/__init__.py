@@ -1,0 +1,1 @@
+"""A process that stays between messages and holds a node's replica, data and device."""

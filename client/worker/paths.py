@@ -1,0 +1,95 @@
+"""Where a node's worker is found: a folder that no other user can enter, and names within it."""
+
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote
+
+from client.site.node_config import Node
+from shared.base.errors import ConfigError
+from shared.protocol.site_id import site_of
+
+LONGEST_SOCKET = 100  # bytes; Linux takes 107
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Place:
+    """The files of one node's worker."""
+
+    store: Path  # folder: the replica, and what the worker says
+    socket: Path
+    lock: Path  # held by the worker as long as it lives
+
+    @property
+    def log(self) -> Path:
+        """What the worker says."""
+        return self.store / "worker.log"
+
+    @property
+    def address(self) -> str:
+        """The socket as gRPC names it."""
+        return f"unix:{self.socket}"
+
+
+def place_of(node_config: Mapping[str, object]) -> Place:
+    """The same place for every process of a node.
+
+    Raises:
+        ConfigError: the folder for sockets is not private, or its path is too long.
+    """
+    node, name = Node.of(node_config), site_of(node_config).name
+    store = Path(node.store) if node.store else _state() / f"site-{quote(name, safe='')}"
+    folder = private_folder(_runtime())
+    short = sha256(f"{name}\0{store}".encode()).hexdigest()[:16]
+    socket = folder / f"{short}.sock"
+    if len(os.fsencode(socket)) > LONGEST_SOCKET:
+        raise ConfigError(f"{socket}: too long for a socket; set XDG_RUNTIME_DIR to a shorter path")
+    return Place(store, socket, folder / f"{short}.lock")
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder that its owner alone can enter.
+
+    Raises:
+        ConfigError: somebody else made it, or others can enter it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    private = stat.S_ISDIR(found.st_mode) and not stat.S_IMODE(found.st_mode) & 0o077
+    if not private or found.st_uid != os.getuid():
+        raise ConfigError(f"{folder}: a folder of user {os.getuid()} alone (mode 0700) expected")
+    return folder
+
+
+def take(lock: Path, timeout_s: float = 0.0) -> IO[str] | None:
+    """Lock a file until it is closed; None where another process keeps it."""
+    file, deadline = lock.open("a"), time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() >= deadline:
+                file.close()
+                return None
+            time.sleep(POLL_S)
+        else:
+            return file
+
+
+def _runtime() -> Path:
+    given = os.environ.get("XDG_RUNTIME_DIR", "")
+    if given and Path(given).is_dir():
+        return Path(given, "dandelion")
+    return Path(os.environ.get("TMPDIR", "") or "/tmp", f"dandelion-{os.getuid()}")
+
+
+def _state() -> Path:
+    given = os.environ.get("XDG_STATE_HOME", "")
+    return Path(given or Path.home() / ".local" / "state") / "dandelion"

@@ -1,0 +1,144 @@
+"""The resident worker: a process that holds replica, data and device between ClientApps."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+
+from client.worker.paths import take
+from client.worker.protocol import (
+    HELLO,
+    OPTIONS,
+    SERVICE,
+    STATUS,
+    STOP,
+    TRAIN,
+    decode_frame,
+    encode_frame,
+)
+from shared.base.source_digest import code_digest
+
+LOG = logging.getLogger("dandelion")
+LOOK_S = 0.2  # how often it looks whether it should stop
+SAVE_S = 60.0  # for the last write of the replica; a process that is told to stop must stop
+LONGEST_REASON = 2000  # characters of an error, which travels in a header
+
+
+class Worker:
+    """Answers calls one after another on one thread: numbers of threads and devices hang on it."""
+
+    def __init__(self, idle_s: float) -> None:
+        self.stopping = threading.Event()
+        self._idle_s, self._last, self._calls, self._busy = idle_s, time.monotonic(), 0, 0
+        self._code = code_digest()  # of the files as they were when this process began
+        self._one = ThreadPoolExecutor(1, thread_name_prefix="work")
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The calls, bytes in and bytes out."""
+        calls = {STATUS: self.status, STOP: self.stop, HELLO: self.hello, TRAIN: self.train}
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {name: grpc.unary_unary_rpc_method_handler(call) for name, call in calls.items()},
+        )
+
+    def status(self, frame: bytes, context: grpc.ServicerContext) -> bytes:
+        """Who this process is, and what it has done."""
+        head = {"pid": os.getpid(), "code": self._code.hex(), "calls": self._calls}
+        return encode_frame(head | {"torch": "torch" in sys.modules})
+
+    def stop(self, frame: bytes, context: grpc.ServicerContext) -> bytes:
+        """Stop soon."""
+        self.stopping.set()
+        return b""
+
+    def hello(self, frame: bytes, context: grpc.ServicerContext) -> bytes:
+        """An introduction."""
+        return self._work(frame, context)
+
+    def train(self, frame: bytes, context: grpc.ServicerContext) -> bytes:
+        """A reply to a request."""
+        return self._work(frame, context)
+
+    def wait(self) -> None:
+        """Return when told to stop, or after nobody has called for long."""
+        while not self.stopping.wait(LOOK_S):
+            if not self._busy and time.monotonic() - self._last > self._idle_s:
+                LOG.warning("nobody called for %g s", self._idle_s)
+                return
+
+    def save(self) -> None:
+        """Write the replica, on the thread that changes it; give up where that is busy."""
+        try:
+            self._one.submit(_save).result(timeout=SAVE_S if not self._busy else LOOK_S)
+        except TimeoutError:
+            LOG.warning("busy: what the store has stays as it is")
+
+    def _work(self, frame: bytes, context: grpc.ServicerContext) -> bytes:
+        self._calls, self._busy = self._calls + 1, self._busy + 1
+        try:
+            return self._one.submit(_answer, frame).result()
+        except Exception as error:  # the process boundary: the ClientApp says it to Flower
+            LOG.exception("not done")
+            reason = f"{type(error).__name__}: {error}"
+            context.abort(grpc.StatusCode.ABORTED, reason[:LONGEST_REASON])
+        finally:
+            self._busy, self._last = self._busy - 1, time.monotonic()
+        raise AssertionError("unreachable")
+
+
+def serve(socket: Path, lock: Path, idle_s: float) -> None:
+    """Answer on ``socket`` until told to stop; return at once where another worker does."""
+    held = take(lock)
+    if held is None:
+        return
+    held.truncate(0)
+    held.write(str(os.getpid()))
+    held.flush()
+    socket.unlink(missing_ok=True)  # of a worker that died: nobody holds the lock
+    os.umask(0o177)
+    worker = Worker(idle_s)
+    signal.signal(signal.SIGTERM, lambda number, frame: worker.stopping.set())
+    server = grpc.server(ThreadPoolExecutor(8), options=OPTIONS)
+    server.add_generic_rpc_handlers((worker.handlers(),))
+    server.add_insecure_port(f"unix:{socket}")
+    server.start()
+    os.umask(0o077)
+    LOG.warning("worker %d is ready", os.getpid())
+    worker.wait()
+    server.stop(None)
+    worker.save()
+    socket.unlink(missing_ok=True)
+
+
+def _answer(frame: bytes) -> bytes:
+    from client.worker.in_process import Inline
+
+    head, parts = decode_frame(frame)
+    work = Inline(head["run"], head["node"])
+    return work.train(parts[0], parts[1] if len(parts) > 1 else None) if parts else work.hello()
+
+
+def _save() -> None:
+    if "client.site.replica_host" in sys.modules:
+        from client.site.replica_host import save_all
+
+        save_all()
+
+
+def main() -> None:
+    """``python -m client.worker.server SOCKET LOCK IDLE_SECONDS``."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    socket, lock, idle_s = sys.argv[1:]
+    serve(Path(socket), Path(lock), float(idle_s))
+    logging.shutdown()
+    os._exit(0)  # a measurement that still runs must not keep the process
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The ``dandelion`` command: one module per sub-command."""

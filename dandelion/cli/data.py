@@ -1,0 +1,184 @@
+"""``dandelion data``: what can be trained on, how it is had, and who would hold what."""
+
+from collections import Counter
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
+
+from shared.data.documents import DATASETS, Documents
+from shared.data.resolve import documents_of, source_of
+
+if TYPE_CHECKING:
+    from server.reporting.data_distribution import Holding
+    from shared.config.schema import Config
+    from shared.data.examples import Blocks
+    from shared.training.corpus import Corpus
+
+app = typer.Typer(no_args_is_help=True, help="Data sets: list, explain, fetch, merge, look into.")
+console = Console()
+Name = Annotated[str, typer.Argument(help="A listed name, a folder, or owner/name[:config].")]
+Samples = Annotated[
+    int, typer.Option("--samples", min=0, help="So many documents; 0: as recommended.")
+]
+KINDS = ("embedded", "packaged", "local", "hub")
+TOP = 3  # groups that are named
+
+
+@app.command(name="list")
+def list_() -> None:
+    """All data sets that have a name here."""
+    table = Table("name", "from", "here", "what it is", "size", "grouped by", box=SIMPLE_HEAD)
+    for name in sorted(DATASETS.names(), key=lambda name: KINDS.index(DATASETS[name].kind)):
+        source = DATASETS[name]
+        here, ids = "yes" if source.is_here else "no", ", ".join(source.ids)
+        table.add_row(name, source.kind, here, source.about, source.size, ids)
+    console.print(table)
+    say(
+        "Besides: any folder that datasets saved, any folder of text, json, csv or parquet files, "
+        "and any owner/name[:config] on the Hugging Face hub."
+    )
+
+
+@app.command()
+def info(name: Name) -> None:
+    """What a data set is, where it comes from, and what is in it."""
+    source = source_of(name)
+    rows = [
+        ("what", source.about),
+        ("size", source.size),
+        ("licence", source.licence),
+        ("from", source.origin),
+        ("grouped by", ", ".join(source.ids)),
+        ("taken", f"the first {source.samples:,} documents" if source.samples else "all"),
+        ("here", "yes" if source.is_here else f"no: dandelion data download {name}"),
+    ]
+    show(name, rows + (described(documents_of(name)) if source.is_here else []))
+
+
+@app.command()
+def download(name: Name, samples: Samples = 0) -> None:
+    """Fetch a data set into the cache, so that runs need no network."""
+    show(name, described(documents_of(name, samples)))
+
+
+@app.command()
+def merge(
+    names: Annotated[list[str], typer.Argument(help="Two data sets or more.")],
+    out: Annotated[Path, typer.Option(help="The folder to be written.")],
+    samples: Samples = 0,
+) -> None:
+    """Write several data sets as one folder, which the setting dataset then takes."""
+    from shared.data.merge import merge as merge_all
+
+    show(str(out), described(merge_all(names, out, samples)))
+
+
+@app.command()
+def inspect(
+    name: Name,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for a run.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where table and picture go.")] = Path(),
+) -> None:
+    """Deal a data set to sites as a run with these settings would, and draw who holds what."""
+    from dandelion.settings.gather import gather
+    from server.reporting.data_distribution import (
+        FILE,
+        PICTURE,
+        TABLE,
+        dealt,
+        draw,
+        title_of,
+        write,
+    )
+
+    config = gather(None, [*(settings or []), f"dataset={name}"])
+    documents = documents_of(name, config.max_samples, config.partition_by).share(config.data_part)
+    corpus = corpus_of(config, documents)
+    held_out = ("held out", f"{len(corpus.held_out):,} examples, evaluated by the server")
+    show(name, [*described(documents), held_out])
+    holdings = dealt(corpus, config.num_clients)
+    console.print(table_of(holdings))
+    out.mkdir(parents=True, exist_ok=True)
+    write(holdings, out)
+    draw(holdings, title_of(config), out / PICTURE)
+    for file in (FILE, TABLE, PICTURE):
+        say(str(out / file))
+
+
+def corpus_of(config: "Config", documents: Documents) -> "Corpus":
+    """What a run has, or would have as classification where the documents have classes."""
+    from shared.data.examples import labelled
+    from shared.training.corpus import Corpus
+    from shared.training.oracle import start_of
+
+    model = start_of(config)
+    if documents.labels is None or config.task == "classification":
+        return Corpus.of(config, model)
+
+    def examples(some: Documents) -> "Blocks":
+        return labelled(some, len(documents.classes), model.tokenizer.encode)
+
+    return Corpus.split(config, documents, examples)
+
+
+def described(documents: Documents) -> list[tuple[str, str]]:
+    """How many documents, how long, of which groups and classes."""
+    words = sorted(len(text.split()) for text in documents.texts)
+    groups, labels = Counter(documents.groups), Counter(documents.labels or ())
+    largest = ", ".join(f"{group} ({size:,})" for group, size in groups.most_common(TOP))
+    rows = [
+        ("documents", f"{len(words):,}"),
+        ("words of each", f"{words[0]:,} to {words[-1]:,}, median {median(words):,.0f}"),
+        ("groups", f"{len(groups):,}: {largest}{', …' if len(groups) > TOP else ''}"),
+    ]
+    if labels:
+        shares = (f"{documents.classes[k]} {n / len(words):.1%}" for k, n in sorted(labels.items()))
+        rows.append(("classes", ", ".join(shares)))
+    if parts := documents.parts():
+        training, held_out = (len(part.texts) for part in parts)
+        rows.append(("its own split", f"{training:,} to train on, {held_out:,} to evaluate on"))
+    return rows
+
+
+def table_of(holdings: "list[Holding]") -> Table:
+    """One line per site: size, length, largest groups, classes."""
+    right = [Column(title, justify="right") for title in ("site", "examples", "share", "tokens")]
+    table = Table(*right, "groups", *(["classes"] if holdings[0].classes else []), box=SIMPLE_HEAD)
+    total = sum(holding.examples for holding in holdings)
+    for holding in holdings:
+        low, middle, high = holding.lengths
+        largest = [f"{group} ({size:,})" for group, size in [*holding.groups.items()][:TOP]]
+        row = [
+            holding.site,
+            f"{holding.examples:,}",
+            f"{holding.examples / total:.1%}",
+            f"{low}" if low == high else f"{low} to {high}, median {middle}",
+            f"{len(holding.groups)}: {', '.join(largest)}",
+        ]
+        if holding.classes:
+            sizes = {name: size for name, size in holding.classes.items() if size}
+            row.append(", ".join(f"{n} {size / holding.examples:.0%}" for n, size in sizes.items()))
+        table.add_row(*row)
+    return table
+
+
+def show(title: str, rows: list[tuple[str, str]]) -> None:
+    """Print names and values; what has no value is left out."""
+    say(title)
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        if value:
+            table.add_row(f"  {name}", value)
+    console.print(table)
+
+
+def say(line: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)

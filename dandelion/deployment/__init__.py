@@ -1,0 +1,1 @@
+"""SuperLink, SuperNodes and their programs on separate machines."""

@@ -1,0 +1,1 @@
+"""Watching runs: progress in a terminal, status of a folder, TensorBoard."""

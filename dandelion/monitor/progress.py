@@ -1,0 +1,176 @@
+"""What the terminal shows of a run: a line that moves while it trains, a table when it is done."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column, Table
+
+from server.reporting.status_line import size_text, state_text
+
+if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
+    from server.reporting.report import Report
+
+PLAIN_EVERY_S = 10.0  # without a terminal: a line now and then instead of one that moves
+WIDE = 110  # columns: a terminal as wide as this has room for a bar
+
+
+def time_text(seconds: float) -> str:
+    """Seconds for people: 0.8 s, 42 s, 3 min 05 s, 2 h 07 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+class Live:
+    """Shows round, losses, bytes both ways and time left; call it after every round."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
+        self._progress = Progress(
+            *([BarColumn(bar_width=20)] if console.width >= WIDE else []),
+            text,
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("starting", total=None)
+        self._first: tuple[int, float] | None = None  # round and time of the first call
+        self._said = 0.0
+        self._report: Report | None = None
+
+    def __enter__(self) -> "Live":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+        if kind is not None and self._report is not None:
+            self._console.print(
+                f"stopped; go on with: dandelion run --resume {self._report.folder}",
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
+            )
+
+    def __call__(self, report: "Report", round_: int) -> None:
+        """Show the state after ``round_``."""
+        self._report, rounds, now = report, report.config.num_rounds, time.monotonic()
+        left = self._left(round_, rounds, now)
+        text = f"round {round_}/{rounds}  {state_text(report, round_)}  {left}".rstrip()
+        self._progress.update(self._task, completed=round_, total=rounds, description=text)
+        if self._console.is_terminal:
+            return
+        if self._said == 0.0 or now - self._said > PLAIN_EVERY_S or round_ >= rounds:
+            self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+            self._said = now
+
+    def _left(self, round_: int, rounds: int, now: float) -> str:
+        """Time left at the pace so far; rounds that a resumed run had already do not count."""
+        if self._first is None:
+            self._first = round_, now
+        first, since = self._first
+        if first == round_ or round_ >= rounds:
+            return ""
+        minutes, seconds = divmod(round((now - since) / (round_ - first) * (rounds - round_)), 60)
+        hours = f"{minutes // 60}:{minutes % 60:02}" if minutes >= 60 else str(minutes)
+        return f"{hours}:{seconds:02} left"
+
+
+def show_summary(console: Console, folder: Path) -> None:
+    """Print the run's summary as a table, and where its files are."""
+    summary = json.loads((folder / "summary.json").read_text())
+    table = Table(title=f"run {escape(folder.name)}", show_header=False, title_style="bold")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for section in summary_sections(summary):
+        for name, text in section:
+            table.add_row(name, escape(text))
+        table.add_section()
+    console.print(table)
+    files = [("picture", "loss.png"), ("model", "model"), ("ledger", "ledger.sqlite")]
+    for name, file in files:
+        if (folder / file).exists():
+            console.print(
+                f"{name:<8} {folder / file}", soft_wrap=True, highlight=False, markup=False
+            )
+
+
+def summary_sections(s: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
+    """The summary for people: what was trained, what came of it, what it cost, what went wrong."""
+    each = s["seconds"] / max(s["rounds"], 1)
+    sizes = {
+        size: ", ".join(
+            f"{size_text(s[f'{size}_bytes_{way}_per_client_round'])} {way}"
+            for way in ("up", "down")
+        )
+        for size in ("payload", "message")
+    }
+    return [
+        [
+            ("mode", f"{s['mode']}, q = {s['queries']:,}"),
+            ("model", f"{s['parameters']:,} parameters"),
+            ("sites", f"{s['clients']:,}"),
+            ("rounds", f"{s['rounds']:,} in {time_text(s['seconds'])}, {time_text(each)} each"),
+        ],
+        [
+            ("held-out loss", f"{_loss(s['evaluation_loss_first'])} → "
+                              f"{_loss(s['evaluation_loss_last'])} nats"),
+            *_scores(s),
+            ("digest", s["digest"]),
+        ],
+        [
+            ("payload", f"{sizes['payload']} per client and round"),
+            ("as messages", f"{sizes['message']} per client and round"),
+            ("ledger", f"{size_text(s['ledger_bytes'])} of entries"),
+        ],
+        [
+            ("refused replies", _counted(s["refused_replies"], s["refusals"])),
+            ("skipped rounds", f"{s['skipped_rounds']:,}"),
+            *(
+                ("rewind", f"round {at}: back to {to}, rates × {scale:.3g}; {reason}")
+                for at, to, scale, reason in s.get("rewinds", [])
+            ),
+        ],
+    ]  # fmt: skip
+
+
+def _scores(s: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Accuracy and F1 at the first and the last evaluation, where the task has classes."""
+    return [
+        (
+            f"held-out {title}",
+            f"{s[f'evaluation_{name}_first']:.1%} → {s[f'evaluation_{name}_last']:.1%}",
+        )
+        for name, title in (("accuracy", "accuracy"), ("f1", "F1"))
+        if f"evaluation_{name}_last" in s
+    ] + [
+        (f"{title} at the sites", f"{s[f'sites_{name}_last']:.1%}")
+        for name, title in (("accuracy", "accuracy"), ("f1", "F1"))
+        if f"sites_{name}_last" in s
+    ]
+
+
+def _loss(value: float | None) -> str:
+    return "not evaluated" if value is None else f"{value:.3f}"
+
+
+def _counted(total: int, reasons: Mapping[str, int]) -> str:
+    each = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    return f"{total:,} ({each})" if each else f"{total:,}"

@@ -1,0 +1,101 @@
+"""A run's numbers as TensorBoard reads them, written from its ledger; TensorBoard is not needed."""
+
+import struct
+import time
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+
+from server.ledger.ledger import Ledger
+from server.ledger.run_folder import LEDGER
+
+# record: | length u64 | masked crc u32 of the length | data | masked crc u32 of the data |
+# data: an ``Event`` of TensorFlow's event.proto, whose four fields used here are encoded by hand
+NAME = "events.out.tfevents.{:010d}.dandelion"
+VERSION = b"brain.Event:2"
+POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected
+ROUNDS = """
+SELECT round, timestamp, loss, gradient_norm, learning_rate, clients, bytes_up, bytes_down, seconds
+FROM metrics WHERE round > ? ORDER BY round"""
+TAGS = ("loss", "gradient norm", "learning rate", "clients", "bytes up", "bytes down", "seconds")
+HELD_OUT = """
+SELECT e.round, m.timestamp, e.loss FROM evaluations e JOIN metrics m USING (round)
+WHERE e.round > ? ORDER BY e.round"""
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C, bit by bit: events are short."""
+    found = 0xFFFFFFFF
+    for byte in data:
+        found ^= byte
+        for _ in range(8):
+            found = (found >> 1) ^ (POLYNOMIAL if found & 1 else 0)
+    return found ^ 0xFFFFFFFF
+
+
+def record(data: bytes) -> bytes:
+    """Bytes of the drawing above."""
+    length = struct.pack("<Q", len(data))
+    return length + _masked(length) + data + _masked(data)
+
+
+def event(seconds: float, step: int = 0, tag: str = "", value: float = 0.0) -> bytes:
+    """One scalar of a round; without a tag the event that opens a file."""
+    head = b"\x09" + struct.pack("<d", seconds) + b"\x10" + _varint(step)
+    if not tag:
+        return head + b"\x1a" + _sized(VERSION)
+    scalar = b"\x0a" + _sized(tag.encode()) + b"\x15" + struct.pack("<f", value)
+    return head + b"\x2a" + _sized(b"\x0a" + _sized(scalar))
+
+
+def write(folder: Path, follow_s: float = 0.0) -> Path:
+    """Write all rounds of a run; with ``follow_s``, then those that come, until interrupted.
+
+    Raises:
+        LedgerError: the folder holds no ledger, or a damaged one.
+    """
+    path, after = folder / "tensorboard" / NAME.format(int(time.time())), (0, 0)
+    with closing(Ledger.open(folder / LEDGER)) as ledger:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as file:
+            file.write(record(event(time.time())))
+            while True:
+                data, after = _since(ledger, after)
+                file.write(data)
+                file.flush()
+                if not follow_s:
+                    return path
+                time.sleep(follow_s)
+
+
+def _since(ledger: Ledger, after: tuple[int, int]) -> tuple[bytes, tuple[int, int]]:
+    """Records of what came after a round and an evaluation, and the last of both now."""
+    parts: list[bytes] = []
+    round_, evaluated = after
+    for round_, stamp, *values in ledger.rows(ROUNDS, (after[0],)):
+        seconds = datetime.fromisoformat(stamp).timestamp()
+        parts += [
+            record(event(seconds, round_, f"round/{tag}", value))
+            for tag, value in zip(TAGS, values, strict=True)
+        ]
+    for evaluated, stamp, loss in ledger.rows(HELD_OUT, (after[1],)):
+        seconds = datetime.fromisoformat(stamp).timestamp()
+        parts.append(record(event(seconds, evaluated, "held out/loss", loss)))
+    return b"".join(parts), (round_, evaluated)
+
+
+def _masked(data: bytes) -> bytes:
+    found = crc32c(data)
+    return struct.pack("<I", ((found >> 15 | found << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _sized(data: bytes) -> bytes:
+    return _varint(len(data)) + data
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value >= 128:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])

@@ -1,0 +1,1 @@
+"""Settings from the command line, TOML files and presets."""

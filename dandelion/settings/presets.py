@@ -1,0 +1,118 @@
+"""What the name of a task, or of a pretrained model, sets besides; whatever the user says wins.
+
+So that ``dandelion run --task rotten-tomatoes --model minilm`` is enough. Where a rate was tried,
+the README's figures say how far it goes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shared.base.errors import UnknownNameError
+from shared.config.schema import Value
+
+Settings = Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A task on a data set, and what suits one model, or one model in one scope."""
+
+    about: str
+    model: str  # the usual one
+    settings: Settings
+    models: Mapping[str, Settings] = field(default_factory=dict)
+    scopes: Mapping[tuple[str, str], Settings] = field(default_factory=dict)  # by model and scope
+
+
+SMALL: Settings = {"num-clients": 4, "snapshot-interval": 0}
+RECIPES: Mapping[str, Recipe] = {
+    "rotten-tomatoes": Recipe(
+        "sentences of film reviews: rotten or fresh; accuracy and F1",
+        "minilm",
+        {
+            **SMALL,
+            "task": "classification",
+            "dataset": "rotten-tomatoes",
+            "label-words": "terrible, great",
+            "block-size": 64,
+            "zo-batch-size": 16,
+            "bp-batch-size": 16,
+            "queries": 8,
+            "eval-blocks": 512,
+            "eval-interval": 20,
+            "num-rounds": 100,
+            "learning-rate": 1e-4,
+            "bp-learning-rate": 0.05,
+        },
+        {"minilm": {"label-words": "rotten, fresh"}},
+        {
+            ("minilm", "head"): {
+                "mode": "fo",
+                "optimizer": "adam",
+                "bp-learning-rate": 0.002,
+                "bp-batch-size": 32,
+                "num-rounds": 30,
+            },
+            ("minilm", "bias"): {
+                "learning-rate": 0.02,
+                "block-size": 32,
+                "zo-batch-size": 32,
+                "queries": 16,
+            },
+        },
+    ),
+    "shakespeare": Recipe(
+        "next tokens of Shakespeare's plays, each play at one site",
+        "smollm2-135m",
+        {
+            **SMALL,
+            "task": "language-modelling",
+            "dataset": "shakespeare",
+            "block-size": 128,
+            "zo-batch-size": 1,
+            "bp-batch-size": 1,
+            "queries": 4,
+            "eval-blocks": 32,
+            "eval-interval": 12,
+            "num-rounds": 24,
+            "learning-rate": 1e-5,
+        },
+        scopes={("smollm2-135m", "lora"): {"learning-rate": 0.03, "eps": 0.01}},
+    ),
+}
+
+
+def expanded(settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings with those of the recipe that their task or their model names.
+
+    A model that some recipe is for brings that recipe along where no task and no data set is said.
+
+    Raises:
+        UnknownNameError: the task is neither a recipe nor one of the configuration's.
+    """
+    name = _recipe_of(settings)
+    if name not in RECIPES:
+        return dict(settings)
+    recipe = RECIPES[name]
+    model, scope = str(settings.get("model", recipe.model)), str(settings.get("scope", "full"))
+    own = {key: value for key, value in settings.items() if key != "task"}
+    return {
+        **recipe.settings,
+        "model": model,
+        **recipe.models.get(model, {}),
+        **recipe.scopes.get((model, scope), {}),
+        **own,
+    }
+
+
+def _recipe_of(settings: Mapping[str, object]) -> str:
+    from shared.tasks.task import TASKS
+
+    task, model = settings.get("task", ""), settings.get("model")
+    if task:
+        if task not in RECIPES and task not in TASKS.names():
+            raise UnknownNameError("task", str(task), [*RECIPES, *TASKS.names()])
+        return str(task)
+    if "dataset" in settings:
+        return ""
+    return next((name for name, recipe in RECIPES.items() if recipe.model == model), "")

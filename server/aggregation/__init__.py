@@ -1,0 +1,1 @@
+"""The sites' numbers become one entry."""

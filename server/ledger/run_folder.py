@@ -1,0 +1,180 @@
+"""A run's folder: created or resumed, locked, and checked before anything is trained."""
+
+import fcntl
+import logging
+import math
+import secrets
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from server.ledger.ledger import Ledger
+from server.ledger.snapshots import Snapshots, follow_
+from shared.base.errors import ConfigError, DivergedError, LedgerError, SnapshotError
+from shared.base.source_digest import code_digest
+from shared.config.schema import Config
+from shared.config.toml_text import to_toml
+from shared.models.model import LanguageModel
+from shared.replica.snapshot import encode_snapshot, load_snapshot_, write_atomically
+from shared.training.corpus import Corpus
+from shared.training.oracle import Learner
+
+LOG = logging.getLogger("dandelion")
+LEDGER, CONFIG, LOCK = "ledger.sqlite", "config.toml", "run.lock"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that this process alone is at.
+
+    Invariant: the learner's replica is at the ledger's last round, or, with ``server-replica =
+    lazy``, at an earlier one, and every entry between can be applied.
+    """
+
+    folder: Path
+    config: Config
+    ledger: Ledger
+    learner: Learner
+    name: bytes  # 16, random: names the run on the wire
+    code: bytes  # 16, of the source files that server and sites must share
+
+    def return_to(self, round_: int) -> None:
+        """Bring the replica back to an earlier round on its way.
+
+        Raises:
+            GapError: no snapshot leads there, and gradients on the way from the base were dropped.
+        """
+        replica, snapshots = self.learner.replica, Snapshots(self.ledger)
+        found = snapshots.latest(round_)
+        if found is not None and found[0] == round_:
+            try:
+                data, name = snapshots.read(round_), f"snapshot of round {round_}"
+                return load_snapshot_(replica, data, self.name, name)
+            except SnapshotError as error:
+                LOG.warning("not used: %s", error)
+                snapshots.forget(round_)
+        fresh = Learner.of(self.config).replica
+        snapshots.restore_(fresh, self.name, round_)
+        load_snapshot_(replica, encode_snapshot(fresh, self.name), self.name)
+
+    def catch_up(self) -> None:
+        """Bring the replica to the ledger's last round, and note or compare each round's digest.
+
+        Raises:
+            DivergedError: sites measured a round at other parameters than the ledger gives.
+        """
+        follow_(self.learner.replica, self.ledger, self.ledger.last_round)
+
+
+@contextmanager
+def opened(config: Config) -> Iterator[Run]:
+    """Create the run folder, or open the one to resume, and keep others out of it.
+
+    Raises:
+        ConfigError: another process is at it, a run is there already, or it is another run's.
+        LedgerError: the ledger to resume is missing or damaged.
+        DivergedError: model or seed give other parameters than the recorded ones.
+    """
+    folder = run_folder(config)
+    if config.resume and not (folder / LEDGER).exists():
+        raise ConfigError(f"{folder}: no run to resume; {LEDGER} expected in it")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"{folder}: another process is at this run") from error
+        run = _resume(folder, config) if config.resume else _create(folder, config)
+        try:
+            yield run
+        finally:
+            run.ledger.close()
+
+
+def run_folder(config: Config) -> Path:
+    """Where the run's files are, absolute."""
+    if config.resume:
+        return Path(config.resume).resolve()
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    name = config.run_name or f"{config.mode}-{Path(config.model).name}-{stamp}"
+    return (Path(config.output_dir) / name).resolve()
+
+
+def recorded_config(ledger: Ledger) -> Config:
+    """The configuration that a ledger's run was started with."""
+    try:
+        return Config.from_run_config(tomllib.loads(ledger.head("config").decode()))
+    except (ValueError, ConfigError) as error:
+        raise LedgerError(f"{ledger.path}: table head, row config: {error}") from error
+
+
+def check_base(ledger: Ledger, learner: Learner) -> None:
+    """Compare an untrained model with the one that the run started from.
+
+    Raises:
+        DivergedError: it is another.
+    """
+    if learner.base != ledger.head("base"):
+        raise DivergedError(
+            f"{ledger.path}: base model {ledger.head('base').hex()} expected, "
+            f"this one is {learner.base.hex()}"
+        )
+
+
+def _create(folder: Path, config: Config) -> Run:
+    if (folder / LEDGER).exists():
+        raise ConfigError(f"{folder}: a run is there; resume it, or choose another run-name")
+    learner, name = Learner.of(config), secrets.token_bytes(16)
+    config = in_rounds(config, learner.language_model)
+    text = _text(config)
+    write_atomically(folder / CONFIG, text.encode())
+    head = {"run": name, "config": text.encode(), "base": learner.base, "code": code_digest()}
+    ledger = Ledger.create(folder / LEDGER, head)
+    return Run(folder, config, ledger, learner, name, code_digest())
+
+
+def _resume(folder: Path, config: Config) -> Run:
+    ledger = Ledger.open(folder / LEDGER)
+    if changed := config.differences(recorded_config(ledger)):
+        raise ConfigError(f"{folder}: cannot go on as another run: {'; '.join(changed)}")
+    learner = Learner.of(config)
+    check_base(ledger, learner)
+    config = in_rounds(config, learner.language_model)
+    name, last = ledger.head("run"), ledger.last_round
+    for complaint in Snapshots(ledger).restore_(learner.replica, name, last):
+        LOG.warning("not used: %s", complaint)
+    if (digest := ledger.digest(last)) is not None:
+        learner.replica.check(digest)
+    if ledger.head("code") != code_digest():
+        LOG.warning("the source files are not those that the run was started with")
+    write_atomically(folder / CONFIG, _text(config).encode())  # operational keys may be new
+    LOG.info("resumed at round %d: %s", last, folder)
+    return Run(folder, config, ledger, learner, name, code_digest())
+
+
+def _text(config: Config) -> str:
+    return to_toml(config.to_run_config() | {"resume": ""})
+
+
+def in_rounds(config: Config, model: LanguageModel) -> Config:
+    """The configuration with ``epochs`` said as ``num-rounds``; as it is where there are none.
+
+    Examples of a round are drawn anew, so a pass is one on average.
+    """
+    if not config.epochs:
+        return config
+    examples = len(Corpus.of(config, model).training)
+    rounds = math.ceil(config.epochs * examples / examples_of_round(config))
+    return replace(config, num_rounds=max(1, rounds), epochs=0.0)
+
+
+def examples_of_round(config: Config) -> int:
+    """Examples that all sites measure, or backpropagate, in one round."""
+    c = config
+    backpropagates = c.mode in ("fo", "fedavg")
+    batch = c.bp_batch_size if backpropagates else c.zo_batch_size
+    batches = 1 if backpropagates or c.query_data == "same" else c.queries
+    return (c.clients_per_round or c.num_clients) * c.local_steps * batch * batches

@@ -1,0 +1,1 @@
+"""Settings are tried out before the first round."""

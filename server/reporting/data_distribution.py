@@ -1,0 +1,170 @@
+"""Who holds what: how many examples of each group and class every site was dealt."""
+
+import csv
+import io
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.ledger.ledger import Ledger
+from server.reporting.loss_plot import STYLE
+from shared.base.errors import ConfigError
+from shared.config.schema import Config
+from shared.data.examples import Blocks
+from shared.replica.snapshot import write_atomically
+from shared.training.corpus import Corpus
+from shared.training.site_data import SiteData
+
+FILE, TABLE, PICTURE = "shards.json", "shards.csv", "shards.png"
+COLOURS = ["#5b7fa6", "#c8606e", "#7fa66b", "#d19a4e", "#8e76b0", "#5fa8a3", "#b9739b", "#9c8a5a",
+           "#6d8f4f", "#4f6d8f", "#b0685a"]  # fmt: skip
+SHADES = ["#41648b", "#5b7fa6", "#7d9bbd", "#a1b7d0", "#d3d8df"]  # largest, …, all the rest
+WIDE = 0.04  # of the axis: a piece this wide is written upon
+LEAST_LETTERS = 4  # of a name that is cut
+SHOWN = 64  # sites that a picture has lines for
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one site holds."""
+
+    site: str
+    examples: int
+    lengths: tuple[int, int, int]  # tokens of the shortest, the median, the longest example
+    groups: dict[str, int]  # examples of each, the largest first; empty where it did not say
+    classes: dict[str, int]  # in the order of the labels
+
+    @classmethod
+    def of(cls, site: str, blocks: Blocks, classes: tuple[str, ...]) -> "Holding":
+        """Count a shard."""
+        sizes = np.bincount(blocks.groups, minlength=len(blocks.names))
+        order = [p for p in np.argsort(-sizes, kind="stable") if sizes[p]]
+        labels = np.zeros(0, np.int64) if blocks.labels is None else blocks.labels
+        counts = np.bincount(labels, minlength=len(classes)) if len(labels) else labels
+        names = classes or tuple(map(str, range(len(counts))))
+        tokens = np.full(len(blocks), blocks.tokens.shape[1])
+        if blocks.labels is not None:
+            tokens = (blocks.tokens >= 0).sum(1)
+        low, middle, high = np.quantile(tokens, (0, 0.5, 1), method="lower").tolist()
+        return cls(
+            site,
+            len(blocks),
+            (low, middle, high),
+            {blocks.names[p]: int(sizes[p]) for p in order},
+            {names[label]: int(count) for label, count in enumerate(counts)},
+        )
+
+
+def dealt(corpus: Corpus, count: int) -> list[Holding]:
+    """What each of ``count`` sites holds of a corpus."""
+    return [
+        Holding.of(str(number), corpus.shard(number, count), corpus.classes)
+        for number in range(count)
+    ]
+
+
+def held(ledger: Ledger, corpus: Corpus) -> list[Holding]:
+    """What the sites of a run hold: as dealt, where their numbers of examples bear that out.
+
+    Sites with data of their own say only how many examples these are.
+    """
+    sites = ledger.rows("SELECT slot, site, examples FROM sites ORDER BY slot")
+    count = corpus.config.num_clients
+    if [slot for slot, _, _ in sites] == list(range(1, count + 1)):
+        data = SiteData(corpus, corpus, corpus.config)
+        with suppress(ConfigError):  # the server's own data set may not be dealt to so many
+            sizes = [len(data.shard(number, count).queries) for number in range(count)]
+            if sizes == [examples for _, _, examples in sites]:
+                return dealt(corpus, count)
+    return [Holding(site, examples, (0, 0, 0), {}, {}) for _, site, examples in sites]
+
+
+def title_of(config: Config) -> str:
+    """How the data were dealt, in a line."""
+    by = f" by {config.partition_by}" if config.partition_by else ""
+    alpha = f", alpha = {config.partition_alpha:g}" if "dirichlet" in config.partitioner else ""
+    return f"{Path(config.dataset).name} dealt{by}: {config.partitioner}{alpha}"
+
+
+def write(holdings: list[Holding], folder: Path) -> None:
+    """Write ``shards.csv`` and ``shards.json``."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("site", "kind", "name", "examples"))
+    for holding in holdings:
+        writer.writerow((holding.site, "all", "", holding.examples))
+        for kind, named in (("group", holding.groups), ("class", holding.classes)):
+            writer.writerows((holding.site, kind, name, size) for name, size in named.items())
+    text = json.dumps([vars(holding) for holding in holdings], indent=1, ensure_ascii=False)
+    write_atomically(folder / TABLE, table.getvalue().encode())
+    write_atomically(folder / FILE, f"{text}\n".encode())
+
+
+def read(folder: Path) -> list[Holding]:
+    """What ``write`` wrote into a folder; nothing where it did not."""
+    path = folder / FILE
+    return [Holding(**row) for row in json.loads(path.read_text())] if path.exists() else []
+
+
+def draw(holdings: list[Holding], title: str, path: Path) -> None:
+    """Draw a bar for each site: its classes, or its few groups, or the largest of its many."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = holdings[:SHOWN]
+    if len(shown) < len(holdings):
+        title += f" (the first {SHOWN} of {len(holdings)} sites)"
+    named = [h.classes or h.groups or {"": h.examples} for h in shown]
+    names = list(dict.fromkeys(name for pieces in named for name in pieces))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 1.6 + 0.32 * len(shown)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.set(xlabel="examples", ylabel="site", yticks=range(len(shown)))
+        axes.set_yticklabels([h.site for h in shown])
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.set_xlim(0, max(h.examples for h in shown) * 1.01)
+        axes.grid(visible=False, axis="y")
+        if len(names) <= len(COLOURS):
+            pieces = [[(name, of.get(name, 0)) for name in names] for of in named]
+            _bars(axes, pieces, COLOURS)
+        else:
+            _bars(axes, [_largest(of) for of in named], SHADES)
+        figure.suptitle(title, fontsize=12)
+        figure.savefig(path, dpi=140)
+
+
+def _largest(named: dict[str, int]) -> list[tuple[str, int]]:
+    """The largest groups, and the rest as one, which has as many more names."""
+    items, few = list(named.items()), len(SHADES) - 1
+    rest = items[few:]
+    items = (items[:few] + [("", 0)] * few)[:few]
+    return [*items, (f"{len(rest)} more" if rest else "", sum(size for _, size in rest))]
+
+
+def _bars(axes: Any, pieces: list[list[tuple[str, int]]], colours: list[str]) -> None:  # noqa: ANN401
+    """Draw the pieces of every site, column by column, and write upon those that are wide."""
+    sites, widest = np.arange(len(pieces)), axes.get_xlim()[1]
+    start: NDArray[np.int64] = np.zeros(len(pieces), np.int64)
+    for column, colour in zip(zip(*pieces, strict=True), colours, strict=False):
+        sizes = np.array([size for _, size in column])
+        axes.barh(sites, sizes, left=start, color=colour, edgecolor="white", lw=0.5, height=0.8)
+        for site in np.flatnonzero(sizes > WIDE * widest).tolist():
+            text = _fitting(column[site][0], int(110 * sizes[site] / widest))
+            light = "#333a44" if colour == SHADES[-1] else "white"
+            axes.text(start[site] + sizes[site] / 2, site, text, ha="center", va="center",
+                      fontsize=8, color=light, clip_on=True)  # fmt: skip
+        start = start + sizes
+
+
+def _fitting(name: str, letters: int) -> str:
+    """A name, or so much of it as says something still; nothing where there is no room."""
+    if len(name) <= letters:
+        return name
+    return f"{name[: letters - 1]}…" if letters > LEAST_LETTERS else ""

@@ -1,0 +1,1 @@
+"""One round: requests, replies, one entry, and what follows a commit."""

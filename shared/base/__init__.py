@@ -1,0 +1,1 @@
+"""Ground floor: errors, registry, files, flat parameters, sums and metrics for everyone."""

@@ -1,0 +1,143 @@
+"""All trainable numbers of a module as views of one vector, each tensor on a tile boundary."""
+
+import ctypes
+import mmap
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from shared.base.errors import ConfigError
+
+TILE = 2048  # elements: every tensor starts at a multiple of it, so kernels work on whole tiles
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one tensor lies in the flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int  # a multiple of TILE
+
+    @property
+    def size(self) -> int:
+        """Elements of the tensor, without padding."""
+        return prod(self.shape)
+
+    @property
+    def stop(self) -> int:
+        """The address after the tensor's last element; padding follows up to the next tile."""
+        return self.start + self.size
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The address space: tensors in the module's own order, zeros between them."""
+
+    places: tuple[Place, ...]
+
+    @classmethod
+    def of(cls, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> "Layout":
+        """Lay tensors of these names and shapes out one after the other."""
+        places, start = [], 0
+        for name, shape in shapes:
+            places.append(Place(name, tuple(shape), start))
+            start += -(-prod(shape) // TILE) * TILE
+        return cls(tuple(places))
+
+    @cached_property
+    def size(self) -> int:
+        """Length of the flat vector, padding included: a multiple of TILE."""
+        return -(-self.places[-1].stop // TILE) * TILE if self.places else 0
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many numbers are trained (d), padding not counted."""
+        return sum(place.size for place in self.places)
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Every tensor of the layout as a view of ``flat`` (size,)."""
+        return {p.name: flat[p.start : p.stop].view(p.shape) for p in self.places}
+
+    def clear_padding_(self, flat: Tensor) -> None:
+        """Set what lies between the tensors of ``flat`` (size,) back to zero."""
+        for place in self.places:
+            if place.stop % TILE:
+                flat[place.stop : -(-place.stop // TILE) * TILE] = 0
+
+
+@dataclass(frozen=True)
+class FlatModel:
+    """A module whose trainable parameters are views of ``flat``; tied parameters lie there once."""
+
+    module: nn.Module
+    layout: Layout
+    flat: Tensor  # (layout.size,), padding zero
+
+    @cached_property
+    def addresses(self) -> dict[int, int]:
+        """``id`` of each trainable parameter to the flat address of its first element."""
+        named = dict(self.module.named_parameters())
+        return {id(named[place.name]): place.start for place in self.layout.places}
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Lay tensors of the layout's names and shapes out in float32 (size,), padding zero."""
+        vector = torch.zeros(self.layout.size, device=self.flat.device)
+        for name, view in self.layout.views(vector).items():
+            view.copy_(tensors[name])
+        return vector
+
+
+def flatten(module: nn.Module, trainable: Callable[[str], bool] = lambda name: True) -> FlatModel:
+    """Move the parameters that ``trainable`` names into one vector and bind them to it.
+
+    The others are frozen (``requires_grad`` off). The module computes what it computed before.
+    Each tensor is let go once it is copied, so that the two are never there as a whole.
+
+    Raises:
+        ConfigError: nothing is trainable, or the trainable tensors differ in dtype or device.
+    """
+    named = dict(module.named_parameters())  # a tied parameter appears once, under its first name
+    chosen = {name: parameter for name, parameter in named.items() if trainable(name)}
+    if not chosen:
+        raise ConfigError(f"no parameter is trainable among {sorted(named)}")
+    kinds = {(parameter.dtype, parameter.device) for parameter in chosen.values()}
+    if len(kinds) != 1:
+        raise ConfigError(f"trainable parameters of one dtype and device expected, got {kinds}")
+    layout = Layout.of((name, tuple(p.shape)) for name, p in chosen.items())
+    ((dtype, device),) = kinds
+    flat = ask_for_huge_pages(torch.empty(layout.size, dtype=dtype, device=device))
+    layout.clear_padding_(flat)
+    for name, view in layout.views(flat).items():
+        view.copy_(chosen[name].data)
+        chosen[name].data = view
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in chosen)
+    return FlatModel(module, layout, flat)
+
+
+WORTHWHILE = 1 << 22  # bytes: below, a few faults more do not matter
+
+
+def ask_for_huge_pages(tensor: Tensor) -> Tensor:
+    """Return ``tensor``, whose memory should not have been touched yet; small ones are left."""
+    size = tensor.numel() * tensor.element_size()
+    if tensor.is_cpu and size >= WORTHWHILE and (madvise := _madvise()) is not None:
+        first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (tensor.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        madvise(first, last - first, mmap.MADV_HUGEPAGE)
+    return tensor
+
+
+@cache
+def _madvise() -> "ctypes._NamedFuncPointer | None":
+    """Return the C library's function, or None where this system has no such pages."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return madvise

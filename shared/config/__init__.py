@@ -1,0 +1,1 @@
+"""The settings of a run: declared once, checked at the door."""

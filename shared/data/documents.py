@@ -1,0 +1,140 @@
+"""Documents with the natural group of each, and the table of data sets that give them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from shared.base.errors import ConfigError, DataError
+from shared.base.registry import Registry
+from shared.packages.package import Package, is_cached
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Texts in a fixed order: the same on every call and on every machine with the same source."""
+
+    texts: Sequence[str]
+    groups: Sequence[str]  # the natural id of each text: its module, play, president
+    labels: Sequence[int] | None = None  # the class of each text, where the data set has classes
+    classes: tuple[str, ...] = ()  # the names of labels 0, 1, …
+    held_out: Sequence[bool] | None = None  # what the data set itself keeps for evaluation
+    revision: str = ""  # names the contents where these are too many to be hashed
+
+    def __post_init__(self) -> None:
+        columns = [c for c in (self.groups, self.labels, self.held_out) if c is not None]
+        if any(len(column) != len(self.texts) for column in columns):
+            sizes = len(self.texts), *map(len, columns)
+            raise DataError(f"as many groups and labels as texts expected, got {sizes}")
+
+    def take(self, rows: Sequence[int]) -> "Documents":
+        """Return some of the documents."""
+        held = self.held_out
+        return Documents(
+            picked(self.texts, rows),
+            [self.groups[row] for row in rows],
+            None if self.labels is None else [self.labels[row] for row in rows],
+            self.classes,
+            None if held is None else [held[row] for row in rows],
+            f"{self.revision}, rows {_named(rows)}" if self.revision else "",
+        )
+
+    def share(self, part: str) -> "Documents":
+        """The documents of some groups: of those sorted by name, in ``k/n`` the k-th of every n.
+
+        Empty: all. Shares are disjoint, whole groups, and together all.
+
+        Raises:
+            ConfigError: ``part`` has another form, or there are fewer than n groups.
+        """
+        number, count = share_of(part)
+        names = sorted(set(self.groups))
+        if len(names) < count:
+            raise ConfigError(f"data-part = {part}: {len(names)} groups are no {count} parts")
+        chosen = set(names[number - 1 :: count])
+        if len(chosen) == len(names):
+            return self
+        return self.take([row for row, group in enumerate(self.groups) if group in chosen])
+
+    def thin(self, most: int) -> "Documents":
+        """Keep ``most`` documents, evenly spaced over the order; all of them if ``most`` is 0.
+
+        Of a data set with an evaluation part of its own, that part keeps its share.
+        """
+        total = len(self.texts)
+        if not 0 < most < total:
+            return self
+        apart = np.flatnonzero(self.held_out if self.held_out is not None else np.zeros(total))
+        few = min(most, max(round(most * len(apart) / total), 1)) if len(apart) else 0
+        rest = np.setdiff1d(np.arange(total), apart)
+        few = max(few, most - len(rest))
+        rows = np.concatenate([apart[evenly(len(apart), few)], rest[evenly(len(rest), most - few)]])
+        return self.take(np.sort(rows).tolist())
+
+    def parts(self) -> tuple["Documents", "Documents"] | None:
+        """What is trained on and what is evaluated on, where the data set itself says so."""
+        if self.held_out is None or not any(self.held_out) or all(self.held_out):
+            return None
+        held = np.asarray(self.held_out, bool)
+        return self.take(np.flatnonzero(~held).tolist()), self.take(np.flatnonzero(held).tolist())
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: what it is, and how its documents are had."""
+
+    load: Callable[[int, str], Documents]  # (max_samples, natural id) -> documents
+    kind: str  # embedded, packaged, hub, local
+    about: str
+    ids: tuple[str, ...]  # the natural ids that documents can be grouped by; the first is usual
+    size: str  # in words
+    licence: str
+    samples: int = 0  # documents that are taken where max-samples is 0; 0 = all
+    carrier: Package | None = None
+    hub: str = ""
+    here: Callable[[], bool] = lambda: True
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it can be had without a network."""
+        return self.here() if self.carrier is None else is_cached(self.carrier)
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, in words."""
+        if self.carrier is None:
+            return f"huggingface.co/datasets/{self.hub}" if self.hub else "this machine"
+        package = self.carrier
+        return f"{package.name} {package.version} of {package.index}, sha256 {package.sha256}"
+
+
+def share_of(part: str) -> tuple[int, int]:
+    """Read ``k/n`` with 1 <= k <= n; empty is 1/1."""
+    number, slash, count = (part or "1/1").partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise ConfigError(f"data-part: k/n with k from 1 to n expected, such as 1/2, got {part!r}")
+
+
+def picked(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
+    """Some of the texts; a column on disk is asked once for all of them."""
+    if isinstance(texts, list):
+        return [texts[row] for row in rows]
+    column: Any = texts
+    return list(column[list(rows)])
+
+
+def evenly(total: int, count: int) -> NDArray[np.int64]:
+    """Return ``count`` of the rows 0 .. total - 1, evenly spaced; distinct if count <= total."""
+    return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
+
+
+def _named(rows: Sequence[int]) -> str:
+    """A hash of which rows these are."""
+    return xxhash.xxh3_64(np.asarray(rows, "<i8").tobytes()).hexdigest()
+
+
+DATASETS: Registry[Source] = Registry("dataset", "shared.data.sets")

@@ -1,0 +1,1 @@
+"""Losses at perturbed parameters, and gradient estimates made of their differences."""

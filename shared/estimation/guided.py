@@ -1,0 +1,161 @@
+"""Directions that lean on a gradient ĝ, and the estimate from the slopes along them.
+
+*Tilted*: the unit vector u = c·ĝ/‖ĝ‖ + √(1−c²)·n, where n is a key's direction made orthogonal to ĝ
+and normalised. It is a sum of two vectors that both sides have, u = a·ĝ + b·z, so that an estimate
+travels as one number for ĝ and one for each key.
+
+*Masked*: ĝ on a random subset of its coordinates that carries about c² of its energy, normalised.
+
+Either is measured at the displacement ε√d·u, as long as that of a plain direction, and the estimate
+is (1/(q·c²))·Σ (∂L/∂u)·u: it has the gradient's scale whatever ‖ĝ‖ is. Lengths and products are
+summed in a fixed order (``shared/base/deterministic_sums.py``), so that sites and server have the
+same u to the bit.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.base.deterministic_sums import dot, norm
+from shared.base.flat import FlatModel, Layout
+from shared.config.schema import Config
+from shared.directions import Directions, Key
+from shared.directions.philox import words
+from shared.estimation.perturber import Perturber
+from shared.optimizers.gradient import add_scaled_
+
+MASK_ROUND = 1 << 31  # set in the round word of no direction, no batch and no cohort
+WORD = 1 << 32
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """guide·ĝ + dense + Σ keys[k]·z(k): what the slopes along some keys say of the gradient."""
+
+    guide: float
+    keys: NDArray[np.float64]  # (q,) zero where no direction takes part
+    dense: Tensor | None = None  # (size,)
+
+    def on(self, guide: Tensor) -> Tensor:
+        """The part (size,) of one number per parameter, for the ĝ of these slopes."""
+        return torch.mul(guide, self.guide) if self.dense is None else self.dense
+
+
+class Guided(Protocol):
+    """A way to lean directions on a gradient; ``guide`` (size,) is that gradient, padding zero."""
+
+    def shifted_(self, flat: Tensor, key: Key, scale: float) -> float:
+        """Add the dense part of scale * u to ``flat`` (size,); return the scale of z in it."""
+
+    def estimate(self, keys: Sequence[Key], slopes: NDArray[np.float64]) -> Estimate:
+        """(1/(q·c²))·Σ slopes[k]·u(k)."""
+
+
+@dataclass(frozen=True)
+class Tilted:
+    """u = a·ĝ + b·z; costs one direction drawn and three passes over it per key."""
+
+    layout: Layout
+    directions: Directions
+    cosine: float
+    guide: Tensor
+
+    def shifted_(self, flat: Tensor, key: Key, scale: float) -> float:
+        a, b = self.parts(key)
+        add_scaled_(flat, self.guide, scale * a)
+        return scale * b
+
+    def estimate(self, keys: Sequence[Key], slopes: NDArray[np.float64]) -> Estimate:
+        parts = np.array([self.parts(key) for key in keys]).reshape(-1, 2)  # (q, 2)
+        each = slopes / (len(keys) * self.cosine**2)
+        return Estimate(float(sum(each * parts[:, 0])), each * parts[:, 1])
+
+    def parts(self, key: Key) -> tuple[float, float]:
+        """The numbers a and b of a key; where ĝ is zero, u is the key's own direction."""
+        z = torch.zeros_like(self.guide)
+        self.directions.add_to_(z, [key], [1.0])
+        self.layout.clear_padding_(z)
+        length, energy = norm(self.guide), dot(z, z)
+        if not length:
+            return 0.0, 1 / sqrt(energy)
+        along = dot(z, self.guide) / length
+        across = sqrt(max(energy - along**2, 0.0))
+        b = sqrt(1 - self.cosine**2) / across if across else 0.0
+        return (self.cosine - b * along) / length, b
+
+
+@dataclass(frozen=True)
+class Masked:
+    """u = ĝ ⊙ m / ‖ĝ ⊙ m‖, where m keeps each coordinate with probability c²."""
+
+    layout: Layout
+    cosine: float
+    guide: Tensor
+
+    def shifted_(self, flat: Tensor, key: Key, scale: float) -> float:
+        kept, length = self._kept(key)
+        add_scaled_(flat, kept, scale / length if length else 0.0)
+        return 0.0
+
+    def estimate(self, keys: Sequence[Key], slopes: NDArray[np.float64]) -> Estimate:
+        found = torch.zeros_like(self.guide)
+        for key, slope in zip(keys, slopes, strict=True):
+            kept, length = self._kept(key)
+            if length:
+                each = float(slope) / (len(keys) * self.cosine**2 * length)
+                add_scaled_(found, kept, each)
+        return Estimate(0.0, np.zeros(len(keys)), found)
+
+    def _kept(self, key: Key) -> tuple[Tensor, float]:
+        limit = min(round(self.cosine**2 * WORD), WORD - 1)
+        blocks = range(-(-self.guide.numel() // 4))
+        drawn = words(replace(key, round=key.round | MASK_ROUND), blocks).reshape(-1)
+        mask = torch.from_numpy(drawn[: self.guide.numel()] < limit).to(self.guide.device)
+        kept = torch.where(mask, self.guide, torch.zeros((), device=self.guide.device))
+        return kept, norm(kept)
+
+
+def guided(config: Config, model: FlatModel, directions: Directions, guide: Tensor) -> Guided:
+    """What ``instruct-directions`` makes of a gradient (size,)."""
+    vector = guide.to(model.flat.device)
+    if config.instruct_directions == "masked":
+        return Masked(model.layout, config.cosine_target, vector)
+    return Tilted(model.layout, directions, config.cosine_target, vector)
+
+
+def radius(eps: float, layout: Layout) -> float:
+    """How far along a unit vector is as far as ``eps`` along a direction of signs."""
+    return eps * sqrt(layout.parameters)
+
+
+def two_point_along(
+    loss: Callable[[int], float],
+    perturber: Perturber,
+    model: FlatModel,
+    lean: Guided,
+    keys: Sequence[Key],
+    step: float,
+) -> NDArray[np.float32]:
+    """Return L(θ+step·u) − L(θ−step·u) for each key (q,); θ is as it was, to the bit.
+
+    Holds one copy of the parameters for as long as it lasts.
+    """
+    saved = model.flat.clone()
+
+    def at(index: int, scale: float) -> float:
+        rest = lean.shifted_(model.flat, keys[index], scale)
+        try:
+            if not rest:
+                return loss(index)
+            with perturber.at(keys[index], rest):
+                return loss(index)
+        finally:
+            model.flat.copy_(saved)
+
+    return np.array([at(k, step) - at(k, -step) for k in range(len(keys))], np.float32)

@@ -1,0 +1,21 @@
+"""Two-point SPSA estimate (Spall 1992): 2q forward passes for q loss differences."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.directions import Key
+from shared.estimation.perturber import Perturber
+
+
+def two_point(
+    loss: Callable[[int], float], perturber: Perturber, keys: Sequence[Key], eps: float
+) -> NDArray[np.float32]:
+    """Return L(θ+εz) − L(θ−εz) for each key (q,); ``loss`` is handed the key's index."""
+
+    def at(index: int, scale: float) -> float:
+        with perturber.at(keys[index], scale):
+            return loss(index)
+
+    return np.array([at(k, eps) - at(k, -eps) for k in range(len(keys))], np.float32)

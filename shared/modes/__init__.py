@@ -1,0 +1,1 @@
+"""Modes: which gradient a round uses, and what a site does for it."""

@@ -1,0 +1,150 @@
+"""One round's record: the numbers from which every replica takes the same step."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.base.errors import WireError
+
+# entry: | magic u16 | groups u16 | round u32 | numbers u32 | learning rate f64 |
+#        groups x (| slot u32 | numbers x f32 |) |
+#        if dense also | guide f64 | length u32 | payload, or its SHA-256 if it was dropped |
+#        | crc32 u32 of all before |                                               little-endian
+# rewind: the same without groups; ``numbers`` is the round to go back to, the learning rate what
+#        all rates are multiplied by from here on
+HEADER = struct.Struct("<HHIId")
+SLOT = struct.Struct("<I")
+GUIDED = struct.Struct("<dI")
+MAGIC, MAGIC_DENSE, MAGIC_DROPPED, MAGIC_REWIND = 0xDE01, 0xDE02, 0xDE03, 0xDE04
+TAILED = (MAGIC_DENSE, MAGIC_DROPPED)
+DIGEST = 32  # bytes
+
+
+@dataclass(frozen=True)
+class Group:
+    """Loss differences along the directions of one slot; a site's weight is multiplied in."""
+
+    slot: int  # of the keys: 0 for directions that all sites share, else one site's own
+    differences: NDArray[np.float32]  # (K*q,) step by step
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The step of one round, complete but for the directions, which its keys name.
+
+    The gradient is guide * dense + the groups' estimate. ``dense`` is the decoded payload, or,
+    where the entry has a guide but no payload, that of the last entry that had one.
+
+    A *rewind* takes no step: parameters and optimizer state are again those of round ``back_to``,
+    and its learning rate is what the rates of all later rounds are multiplied by. One to the round
+    before it undoes nothing: a *pause*, a round without a step.
+    """
+
+    round: int  # 1-based, no gaps
+    learning_rate: float
+    groups: Sequence[Group]  # in slot order, all of one length
+    guide: float = 0.0  # how much of the dense gradient; 0: none of it
+    payload: bytes = b""  # a dense gradient as its codec encoded it; the payload names the codec
+    dropped: bytes = b""  # SHA-256 of a payload that was there
+    back_to: int | None = None  # of a rewind: an earlier round; 0 is the base model
+
+    @property
+    def follows(self) -> int:
+        """The round that a replica must be at to take this one."""
+        return self.round - 1 if self.back_to is None else self.back_to
+
+    @property
+    def undoes(self) -> bool:
+        """Whether rounds are taken back."""
+        return self.back_to is not None and self.back_to < self.round - 1
+
+    def encode(self) -> bytes:
+        """Bytes of the drawing above: 24 + groups * (4 + 4 * K * q), + 12 + payload if dense."""
+        numbers = self.back_to or (len(self.groups[0].differences) if self.groups else 0)
+        magic = self._magic()
+        parts = [HEADER.pack(magic, len(self.groups), self.round, numbers, self.learning_rate)]
+        for group in self.groups:
+            parts += [SLOT.pack(group.slot), group.differences.astype("<f4").tobytes()]
+        if magic in TAILED:
+            tail = self.dropped or self.payload
+            parts += [GUIDED.pack(self.guide, len(tail)), tail]
+        body = b"".join(parts)
+        return body + SLOT.pack(crc32(body))
+
+    def _magic(self) -> int:
+        if self.back_to is not None:
+            return MAGIC_REWIND
+        return MAGIC_DROPPED if self.dropped else MAGIC_DENSE if self.guide else MAGIC
+
+    def without_payload(self) -> "Entry":
+        """The entry with its payload replaced by the digest that still proves it."""
+        if not self.payload:
+            return self
+        return replace(self, payload=b"", dropped=sha256(self.payload).digest())
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Entry":
+        """Read what ``encode`` wrote.
+
+        Raises:
+            WireError: truncated, overlong, corrupt, or not an entry at all.
+        """
+        if len(data) < HEADER.size + SLOT.size:
+            raise WireError(
+                f"entry of at least {HEADER.size + SLOT.size} bytes expected, got {len(data)}"
+            )
+        magic, groups, round_, numbers, learning_rate = HEADER.unpack_from(data)
+        size = HEADER.size + groups * (SLOT.size + 4 * numbers)
+        guide, tail = _tail(data, magic, size)
+        size += SLOT.size + (GUIDED.size + len(tail) if magic in TAILED else 0)
+        if magic not in (MAGIC, *TAILED, MAGIC_REWIND) or len(data) != size:
+            raise WireError(
+                f"entry {MAGIC:#x} of {size} bytes expected, got {magic:#x} of {len(data)}"
+            )
+        if SLOT.unpack_from(data, size - SLOT.size)[0] != crc32(data[: -SLOT.size]):
+            raise WireError(f"entry of round {round_} is corrupt: its checksum does not fit")
+        if magic == MAGIC_REWIND:
+            return _rewind(round_, learning_rate, groups, numbers)
+        read = tuple(_groups(data, groups, numbers))
+        if magic == MAGIC_DROPPED:
+            return cls(round_, learning_rate, read, guide, dropped=tail)
+        return cls(round_, learning_rate, read, guide, tail)
+
+
+def _rewind(round_: int, scale: float, groups: int, back_to: int) -> Entry:
+    if groups or back_to >= round_:
+        raise WireError(f"round {round_}: a rewind to an earlier round expected, got {back_to}")
+    return Entry(round_, scale, (), back_to=back_to)
+
+
+def is_dense(data: bytes) -> bool:
+    """Whether an encoded entry carries a gradient of one number per parameter."""
+    return data[:2] == MAGIC_DENSE.to_bytes(2, "little") and Entry.decode(data).payload != b""
+
+
+def _groups(data: bytes, groups: int, numbers: int) -> list[Group]:
+    at, read = HEADER.size, []
+    for _ in range(groups):
+        (slot,) = SLOT.unpack_from(data, at)
+        values = np.frombuffer(data, "<f4", numbers, at + SLOT.size).astype(np.float32)
+        read.append(Group(slot, values))
+        at += SLOT.size + 4 * numbers
+    return read
+
+
+def _tail(data: bytes, magic: int, at: int) -> tuple[float, bytes]:
+    """Guide and payload (or its digest) of an entry that has them; not checked against the end."""
+    if magic not in TAILED:
+        return 0.0, b""
+    if len(data) < at + GUIDED.size:
+        raise WireError(f"entry of at least {at + GUIDED.size} bytes expected, got {len(data)}")
+    guide, length = GUIDED.unpack_from(data, at)
+    start = at + GUIDED.size
+    if len(data) < start + length or (magic == MAGIC_DROPPED and length != DIGEST):
+        raise WireError(f"entry with {length} bytes more expected, got {len(data) - start}")
+    return guide, data[start : start + length]

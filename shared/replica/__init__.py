@@ -1,0 +1,1 @@
+"""A model that follows the ledger: replay, rounding and snapshots with the same bits everywhere."""

@@ -1,0 +1,1 @@
+"""What a run trains on and with: oracle, scope, corpus, data of a site."""

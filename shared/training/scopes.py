@@ -1,0 +1,105 @@
+"""Which parameters a run trains: all, last layers, biases, adapters, a head, or a pattern's.
+
+Whatever is frozen is the same at every site, since the digest of the untrained model covers it too.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from shared.base.errors import ConfigError
+from shared.config.schema import Config
+from shared.models.model import CLASSIFIER
+
+BLOCK = re.compile(r"^(.*)\.(\d+)\.(.+)$")  # a parameter of one of several equal blocks
+MLP = re.compile(r"(^|\.)mlp\.|^intermediate\.|^output\.")  # the latter two: BERT's, with its norm
+MLP_NORM = ("ln_2.", "post_attention_layernorm.")  # as GPT-2 and Llama name what comes before it
+BIASES = re.compile(r"bias$|norm|(^|\.)ln_", re.IGNORECASE)  # with norms, by any usual name
+POOLER = re.compile(r"(^|\.)pooler\.")  # between an encoder and its head
+
+
+def trainable(config: Config, module: nn.Module) -> Callable[[str], bool]:
+    """Say of a parameter's name whether ``scope`` trains it.
+
+    Raises:
+        ConfigError: the pattern is not one, or the module has no blocks whose last one to train.
+    """
+    if config.scope == "full":
+        return lambda name: True
+    if config.scope == "lora":
+        kept = head(module) if type(module).__name__.endswith(CLASSIFIER) else set[str]()
+        return lambda name: ".lora_" in name or name in kept
+    if config.scope == "head":
+        return head(module).__contains__
+    if config.scope == "bias":
+        return biases(module).__contains__
+    if config.scope == "reduced":
+        return reduced(module).__contains__
+    try:
+        pattern = re.compile(config.scope.removeprefix("regex:"))
+    except re.error as error:
+        raise ConfigError(f"scope {config.scope!r}: {error}") from error
+    return lambda name: pattern.search(name) is not None
+
+
+def head(module: nn.Module) -> set[str]:
+    """Names of what stands on an encoder: the head, and the pooler that feeds it.
+
+    Of a causal language model it is the output matrix, which may be the embedding as well.
+
+    Raises:
+        ConfigError: nothing does.
+    """
+    any_module: Any = module
+    if not type(module).__name__.endswith(CLASSIFIER):
+        outputs = {id(parameter) for parameter in any_module.get_output_embeddings().parameters()}
+        return {name for name, parameter in module.named_parameters() if id(parameter) in outputs}
+    body = f"{any_module.base_model_prefix}."
+    names = [name for name, _ in module.named_parameters()]
+    chosen = {name for name in names if not name.startswith(body) or POOLER.search(name)}
+    if not chosen:
+        raise ConfigError(f"scope head: {type(module).__name__} has no parameter outside {body!r}")
+    return {name for name in chosen if ".lora_" not in name}
+
+
+def biases(module: nn.Module) -> set[str]:
+    """Names of biases, of norms, and of a classifier's output; BitFit.
+
+    Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199. Some thousandths of the parameters, so
+    that a zeroth-order estimate finds the way with few directions.
+
+    Raises:
+        ConfigError: the module has none.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    chosen = {name for name in names if BIASES.search(name)}
+    if type(module).__name__.endswith(CLASSIFIER):
+        chosen |= {name for name in head(module) if not POOLER.search(name)}
+    if not chosen:
+        raise ConfigError(f"scope bias: {type(module).__name__} has neither biases nor norms")
+    return chosen
+
+
+def reduced(module: nn.Module) -> set[str]:
+    """Names of the last block's MLP, of its norm, and of the head.
+
+    A head that shares its weights with the embedding brings that along: they are one tensor.
+
+    Raises:
+        ConfigError: none of the module's blocks has an MLP.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    blocks = [found.groups() for name in names if (found := BLOCK.match(name))]
+    last = max((int(number) for _, number, _ in blocks), default=-1)
+    chosen = {
+        f"{stem}.{number}.{rest}"
+        for stem, number, rest in blocks
+        if int(number) == last and (MLP.search(rest) or rest.startswith(MLP_NORM))
+    }
+    if not chosen:
+        raise ConfigError(
+            f"scope reduced: blocks with an 'mlp' expected in {type(module).__name__}; use regex:…"
+        )
+    return chosen | head(module)

@@ -1,0 +1,88 @@
+"""What sites measure on and what they backpropagate on: the same examples, or two sets."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.base.errors import DataError
+from shared.config.schema import Config
+from shared.data.documents import evenly
+from shared.data.examples import Blocks, hold_out
+from shared.models.model import LanguageModel
+from shared.training.corpus import Corpus, elsewhere
+
+LOG = logging.getLogger("dandelion")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """One site's examples."""
+
+    queries: Blocks
+    gradients: Blocks
+    held_out: Blocks | None = None  # what a site evaluates on, where sites do
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """The data set of the queries, and that of the gradients: often the same object."""
+
+    queries: Corpus
+    gradients: Corpus
+    config: Config
+
+    @classmethod
+    def of(
+        cls, config: Config, model: LanguageModel, own: str = "", own_bp: str = ""
+    ) -> "SiteData":
+        """Load what ``dataset`` and ``bp-dataset`` name, or a site's own data in their place.
+
+        Says once if these are two.
+        """
+        queries = Corpus.own(elsewhere(config, own), model) if own else Corpus.of(config, model)
+        name = own_bp or config.bp_dataset
+        if name in ("", queries.config.dataset) or (own and name == config.dataset):
+            return cls(queries, queries, config)
+        other = elsewhere(config, name)
+        gradients = Corpus.own(other, model) if own_bp else Corpus.of(other, model)
+        LOG.warning(
+            "queries are measured on %s (%d examples), gradients taken on %s (%d examples)",
+            queries.config.dataset, len(queries.training), name, len(gradients.training),
+        )  # fmt: skip
+        return cls(queries, gradients, config)
+
+    def shard(self, number: int, count: int) -> Shards:
+        """The examples of site ``number`` of ``count``.
+
+        ``split-bp-zo-data`` gives a site's even examples to the gradients and its odd ones to the
+        queries; of one example, neither can do without, and two data sets are apart already.
+        ``bp-max-samples`` then thins the former.
+        """
+        queries, gradients = self.queries.shard(number, count), self.gradients.shard(number, count)
+        queries, held_out = self._kept(queries)
+        if self.gradients is self.queries:
+            gradients = queries
+            if self.config.split_bp_zo_data and len(queries) > 1:
+                rows = np.arange(len(queries))
+                queries, gradients = queries.take(rows[1::2]), gradients.take(rows[::2])
+        most = self.config.bp_max_samples
+        if 0 < most < len(gradients):
+            gradients = gradients.take(evenly(len(gradients), most))
+        return Shards(queries, gradients, held_out)
+
+    def _kept(self, queries: Blocks) -> tuple[Blocks, Blocks | None]:
+        """What a site measures on, and what of its examples it keeps for evaluation.
+
+        Raises:
+            DataError: it has too few of them.
+        """
+        fraction, most = self.config.site_eval_fraction, self.config.eval_blocks
+        if not fraction:
+            return queries, None
+        training, held_out = hold_out(queries, fraction, most)
+        if not len(held_out):
+            raise DataError(
+                f"site-eval-fraction = {fraction} keeps none of a site's {len(queries)} examples"
+            )
+        return training, held_out

@@ -1,0 +1,100 @@
+"""Benchmarks run, small, and say what they measured."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+from typer.testing import CliRunner
+
+from dandelion.bench import bandwidth, frozen, growth, parallel, replay
+from dandelion.cli.bench import app
+from shared.base.errors import ConfigError
+from shared.models.gpt2 import Shape
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before
+    torch.set_num_threads(before)
+
+
+def test_the_replay_is_timed_in_every_way():
+    rows = replay.replay(repeats=1, size="byte-gpt", rounds=3)
+    assert [row.name.partition(",")[0] for row in rows] == [
+        "1",  # 1,000 rounds in one pass
+        "3 rounds in one pass",
+        "3 rounds",
+        "pool replay (FedKSeed)",
+        "flat normals and SGD steps (DeComFL)",
+    ]
+    assert rows[0].ratio == 1
+    assert all(row.seconds > 0 and "per second and core" in row.note for row in rows)
+
+
+def test_batched_queries_are_timed_against_one_by_one_and_plain():
+    shape = Shape(16, 1, 2, 16, 259)
+    rows = parallel.parallel(1, (parallel.Case(1, 8, 2),), shape)
+    bases = ("one by one, lowrank", "one by one, rademacher", "plain forwards")
+    assert {row.note for row in rows} == {f"to {base}" for base in bases}
+    assert len({row.name for row in rows}) == len(rows) - 2  # the batched one has three ratios
+
+
+def test_frozen_parts_are_timed_both_ways(monkeypatch):
+    tiny = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 64}
+    tiny |= {"num_attention_heads": 2, "vocab_size": 30000}
+    made = BertForSequenceClassification(BertConfig(**tiny))
+    monkeypatch.setattr(frozen, "encoder", lambda: made)
+    rows = frozen.frozen(repeats=1)
+    scopes = [row.name.split(", ")[1] for row in rows[::2]]
+    assert scopes == [f"scope {name}" for name in frozen.SCOPES]
+    assert [row.ratio for row in rows[::2]] == [1, 1, 1]
+
+
+def test_bandwidth_is_that_of_a_copy_or_less_where_more_is_done(monkeypatch):
+    monkeypatch.setitem(bandwidth.SHAPES, "cpu", (64, 64))
+    rows = bandwidth.bandwidth("cpu", repeats=1)
+    assert rows[0].ratio == 1
+    assert all("GB/s" in row.note for row in rows)
+    families = {row.name.partition(":")[0] for row in rows[1:] if ":" in row.name}
+    assert families == {"rademacher", "lowrank"}
+    assert any(row.name.startswith("plain product of 16 rows") for row in rows)
+
+
+def test_without_cuda_the_bandwidth_table_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for arguments in (["--device", "cuda"], ["bandwidth", "--device", "cuda"]):
+        done = CliRunner().invoke(app, arguments)
+        assert isinstance(done.exception, ConfigError)
+        assert "where torch sees a CUDA device" in str(done.exception)
+
+
+def test_a_bench_without_a_name_shows_what_there_is():
+    done = CliRunner().invoke(app, [])
+    assert done.exit_code == 2
+    assert "replay" in done.output
+
+
+def test_exponents_are_slopes_and_the_picture_is_drawn(tmp_path):
+    x = (1.0, 10.0, 100.0)
+    line = growth.Curve("round", "clients", "s", x, [3 * v for v in x])
+    square = replace(line, name="square", unit="MiB", y=[v**2 for v in x])
+    assert line.exponent == pytest.approx(1)
+    assert square.exponent == pytest.approx(2)
+    growth.draw([line, square, replace(line, against="queries")], tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(("what", "value"), [("size", "0.1 M"), ("replay", "4096")])
+def test_a_point_of_growth_has_what_its_curves_need(what, value, capsys, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(growth, "REPEATS", 1)
+    growth.main(what, value)
+    found = json.loads(capsys.readouterr().out)
+    torch.set_num_threads(before)
+    assert found["replay"] > 0
+    assert found["parameters"] == (124_864 if what == "size" else 4096)
+    assert ("memory" in found) == (what == "size")

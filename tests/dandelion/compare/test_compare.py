@@ -1,0 +1,185 @@
+"""A comparison runs every method from one start, says what each cost, and makes a page."""
+
+import json
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from fleet import SMALL
+from typer.testing import CliRunner
+
+from dandelion.cli.app import app
+from dandelion.compare.curves import Point, common_target, reached
+from dandelion.compare.methods import METHODS, PRESETS, configurations
+from dandelion.compare.page import page
+from dandelion.compare.runner import verdicts
+from shared.base.errors import ConfigError, UnknownNameError
+from shared.config.schema import Config
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+KEYS = ("dataset", "max-samples", "partitioner", "block-size", "eval-blocks", "num-clients",
+        "queries", "zo-batch-size", "bp-batch-size", "bp-interval", "round-timeout",
+        "wait-timeout")  # fmt: skip
+
+
+def run(folder, *arguments, rounds=("num-rounds=3", "eval-interval=1")):
+    pairs = [f"{key}={SMALL[key]}" for key in KEYS] + [*rounds]
+    pairs.append(f"output-dir={folder}")
+    options = [word for pair in pairs for word in ("--set", pair)]
+    done = CliRunner().invoke(app, ["compare", "--name", "c", *options, *arguments])
+    assert done.exception is None, done.exception
+    return json.loads((folder / "c" / "comparison.json").read_text()), done.output
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """All seven methods, three rounds each."""
+    folder = tmp_path_factory.mktemp("compare")
+    return folder / "c", *run(folder, "--methods", ",".join(METHODS))
+
+
+def test_every_method_starts_at_the_same_loss_and_says_what_it_cost(made):
+    folder, found, said = made
+    assert [row["name"] for row in found["methods"]] == [*METHODS]
+    starts = {round(row["points"][0]["loss"], 5) for row in found["methods"]}
+    assert len(starts) == 1
+    for row in found["methods"]:
+        assert [p["round"] for p in row["points"]] == [0, 1, 2, 3]
+        assert row["totals"]["message"] > row["totals"]["payload"] > 0
+        assert row["totals"]["forwards"] > 0
+        assert row["peak_memory_bytes"] > row["round_memory_bytes"] >= 0
+        assert row["name"] in said
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    assert names >= {"comparison.json", "comparison.html", "comparison-message.png"}
+
+
+def test_the_original_protocol_costs_full_parameters_down(made):
+    rows = {row["name"]: row for row in made[1]["methods"]}
+    each = rows["zo-dense"]["totals"]["payload"] / 3
+    assert each > 4 * rows["zo-dense"]["parameters"]
+    assert rows["zo"]["totals"]["payload"] < 0.01 * each
+    assert rows["zo"]["digest"] == rows["zo-dense"]["digest"]
+
+
+def test_a_budget_of_forwards_stops_every_method_at_about_as_many(tmp_path):
+    found, _ = run(tmp_path, "--preset", "three-modes", "--forwards", "8")
+    assert [row["totals"]["forwards"] for row in found["methods"]] == [9, 8, 11]
+    assert [row["totals"]["round"] for row in found["methods"]] == [3, 2, 2]
+
+
+def test_a_schedule_needs_rounds_to_fall_towards(tmp_path):
+    options = ["--methods", "zo", "--seconds", "1", "--set", "lr-schedule=cosine"]
+    done = CliRunner().invoke(app, ["compare", *options, "--set", f"output-dir={tmp_path}"])
+    assert isinstance(done.exception, ConfigError)
+    assert "set num-rounds as well" in str(done.exception)
+
+
+def test_a_budget_alone_says_when_a_method_ends(tmp_path):
+    found, _ = run(tmp_path, "--methods", "zo", "--forwards", "1000", rounds=())
+    (row,) = found["methods"]
+    assert row["totals"]["forwards"] == 1000
+    assert row["totals"]["round"] > Config().num_rounds
+
+
+def point(round_, loss):
+    return Point(round_, loss, round_, round_, round_, round_)
+
+
+def test_the_target_is_the_first_evaluation_at_the_loss_and_by_default_one_that_all_reach():
+    slow, fast = [point(0, 5.0), point(1, 4.0)], [point(0, 5.0), point(1, 3.0), point(2, 3.5)]
+    assert common_target([slow, fast]) == 4.0
+    assert reached(slow, 4.0) == slow[1]
+    assert reached(slow, 3.9) is None
+
+
+def test_where_first_order_methods_win_is_said_first_and_who_never_arrives_last():
+    def row(name, first_order, **cost):
+        return {"name": name, "first_order": first_order, "to_target": cost or None}
+
+    axes = ("round", "payload", "message", "forwards", "seconds")
+    fo = row("fo", True, **dict.fromkeys(axes, 5.0) | {"payload": 900.0, "message": 900.0})
+    zo = row("zo", False, **dict.fromkeys(axes, 50.0))
+    said = verdicts([zo, fo, row("late", False)], 3.0)
+    assert [("fo" in text) for text in said] == [True, True, True, False, False, False]
+    assert said[-1] == "late never reached a loss of 3.000"
+
+
+def test_presets_are_the_original_experiments():
+    merged = configurations("", "merged", [], {})
+    assert [c.query_data for c in merged.values()] == ["fresh", "shared", "same"]
+    assert all(c.split_bp_zo_data for c in merged.values())
+    assert [c.mode for c in configurations("", "three-modes", [], {}).values()] == [
+        "fo", "zo", "instruct"]  # fmt: skip
+    assert set(PRESETS) == {"merged", "three-modes"}
+
+
+def test_a_setting_may_be_of_one_method():
+    found = configurations("zo,fo", "", ["seed=3", "zo:queries=7"], {})
+    assert (found["zo"].queries, found["fo"].queries) == (7, 16)
+    assert {c.seed for c in found.values()} == {3}
+
+
+@pytest.mark.parametrize(
+    ("methods", "pairs", "error", "text"),
+    [
+        ("zo,sgd", [], UnknownNameError, "unknown method 'sgd'"),
+        ("", [], ConfigError, "--methods or --preset expected"),
+        ("zo", ["fo:seed=1"], UnknownNameError, "unknown method 'fo'; known: zo"),
+        ("zo", ["seed"], ConfigError, "method:key=value expected, got 'seed'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(methods, pairs, error, text):
+    with pytest.raises(error, match=text):
+        configurations(methods, "", pairs, {})
+
+
+def test_the_page_needs_no_network(made):
+    text = (made[0] / "comparison.html").read_text()
+    assert "Plotly.newPlot" in text
+    assert not [
+        tag for tag in ("<link", "<script src", "<img") if tag in text.partition("<body>")[2]
+    ]
+    assert page(made[1] | {"verdicts": ["</script>"]}).count("</script>") == 2
+
+
+PROBE = """<script>addEventListener("load", async () => {
+  const wait = () => new Promise(done => setTimeout(done, 600));
+  const said = {points: document.querySelectorAll("#chart .trace").length};
+  const first = () => chart.data[0].visible;
+  for (const axis of Object.keys(found.axes)) {
+    document.querySelector(`[data-axis=${axis}]`).click(); await wait();
+    said[axis] = chart.data[0].x.join() === found.methods[0].points.map(p => p[axis]).join()
+      && chart.layout.xaxis.title.text === found.axes[axis];
+  }
+  const toggle = chart.querySelector(".legendtoggle");
+  for (const kind of ["mousedown", "mouseup"])
+    toggle.dispatchEvent(new MouseEvent(kind, {bubbles: true}));
+  await wait(); said.hidden = first();
+  const out = document.createElement("pre");
+  out.id = "said"; out.textContent = JSON.stringify(said); document.body.append(out);
+});</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+def test_the_page_works_in_a_browser(made, tmp_path):
+    """It draws, each button changes the axis, and the legend hides a method."""
+    file = tmp_path / "page.html"
+    file.write_text((made[0] / "comparison.html").read_text().replace("</body>", PROBE))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+               "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}",
+               "--virtual-time-budget=20000", file.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    said = json.loads(done.stdout.partition('<pre id="said">')[2].partition("</pre>")[0])
+    assert said.pop("points") == len(METHODS)
+    assert said.pop("hidden") == "legendonly"
+    assert said == dict.fromkeys(made[1]["axes"], True)
+
+
+def test_dependencies_are_pinned():
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    assert all("==" in name for name in project["dependencies"])

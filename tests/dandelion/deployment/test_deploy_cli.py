@@ -1,0 +1,275 @@
+"""``dandelion server`` and ``dandelion client``: what they run, and that their status is true."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dandelion.cli.app import app
+from dandelion.cli.client import node_config, reason
+from dandelion.deployment.deploy_home import (
+    Home,
+    near,
+    superexec_command,
+    superlink_command,
+    supernode_command,
+)
+from dandelion.deployment.supervisor import Keeper, Program, alive
+from dandelion.engines.flower_simulation import EngineError
+from shared.base.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[3]
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home.at(tmp_path / "home")
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    folder = tmp_path / "certificates"
+    script = ROOT / "deploy" / "certificates.sh"
+    subprocess.run([script, folder, "superlink.example", "10.0.0.1"], check=True, stdout=-3)
+    return folder
+
+
+def program(tmp_path: Path, name: str, command: list[str]) -> Program:
+    return Program(name, command, tmp_path, os.environ, tmp_path / f"{name}.log")
+
+
+def test_a_superlink_keeps_its_state_in_a_file_and_runs_in_other_processes(home, certificates):
+    command = superlink_command(home, "0.0.0.0", 8000, certificates)
+    for words in (
+        ["--isolation", "process"],
+        ["--database", str(home.folder / "superlink.db")],
+        ["--ssl-certfile", str(certificates / "server.crt")],
+    ):
+        assert words[1] == command[command.index(words[0]) + 1]
+    assert "--disable-runtime-dependency-installation" in command
+    assert "--enable-supernode-auth" in command
+    assert "--insecure" not in command
+
+
+def test_without_certificates_nothing_is_authenticated(home):
+    command = superlink_command(home, "127.0.0.1", 8000, None)
+    assert "--insecure" in command
+    assert "--enable-supernode-auth" not in command
+    assert "--insecure" in superexec_command(home, "127.0.0.1:8000", None)
+
+
+def test_a_node_and_its_apps_run_with_patches_unless_they_are_to_be_as_flower_has_them(home):
+    for stock, first in ((False, sys.executable), (True, str(Path(sys.executable).parent))):
+        node = supernode_command(home, "a:1", "site='a'", 9094, (None, None), stock)
+        execute = superexec_command(home, "127.0.0.1:9094", None, stock)
+        assert node[0].startswith(first)
+        assert execute[0].startswith(first)
+        for words in (["--isolation", "process"], ["--superlink", "a:1"]):
+            assert words[1] == node[node.index(words[0]) + 1]
+        secrets = [each[each.index("--superexec-auth-secret-file") + 1] for each in (node, execute)]
+        assert secrets == [str(home.secret())] * 2
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("0.0.0.0", "127.0.0.1:8000"), ("127.0.0.1", "127.0.0.1:8000"), ("10.0.0.1", "10.0.0.1:8000")],
+)
+def test_a_servers_own_programs_find_it_where_it_listens(host, address):
+    assert near(host, 8000) == address
+
+
+def test_the_secret_of_a_superexec_is_made_once_and_for_its_owner_alone(home):
+    first = home.secret().read_text()
+    assert home.secret().read_text() == first
+    assert home.secret().stat().st_mode & 0o077 == 0
+    assert len(first) == 64
+
+
+def test_a_certificate_that_is_not_there_is_named(home, tmp_path):
+    with pytest.raises(EngineError, match=r"ca.crt: no such file; deploy/certificates.sh"):
+        superlink_command(home, "127.0.0.1", 8000, tmp_path)
+    with pytest.raises(EngineError, match=r"none\.key"):
+        supernode_command(home, "a:1", "site='a'", 9094, (None, tmp_path / "none.key"))
+
+
+def test_the_server_certificate_is_for_the_names_given_and_for_this_host(certificates):
+    shown = subprocess.run(
+        ["openssl", "x509", "-in", certificates / "server.crt", "-noout", "-ext", "subjectAltName"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in ("DNS:localhost", "127.0.0.1", "DNS:superlink.example", "10.0.0.1"):
+        assert name in shown
+    verified = subprocess.run(
+        ["openssl", "verify", "-CAfile", certificates / "ca.crt", certificates / "server.crt"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert verified.returncode == 0
+    assert (certificates / "server.key").stat().st_mode & 0o077 == 0
+
+
+def test_a_second_server_certificate_has_the_same_authority(certificates):
+    authority, server = ((certificates / n).read_bytes() for n in ("ca.crt", "server.crt"))
+    script = ROOT / "deploy" / "certificates.sh"
+    subprocess.run([script, certificates, "other.example"], check=True, stdout=-3)
+    assert (certificates / "ca.crt").read_bytes() == authority
+    assert (certificates / "server.crt").read_bytes() != server
+
+
+def test_a_certificate_is_not_renewed_by_another_authority(certificates):
+    """The key is kept elsewhere; without it every node would be locked out."""
+    before = {path.name: path.read_bytes() for path in certificates.iterdir()}
+    del before["ca.key"]
+    (certificates / "ca.key").unlink()
+    script = ROOT / "deploy" / "certificates.sh"
+    done = subprocess.run([script, certificates, "other.example"], check=False, capture_output=True)
+    assert done.returncode == 2
+    assert b"bring it back" in done.stderr
+    assert {path.name: path.read_bytes() for path in certificates.iterdir()} == before
+
+
+def test_a_node_config_is_checked_before_anything_is_started(home):
+    assert node_config(["partition-id=3", "site=a b"], home) == {
+        "store": str(home.folder / "store"), "partition-id": 3, "site": "a b",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="unknown keys"):
+        node_config(["partition-id=3", "gpu=1"], home)
+    with pytest.raises(EngineError, match="key=value"):
+        node_config(["partition-id"], home)
+
+
+def test_the_reason_of_a_refusal_is_what_flower_says():
+    log = "noise\nExit Code: 305\n[code: 2004] Failed to activate SuperNode\nExit Code: 305\n"
+    assert reason(log) == "Exit Code: 305; [code: 2004] Failed to activate SuperNode"
+    assert reason("something else") == "something else"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["server", "up"], "either --certificates FOLDER or --insecure expected"),
+        (["server", "stop"], "no server is up"),
+        (["client", "join", "a:1"], "either --ca FILE or --insecure expected"),
+        (["client", "join", "a:1", "--insecure"], "must have site"),
+    ],
+)
+def test_a_command_that_cannot_work_says_why(words, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("DANDELION_HOME", str(tmp_path / "home"))
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code != 0
+    assert message in str(found.exception)
+
+
+def test_what_dies_is_started_again_and_what_keeps_dying_is_given_up(tmp_path):
+    said = []
+    dying = program(tmp_path, "dying", [sys.executable, "-c", "raise SystemExit(3)"])
+    steady = program(tmp_path, "steady", SLEEP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dandelion.deployment.supervisor.PAUSE_S", 0.05)
+        patch.setattr("dandelion.deployment.supervisor.signal.signal", lambda number, handler: None)
+        lost = Keeper([steady, dying], said.append).run(lambda each, status: each.deaths >= 3)
+    assert lost is dying
+    assert lost.deaths == 3
+    assert said.count("dying ended with status 3; it is started again") == 2
+    assert steady.process.returncode == -signal.SIGTERM
+
+
+def test_what_hangs_after_a_fatal_error_is_started_again(tmp_path):
+    script = "import time; print('handshake error detected', flush=True); time.sleep(60)"
+    hanging = program(tmp_path, "hanging", [sys.executable, "-c", script])
+    hanging.fatal = "handshake error"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dandelion.deployment.supervisor.PAUSE_S", 0.05)
+        patch.setattr("dandelion.deployment.supervisor.signal.signal", lambda number, handler: None)
+        lost = Keeper([hanging], lambda text: None).run(lambda each, status: each.deaths >= 2)
+    assert lost is hanging
+    assert hanging.tail().count("handshake error") == 2
+
+
+def test_what_has_started_well_has_not_died_in_a_row(tmp_path):
+    """A node that lost its server after an hour is not one that never got through."""
+    script = "print('joined', flush=True)"
+    each = program(tmp_path, "node", [sys.executable, "-c", script])
+    each.well = "joined"
+    deaths = []
+    for _ in range(3):
+        each.start()
+        each.process.wait()
+        each.died()
+        deaths.append(each.deaths)
+    each.well = "never said"
+    each.start()
+    each.process.wait()
+    each.died()
+    assert [*deaths, each.deaths] == [1, 1, 1, 2]
+
+
+def test_a_log_does_not_grow_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("dandelion.deployment.supervisor.LONGEST_LOG", 1000)
+    script = "import time\nfor k in range(200): print('x' * 99, flush=True); time.sleep(0.002)"
+    each = program(tmp_path, "chatty", [sys.executable, "-c", script])
+    each.start()
+    while each.died() is None:
+        time.sleep(0.01)
+    each.died()
+    sizes = [each.log.stat().st_size, each.log.with_suffix(".log.1").stat().st_size]
+    assert max(sizes) < 10_000
+    assert set(each.tail()) <= {"x", "\n"}
+
+
+def test_what_is_killed_leaves_no_file_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("dandelion.deployment.supervisor.tempfile.tempdir", str(tmp_path))
+    script = (
+        "import os, pathlib, signal; pathlib.Path(os.environ['DANDELION_SCRATCH'], 'x').touch()"
+    )
+    kill = "; os.kill(os.getpid(), signal.SIGKILL)"
+    each = program(tmp_path, "killed", [sys.executable, "-c", script + kill])
+    each.scratch = True
+    each.start()
+    assert each.process.wait() == -signal.SIGKILL
+    (left,) = tmp_path.glob("dandelion-*/x")
+    each.start()
+    assert not left.exists()
+    each.end()
+    assert not list(tmp_path.glob("dandelion-*"))
+
+
+def test_what_does_not_get_through_is_spoken_of_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("dandelion.deployment.supervisor.LATE_S", 0.1)
+    monkeypatch.setattr("dandelion.deployment.supervisor.LOOK_S", 0.02)
+    monkeypatch.setattr(
+        "dandelion.deployment.supervisor.signal.signal", lambda number, handler: None
+    )
+    each, said = program(tmp_path, "supernode", SLEEP), []
+    each.well = "SuperNode ID"
+    keeper = Keeper([each], said.append)
+    threading.Timer(0.5, keeper.stop).start()
+    assert keeper.run(lambda lost, status: True) is None
+    assert [line for line in said if "not got through" in line] == [said[1]]
+    assert len(said) == 2
+
+
+def test_a_signal_ends_everything(tmp_path):
+    steady = program(tmp_path, "steady", SLEEP)
+    keeper = Keeper([steady], lambda text: None)
+    threading.Timer(1.0, keeper.stop).start()
+    start = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dandelion.deployment.supervisor.signal.signal", lambda number, handler: None)
+        assert keeper.run(lambda each, status: True) is None
+    assert time.monotonic() - start < 30
+    assert steady.process.returncode is not None
+
+
+def test_a_process_file_names_a_process_or_nothing(tmp_path):
+    assert alive(tmp_path / "none") is None
+    (tmp_path / "bad").write_text("x")
+    assert alive(tmp_path / "bad") is None
+    (tmp_path / "mine").write_text(str(os.getpid()))
+    assert alive(tmp_path / "mine") == os.getpid()

@@ -1,0 +1,157 @@
+"""Two hundred rounds with a fault every few seconds: the same bits, and nothing is left behind.
+
+Ten minutes at most on two quiet cores; DANDELION_SOAK_ROUNDS says another number of rounds.
+"""
+
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import processes
+import pytest
+from machines import Federation, destroy, last_round
+from three_nodes import SETTINGS, local_digest, partition
+
+pytestmark = [pytest.mark.deployment, pytest.mark.soak]
+
+LONGEST_S = 1500.0  # something hangs
+ROUNDS = int(os.environ.get("DANDELION_SOAK_ROUNDS", "200"))
+SOAK = {**SETTINGS, "num-rounds": ROUNDS, "learning-rate": 0.002, "num-clients": 2,
+        "min-clients": 2, "staleness": 1, "max-skipped-rounds": 1000, "snapshot-interval": 50,
+        "resend-after": 8}  # fmt: skip
+WATCHED = ("flower-superlink", "flwr-serverapp", "flower-supernode", "flower-superexec",
+           "forkserver", "client.worker.server")  # fmt: skip
+MORE_BYTES, MORE_FILES = 48 << 20, 12  # what a process may gain after its first half minute
+
+
+@dataclass
+class Soak:
+    """A run under faults; its server side is started again whenever it is gone."""
+
+    made: Federation
+    chance: random.Random
+    done: list[str] = field(default_factory=list)
+    deck: list[Callable[["Soak"], None]] = field(default_factory=list)  # faults to come
+    rest: int = 1  # no fault before this round
+
+    def start(self) -> None:
+        """Begin."""
+        self.command = self.made.run("soak", SOAK)
+
+    @property
+    def round(self) -> int:
+        return last_round(self.made.runs / "soak")
+
+    def go_on(self) -> None:
+        """Resume where the run's command has ended."""
+        if self.command.poll() is not None:
+            self.command = self.made.resume("soak")
+
+    def fault(self) -> None:
+        """Something happens, unless the last thing is not overcome yet."""
+        if self.round >= self.rest:
+            if not self.deck:
+                self.deck = [what for what, (times, _) in FAULTS.items() for _ in range(times)]
+                self.chance.shuffle(self.deck)
+            what = self.deck.pop()
+            what(self)
+            self.done.append(what.__name__)
+            print(f"round {self.round}: {what.__name__}", flush=True)
+            self.rest = self.round + FAULTS[what][1]
+
+
+def cable(soak: Soak) -> None:
+    """A node is cut off for a moment."""
+    name = soak.chance.choice(["n0", "n1"])
+    soak.made.net.cut(name)
+    time.sleep(soak.chance.uniform(0.3, 2.0))
+    soak.made.net.mend(name)
+
+
+def worker(soak: Soak) -> None:
+    """A node's resident worker is killed."""
+    destroy(soak.made.workers("n1"))
+
+
+def executor(soak: Soak) -> None:
+    """What starts a node's ClientApps is killed, and with it what it has started."""
+    destroy(processes.of(soak.made.folder / "n1", "flower-superexec"))
+
+
+def server(soak: Soak) -> None:
+    """The server process is killed, and the run resumed."""
+    soak.made.kill_server("flwr-serverapp")
+    destroy([soak.command.pid])
+    soak.command.wait()
+
+
+def superlink(soak: Soak) -> None:
+    """The SuperLink is killed."""
+    soak.made.kill_server("flower-superlink")
+
+
+def node(soak: Soak) -> None:
+    """A node is stopped as an operator stops it, and started again."""
+    process = soak.made.nodes.pop("n1")
+    process.terminate()
+    process.wait(60)
+    soak.made.join("n1", *partition(1, 2))
+
+
+# how often in a deck, and how many rounds must be committed before the next one
+FAULTS = {cable: (10, 1), worker: (6, 2), executor: (2, 2), server: (3, 6), superlink: (2, 6),
+          node: (1, 6)}  # fmt: skip
+
+
+@pytest.fixture
+def private(tmp_path, monkeypatch):
+    """Sockets and temporary files of this test alone; a socket's path must be short."""
+    with tempfile.TemporaryDirectory(prefix="soak-") as short:
+        for name, folder in (("XDG_RUNTIME_DIR", "run"), ("TMPDIR", "tmp")):
+            Path(short, folder).mkdir(mode=0o700)
+            monkeypatch.setenv(name, str(Path(short, folder)))
+        (tmp_path / "short").symlink_to(short)
+        yield tmp_path
+
+
+def left_behind(short: Path) -> set[str]:
+    """Sockets, and temporary files but for PyTorch's cache."""
+    found = [*short.glob("run/**/*.sock"), *short.glob("tmp/*")]
+    return {path.name for path in found if not path.name.startswith("torchinductor_")}
+
+
+def test_two_hundred_rounds_under_faults(private):
+    seed = random.randrange(1 << 32)
+    made = Federation(private / "federation")
+    made.folder.mkdir()
+    soak, used = Soak(made, random.Random(seed)), processes.Resources()
+    try:
+        made.up()
+        for number in range(2):
+            made.join(f"n{number}", *partition(number, 2))
+        soak.start()
+        processes.until(lambda: soak.round >= 1, "round 1")
+        began = time.monotonic()
+        while soak.round < SOAK["num-rounds"]:
+            for word in WATCHED:  # before the end, which draws pictures
+                used.look(word, processes.of(made.folder, word))
+            time.sleep(soak.chance.uniform(2.0, 5.0))
+            soak.fault()
+            soak.go_on()
+            assert time.monotonic() - began < LONGEST_S, f"round {soak.round}, seed {seed}"
+        seconds = time.monotonic() - began
+        assert soak.command.wait(120) == 0, made.said("soak")
+    finally:
+        made.end()
+    print(f"{seconds:.0f} s, {len(soak.done)} faults, seed {seed}; gained at most {used.most()}")
+    assert made.digest("soak") == local_digest(private, SOAK)
+    assert set(soak.done) == {what.__name__ for what in FAULTS}
+    assert not processes.of(made.folder)
+    assert left_behind((private / "short").resolve()) == set()
+    assert not [p for p in made.folder.rglob("*") if p.is_file() and p.name.startswith(".")]
+    assert {kind for kind, (size, _) in used.most().items() if size >= MORE_BYTES} == set()
+    assert {kind for kind, (_, files) in used.most().items() if files >= MORE_FILES} == set()

@@ -1,0 +1,92 @@
+"""The same run on three engines: in this process, on Flower's simulation, and by ``flwr run .``."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dandelion.engines.flower_simulation import APP, flower_environment, free_port, run_flower
+from dandelion.engines.local import run_local
+from shared.config.schema import Config
+
+SETTINGS = {
+    "num-rounds": 3,
+    "num-clients": 3,
+    "queries": 2,
+    "max-samples": 60,
+    "block-size": 16,
+    "eval-blocks": 8,
+    "snapshot-interval": 2,
+}
+
+
+def digest(folder: Path) -> str:
+    return json.loads((folder / "summary.json").read_text())["digest"]
+
+
+def config(tmp_path: Path, name: str, **more: object) -> Config:
+    return Config.from_run_config(
+        {**SETTINGS, "output-dir": str(tmp_path), "run-name": name, **more}
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    return digest(run_local(config(tmp_path_factory.mktemp("local"), "local")))
+
+
+@pytest.mark.slow
+def test_flowers_simulation_gives_the_digest_of_the_local_engine(tmp_path, expected):
+    assert digest(run_flower(config(tmp_path, "flower"), Console(quiet=True))) == expected
+
+
+@pytest.mark.slow
+def test_flwr_run_in_the_checkout_gives_the_digest_of_the_local_engine(tmp_path, expected):
+    environment = flower_environment(tmp_path / "home") | {
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port())
+    }
+    pairs = config(tmp_path, "run").to_run_config()
+    settings = " ".join(f"{key}={json.dumps(value)}" for key, value in pairs.items())
+    command = [
+        Path(sys.executable).parent / "flwr",
+        "run",
+        ".",
+        "--stream",
+        "--run-config",
+        settings,
+    ]
+    command += ["--federation-config", "num-supernodes=3 client-resources-num-cpus=1"]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=APP,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert (tmp_path / "run" / "summary.json").exists(), done.stdout + done.stderr
+        assert digest(tmp_path / "run") == expected
+    finally:
+        for pid in processes_of(tmp_path / "home" / "flwr"):
+            os.kill(pid, signal.SIGKILL)
+
+
+def processes_of(home: Path) -> list[int]:
+    """What Flower's command left running for this home: its daemon never stops by itself."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                environ = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if f"FLWR_HOME={home}".encode() in environ:
+                found.append(int(entry.name))
+    return found

@@ -1,0 +1,180 @@
+"""Who takes part: sites introduce themselves, are waited for, and are refused with a reason."""
+
+import logging
+import time
+from dataclasses import replace
+
+import pytest
+from federation import Network, config, federate, with_payload
+from flwr.app import MessageType
+
+from server.rounds.cohort import Cohort, Outsider
+from shared.base.errors import StalledError
+from shared.protocol.flower_records import unpack
+from shared.protocol.messages import decode_hello, encode_hello
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return federate(config(tmp_path_factory.mktemp("undisturbed")))
+
+
+def test_the_server_waits_for_enough_sites_and_says_how_many_are_there(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "dandelion")
+    chosen = config(tmp_path, min_clients=4)
+    with pytest.raises(StalledError, match="4 sites needed for round 1, 3 came within"):
+        federate(chosen)
+    assert "waiting for sites: 3 of 4 are there" in caplog.text
+
+
+def test_a_site_that_comes_while_the_server_waits_is_met(tmp_path, undisturbed):
+    chosen = config(tmp_path, min_clients=3, wait_timeout=2.0)
+
+    class Growing(Network):
+        looks = 0
+
+        def get_node_ids(self):
+            self.looks += 1
+            return list(super().get_node_ids())[: self.looks]
+
+    assert federate(chosen, Growing(chosen)).digest == undisturbed.digest
+
+
+def introduced(**changes):
+    """Change how site 1 introduces itself."""
+
+    def change(reply):
+        if reply.metadata.message_type != MessageType.QUERY or reply.metadata.src_node_id != 3:
+            return [reply]
+        hello = decode_hello(unpack(reply.content)[0])
+        return [with_payload(reply, encode_hello(replace(hello, **changes)))]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"code": "00" * 16}, "other source files: "),
+        ({"base": "00" * 16}, "another base model: "),
+        ({"site": "0"}, "site '0' is here already, as node 2"),
+        ({"slot": 1}, "slot 1 is taken by site '0'"),
+        ({"slot": 0}, "introduction: slot is '0'"),
+        ({"site": "a\nb"}, "introduction: site is "),
+        ({"round": -1}, "introduction: round is "),
+    ],
+    ids=str,
+)
+def test_a_site_that_cannot_take_part_is_refused_with_a_reason(tmp_path, caplog, changes, reason):
+    chosen = config(tmp_path)
+    found = federate(chosen, Network(chosen, change=introduced(**changes)))
+    assert reason in caplog.text
+    assert found.summary["clients"] == 2
+    assert found.summary["refusals"] == {"introduction": 1}
+    ((_, round_, _, _, detail),) = found.rows["refusals"]
+    assert round_ == 1
+    assert detail.startswith(reason)
+
+
+@pytest.mark.parametrize("payload", [b"", b"[" * 3000, b"x" * 9999], ids=["empty", "deep", "long"])
+def test_a_site_whose_introduction_cannot_be_read_is_refused(tmp_path, payload):
+    chosen = config(tmp_path)
+
+    def change(reply):
+        garbled = reply.metadata.message_type == MessageType.QUERY
+        return [with_payload(reply, payload)] if garbled and is_of(reply, 1) else [reply]
+
+    found = federate(chosen, Network(chosen, change=change))
+    assert (found.summary["clients"], found.summary["refusals"]) == (2, {"introduction": 1})
+
+
+def is_of(reply, site):
+    return reply.metadata.src_node_id == site + 2
+
+
+def test_all_reasons_are_in_the_message_when_no_site_is_left(tmp_path):
+    chosen = config(tmp_path, num_clients=2)
+    broken = Network(chosen, client=lambda message, context: 1 / 0)
+    reasons = r"\['could not introduce itself: ZeroDivisionError: division by zero', 'could not"
+    with pytest.raises(StalledError, match=reasons):
+        federate(chosen, broken)
+
+
+def test_the_server_does_not_wait_for_nodes_that_are_refused_again_and_again(tmp_path, monkeypatch):
+    """Three nodes are there, one of other source files: it is asked twice, not for an hour."""
+    monkeypatch.setattr("server.rounds.cohort.ASK_AGAIN_S", 0.2)
+    chosen = config(tmp_path, min_clients=3, wait_timeout=3600.0)
+    network = Network(chosen, change=introduced(code="00" * 16))
+    with pytest.raises(StalledError, match=r"2 came within .* s; refused: \['other source files"):
+        federate(chosen, network)
+    assert sum(m.metadata.dst_node_id == 3 for m in network.sent) == 2
+
+
+def test_the_server_waits_for_a_node_that_may_still_come(tmp_path, monkeypatch):
+    """Two nodes are there, one is refused: another two may come, as long as wait-timeout says."""
+    monkeypatch.setattr("server.rounds.cohort.ASK_AGAIN_S", 0.05)
+    chosen = config(tmp_path, min_clients=4, wait_timeout=0.5)
+    with pytest.raises(StalledError, match=r"2 came within 0\.5 s"):
+        federate(chosen, Network(chosen, change=introduced(code="00" * 16)))
+
+
+def test_a_refused_node_is_asked_again_after_a_while_and_when_its_rival_is_gone(
+    tmp_path, monkeypatch
+):
+    """A site that restarts has a new node id while Flower still lists the old one for a minute."""
+    chosen = config(tmp_path)
+    network, accepts = Network(chosen, change=introduced(site="0")), lambda hello: ""
+    cohort = Cohort(chosen, accepts, b"r" * 16)
+    cohort.meet(network, 1)
+    assert sorted(cohort.sites) == ["0", "2"]
+    assert list(cohort.outsiders) == [3]
+    cohort.meet(network, 1)
+    assert len(network.sent) == 3  # not yet
+    network._contexts.pop(2)
+    monkeypatch.setattr("server.rounds.cohort.time.monotonic", lambda: 1e9)
+    cohort.meet(network, 1)
+    assert cohort.sites["0"].node_id == 3
+    assert not cohort.outsiders
+
+
+def test_a_newcomer_that_takes_long_to_answer_delays_no_round(tmp_path):
+    chosen = config(tmp_path, round_timeout=60.0)
+    held = []
+    network = Network(chosen, change=lambda reply: [reply] if not is_of(reply, 1) else held)
+    late, cohort = network._contexts.pop(3), Cohort(chosen, lambda hello: "", b"r" * 16)
+    cohort.meet(network, 1)
+    network._contexts[3] = late
+    begun = time.monotonic()
+    cohort.meet(network, 2)
+    assert time.monotonic() - begun < 10
+    assert sorted(cohort.sites) == ["0", "2"]
+    assert not cohort.refusals
+    network.change = lambda reply: [reply]
+    network.push_messages(message for message in network.sent if message.metadata.dst_node_id == 3)
+    cohort._exchange._late = dict.fromkeys(network._inbox)  # its answer is there only now
+    cohort._exchange._nodes |= dict.fromkeys(network._inbox, 3)
+    cohort.meet(network, 3)
+    assert sorted(cohort.sites) == ["0", "1", "2"]
+
+
+def test_a_node_that_is_slow_to_introduce_itself_delays_one_round_and_is_met_later(tmp_path):
+    chosen = config(tmp_path)
+    held = []
+
+    def change(reply):
+        if reply.metadata.message_type == MessageType.QUERY and is_of(reply, 1):
+            held.append(reply)
+            return []
+        return [reply]
+
+    network = Network(chosen, change=change)
+    cohort = Cohort(chosen, lambda hello: "", b"r" * 16)
+    cohort.meet(network, 1)
+    assert sorted(cohort.sites) == ["0", "2"]
+    assert isinstance(cohort.outsiders[3], Outsider)
+    network.change = lambda reply: [reply]
+    cohort.meet(network, 2)
+    assert len(network.sent) == 3  # nobody is asked twice
+    network._inbox[held[0].metadata.reply_to_message_id] = held[0]
+    cohort.meet(network, 3)
+    assert sorted(cohort.sites) == ["0", "1", "2"]

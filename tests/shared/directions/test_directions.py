@@ -1,0 +1,136 @@
+"""What every registered family of directions promises, and what Gaussian ones are."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from shared.base.flat import TILE, Layout
+from shared.directions import DIRECTIONS, Key
+from shared.directions.gaussian import normals
+from shared.directions.philox import words
+
+KEY = Key(seed=2**63 + 11, round=5, slot=3, index=7)
+LAYOUT = Layout.of([("matrix", (48, 100)), ("bias", (70,)), ("odd", (33, 65)), ("one", (1,))])
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(params=DIRECTIONS.names())
+def family(request):
+    return DIRECTIONS[request.param](LAYOUT)
+
+
+def drawn(family, key, start=0, size=LAYOUT.size):
+    z = torch.zeros(size)
+    family.add_to_(z, [key], [1.0], start)
+    return z
+
+
+def test_any_slice_is_that_slice_of_the_full_draw(family):
+    full = drawn(family, KEY)
+    matrix, bias, odd, _ = LAYOUT.places
+    for low, high in (
+        (0, LAYOUT.size),
+        (matrix.start + 300, matrix.start + 700),
+        (matrix.start + 37, matrix.stop - 1),
+        (bias.start, bias.stop),
+        (odd.start + TILE, odd.start + TILE + 1),
+        (matrix.start + 101, odd.stop),
+    ):
+        assert torch.equal(drawn(family, KEY, low, high - low), full[low:high]), (low, high)
+
+
+def test_perturbing_is_copying_and_adding(family):
+    source = torch.linspace(-1, 1, LAYOUT.size)
+    before = source.clone()
+    for place in LAYOUT.places:
+        part, added = source[place.start : place.stop], before[place.start : place.stop].clone()
+        family.add_to_(added, [KEY], [1e-3], place.start)
+        out = torch.empty_like(part)
+        family.perturbed_(out, part, place.start, KEY, 1e-3)
+        assert torch.equal(out, added)
+    assert torch.equal(source, before)
+
+
+def test_rows_are_rows_of_the_full_draw(family):
+    full = drawn(family, KEY)
+    for place in (LAYOUT.places[0], LAYOUT.places[2]):
+        ids = torch.tensor([7, 0, 31, 7, 7, 32])
+        rows = torch.zeros(len(ids), place.shape[1])
+        family.add_rows_(rows, ids, place.start, KEY, 1.0)
+        assert torch.equal(rows, full[place.start : place.stop].view(place.shape)[ids])
+
+
+def test_keys_are_added_in_their_order(family):
+    keys, coefficients = [replace(KEY, index=k) for k in range(5)], [0.3, -7.7, 1e-4, 2.1, 0.9]
+    together = torch.linspace(-1, 1, LAYOUT.size)
+    one_by_one = together.clone()
+    family.add_to_(together, keys, coefficients)
+    for key, coefficient in zip(keys, coefficients, strict=True):
+        family.add_to_(one_by_one, [key], [coefficient])
+    assert torch.equal(together, one_by_one)
+
+
+def test_no_keys_add_nothing(family):
+    vector = torch.linspace(-1, 1, LAYOUT.size)
+    before = vector.clone()
+    family.add_to_(vector, [], [])
+    assert torch.equal(vector, before)
+
+
+def test_every_part_of_a_key_changes_the_direction(family):
+    keys = [KEY, replace(KEY, seed=KEY.seed + 1), replace(KEY, seed=11)]
+    keys += [replace(KEY, round=6), replace(KEY, slot=4), replace(KEY, index=8)]
+    keys += [Key(KEY.seed, 3, 5, 7), Key(KEY.seed, 5, 7, 3)]  # the same numbers, exchanged
+    directions = [drawn(family, key)[: LAYOUT.places[0].stop] for key in keys]
+    for i, z in enumerate(directions):
+        for other in directions[:i]:
+            assert abs(torch.cosine_similarity(z, other, dim=0)) < 0.2
+
+
+def test_directions_have_mean_zero_and_variance_one_and_are_unrelated(family):
+    keys = 256
+    z = torch.stack([drawn(family, replace(KEY, index=k)) for k in range(keys)])
+    for place in LAYOUT.places:
+        part = z[:, place.start : place.stop]
+        deviation = (keys * place.size) ** -0.5
+        assert abs(part.square().mean() - 1) < max(0.02, 10 * deviation)
+        assert part.mean(0).abs().max() < 6 * keys**-0.5
+        cosines = (part @ part.T / place.size).fill_diagonal_(0)
+        assert cosines.square().sum() / (keys * (keys - 1)) < 1.3 / place.size
+
+
+def test_an_exact_family_has_the_same_bits_at_any_thread_count(family):
+    if not family.exact:
+        pytest.skip("its last bits may differ")
+    torch.set_num_threads(1)
+    expected = drawn(family, KEY)
+    torch.set_num_threads(2)
+    assert torch.equal(drawn(family, KEY), expected)
+
+
+def test_normals_are_box_and_mullers_of_the_words():
+    blocks = torch.arange(5, 105)
+    w = (words(KEY, range(5, 105)) + np.array([1.0, 0.0, 1.0, 0.0])) / 2**32
+    radius, angle = np.sqrt(-2 * np.log(w[:, ::2])), 2 * np.pi * w[:, 1::2]
+    expected = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 2).reshape(100, 4)
+    np.testing.assert_allclose(normals(KEY, blocks).numpy(), expected, rtol=2e-5, atol=2e-6)
+
+
+def test_normals_have_the_normal_distribution():
+    z = drawn(DIRECTIONS["gaussian"](LAYOUT), KEY, 0, 1 << 20).double().sort().values
+    expected = torch.special.ndtr(z)
+    observed = (torch.arange(1 << 20) + 0.5) / (1 << 20)
+    assert (expected - observed).abs().max() < 1.95 * 2**-10  # Kolmogorov-Smirnov, p = 0.001
+
+
+def test_normals_do_not_depend_on_the_number_of_threads():
+    family, size = DIRECTIONS["gaussian"](LAYOUT), 100_003
+    torch.set_num_threads(1)
+    expected = drawn(family, KEY, 5, size)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(drawn(family, KEY, 5, size), expected)

@@ -1,0 +1,75 @@
+"""FedAvg as the baseline: the parameters' mean, on the same ledger, evaluation and accounting."""
+
+import pytest
+import torch
+from fleet import config, federate
+
+from client.site.first_order import trained
+from client.site.replica_host import Host
+from shared.base.errors import ConfigError, StalledError
+from shared.training.oracle import Learner
+
+
+def test_one_round_is_the_mean_of_what_the_sites_parameters_came_to(tmp_path):
+    c = config(tmp_path, mode="fedavg", local_steps=3, num_rounds=1)
+    found, mean, weight = federate(c), 0, 0
+    for number in range(3):
+        host = Host(c)
+        site = host._site({"partition-id": number, "num-partitions": 3})
+        losses, way = trained(c, host._learner, site.examples, number + 1, 1, c.learning_rate)
+        assert losses[-1] < losses[0]
+        mean = mean + (host._learner.replica.model.flat - way).double() * site.count
+        weight += site.count
+    assert torch.allclose(found.flat.double(), mean / weight, atol=1e-7)
+
+
+def test_training_at_a_site_leaves_the_replica_as_it_was(tmp_path):
+    c = config(tmp_path, mode="fedavg", local_steps=2, weight_decay=0.1)
+    host = Host(c)
+    site = host._site({"partition-id": 0, "num-partitions": 3})
+    before = host._learner.replica.digest()
+    trained(c, host._learner, site.examples, 1, 1, 0.01)
+    host._learner.replica.moved(0)
+    assert host._learner.replica.digest() == before
+
+
+def test_averaged_parameters_are_sent_in_full_both_ways_and_cost_three_passes_a_step(tmp_path):
+    c = config(tmp_path, mode="fedavg", local_steps=3, num_rounds=2)
+    found = federate(c)
+    parameters = Learner.of(c).replica.model.layout.parameters
+    up = {row[3] for row in found.traffic if row[1:3] == ("up", "gradient")}
+    assert up == {44 + 16 + 4 * parameters}
+    assert found.forwards == [3 * 3 * 3] * 2
+
+
+def test_the_same_seed_gives_the_same_digest_with_adapters_too(tmp_path):
+    runs = [federate(config(tmp_path, name, mode="fedavg", scope="lora", learning_rate=0.01))
+            for name in "ab"]  # fmt: skip
+    assert runs[0].digest == runs[1].digest
+    assert runs[0].losses[-1] < runs[0].losses[0]
+
+
+def test_a_site_that_cannot_backpropagate_is_refused_with_the_reason(tmp_path):
+    c = config(tmp_path, mode="fedavg", min_clients=3)
+    with pytest.raises(StalledError, match="this one cannot backpropagate"):
+        federate(c, unable=(1,))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"mode": "fedavg", "optimizer": "adam"}, "sites step by AdamW"),
+        ({"mode": "fo", "local_steps": 2}, "a gradient is of one point"),
+        ({"mode": "instruct", "aggregation": "krum", "min_clients": 4}, "keeps whole replies"),
+        ({"mode": "instruct", "guidance": "reuse", "instruct_directions": "masked"}, "use tilted"),
+        ({"error_feedback": True}, "nothing is lost"),
+        ({"lora_targets": "c_attn"}, "need scope lora, got 'full'"),
+        ({"split_bp_zo_data": True, "bp_dataset": "stdlib"}, "these are apart already"),
+        ({"bp_weight": "half"}, "auto or a number from 0 to 1 expected, got 'half'"),
+        ({"bp_weight": "1.5"}, "auto or a number from 0 to 1 expected, got '1.5'"),
+        ({"codec": "zip"}, "unknown codec 'zip'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, text, tmp_path):
+    with pytest.raises(ConfigError, match=text):
+        config(tmp_path, **settings)

@@ -1,0 +1,114 @@
+"""Several steps at the site are the average of the sites' own trajectories, step by step."""
+
+import pytest
+import torch
+from federation import config, federate, ledger_of, replayed
+
+from client.site.site import Site
+from shared.data.examples import draw
+from shared.protocol.messages import Request
+from shared.protocol.site_id import SiteName
+from shared.replica.replica import keys_of
+from shared.training.corpus import Corpus
+from shared.training.oracle import Learner
+
+STEPS = {"local_steps": 3, "queries": 2, "learning_rate": 2e-3, "num_rounds": 3}
+
+
+def trajectory(c, learner, shard, start, round_, rate):
+    """One site's parameters after K plain steps from ``start``, every tensor written in place."""
+    flat, layout = learner.replica.model.flat, learner.replica.model.layout
+    number, blocks = shard
+    theta = start.clone()
+    for step in range(c.local_steps):
+        rows = draw(c.seed, 1 + number, round_, step, len(blocks), c.zo_batch_size)
+        batch, gradient = torch.from_numpy(blocks.batch(rows)), torch.zeros_like(theta)
+        slot = 0 if c.seed_schedule == "shared" else 1 + number
+        for key in keys_of(c.seed, round_, slot, step * c.queries, c.queries):
+            z = torch.zeros_like(theta)
+            learner.replica.directions.add_to_(z, [key], [1.0])
+            layout.clear_padding_(z)
+            losses = [learner.loss(batch) for flat[:] in (theta + c.eps * z, theta - c.eps * z)]
+            gradient += (losses[0] - losses[1]) / (2 * c.eps) / c.queries * z
+        theta -= rate * gradient
+    return theta
+
+
+@pytest.mark.parametrize("schedule", ["shared", "independent"])
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_local_steps_equal_steps_by_hand_averaged_over_the_sites(tmp_path, schedule, warmup):
+    c = config(tmp_path, seed_schedule=schedule, warmup_rounds=warmup, **STEPS)
+    federate(c)
+    learner = Learner.of(c)
+    corpus = Corpus.of(c, learner.language_model)
+    shards = [(k, corpus.shard(k, c.num_clients)) for k in range(c.num_clients)]
+    total = sum(len(blocks) for _, blocks in shards)
+    with ledger_of(c) as ledger:
+        for round_ in range(1, c.num_rounds + 1):
+            start, end = replayed(c, ledger, round_ - 1), replayed(c, ledger, round_)
+            rate = c.learning_rate * (round_ / warmup if warmup else 1)
+            mean = sum(
+                trajectory(c, learner, shard, start, round_, rate) * (len(shard[1]) / total)
+                for shard in shards
+            )
+            moved = (mean - start).abs().max()
+            assert moved > 1e-4
+            # a loss has some 1e-7 of noise; over 2 eps and times the rate that is 1e-7 again
+            torch.testing.assert_close(end, mean, rtol=0, atol=2e-6 + 2e-3 * float(moved))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_each_entry_holds_the_rate_of_its_round(tmp_path, schedule):
+    c = config(tmp_path, num_rounds=6, warmup_rounds=3, lr_schedule=schedule)
+    federate(c)
+    with ledger_of(c) as ledger:
+        rates = [ledger.entry(round_).learning_rate for round_ in range(1, 7)]
+        noted = [rate for (rate,) in ledger.rows("SELECT learning_rate FROM metrics")]
+    assert rates == noted
+    assert rates[:3] == pytest.approx([c.learning_rate * k / 3 for k in (1, 2, 3)])
+    assert rates[3] == c.learning_rate
+    assert (rates[5] == c.learning_rate) == (schedule == "constant")
+
+
+def test_a_step_size_of_their_own_changes_the_trajectory_not_the_first_step(tmp_path):
+    found = [
+        federate(config(tmp_path, str(rate), local_learning_rate=rate, **STEPS | {"num_rounds": 1}))
+        for rate in (0.0, 2e-3, 1e-2)
+    ]
+    assert found[0].entries == found[1].entries  # 0 is the round's own rate
+    one, other = (found[k].rows["contributions"][0][6] for k in (0, 2))
+    assert one[:8] == other[:8]  # the two numbers of the first step
+    assert one[8:] != other[8:]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_site_leaves_the_parameters_as_they_are(tmp_path, steps, fails):
+    c = config(tmp_path, local_steps=steps, learning_rate=0.1)
+    learner = Learner.of(c)
+    blocks = Corpus.of(c, learner.language_model).shard(0, 3)
+    site, before = Site(SiteName(1, "0"), blocks, c), learner.replica.model.flat.clone()
+    request = Request(1, 0.1, bytes(16), bytes(16), bytes(16))
+    if fails:
+        site = Site(SiteName(1, "0"), Failing(blocks, at=steps), c)
+        with pytest.raises(MemoryError):
+            site.measure(learner, request)
+    else:
+        site.measure(learner, request)
+    assert torch.equal(learner.replica.model.flat, before)
+
+
+class Failing:
+    """Blocks that cannot be had any more at the n-th time."""
+
+    def __init__(self, blocks, at):
+        self.blocks, self.left = blocks, at
+
+    def __len__(self):
+        return len(self.blocks)
+
+    def batch(self, rows):
+        self.left -= 1
+        if not self.left:
+            raise MemoryError
+        return self.blocks.batch(rows)

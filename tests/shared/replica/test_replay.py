@@ -1,0 +1,128 @@
+"""Many rounds in one pass give the bits, and the digests, that they give round by round."""
+
+import numpy as np
+import pytest
+import torch
+
+from shared.base.errors import GapError
+from shared.base.flat import FlatModel, Layout
+from shared.config.schema import Config
+from shared.directions import DIRECTIONS
+from shared.protocol.entry import Entry, Group
+from shared.replica import replay
+from shared.replica import replica as module
+from shared.replica.replica import Replica, digest_of
+
+LAYOUT = Layout.of([("m", (90, 100)), ("bias", (70,)), ("odd", (33, 65)), ("whole", (2, 1024))])
+ROUNDS = 9
+
+
+def replica(family="rademacher", **changes):
+    keys = {key.replace("_", "-"): value for key, value in changes.items()}
+    config = Config.from_run_config({"directions": family, "queries": 3, **keys})
+    flat = torch.linspace(-1, 1, LAYOUT.size)
+    LAYOUT.clear_padding_(flat)
+    return Replica.of(FlatModel(torch.nn.Module(), LAYOUT, flat), config)
+
+
+def entry(round_, slots=(0,), guide=0.0, payload=b""):
+    groups = [
+        Group(slot, np.array([0.3, -1.1, 0.01], np.float32) * np.float32(round_ + slot))
+        for slot in slots
+    ]
+    return Entry(round_, 1e-3 / round_, tuple(groups), guide, payload)
+
+
+def dense(round_, follower):
+    gradient = torch.linspace(0, 1, LAYOUT.size)
+    LAYOUT.clear_padding_(gradient)
+    return entry(round_, guide=0.5, payload=follower.codec.encode(gradient))
+
+
+def one_by_one(follower, entries):
+    """Digests by round, the steps taken as an optimizer takes them."""
+    digests = {}
+    for found in entries:
+        flat = follower.model.flat
+        follower.optimizer.step_(flat, follower.gradient(found), found.learning_rate)
+        follower.model.layout.clear_padding_(flat)
+        follower.moved(found.round)
+        digests[found.round] = digest_of(flat)
+    return digests
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("family", DIRECTIONS.names())
+@pytest.mark.parametrize("keys", [1, 7, 1 << 14])
+def test_all_rounds_at_once_are_the_rounds_one_by_one(family, keys, threads, monkeypatch):
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(module, "KEYS", keys)
+    monkeypatch.setattr(replay, "PIECE", 2 * 2048)
+    monkeypatch.setattr("shared.directions.kernels.compiled.PARALLEL_FROM", 1)
+    entries = [entry(r, slots=(1, 4) if r % 3 else (2,)) for r in range(1, ROUNDS + 1)]
+    expected, fused, proving = replica(family), replica(family), replica(family)
+    digests = one_by_one(expected, entries)
+    fused.apply(entries)
+    assert torch.equal(fused.model.flat, expected.model.flat)
+    assert dict(proving.proven(entries)) == digests
+    assert torch.equal(proving.model.flat, expected.model.flat)
+    assert fused.round == proving.round == ROUNDS
+    assert fused.digest() == proving.digest() == digests[ROUNDS]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"momentum": 0.9}, {"weight_decay": 0.1}, {"optimizer": "adam"}],
+    ids=str,
+)
+def test_what_cannot_be_fused_is_taken_in_its_turn(changes):
+    expected = replica(mode="calibrate", **changes)
+    entries = [dense(r, expected) if r in (3, 6) else entry(r) for r in range(1, ROUNDS + 1)]
+    digests = one_by_one(expected, entries)
+    found, proving = replica(mode="calibrate", **changes), replica(mode="calibrate", **changes)
+    found.apply(entries)
+    assert dict(proving.proven(entries)) == digests
+    assert found.digest() == proving.digest() == digests[ROUNDS]
+
+
+class Counting:
+    """Directions that count their passes."""
+
+    def __init__(self, inner):
+        self.inner, self.passes = inner, 0
+
+    def add_to_(self, flat, keys, coefficients, start=0):
+        self.passes += 1
+        self.inner.add_to_(flat, keys, coefficients, start)
+
+
+@pytest.mark.parametrize(("changes", "passes"), [({}, 1), ({"momentum": 0.5}, ROUNDS)])
+def test_plain_steps_are_one_pass_and_others_one_each(changes, passes):
+    found = replica(**changes)
+    found.directions = Counting(found.directions)
+    found.apply(entry(r) for r in range(1, ROUNDS + 1))
+    assert found.directions.passes == passes
+
+
+def test_a_gap_is_an_error_after_what_came_before_it():
+    found, expected = replica(), replica()
+    with pytest.raises(GapError, match="round 4 expected, got 5"):
+        found.apply([entry(1), entry(2), entry(2), entry(3), entry(5)])
+    expected.apply([entry(1), entry(2), entry(3)])
+    assert found.round == 3
+    assert torch.equal(found.model.flat, expected.model.flat)
+
+
+def test_rounds_that_are_applied_already_change_nothing():
+    found = replica()
+    found.apply([entry(1), entry(2)])
+    before = found.digest()
+    assert list(found.proven([entry(1), entry(2)])) == []
+    assert found.digest() == before

@@ -1,0 +1,123 @@
+"""A scope trains what it says and nothing else, in every mode, and the model loads afterwards."""
+
+import pytest
+import torch
+from fleet import config, federate, of_mode
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from shared.base.errors import ConfigError, DataError
+from shared.models.model import load_model
+from shared.training.oracle import Learner, start_of
+from shared.training.scopes import biases
+
+PATTERN = r"regex:h\.1\.attn"
+SCOPES = ["reduced", "lora", "bias", PATTERN]
+every_scope = pytest.mark.parametrize("scope", SCOPES)
+
+
+def names(learner):
+    return {place.name for place in learner.replica.model.layout.places}
+
+
+def test_reduced_is_the_last_blocks_mlp_its_norm_and_the_head(tmp_path):
+    found = names(Learner.of(config(tmp_path, scope="reduced")))
+    block = "transformer.h.1."
+    assert found == {block + "ln_2.weight", block + "ln_2.bias", block + "mlp.c_fc.weight",
+                     block + "mlp.c_fc.bias", block + "mlp.c_proj.weight",
+                     block + "mlp.c_proj.bias", "transformer.wte.weight"}  # fmt: skip
+
+
+def test_bias_is_biases_and_norms_by_any_name_and_a_classifiers_output(tmp_path):
+    found = names(Learner.of(config(tmp_path, scope="bias")))
+    whole = names(Learner.of(config(tmp_path)))
+    assert found == {name for name in whole if name.endswith("bias") or ".ln_" in name}
+    tiny = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
+    tiny |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    llama = LlamaForCausalLM(LlamaConfig(**tiny))
+    block = "model.layers.0."
+    assert biases(llama) == {block + "input_layernorm.weight",
+                             block + "post_attention_layernorm.weight",
+                             "model.norm.weight"}  # fmt: skip
+    chosen = biases(BertForSequenceClassification(BertConfig(**tiny)))
+    assert {"classifier.weight", "classifier.bias", "bert.pooler.dense.bias"} < chosen
+    assert {"bert.embeddings.LayerNorm.weight"} < chosen
+    assert "bert.pooler.dense.weight" not in chosen
+    with pytest.raises(ConfigError, match="neither biases nor norms"):
+        biases(nn.Linear(2, 2, bias=False))
+
+
+def test_lora_trains_adapters_of_the_rank_and_the_targets(tmp_path):
+    learner = Learner.of(config(tmp_path, scope="lora", lora_rank=2, lora_targets="c_fc, c_attn"))
+    assert all(".lora_" in name for name in names(learner))
+    assert {name.split(".")[-4] for name in names(learner)} == {"c_fc", "c_attn"}
+    assert {min(p.shape) for p in learner.replica.model.layout.places} == {2}
+
+
+def test_an_adapted_model_starts_as_the_model_itself(tmp_path):
+    blocks = torch.arange(32).view(2, 16)
+    plain, adapted = (Learner.of(config(tmp_path, scope=s)) for s in ("full", "lora"))
+    assert adapted.loss(blocks) == pytest.approx(plain.loss(blocks), rel=1e-6)
+    assert adapted.base == Learner.of(config(tmp_path, scope="lora")).base
+    assert adapted.base != Learner.of(config(tmp_path, scope="lora", seed=2)).base
+
+
+def test_an_unknown_target_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"scope lora: .*none_such"):
+        Learner.of(config(tmp_path, scope="lora", lora_targets="none_such"))
+
+
+@every_scope
+@pytest.mark.parametrize("mode", ["zo", "fo", "calibrate", "instruct reuse", "fedavg"])
+def test_a_scope_works_in_every_mode_and_leaves_the_rest_alone(scope, mode, tmp_path):
+    rate = 0.02 if mode == "zo" and scope != "reduced" else 0.001
+    more = {"learning_rate": rate, "eps": 1e-2 if scope == "lora" else 1e-3, "num_rounds": 3}
+    wide = {"num_clients": 2, "queries": 4}
+    if mode == "fedavg":
+        more |= {"learning_rate": 0.005, "local_steps": 8}
+        c = config(tmp_path, mode=mode, scope=scope, **more, **wide)
+    else:
+        c = of_mode(tmp_path, mode, scope=scope, **more, **wide)
+    found = federate(c)
+    assert found.losses[-1] < found.losses[0]
+    assert not found.refusals
+
+
+@every_scope
+def test_the_saved_model_loads_in_transformers_and_computes_the_same(scope, tmp_path):
+    learner = Learner.of(config(tmp_path, scope=scope))
+    flat, blocks = learner.replica.model.flat, torch.arange(32).view(2, 16)
+    flat += 0.05 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(1))
+    learner.replica.model.layout.clear_padding_(flat)
+    expected = learner.loss(blocks)
+    learner.language_model.save(tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    found = loaded(blocks, labels=blocks).loss
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+    assert learner.loss(blocks) == expected  # saving touched nothing
+
+
+def test_a_run_starts_from_what_another_came_to(tmp_path):
+    first = Learner.of(config(tmp_path))
+    first.replica.model.flat[:1000] += 0.1
+    first.language_model.save(tmp_path / "first" / "model")
+    second = Learner.of(config(tmp_path, init_from=str(tmp_path / "first")))
+    assert torch.equal(second.replica.model.flat, first.replica.model.flat)
+    assert not torch.equal(
+        second.replica.model.flat, Learner.of(config(tmp_path)).replica.model.flat
+    )
+    adapted = Learner.of(config(tmp_path, init_from=str(tmp_path / "first"), scope="lora"))
+    blocks = torch.arange(32).view(2, 16)
+    assert adapted.loss(blocks) == pytest.approx(second.loss(blocks), rel=1e-6)
+
+
+def test_a_run_that_left_no_model_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(DataError, match="holds no model; a run with save-model = true"):
+        start_of(config(tmp_path, init_from=str(tmp_path)))
+    assert load_model("byte-gpt", 1).name == "byte-gpt"

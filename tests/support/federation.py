@@ -1,0 +1,184 @@
+"""A federation in this process for tests: real server, real sites, a grid that can misbehave."""
+
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import disk_usage
+from tempfile import TemporaryDirectory
+
+from flwr.app import MessageType
+from torch import Tensor
+
+from client.app import app
+from client.site import replica_host
+from dandelion.engines.local import LocalGrid, contexts_of
+from server.ledger.ledger import Ledger
+from server.ledger.run_folder import opened
+from server.run import train
+from shared.config.schema import Config
+from shared.protocol.flower_records import pack, unpack
+from shared.protocol.messages import decode_reply, encode_reply
+from shared.training.oracle import Learner
+
+SMALL = {
+    "model": "byte-gpt",
+    "dataset": "topics",
+    "max-samples": 6,
+    "partitioner": "iid",
+    "block-size": 16,
+    "eval-blocks": 8,
+    "num-clients": 3,
+    "queries": 2,
+    "zo-batch-size": 2,
+    "learning-rate": 6e-3,
+    "num-rounds": 3,
+    "save-model": False,
+    "round-timeout": 0.05,  # sites in this process have answered before the server looks
+    "wait-timeout": 0.05,
+}
+
+
+@contextmanager
+def scratch():
+    """A folder for one example, in memory where there is some; a test's own has one per test."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and disk_usage(memory).free > 1 << 30
+    with TemporaryDirectory(dir=memory if roomy else None) as folder:
+        yield Path(folder)
+
+
+def config(folder, name="run", **changes):
+    """A small configuration; keyword arguments are its keys with underscores."""
+    keys = {key.replace("_", "-"): value for key, value in changes.items()}
+    return Config.from_run_config({**SMALL, "output-dir": str(folder), "run-name": name, **keys})
+
+
+class Network(LocalGrid):
+    """A LocalGrid that writes down what crosses it, and may change what comes back.
+
+    ``change`` gets each reply and returns the list of replies that arrive in its place.
+    """
+
+    def __init__(self, config, client=app, change=lambda reply: [reply]):
+        super().__init__(client, contexts_of(config))
+        self.change, self.sent, self.received = change, [], []
+
+    def push_messages(self, messages):
+        listed = list(messages)
+        names = super().push_messages(listed)
+        self.sent += listed
+        return names
+
+    def pull_messages(self, message_ids):
+        arrived = [r for reply in super().pull_messages(message_ids) for r in self.change(reply)]
+        self.received += arrived
+        return arrived
+
+
+class Processes:
+    """A client whose nodes have a memory each, as if they were processes of their own."""
+
+    def __init__(self):
+        self.memories = {}
+
+    def __call__(self, message, context):
+        replica_host._hosts = self.memories.setdefault(context.node_id, {})
+        try:
+            return app(message, context)
+        finally:
+            replica_host._hosts = {}
+
+    def host(self, node_id):
+        """The host of a node that was asked before."""
+        (found,) = self.memories[node_id].values()
+        return found
+
+
+@dataclass
+class Outcome:
+    """What a run came to."""
+
+    config: Config
+    digest: str
+    summary: dict
+    flat: Tensor
+    entries: list
+    rows: dict  # of the ledger, by table
+
+
+def federate(config, grid=None, on_round=lambda run, round_: None):
+    """Train as ``serve`` does, but for the picture and the model."""
+    with opened(config) as run:
+        grid = grid or Network(config)
+        report = train(grid, run, lambda report, round_: on_round(run, round_))
+        return Outcome(
+            config,
+            run.learner.replica.digest().hex(),
+            report.summary(),
+            run.learner.replica.model.flat.clone(),
+            run.ledger.payloads(0, run.ledger.last_round),
+            tables(run.ledger),
+        )
+
+
+def tables(ledger):
+    """The rows of a ledger's tables."""
+    names = ("entries", "contributions", "refusals", "skips", "traffic", "snapshots", "metrics")
+    return {name: ledger.rows(f"SELECT * FROM {name}") for name in names}
+
+
+def resumed(config, **changes):
+    """The configuration that goes on with a run."""
+    folder = f"{config.output_dir}/{config.run_name}"
+    keys = {key.replace("_", "-"): value for key, value in changes.items()}
+    return Config.from_run_config(config.to_run_config() | {"resume": folder} | keys)
+
+
+@contextmanager
+def ledger_of(config):
+    """The ledger of a run that is over."""
+    ledger = Ledger.open(folder_of(config) / "ledger.sqlite")
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def folder_of(config):
+    """Where a run's files are."""
+    from server.ledger.run_folder import run_folder
+
+    return run_folder(config)
+
+
+def replayed(config, ledger, to):
+    """The parameters of a round, from base model and ledger alone."""
+    replica = Learner.of(config).replica
+    replica.apply(ledger.entry(round_) for round_ in range(1, to + 1))
+    return replica.model.flat
+
+
+def is_reply(message, site=None, round_=None):
+    """Whether this is the measurement of a round (None: any) by site number ``site``."""
+    about = message.metadata
+    return (
+        about.message_type == MessageType.TRAIN
+        and site in (None, about.src_node_id - 2)
+        and str(round_) in ("None", about.group_id)
+    )
+
+
+def altered(reply, change):
+    """A copy of a reply whose measurement went through ``change``."""
+    found = copy.deepcopy(reply)
+    measured = decode_reply(unpack(found.content)[0])
+    found.content = pack(encode_reply(change(measured)))
+    return found
+
+
+def with_payload(reply, payload, snapshot=None):
+    """A copy of a reply that carries other bytes."""
+    found = copy.deepcopy(reply)
+    found.content = pack(payload, snapshot)
+    return found

@@ -1,0 +1,43 @@
+"""A server and three nodes over TLS, and the settings that their runs share."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from machines import Federation
+
+from dandelion.engines.local import run_local
+from shared.config.schema import Config
+
+SETTINGS = {
+    "num-rounds": 3, "num-clients": 3, "min-clients": 3, "queries": 2,
+    "dataset": "topics", "partitioner": "iid", "max-samples": 6,
+    "block-size": 16, "eval-blocks": 8, "snapshot-interval": 0, "save-model": False,
+    "round-timeout": 300, "max-skipped-rounds": 100,
+}  # fmt: skip
+
+
+def partition(number: int, of: int = 3) -> list[str]:
+    return ["--set", f"partition-id={number}", "--set", f"num-partitions={of}"]
+
+
+def local_digest(folder: Path, settings: dict[str, object]) -> str:
+    config = Config.from_run_config({**settings, "output-dir": str(folder)})
+    return json.loads((run_local(config) / "summary.json").read_text())["digest"]
+
+
+@contextmanager
+def three_nodes(folder: Path) -> Iterator[Federation]:
+    """A server and three nodes that have joined, each with its third of the data.
+
+    The last one runs Flower's programs as they are.
+    """
+    made = Federation(folder)
+    try:
+        made.up()
+        for number in range(3):
+            made.join(f"n{number}", *partition(number), *["--stock"] * (number == 2))
+        yield made
+    finally:
+        made.end()
