@@ -10,10 +10,10 @@ demo: $(STAMP)  ## train a byte-level GPT over 8 sites by scalars alone
 	$(BIN)/dandelion run --name demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(STAMP)  ## the default tests: no network, no GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 slow: $(STAMP)  ## the tests that start processes or take long
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 deployment: $(STAMP)  ## the tests of separate machines: SuperLink, SuperNodes, TLS, faults
 	$(BIN)/python -m pytest -m deployment

@@ -5,7 +5,7 @@ from typing import Protocol
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.site.node_config import Node
+from client.site.node_config import NodeConfig
 from shared.base.errors import WireError
 from shared.base.source_digest import code_digest
 from shared.protocol.flower_records import pack, unpack
@@ -48,10 +48,10 @@ def measure(message: Message, context: Context) -> Message:
 
 def work_of(context: Context) -> Work:
     """Who answers for this node, as its config says."""
-    if Node.of(context.node_config).resident:
-        from client.worker.client import Resident
+    if NodeConfig.of(context.node_config).resident:
+        from client.worker.client import WorkerClient
 
-        return Resident(context.run_config, context.node_config)
-    from client.worker.in_process import Inline
+        return WorkerClient(context.run_config, context.node_config)
+    from client.worker.in_process import InProcessWork
 
-    return Inline(context.run_config, context.node_config)
+    return InProcessWork(context.run_config, context.node_config)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from server.ledger.run_folder import Run, opened
+from server.ledger.run_folder import Run, open_run
 from server.preflight.judge import check_before, is_long
 from server.reporting import data_distribution
 from server.reporting.report import Report
-from server.rounds.after_commit import Settle
+from server.rounds.after_commit import AfterCommit
 from server.rounds.cohort import Cohort
 from server.rounds.strategy import ScalarStrategy
 from shared.config.schema import Config
@@ -18,7 +18,7 @@ from shared.protocol.messages import Hello
 from shared.replica.stochastic_rounding import lost
 from shared.training.corpus import Corpus
 from shared.training.held_out import held_out
-from shared.training.oracle import evaluated
+from shared.training.oracle import evaluate
 
 LOG = logging.getLogger("dandelion")
 
@@ -36,40 +36,42 @@ def serve(
         StalledError: too few sites or valid replies.
     """
     logging.getLogger("flwr").addFilter(_not_of_aggregation)
-    with opened(Config.from_run_config(run_config)) as run:
-        train(grid, run, on_round).finish(run.learner.language_model)
+    with open_run(Config.from_run_config(run_config)) as run:
+        train(grid, run, on_round).finish(run.oracle.language_model)
         LOG.info("done: %s", run.folder)
         return run.folder
 
 
 def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Report:
     """Commit the rounds that are left, logging each; ``on_round`` is told of every one."""
-    report = Report(run.folder, run.ledger, run.config, run.learner.replica)
+    report = Report(run.folder, run.ledger, run.config, run.oracle.replica)
     report.rebuild()
     warn_of_rounding(run)
 
-    corpus = Corpus.of(run.config, run.learner.language_model)
+    corpus = Corpus.of(run.config, run.oracle.language_model)
 
     def shown(round_: int) -> None:
         report.add(round_)
         if round_ and not (run.folder / data_distribution.FILE).exists():
-            data_distribution.write(data_distribution.held(run.ledger, corpus), run.folder)
+            data_distribution.write(
+                data_distribution.holdings_of_run(run.ledger, corpus), run.folder
+            )
         on_round(report, round_)
 
-    rows = held_out(corpus, run.learner.language_model)
+    rows = held_out(corpus, run.oracle.language_model)
     if run.ledger.last_round == 0 and is_long(run.config):
-        found = check_before(run.config, run.learner, rows, run.folder)
+        found = check_before(run.config, run.oracle, rows, run.folder)
         for reason in found.reasons:
             LOG.warning("preflight: %s", reason)
     cohort = Cohort(run.config, acceptance(run), run.name, run.ledger.record_site)
-    settle = Settle(run, lambda: evaluated(run.learner, rows), shown)
+    settle = AfterCommit(run, lambda: evaluate(run.oracle, rows), shown)
     ScalarStrategy(run, cohort, settle).start(grid)
     return report
 
 
 def warn_of_rounding(run: Run) -> None:
     """Say how many parameters do not notice eps, where these are more than a few."""
-    model, eps = run.learner.replica.model, run.config.eps
+    model, eps = run.oracle.replica.model, run.config.eps
     found = lost(model.flat, model.layout, eps)
     if run.config.mode == "fo" or not found.matters:
         return
@@ -86,15 +88,15 @@ def _examples(names: tuple[str, ...]) -> str:
 
 def acceptance(run: Run) -> Callable[[Hello], str]:
     """Say of a site that introduces itself why it cannot take part; nothing where it can."""
-    replica, config = run.learner.replica, run.config
+    replica, config = run.oracle.replica, run.config
     device = replica.model.flat.device.type
     exact = replica.directions.exact and replica.optimizer.exact
 
     def accept(hello: Hello) -> str:
         if hello.code != run.code.hex():
             return f"other source files: {run.code.hex()} expected, got {hello.code}"
-        if hello.base != run.learner.base.hex():
-            return f"another base model: {run.learner.base.hex()} expected, got {hello.base}"
+        if hello.base != run.oracle.base.hex():
+            return f"another base model: {run.oracle.base.hex()} expected, got {hello.base}"
         if config.mode == "fedavg" and not hello.can_backpropagate:
             return "mode 'fedavg' trains at the sites, and this one cannot backpropagate"
         if not exact and hello.device.split(":")[0] != device:

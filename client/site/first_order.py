@@ -8,14 +8,14 @@ from torch import Tensor
 from shared.codecs import Codec
 from shared.codecs.error_feedback import ErrorFeedback
 from shared.config.schema import Config
-from shared.data.examples import Blocks, draw
-from shared.training.oracle import Learner
+from shared.data.examples import Examples, draw
+from shared.training.oracle import Oracle
 
 FIRST_BATCH = 1 << 16  # batches of queries have lower numbers
 
 
 @dataclass
-class Sender:
+class GradientSender:
     """Encodes a site's gradients, and remembers what a lossy codec owes where that is asked for.
 
     A round that is asked for again gives the same payload: the debt of before it is kept.
@@ -40,30 +40,30 @@ class Sender:
         return payload
 
 
-def batch_of(config: Config, examples: Blocks, slot: int, round_: int, step: int) -> Tensor:
+def batch_of(config: Config, examples: Examples, slot: int, round_: int, step: int) -> Tensor:
     """The examples (bp-batch-size, T) of one backward pass: a pure function of its arguments."""
     number = FIRST_BATCH + step
     rows = draw(config.seed, slot, round_, number, len(examples), config.bp_batch_size)
     return torch.from_numpy(examples.batch(rows))
 
 
-def backpropagated(
-    config: Config, learner: Learner, examples: Blocks, slot: int, round_: int
+def backpropagate(
+    config: Config, oracle: Oracle, examples: Examples, slot: int, round_: int
 ) -> tuple[list[float], Tensor]:
     """Loss and gradient (size,) of one batch."""
-    loss, gradient = learner.gradient(batch_of(config, examples, slot, round_, 0))
+    loss, gradient = oracle.gradient(batch_of(config, examples, slot, round_, 0))
     return [loss], gradient
 
 
-def trained(
-    config: Config, learner: Learner, examples: Blocks, slot: int, round_: int, rate: float
+def train_locally(
+    config: Config, oracle: Oracle, examples: Examples, slot: int, round_: int, rate: float
 ) -> tuple[list[float], Tensor]:
     """Losses, and parameters before less those after K steps of AdamW (size,).
 
     The replica is as it was when this is done. The optimizer's state starts anew each round, as in
     FedAvg (McMahan et al. 2017, https://arxiv.org/abs/1602.05629).
     """
-    model, losses = learner.replica.model, list[float]()
+    model, losses = oracle.replica.model, list[float]()
     saved, flat = model.flat.clone(), model.flat
     free = torch.nn.Parameter(flat)  # shares its memory: a step moves the model
     optimizer = torch.optim.AdamW(
@@ -76,7 +76,7 @@ def trained(
     )
     try:
         for step in range(config.local_steps):
-            loss, free.grad = learner.gradient(batch_of(config, examples, slot, round_, step))
+            loss, free.grad = oracle.gradient(batch_of(config, examples, slot, round_, step))
             losses.append(loss)
             optimizer.step()
         return losses, saved - flat

@@ -14,7 +14,7 @@ Value = str | int | float | bool
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeConfig:
     """Keys are these names with hyphens."""
 
     site: str = ""  # who this is; or else:
@@ -30,7 +30,7 @@ class Node:
     worker_idle: float = 1800.0  # seconds without a message after which a resident worker stops
 
     @classmethod
-    def of(cls, node_config: Mapping[str, object]) -> "Node":
+    def of(cls, node_config: Mapping[str, object]) -> "NodeConfig":
         """Check a node's config.
 
         Raises:

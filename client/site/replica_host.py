@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from client.site.merged_clients import measured_together
-from client.site.node_config import Node
-from client.site.replica_store import Store
-from client.site.site import Site
+from client.site.merged_clients import measure_merged
+from client.site.node_config import NodeConfig
+from client.site.replica_store import ReplicaStore
+from client.site.site import LocalSite
 from shared.base.errors import DandelionError, DataError, DivergedError, GapError, SnapshotError
 from shared.base.source_digest import code_digest
 from shared.config.schema import OPERATIONAL, Config
@@ -20,14 +20,14 @@ from shared.protocol.entry import Entry
 from shared.protocol.messages import DIVERGED, MISSING, UNKNOWN, Behind, Hello, Measured, Request
 from shared.protocol.site_id import site_of
 from shared.replica.snapshot import load_snapshot_
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 from shared.training.site_data import Shards, SiteData
 
 LOG = logging.getLogger("dandelion")
-_hosts: dict[str, "Host"] = {}
+_hosts: dict[str, "ReplicaHost"] = {}
 
 
-def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object]) -> "Host":
+def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object]) -> "ReplicaHost":
     """This process's host for a configuration; a new configuration replaces the old host.
 
     Virtual clients in one process share it: all replicas of a round are equal, so memory does not
@@ -41,7 +41,7 @@ def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object])
         save_all()
         _hosts.clear()
         every_s = float(str(node_config.get("store-every", 0.0)))
-        _hosts[name] = Host(config, Store(Path(folder), every_s) if folder else None)
+        _hosts[name] = ReplicaHost(config, ReplicaStore(Path(folder), every_s) if folder else None)
     return _hosts[name]
 
 
@@ -59,18 +59,18 @@ def save_all() -> None:
         host.save()
 
 
-class Host:
+class ReplicaHost:
     """Follows one run at a time and lets its sites measure.
 
     Invariant: the replica is at some round of run ``_run``; sites only read it.
     """
 
-    def __init__(self, config: Config, store: Store | None = None) -> None:
+    def __init__(self, config: Config, store: ReplicaStore | None = None) -> None:
         self._config, self._store = config, store
-        self._learner = Learner.of(config)
+        self._learner = Oracle.of(config)
         self._data: dict[tuple[str, str], SiteData] = {}  # by what sites have of their own
         self._run = b""
-        self._sites: dict[str, Site] = {}
+        self._sites: dict[str, LocalSite] = {}
         self._ready: dict[str, Measured] = {}  # by site, measured together and not asked for yet
 
     def hello(self, node_config: Mapping[str, object]) -> Hello:
@@ -80,8 +80,8 @@ class Host:
         if not self._run and self._store is not None:
             at = self._store.where()
         return Hello(
-            site=site.name.name,
-            slot=site.name.slot,
+            site=site.id.name,
+            slot=site.id.slot,
             round=at[0],
             base=self._learner.base.hex(),
             code=code_digest().hex(),
@@ -110,7 +110,7 @@ class Host:
             return answered
         if (behind := self._brought(request, snapshot)) is not None:
             return behind
-        ready = self._ready.pop(site.name.name, None)
+        ready = self._ready.pop(site.id.name, None)
         if ready is not None and (ready.round, ready.digest) == (request.round, self._digest()):
             return ready
         return site.measure(self._learner, request)
@@ -127,8 +127,8 @@ class Host:
             return
         if self._brought(request, snapshot) is not None:
             return
-        measured = measured_together(self._learner, sites, request)
-        self._ready = {site.name.name: found for site, found in zip(sites, measured, strict=True)}
+        measured = measure_merged(self._learner, sites, request)
+        self._ready = {site.id.name: found for site, found in zip(sites, measured, strict=True)}
 
     def _brought(self, request: Request, snapshot: bytes | None) -> Behind | None:
         """Bring the replica to where it is measured; or say why it is not there."""
@@ -183,9 +183,9 @@ class Host:
 
     def _restart(self) -> None:
         """Back to the base model, made anew; data and sites stay."""
-        self._learner = Learner.of(self._config)
+        self._learner = Oracle.of(self._config)
 
-    def _shards(self, node: Node) -> Shards:
+    def _shards(self, node: NodeConfig) -> Shards:
         """What a site measures on and backpropagates on, as the run says or the node itself.
 
         Raises:
@@ -203,12 +203,12 @@ class Host:
             LOG.exception("own data %s", " and ".join(filter(None, own)))
             raise DataError("this node's own data cannot be used: its log says why") from None
 
-    def _site(self, node_config: Mapping[str, object]) -> Site:
+    def _site(self, node_config: Mapping[str, object]) -> LocalSite:
         name = site_of(node_config)
         if name.name not in self._sites:
-            node = Node.of(node_config)
+            node = NodeConfig.of(node_config)
             shards = self._shards(node)
-            self._sites[name.name] = Site(
+            self._sites[name.name] = LocalSite(
                 name, shards.queries, self._config, shards.gradients, node.can_backpropagate,
                 shards.held_out,
             )  # fmt: skip

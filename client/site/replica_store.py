@@ -6,12 +6,17 @@ from pathlib import Path
 
 from shared.base.errors import SnapshotError
 from shared.replica.replica import Replica
-from shared.replica.snapshot import encode_snapshot, load_snapshot_, where, write_atomically
+from shared.replica.snapshot import (
+    encode_snapshot,
+    load_snapshot_,
+    snapshot_position,
+    write_atomically,
+)
 
 LOG = logging.getLogger("dandelion")
 
 
-class Store:
+class ReplicaStore:
     """One file, replaced atomically; damaged or of another run, it is as if it were not there."""
 
     def __init__(self, folder: Path, every_s: float = 0.0) -> None:
@@ -34,7 +39,7 @@ class Store:
         A site says so when it is met, so that it is sent no more than it lacks.
         """
         try:
-            return where(self.path) if self.path.exists() else (0, b"")
+            return snapshot_position(self.path) if self.path.exists() else (0, b"")
         except SnapshotError as error:
             LOG.warning("store not used, the server will send what is missing: %s", error)
             return 0, b""

@@ -11,8 +11,8 @@ from typing import IO, Any
 
 import grpc
 
-from client.site.node_config import Node
-from client.worker.paths import POLL_S, Place, place_of, take
+from client.site.node_config import NodeConfig
+from client.worker.paths import POLL_S, WorkerPaths, paths_of, take_lock
 from client.worker.protocol import (
     HELLO,
     OPTIONS,
@@ -34,11 +34,11 @@ HELLO_S = 900.0  # the first call builds model and data
 TAIL = 1500  # characters of a log that an error quotes
 
 
-class Resident:
+class WorkerClient:
     """Answers for one node by the worker that stays; imports no torch."""
 
     def __init__(self, run_config: Mapping[str, object], node_config: Mapping[str, object]) -> None:
-        node, self._place = Node.of(node_config), place_of(node_config)
+        node, self._place = NodeConfig.of(node_config), paths_of(node_config)
         defaults = {"store": str(self._place.store), "store-every": node.store_every}
         self._head = {"run": dict(run_config), "node": {**node_config, **defaults}}
         self._idle_s = node.worker_idle
@@ -60,7 +60,7 @@ class Resident:
     def _work(self, call: str, parts: list[bytes], timeout_s: float) -> bytes:
         frame = encode_frame(self._head, parts)
         for _ in range(ATTEMPTS):
-            ready(self._place, self._idle_s)
+            ensure_worker(self._place, self._idle_s)
             try:
                 return ask(self._place, call, frame, timeout_s)
             except grpc.RpcError as error:
@@ -75,14 +75,14 @@ class Resident:
         raise WorkerError(f"the worker died {ATTEMPTS} times at {call}: {_tail(self._place)}")
 
 
-def ask(place: Place, call: str, frame: bytes, timeout_s: float) -> bytes:
+def ask(place: WorkerPaths, call: str, frame: bytes, timeout_s: float) -> bytes:
     """One call; ``grpc.RpcError`` where it fails."""
     with grpc.insecure_channel(place.address, options=OPTIONS) as channel:
         answer: bytes = channel.unary_unary(path(call))(frame, timeout=timeout_s)
     return answer
 
 
-def status(place: Place) -> dict[str, Any] | None:
+def status(place: WorkerPaths) -> dict[str, Any] | None:
     """What the worker says of itself; None where there is none that answers."""
     try:
         return decode_frame(ask(place, STATUS, encode_frame({}), ANSWER_S))[0]
@@ -90,7 +90,7 @@ def status(place: Place) -> dict[str, Any] | None:
         return None
 
 
-def ready(place: Place, idle_s: float) -> dict[str, Any]:
+def ensure_worker(place: WorkerPaths, idle_s: float) -> dict[str, Any]:
     """Return when a worker with this process's source files answers; start it where needed.
 
     Raises:
@@ -105,45 +105,45 @@ def ready(place: Place, idle_s: float) -> dict[str, Any]:
     return _start(place, idle_s)
 
 
-def _look(place: Place) -> dict[str, Any] | None:
+def _look(place: WorkerPaths) -> dict[str, Any] | None:
     """The worker's status, once it has one; None where there is no worker, or it hangs."""
     deadline = time.monotonic() + END_S
     while (found := status(place)) is None and time.monotonic() < deadline:
-        if (lock := take(place.lock)) is not None:
+        if (lock := take_lock(place.lock)) is not None:
             lock.close()
             return None
         time.sleep(POLL_S)
     return found
 
 
-def end(place: Place, patience_s: float = END_S) -> None:
+def end(place: WorkerPaths, patience_s: float = END_S) -> None:
     """Have the worker stop, kindly at first; return when it is gone, and its socket with it.
 
     Raises:
         WorkerError: it is still there.
     """
-    if patience_s and (lock := take(place.lock)):
+    if patience_s and (lock := take_lock(place.lock)):
         _clear(place, lock)
         return
     try:
         ask(place, STOP, encode_frame({}), ANSWER_S)
     except grpc.RpcError:
         LOG.info("the worker does not answer")
-    if not (lock := take(place.lock, patience_s)):
+    if not (lock := take_lock(place.lock, patience_s)):
         _kill(place)
-        lock = take(place.lock, END_S)
+        lock = take_lock(place.lock, END_S)
     if lock is None:
         raise WorkerError(f"the worker {place.lock.read_text()!r} does not stop")
     _clear(place, lock)
 
 
-def _clear(place: Place, lock: IO[str]) -> None:
+def _clear(place: WorkerPaths, lock: IO[str]) -> None:
     """Remove what a killed worker leaves; with the lock in hand, so that no other one has begun."""
     place.socket.unlink(missing_ok=True)
     lock.close()
 
 
-def _kill(place: Place) -> None:
+def _kill(place: WorkerPaths) -> None:
     """End the process that holds the lock and wrote its number there."""
     text = place.lock.read_text().strip()
     try:
@@ -152,7 +152,7 @@ def _kill(place: Place) -> None:
         LOG.info("the worker %r is gone already", text)
 
 
-def _start(place: Place, idle_s: float) -> dict[str, Any]:
+def _start(place: WorkerPaths, idle_s: float) -> dict[str, Any]:
     pid, deadline = _spawn(place, idle_s), time.monotonic() + START_S
     while time.monotonic() < deadline:
         if (found := status(place)) is not None:
@@ -165,7 +165,7 @@ def _start(place: Place, idle_s: float) -> dict[str, Any]:
     raise WorkerError(f"the worker did not start: {_tail(place)}")
 
 
-def _spawn(place: Place, idle_s: float) -> int:
+def _spawn(place: WorkerPaths, idle_s: float) -> int:
     """Start a process in a session of its own that finds these files and no others first."""
     place.store.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [
@@ -193,7 +193,7 @@ def _spawn(place: Place, idle_s: float) -> int:
         os.close(log)
 
 
-def _tail(place: Place) -> str:
+def _tail(place: WorkerPaths) -> str:
     try:
         return place.log.read_text(errors="replace")[-TAIL:]
     except OSError as error:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from client.site.replica_host import Host, host_of
+from client.site.replica_host import ReplicaHost, host_of
 from shared.protocol.messages import decode_request, encode_hello, encode_reply
 
 
 @dataclass(frozen=True)
-class Inline:
+class InProcessWork:
     """Answers for one node with the host of this process."""
 
     run_config: Mapping[str, object]
@@ -30,5 +30,5 @@ class Inline:
         nodes = [self.node_config, *others]
         self._host().prepare(nodes, decode_request(payload), snapshot)
 
-    def _host(self) -> Host:
+    def _host(self) -> ReplicaHost:
         return host_of(self.run_config, self.node_config)

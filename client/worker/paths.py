@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
-from client.site.node_config import Node
+from client.site.node_config import NodeConfig
 from shared.base.errors import ConfigError
 from shared.protocol.site_id import site_of
 
@@ -20,7 +20,7 @@ POLL_S = 0.05
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerPaths:
     """The files of one node's worker."""
 
     store: Path  # folder: the replica, and what the worker says
@@ -38,20 +38,20 @@ class Place:
         return f"unix:{self.socket}"
 
 
-def place_of(node_config: Mapping[str, object]) -> Place:
+def paths_of(node_config: Mapping[str, object]) -> WorkerPaths:
     """The same place for every process of a node.
 
     Raises:
         ConfigError: the folder for sockets is not private, or its path is too long.
     """
-    node, name = Node.of(node_config), site_of(node_config).name
+    node, name = NodeConfig.of(node_config), site_of(node_config).name
     store = Path(node.store) if node.store else _state() / f"site-{quote(name, safe='')}"
     folder = private_folder(_runtime())
     short = sha256(f"{name}\0{store}".encode()).hexdigest()[:16]
     socket = folder / f"{short}.sock"
     if len(os.fsencode(socket)) > LONGEST_SOCKET:
         raise ConfigError(f"{socket}: too long for a socket; set XDG_RUNTIME_DIR to a shorter path")
-    return Place(store, socket, folder / f"{short}.lock")
+    return WorkerPaths(store, socket, folder / f"{short}.lock")
 
 
 def private_folder(folder: Path) -> Path:
@@ -68,7 +68,7 @@ def private_folder(folder: Path) -> Path:
     return folder
 
 
-def take(lock: Path, timeout_s: float = 0.0) -> IO[str] | None:
+def take_lock(lock: Path, timeout_s: float = 0.0) -> IO[str] | None:
     """Lock a file until it is closed; None where another process keeps it."""
     file, deadline = lock.open("a"), time.monotonic() + timeout_s
     while True:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from client.worker.paths import take
+from client.worker.paths import take_lock
 from client.worker.protocol import (
     HELLO,
     OPTIONS,
@@ -94,7 +94,7 @@ class Worker:
 
 def serve(socket: Path, lock: Path, idle_s: float) -> None:
     """Answer on ``socket`` until told to stop; return at once where another worker does."""
-    held = take(lock)
+    held = take_lock(lock)
     if held is None:
         return
     held.truncate(0)
@@ -117,10 +117,10 @@ def serve(socket: Path, lock: Path, idle_s: float) -> None:
 
 
 def _answer(frame: bytes) -> bytes:
-    from client.worker.in_process import Inline
+    from client.worker.in_process import InProcessWork
 
     head, parts = decode_frame(frame)
-    work = Inline(head["run"], head["node"])
+    work = InProcessWork(head["run"], head["node"])
     return work.train(parts[0], parts[1] if len(parts) > 1 else None) if parts else work.hello()
 
 

@@ -8,7 +8,7 @@ from flwr.app import Context, Message, MessageType
 
 from dandelion.bench.rows import Row
 from dandelion.engines.local import LocalGrid, contexts_of
-from server.ledger.run_folder import opened
+from server.ledger.run_folder import open_run
 from server.rounds.cohort import Cohort
 from server.rounds.strategy import ScalarStrategy
 from shared.config.schema import Config
@@ -39,7 +39,7 @@ def engine(clients: int = 1000, rounds: int = 7) -> list[Row]:
             {"num-clients": clients, "num-rounds": rounds + 1, "queries": 1, "output-dir": folder}
         )
         times: list[float] = []
-        with opened(config) as run:
+        with open_run(config) as run:
             cohort = Cohort(config, lambda hello: "", run.name)
             strategy = ScalarStrategy(run, cohort, lambda round_: times.append(time.perf_counter()))
             strategy.start(LocalGrid(Idle(config), contexts_of(config)))

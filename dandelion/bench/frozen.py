@@ -11,7 +11,7 @@ from dandelion.bench.rows import Row, alternate, on_threads
 from shared.base.flat import flatten
 from shared.config.schema import Config
 from shared.directions import DIRECTIONS
-from shared.estimation.activation_cache import Frozen
+from shared.estimation.activation_cache import FrozenPrefixCache
 from shared.estimation.perturber import Perturber
 from shared.estimation.two_point import two_point
 from shared.replica.replica import SHARED_SLOT, keys_of
@@ -45,7 +45,7 @@ def ways(scope: str) -> dict[str, Callable[[], object]]:
     model = flatten(module, trainable(Config(scope=scope), module))
     perturber = Perturber(model, DIRECTIONS["rademacher"](model.layout))
     tokens = torch.arange(BATCH * LENGTH).view(BATCH, LENGTH) * 7919 % 30000
-    labels, part = torch.arange(BATCH) % 2, Frozen(model)
+    labels, part = torch.arange(BATCH) % 2, FrozenPrefixCache(model)
 
     def loss(query: int) -> float:
         with torch.inference_mode():

@@ -31,9 +31,9 @@ class Footprint:
 def footprint(layout: Layout, dtype: str) -> Footprint:
     """The memory of a replica that trains all of ``layout`` in ``dtype``."""
     each, size = BYTES[dtype], layout.size
-    widest = max((p.shape[-1] for p in layout.places if len(p.shape) == 2), default=1)
+    widest = max((p.shape[-1] for p in layout.tensors if len(p.shape) == 2), default=1)
     scratch = min(max(room(size, threads=1), widest), size)
-    tiles = [-(-place.size // TILE) for place in layout.places]
+    tiles = [-(-span.size // TILE) for span in layout.tensors]
     small = TILE * sum(count for count in tiles if count <= SMALL)
     copies = min(small, max(scratch, size // SHARE)) if scratch < size else 0
     return Footprint(
@@ -53,6 +53,6 @@ def described(name: str) -> tuple[Layout, Any]:
         if name in MODELS.names():
             module: Any = hollow(SHAPES[name])
         else:
-            place = str(PACKAGED[name].folder()) if name in PACKAGED else name
-            module = shapes(name, place)
+            span = str(PACKAGED[name].folder()) if name in PACKAGED else name
+            module = shapes(name, span)
     return Layout.of((n, tuple(p.shape)) for n, p in module.named_parameters()), module

@@ -11,7 +11,7 @@ from dandelion.bench.query import EPS, in_place
 from dandelion.bench.rows import Row, alternate, on_threads
 from shared.base.flat import FlatModel, flatten
 from shared.directions import DIRECTIONS, Key
-from shared.estimation.batched_queries import Parallel
+from shared.estimation.batched_queries import BatchedQueries
 from shared.estimation.perturber import Perturber
 from shared.estimation.two_point import two_point
 from shared.models.gpt2 import BYTES, Shape, hollow, initialise_
@@ -59,10 +59,10 @@ def ways(model: FlatModel, blocks: Tensor, queries: int) -> dict[str, Callable[[
     def loss(query: int = 0) -> float:
         return language_modelling(model.module, blocks)
 
-    def family(name: str) -> tuple[Parallel, Perturber]:
+    def family(name: str) -> tuple[BatchedQueries, Perturber]:
         directions = DIRECTIONS[name](model.layout)
         perturber = Perturber(model, directions)
-        return Parallel(model, directions, perturber), perturber
+        return BatchedQueries(model, directions, perturber), perturber
 
     (products, alone), (signs, signs_alone) = family("lowrank"), family("rademacher")
     return {

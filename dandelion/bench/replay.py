@@ -11,7 +11,7 @@ from dandelion.bench.rows import THREADS, Row, alternate, on_threads
 from shared.base.flat import FlatModel, flatten
 from shared.config.schema import Config
 from shared.models.gpt2 import build
-from shared.protocol.entry import Entry, Group
+from shared.protocol.entry import Entry, SlotDifferences
 from shared.replica.replica import Replica
 
 SIZE, ROUNDS, QUERIES = "20M", 1000, 16
@@ -59,7 +59,7 @@ def _rows(repeats: int, size: str, rounds: int) -> list[Row]:
 
 def _entry(round_: int) -> Entry:
     differences = np.linspace(-1e-4, 1e-4, QUERIES, dtype=np.float32)
-    return Entry(round_, 1e-3, (Group(0, differences),))
+    return Entry(round_, 1e-3, (SlotDifferences(0, differences),))
 
 
 def _replica(model: FlatModel) -> Replica:

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from client.site.node_config import Node
-from client.worker.paths import place_of
+from client.site.node_config import NodeConfig
+from client.worker.paths import paths_of
 from dandelion.deployment.deploy_home import (
     CLIENT_APP,
     Home,
@@ -94,7 +94,7 @@ def node_config(pairs: list[str], place: Home) -> dict[str, object]:
             config[name] = json.loads(text)
         except ValueError:
             config[name] = text
-    Node.of(config)
+    NodeConfig.of(config)
     return config
 
 
@@ -114,6 +114,6 @@ def _end_worker(config: dict[str, object]) -> None:
     from client.worker.client import end
 
     try:
-        end(place_of(config))
+        end(paths_of(config))
     except WorkerError as error:
         say(f"{error}")

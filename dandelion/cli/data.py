@@ -16,7 +16,7 @@ from shared.data.resolve import documents_of, source_of
 if TYPE_CHECKING:
     from server.reporting.data_distribution import Holding
     from shared.config.schema import Config
-    from shared.data.examples import Blocks
+    from shared.data.examples import Examples
     from shared.training.corpus import Corpus
 
 app = typer.Typer(no_args_is_help=True, help="Data sets: list, explain, fetch, merge, look into.")
@@ -92,8 +92,8 @@ def inspect(
         FILE,
         PICTURE,
         TABLE,
-        dealt,
         draw,
+        holdings_of_partition,
         title_of,
         write,
     )
@@ -103,7 +103,7 @@ def inspect(
     corpus = corpus_of(config, documents)
     held_out = ("held out", f"{len(corpus.held_out):,} examples, evaluated by the server")
     show(name, [*described(documents), held_out])
-    holdings = dealt(corpus, config.num_clients)
+    holdings = holdings_of_partition(corpus, config.num_clients)
     console.print(table_of(holdings))
     out.mkdir(parents=True, exist_ok=True)
     write(holdings, out)
@@ -114,7 +114,7 @@ def inspect(
 
 def corpus_of(config: "Config", documents: Documents) -> "Corpus":
     """What a run has, or would have as classification where the documents have classes."""
-    from shared.data.examples import labelled
+    from shared.data.examples import examples_with_labels
     from shared.training.corpus import Corpus
     from shared.training.oracle import start_of
 
@@ -122,8 +122,8 @@ def corpus_of(config: "Config", documents: Documents) -> "Corpus":
     if documents.labels is None or config.task == "classification":
         return Corpus.of(config, model)
 
-    def examples(some: Documents) -> "Blocks":
-        return labelled(some, len(documents.classes), model.tokenizer.encode)
+    def examples(some: Documents) -> "Examples":
+        return examples_with_labels(some, len(documents.classes), model.tokenizer.encode)
 
     return Corpus.split(config, documents, examples)
 

@@ -13,13 +13,13 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from server.ledger.ledger import Ledger
-from server.ledger.lineage import dropped
+from server.ledger.lineage import newest_dropped
 from server.reporting.status_line import size_text
 from shared.base.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from shared.protocol.entry import Entry
-    from shared.training.oracle import Learner
+    from shared.training.oracle import Oracle
 
 app = typer.Typer(no_args_is_help=True, help="Show, verify and replay a run's ledger.")
 console = Console()
@@ -58,7 +58,7 @@ def verify(run: Folder) -> None:
             check_digest(round_, digest, recorded)
             compared += recorded is not None
             reached += 1
-        leapt, gone = last + 1 - reached, dropped(ledger.payloads(0, last))
+        leapt, gone = last + 1 - reached, newest_dropped(ledger.payloads(0, last))
     say(
         f"{last - leapt:,} rounds replayed, {compared:,} digests equal; "
         f"digest {replica.digest().hex()}"
@@ -82,12 +82,12 @@ def replay(
     with ledger_of(run) as ledger:
         if not 0 <= round_ <= ledger.last_round:
             raise ConfigError(f"--round 0 to {ledger.last_round} expected, got {round_}")
-        learner = learner_of(ledger)
-        rebuild_(learner.replica, ledger, round_)
+        oracle = learner_of(ledger)
+        rebuild_(oracle.replica, ledger, round_)
         if (digest := ledger.digest(round_)) is not None:
-            learner.replica.check(digest)
-    learner.language_model.save(out)
-    say(f"round {round_}, digest {learner.replica.digest().hex()}: {out.resolve()}")
+            oracle.replica.check(digest)
+    oracle.language_model.save(out)
+    say(f"round {round_}, digest {oracle.replica.digest().hex()}: {out.resolve()}")
 
 
 @contextmanager
@@ -99,18 +99,18 @@ def ledger_of(run: Path) -> Iterator[Ledger]:
         yield ledger
 
 
-def learner_of(ledger: Ledger) -> "Learner":
+def learner_of(ledger: Ledger) -> "Oracle":
     """The untrained model that a run started from.
 
     Raises:
         DivergedError: what its settings give here is another one.
     """
-    from server.ledger.run_folder import check_base, recorded_config
-    from shared.training.oracle import Learner
+    from server.ledger.run_folder import check_base, read_config
+    from shared.training.oracle import Oracle
 
-    learner = Learner.of(recorded_config(ledger))
-    check_base(ledger, learner)
-    return learner
+    oracle = Oracle.of(read_config(ledger))
+    check_base(ledger, oracle)
+    return oracle
 
 
 def say(line: str) -> None:
@@ -135,8 +135,8 @@ def _numbers(entry: "Entry") -> str:
     if entry.back_to is not None:
         return f"back to {entry.back_to}" if entry.undoes else "pause"
     gradient = "dropped" if entry.dropped else "gradient" if entry.payload else ""
-    each = len(entry.groups[0].differences) if entry.groups else 0
-    return " + ".join(filter(None, [f"{len(entry.groups)} × {each}" if each else "", gradient]))
+    each = len(entry.slots[0].differences) if entry.slots else 0
+    return " + ".join(filter(None, [f"{len(entry.slots)} × {each}" if each else "", gradient]))
 
 
 def _row(ledger: Ledger, round_: int) -> tuple[str, ...]:

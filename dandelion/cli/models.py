@@ -57,7 +57,7 @@ def _explain(name: str) -> None:
     console.print(f"{name}: {type(module).__name__}", highlight=False, markup=False)
     positions = getattr(config, "max_position_embeddings", None) or "any number of"
     console.print(
-        f"{layout.parameters:,} parameters in {len(layout.places)} tensors, "
+        f"{layout.parameters:,} parameters in {len(layout.tensors)} tensors, "
         f"vocabulary {config.vocab_size:,}, {positions} positions",
         highlight=False,
     )

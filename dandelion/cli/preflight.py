@@ -36,7 +36,7 @@ def preflight(
     from server.preflight.judge import preflight as measured
     from shared.training.corpus import Corpus
     from shared.training.held_out import held_out
-    from shared.training.oracle import Learner
+    from shared.training.oracle import Oracle
 
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     chosen = gather(
@@ -44,10 +44,10 @@ def preflight(
     )
     if not chosen.run_name:
         chosen = replace(chosen, run_name=f"preflight-{stamp}")
-    learner = Learner.of(chosen)
-    corpus = Corpus.of(chosen, learner.language_model)
+    oracle = Oracle.of(chosen)
+    corpus = Corpus.of(chosen, oracle.language_model)
     with console.status("measuring rounding, slopes and trial steps; a large model takes minutes"):
-        found = measured(chosen, learner, held_out(corpus, learner.language_model))
+        found = measured(chosen, oracle, held_out(corpus, oracle.language_model))
     show(found)
     say(f"{found.write(run_folder(chosen))}")
     raise typer.Exit(STATUS[found.verdict])

@@ -36,17 +36,17 @@ def client_memory(config: Config) -> tuple[int, int] | None:
 
 def measure(config: Config) -> tuple[int, int]:
     """Work on rounds 1 and 2 of site 0 in this process, once to warm up and once to look."""
-    from client.site.replica_host import Host
+    from client.site.replica_host import ReplicaHost
     from shared.protocol.messages import Request
 
-    host, node = Host(config), {"partition-id": 0, "num-partitions": config.num_clients}
-    site, learner = host._site(node), host._learner
+    host, node = ReplicaHost(config), {"partition-id": 0, "num-partitions": config.num_clients}
+    site, oracle = host._site(node), host._learner
     peak = more = 0
     for look in (False, True):
         for round_ in (1, 2):
             before = _status("VmRSS")
             PEAK_RESET.write_text("5")
-            site.measure(learner, Request(round_, config.learning_rate, b"", b"", b""))
+            site.measure(oracle, Request(round_, config.learning_rate, b"", b"", b""))
             if look:
                 peak = max(peak, _status("VmHWM"))
                 more = max(more, _status("VmHWM") - before)

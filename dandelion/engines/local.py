@@ -141,7 +141,7 @@ def contexts_of(config: Config) -> dict[int, Context]:
 
 def prepares(contexts: Mapping[int, Context]) -> Callable[[Sequence[Message]], None]:
     """Have nodes that get the same request measure together, in one forward per perturbation."""
-    from client.worker.in_process import Inline
+    from client.worker.in_process import InProcessWork
 
     def prepare(messages: Sequence[Message]) -> None:
         asked: dict[tuple[bytes, bytes | None], list[Context]] = defaultdict(list)
@@ -151,7 +151,7 @@ def prepares(contexts: Mapping[int, Context]) -> Callable[[Sequence[Message]], N
         for (payload, snapshot), nodes in asked.items():
             if len(nodes) > 1:
                 first, *others = (node.node_config for node in nodes)
-                Inline(nodes[0].run_config, first).prepare(payload, snapshot, others)
+                InProcessWork(nodes[0].run_config, first).prepare(payload, snapshot, others)
 
     return prepare
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from dandelion.monitor.progress import time_text
 from server.ledger.ledger import Ledger
-from server.ledger.run_folder import CONFIG, LEDGER, recorded_config
+from server.ledger.run_folder import CONFIG, LEDGER, read_config
 from server.reporting.status_line import size_text
 
 NODES = """
@@ -65,7 +65,7 @@ def rounds_of(folder: Path, ledger: Ledger) -> int:
         settings = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
         return int(settings["num-rounds"])
     except (OSError, ValueError, KeyError):
-        return recorded_config(ledger).num_rounds
+        return read_config(ledger).num_rounds
 
 
 def watch(folder: Path, console: Console, every_s: float) -> None:

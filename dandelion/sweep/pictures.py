@@ -10,7 +10,7 @@ from dandelion.sweep.cells import Outcome
 from dandelion.sweep.table import ranked
 from server.ledger.ledger import Ledger
 from server.ledger.run_folder import LEDGER
-from server.reporting.loss_plot import STYLE, smoothed
+from server.reporting.loss_plot import STYLE, smooth
 
 LOSS = "held-out loss (nats per token)"
 MOST_CURVES = 40  # in one picture: the best ones
@@ -98,8 +98,8 @@ def _norms(outcomes: Sequence[Outcome], path: Path) -> Path:
                     "ORDER BY round"
                 )
             rounds = [row[0] for row in rows]
-            left.plot(rounds, smoothed([row[1] for row in rows]), lw=1.2, label=each.name)
-            right.plot(rounds, smoothed([row[2] for row in rows]), lw=1.2)
+            left.plot(rounds, smooth([row[1] for row in rows]), lw=1.2, label=each.name)
+            right.plot(rounds, smooth([row[2] for row in rows]), lw=1.2)
         left.set(xlabel="round", ylabel="gradient norm, estimated", yscale="log")
         right.set(xlabel="round", ylabel="loss at the sites")
         if len(outcomes) <= 8:

@@ -19,30 +19,30 @@ from server.ledger.records import Contribution
 from shared.base.deterministic_sums import dot, norm
 from shared.config.rules import needed_replies
 from shared.config.schema import Config
-from shared.estimation.guided import Estimate, guided, radius
+from shared.estimation.guided import Estimate, directions_along, radius
 from shared.modes.mode import cost, plan_of
 from shared.optimizers.gradient import add_scaled_
-from shared.protocol.entry import Entry, Group
+from shared.protocol.entry import Entry, SlotDifferences
 from shared.replica.replica import SHARED_SLOT, Replica, keys_of
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialEstimate:
     """What one kind of sites says of the gradient."""
 
-    groups: Sequence[Group]
+    slots: Sequence[SlotDifferences]
     error: float  # estimated squared distance from the gradient
     guide: float = 0.0  # along the guidance that every replica holds
     dense: Tensor | None = None  # (size,)
 
-    def scaled(self, weight: float) -> list[Group]:
-        """The groups, times ``weight``."""
+    def scaled(self, weight: float) -> list[SlotDifferences]:
+        """The slots, times ``weight``."""
         factor = np.float32(weight)
-        return [Group(g.slot, g.differences * factor) for g in self.groups]
+        return [SlotDifferences(g.slot, g.differences * factor) for g in self.slots]
 
 
 @dataclass(frozen=True)
-class Combining:
+class Combiner:
     """Makes the entries of one run; the replica, at the round before, is only read."""
 
     config: Config
@@ -64,15 +64,15 @@ class Combining:
         if told is None or told.dense is None:
             if measured is None:
                 return None
-            return Entry(round_, rate, tuple(measured.groups), measured.guide)
-        groups, dense = list(told.groups), told.dense
+            return Entry(round_, rate, tuple(measured.slots), measured.guide)
+        slots, dense = list(told.slots), told.dense
         if measured is not None:
             weight = ratio(measured.error, told.error)
-            groups = merged(told.scaled(weight), measured.scaled(1 - weight))
+            slots = merge_slots(told.scaled(weight), measured.scaled(1 - weight))
             dense = dense * weight
         payload = self.replica.codec.encode(dense)
         self.replica.codec.decode(payload)
-        return Entry(round_, rate, tuple(groups), 1.0, payload)
+        return Entry(round_, rate, tuple(slots), 1.0, payload)
 
     def gradient_norm(self, entry: Entry, contributions: Sequence[Contribution]) -> float:
         """The length of the gradient: of the sent one, or as the loss differences estimate it."""
@@ -87,7 +87,7 @@ class Combining:
             cost(self.config, plan_of(self.config, round_, bool(c.gradient))) for c in contributions
         )
 
-    def _measured(self, sites: Sequence[Contribution]) -> Part:
+    def _measured(self, sites: Sequence[Contribution]) -> PartialEstimate:
         """Sites that sent loss differences alone."""
         c, guide = self.config, self.replica.guidance
         plan = plan_of(c, sites[0].round, can_backpropagate=False)
@@ -96,20 +96,22 @@ class Combining:
         slopes = np.concatenate([s.differences for s in sites]).astype(np.float64) / (2 * c.eps)
         directions = c.queries * (1 if c.seed_schedule == "shared" else len(sites))
         spread = self.replica.model.layout.parameters / directions
-        return Part(combine(c, sites), spread * float(np.mean(slopes**2)))
+        return PartialEstimate(combine(c, sites), spread * float(np.mean(slopes**2)))
 
-    def _leaning(self, sites: Sequence[Contribution], guide: Tensor) -> Part:
+    def _leaning(self, sites: Sequence[Contribution], guide: Tensor) -> PartialEstimate:
         """Sites that measured along the last guidance: one number for it beside the directions."""
         told = []
         for site in sites:
             estimate = self._estimate(site, guide)
             values = np.append(self._numbers(estimate), estimate.guide)
             told.append(replace(site, differences=values))
-        groups = combine(self.config, told)
-        along = sum(float(group.differences[-1]) for group in groups)
-        return Part([Group(g.slot, g.differences[:-1]) for g in groups], 0.0, along)
+        slots = combine(self.config, told)
+        along = sum(float(group.differences[-1]) for group in slots)
+        return PartialEstimate(
+            [SlotDifferences(g.slot, g.differences[:-1]) for g in slots], 0.0, along
+        )
 
-    def _sent(self, sites: Sequence[Contribution]) -> Part:
+    def _sent(self, sites: Sequence[Contribution]) -> PartialEstimate:
         """Sites that sent gradients, and perhaps differences along directions tilted to these."""
         energies: list[float] = []
         told: list[Contribution] = []
@@ -124,7 +126,7 @@ class Combining:
         mean, count = dot(dense, dense), len(sites)
         error = max(sum(energies) / count - mean, 0.0) / (count - 1) if count > 1 else mean
         measured = any(len(t.differences) for t in told)
-        return Part(combine(self.config, told) if measured else [], error, dense=dense)
+        return PartialEstimate(combine(self.config, told) if measured else [], error, dense=dense)
 
     def _blended(self, site: Contribution) -> tuple[Tensor, NDArray[np.float64]]:
         """A site's gradient, blended with what it measured along it: dense part and numbers."""
@@ -141,7 +143,7 @@ class Combining:
         c, replica = self.config, self.replica
         slot = SHARED_SLOT if c.seed_schedule == "shared" else site.slot
         keys = keys_of(c.seed, site.round, slot, 0, len(site.differences))
-        lean = guided(c, replica.model, replica.directions, guide)
+        lean = directions_along(c, replica.model, replica.directions, guide)
         found = lean.estimate(keys, self._slopes(site))
         return found if found.dense is None else replace(found, dense=found.dense.cpu())
 
@@ -155,10 +157,12 @@ class Combining:
         return estimate.keys * (2 * self.config.eps * self.config.queries)
 
 
-def merged(first: Sequence[Group], second: Sequence[Group]) -> list[Group]:
+def merge_slots(
+    first: Sequence[SlotDifferences], second: Sequence[SlotDifferences]
+) -> list[SlotDifferences]:
     """Groups of both, those of one slot added, in slot order."""
     found = {group.slot: group for group in first}
     for slot, added in ((group.slot, group.differences) for group in second):
         before = found[slot].differences if slot in found else np.zeros_like(added)
-        found[slot] = Group(slot, before + added)
+        found[slot] = SlotDifferences(slot, before + added)
     return [found[slot] for slot in sorted(found)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from server.ledger.records import Contribution
 from shared.config.schema import Config
-from shared.protocol.entry import Group
+from shared.protocol.entry import SlotDifferences
 from shared.replica.replica import SHARED_SLOT
 
 RULES: dict[str, Callable[[Config], FedAvg]] = {
@@ -29,17 +29,19 @@ RULES: dict[str, Callable[[Config], FedAvg]] = {
 }
 
 
-def combine(config: Config, contributions: Sequence[Contribution]) -> list[Group]:
+def combine(config: Config, contributions: Sequence[Contribution]) -> list[SlotDifferences]:
     """Groups of one entry from valid replies in slot order.
 
     Sites that share directions are aggregated direction by direction by ``config.aggregation``;
     sites with directions of their own keep their numbers, times their share of the examples.
     """
     if config.seed_schedule == "shared":
-        return [Group(SHARED_SLOT, aggregate(config, contributions).astype(np.float32))]
+        return [SlotDifferences(SHARED_SLOT, aggregate(config, contributions).astype(np.float32))]
     total = sum(c.examples for c in contributions)
     return [
-        Group(c.slot, (c.differences.astype(np.float64) * (c.examples / total)).astype(np.float32))
+        SlotDifferences(
+            c.slot, (c.differences.astype(np.float64) * (c.examples / total)).astype(np.float32)
+        )
         for c in contributions
     ]
 

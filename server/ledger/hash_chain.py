@@ -7,18 +7,18 @@ from shared.base.errors import WireError
 from shared.protocol.entry import Entry, is_dense
 
 
-def chained(before: bytes, payload: bytes, contributions: Sequence[Sequence[object]]) -> bytes:
+def chain_hash(before: bytes, payload: bytes, contributions: Sequence[Sequence[object]]) -> bytes:
     """The chain of a round: over that of the round before, its entry, and what it was made from.
 
     A dense gradient is bound by its digest, so that it can be dropped without breaking the chain.
     """
-    found = sha256(before + kept(payload))
+    found = sha256(before + lasting_payload(payload))
     for row in contributions:
         found.update(repr(tuple(row)).encode())
     return found.digest()
 
 
-def kept(payload: bytes) -> bytes:
+def lasting_payload(payload: bytes) -> bytes:
     """An encoded entry as it is for ever: a dense gradient's digest in the gradient's place."""
     try:
         return Entry.decode(payload).without_payload().encode() if is_dense(payload) else payload

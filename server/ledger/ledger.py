@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from server.ledger.hash_chain import chained, kept, seal
+from server.ledger.hash_chain import chain_hash, lasting_payload, seal
 from server.ledger.records import Contribution, Metrics, Refusal, Rewind
 from server.ledger.schema import TABLES, VERSION
 from server.ledger.verify import SEAL, check
@@ -116,7 +116,7 @@ class Ledger:
             raise GapError(f"{self.path}: round {self.last_round + 1} expected, got {entry.round}")
         payload, rows = entry.encode(), [c.row() for c in contributions]
         with self._transaction():
-            chain = chained(self._chain_before(entry.round), payload, rows)
+            chain = chain_hash(self._chain_before(entry.round), payload, rows)
             self._write("INSERT INTO entries VALUES (?, ?, ?)", (entry.round, payload, chain))
             self._write_all("INSERT INTO contributions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._write(f"INSERT INTO metrics VALUES ({_marks(Metrics)})", astuple(metrics))
@@ -194,7 +194,7 @@ class Ledger:
         query = "SELECT payload, round FROM entries WHERE round <= ? AND substr(payload, 1, 2) = ?"
         found = self.rows(query, (to, MAGIC_DENSE.to_bytes(2, "little")))
         with self._transaction():
-            rows = [(kept(payload), round_) for payload, round_ in found]
+            rows = [(lasting_payload(payload), round_) for payload, round_ in found]
             self._write_all("UPDATE entries SET payload = ? WHERE round = ?", rows)
 
     def rewinds(self) -> list[Rewind]:

@@ -37,14 +37,14 @@ def lineage(ledger: Ledger, to: int) -> Lineage:
     return Lineage.of(((r.round, r.back_to) for r in ledger.rewinds()), to)
 
 
-def way(ledger: Ledger, after: int, to: int) -> list[bytes]:
+def entries_between(ledger: Ledger, after: int, to: int) -> list[bytes]:
     """The encoded entries from round ``after``, which must be on the lineage, to round ``to``."""
     line = lineage(ledger, to)
     payloads = enumerate(ledger.payloads(after, to), after + 1)
     return [payload for round_, payload in payloads if round_ in line]
 
 
-def dropped(entries: Iterable[bytes]) -> int:
+def newest_dropped(entries: Iterable[bytes]) -> int:
     """The newest of some encoded entries whose dense gradient is gone, by its round; 0: none."""
     mark = MAGIC_DROPPED.to_bytes(2, "little")
     gone = [int.from_bytes(entry[4:8], "little") for entry in entries if entry[:2] == mark]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.base.metrics import Outcome
+from shared.base.metrics import EvalSums
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Contribution:
     seconds: float
     differences: NDArray[np.floating[Any]]  # (K*q,) float32, as the site sent them
     gradient: bytes = b""  # as the site encoded it; the ledger keeps its digest
-    outcome: Outcome | None = None  # on the site's own held-out examples, where it evaluated
+    outcome: EvalSums | None = None  # on the site's own held-out examples, where it evaluated
 
     def order(self) -> tuple[object, ...]:
         """Sorts contributions by slot, and copies of one by all that they say."""

@@ -20,7 +20,7 @@ from shared.config.toml_text import to_toml
 from shared.models.model import LanguageModel
 from shared.replica.snapshot import encode_snapshot, load_snapshot_, write_atomically
 from shared.training.corpus import Corpus
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 LOG = logging.getLogger("dandelion")
 LEDGER, CONFIG, LOCK = "ledger.sqlite", "config.toml", "run.lock"
@@ -30,14 +30,14 @@ LEDGER, CONFIG, LOCK = "ledger.sqlite", "config.toml", "run.lock"
 class Run:
     """A run that this process alone is at.
 
-    Invariant: the learner's replica is at the ledger's last round, or, with ``server-replica =
+    Invariant: the oracle's replica is at the ledger's last round, or, with ``server-replica =
     lazy``, at an earlier one, and every entry between can be applied.
     """
 
     folder: Path
     config: Config
     ledger: Ledger
-    learner: Learner
+    oracle: Oracle
     name: bytes  # 16, random: names the run on the wire
     code: bytes  # 16, of the source files that server and sites must share
 
@@ -47,7 +47,7 @@ class Run:
         Raises:
             GapError: no snapshot leads there, and gradients on the way from the base were dropped.
         """
-        replica, snapshots = self.learner.replica, Snapshots(self.ledger)
+        replica, snapshots = self.oracle.replica, Snapshots(self.ledger)
         found = snapshots.latest(round_)
         if found is not None and found[0] == round_:
             try:
@@ -56,7 +56,7 @@ class Run:
             except SnapshotError as error:
                 LOG.warning("not used: %s", error)
                 snapshots.forget(round_)
-        fresh = Learner.of(self.config).replica
+        fresh = Oracle.of(self.config).replica
         snapshots.restore_(fresh, self.name, round_)
         load_snapshot_(replica, encode_snapshot(fresh, self.name), self.name)
 
@@ -66,11 +66,11 @@ class Run:
         Raises:
             DivergedError: sites measured a round at other parameters than the ledger gives.
         """
-        follow_(self.learner.replica, self.ledger, self.ledger.last_round)
+        follow_(self.oracle.replica, self.ledger, self.ledger.last_round)
 
 
 @contextmanager
-def opened(config: Config) -> Iterator[Run]:
+def open_run(config: Config) -> Iterator[Run]:
     """Create the run folder, or open the one to resume, and keep others out of it.
 
     Raises:
@@ -103,7 +103,7 @@ def run_folder(config: Config) -> Path:
     return (Path(config.output_dir) / name).resolve()
 
 
-def recorded_config(ledger: Ledger) -> Config:
+def read_config(ledger: Ledger) -> Config:
     """The configuration that a ledger's run was started with."""
     try:
         return Config.from_run_config(tomllib.loads(ledger.head("config").decode()))
@@ -111,55 +111,55 @@ def recorded_config(ledger: Ledger) -> Config:
         raise LedgerError(f"{ledger.path}: table head, row config: {error}") from error
 
 
-def check_base(ledger: Ledger, learner: Learner) -> None:
+def check_base(ledger: Ledger, oracle: Oracle) -> None:
     """Compare an untrained model with the one that the run started from.
 
     Raises:
         DivergedError: it is another.
     """
-    if learner.base != ledger.head("base"):
+    if oracle.base != ledger.head("base"):
         raise DivergedError(
             f"{ledger.path}: base model {ledger.head('base').hex()} expected, "
-            f"this one is {learner.base.hex()}"
+            f"this one is {oracle.base.hex()}"
         )
 
 
 def _create(folder: Path, config: Config) -> Run:
     if (folder / LEDGER).exists():
         raise ConfigError(f"{folder}: a run is there; resume it, or choose another run-name")
-    learner, name = Learner.of(config), secrets.token_bytes(16)
-    config = in_rounds(config, learner.language_model)
+    oracle, name = Oracle.of(config), secrets.token_bytes(16)
+    config = resolve_epochs(config, oracle.language_model)
     text = _text(config)
     write_atomically(folder / CONFIG, text.encode())
-    head = {"run": name, "config": text.encode(), "base": learner.base, "code": code_digest()}
+    head = {"run": name, "config": text.encode(), "base": oracle.base, "code": code_digest()}
     ledger = Ledger.create(folder / LEDGER, head)
-    return Run(folder, config, ledger, learner, name, code_digest())
+    return Run(folder, config, ledger, oracle, name, code_digest())
 
 
 def _resume(folder: Path, config: Config) -> Run:
     ledger = Ledger.open(folder / LEDGER)
-    if changed := config.differences(recorded_config(ledger)):
+    if changed := config.differences(read_config(ledger)):
         raise ConfigError(f"{folder}: cannot go on as another run: {'; '.join(changed)}")
-    learner = Learner.of(config)
-    check_base(ledger, learner)
-    config = in_rounds(config, learner.language_model)
+    oracle = Oracle.of(config)
+    check_base(ledger, oracle)
+    config = resolve_epochs(config, oracle.language_model)
     name, last = ledger.head("run"), ledger.last_round
-    for complaint in Snapshots(ledger).restore_(learner.replica, name, last):
+    for complaint in Snapshots(ledger).restore_(oracle.replica, name, last):
         LOG.warning("not used: %s", complaint)
     if (digest := ledger.digest(last)) is not None:
-        learner.replica.check(digest)
+        oracle.replica.check(digest)
     if ledger.head("code") != code_digest():
         LOG.warning("the source files are not those that the run was started with")
     write_atomically(folder / CONFIG, _text(config).encode())  # operational keys may be new
     LOG.info("resumed at round %d: %s", last, folder)
-    return Run(folder, config, ledger, learner, name, code_digest())
+    return Run(folder, config, ledger, oracle, name, code_digest())
 
 
 def _text(config: Config) -> str:
     return to_toml(config.to_run_config() | {"resume": ""})
 
 
-def in_rounds(config: Config, model: LanguageModel) -> Config:
+def resolve_epochs(config: Config, model: LanguageModel) -> Config:
     """The configuration with ``epochs`` said as ``num-rounds``; as it is where there are none.
 
     Examples of a round are drawn anew, so a pass is one on average.

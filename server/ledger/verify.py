@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from server.ledger.hash_chain import chained, seal
+from server.ledger.hash_chain import chain_hash, seal
 from server.ledger.schema import VERSION
 from shared.base.errors import LedgerError, WireError
 from shared.protocol.entry import Entry
@@ -48,7 +48,7 @@ def _check_entries(ledger: Rows) -> None:
     ):
         if round_ != expected:
             raise LedgerError(f"{path}: table entries: round {expected} is missing")
-        before = chained(before, payload, _contributions(ledger, expected))
+        before = chain_hash(before, payload, _contributions(ledger, expected))
         if before != chain:
             raise LedgerError(f"{path}: table entries, row {round_}: does not fit its chain")
         try:

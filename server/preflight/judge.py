@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from server.preflight.probe import Probe, parted, rms
+from server.preflight.probe import Probe, rms, split_examples
 from shared.base.errors import ConfigError
 from shared.config.schema import Config
 from shared.modes.mode import plan_of
 from shared.optimizers.gradient import Gradient
 from shared.replica.snapshot import write_atomically
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 FILE = "preflight.json"
 GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # eps that are tried beside the given one
@@ -101,18 +101,18 @@ def is_long(config: Config) -> bool:
     return 0 < config.preflight_rounds <= config.num_rounds
 
 
-def preflight(config: Config, learner: Learner, examples: Tensor) -> Preflight:
+def preflight(config: Config, oracle: Oracle, examples: Tensor) -> Preflight:
     """Try the settings out on held-out examples (n, …).
 
     Costs 300 forward passes, and 2 q × sites' batches for each of some dozen trial rounds.
 
     The parameters are as they were when this is done, to the bit.
     """
-    probe = Probe(config, learner, *parted(examples, JUDGED))
+    probe = Probe(config, oracle, *split_examples(examples, JUDGED))
     measures = any(plan_of(config, round_).measure for round_ in (1, 2))
     noise = probe.noise()
     table = eps_table(probe, noise) if measures else []
-    suggested, verdict, reasons = judged_eps(table, config.eps) if measures else (config.eps, *FINE)
+    suggested, verdict, reasons = judge_eps(table, config.eps) if measures else (config.eps, *FINE)
     slopes = probe.differences(suggested, DIRECTIONS, BATCHES) / (2 * suggested)
     within = float(np.mean(np.var(slopes, axis=1, ddof=1)))
     between = max(float(np.mean(slopes.mean(1) ** 2)) - within / BATCHES, 0.0)
@@ -123,14 +123,14 @@ def preflight(config: Config, learner: Learner, examples: Tensor) -> Preflight:
     sites = config.clients_per_round or config.num_clients
     count = config.queries * (sites if config.seed_schedule == "independent" else 1)
     return Preflight(
-        loss=learner.loss(probe.apart),
+        loss=oracle.loss(probe.apart),
         loss_noise=noise,
         eps=table,
         given_eps=config.eps,
         suggested_eps=suggested,
         gradient_norm=math.sqrt(between),
         batch_share=within / (within + between) if within + between else 0.0,
-        cosine=math.sqrt(count / (count + learner.replica.model.layout.parameters + 1)),
+        cosine=math.sqrt(count / (count + oracle.replica.model.layout.parameters + 1)),
         rates=rates,
         verdict=verdict,
         reasons=reasons,
@@ -140,13 +140,13 @@ def preflight(config: Config, learner: Learner, examples: Tensor) -> Preflight:
 FINE: tuple[Verdict, list[str]] = ("fine", [])
 
 
-def check_before(config: Config, learner: Learner, examples: Tensor, folder: Path) -> Preflight:
+def check_before(config: Config, oracle: Oracle, examples: Tensor, folder: Path) -> Preflight:
     """The preflight of a long run, written into its folder.
 
     Raises:
         ConfigError: the settings cannot work.
     """
-    found = preflight(config, learner, examples)
+    found = preflight(config, oracle, examples)
     path = found.write(folder)
     if found.verdict == "refused":
         raise ConfigError(f"{'; '.join(found.reasons)} ({path}; preflight-rounds = 0 goes without)")
@@ -173,7 +173,7 @@ def eps_table(probe: Probe, noise: float) -> list[EpsRow]:
     return rows
 
 
-def judged_eps(table: list[EpsRow], eps: float) -> tuple[float, Verdict, list[str]]:
+def judge_eps(table: list[EpsRow], eps: float) -> tuple[float, Verdict, list[str]]:
     """The eps to use, whether the given one will do, and why not."""
     given = next(row for row in table if row.eps == eps)
     best = max(table, key=lambda row: row.signal_to_noise)
@@ -195,14 +195,14 @@ def _rates(probe: Probe, eps: float) -> Iterator[Rates]:
     plans = [plan_of(c, round_) for round_ in (1, 2)]
     if any(plan.measure and not plan.backpropagate for plan in plans):
         steps = [probe.estimate(eps, trial) for trial in range(1, TRIALS + 1)]
-        yield judged_rates("learning-rate", c.learning_rate, probe, steps, eps)
+        yield judge_rates("learning-rate", c.learning_rate, probe, steps, eps)
     if any(plan.backpropagate for plan in plans):
         key = "learning-rate" if c.mode == "fo" and not c.bp_learning_rate else "bp-learning-rate"
         given = c.bp_learning_rate or c.learning_rate
-        yield judged_rates(key, given, probe, [probe.backpropagated()])
+        yield judge_rates(key, given, probe, [probe.backpropagated()])
 
 
-def judged_rates(
+def judge_rates(
     key: str, given: float, probe: Probe, steps: list[Gradient], eps: float | None = None
 ) -> Rates:
     """Take single steps at rates around the given one, and judge it by them.
@@ -211,7 +211,7 @@ def judged_rates(
     is then tried for LASTING rounds in a row, and halved until they bring more than one step does:
     noise adds up from round to round, and a step that is the best alone may be too long for many.
     """
-    before = probe.learner.loss(probe.apart)
+    before = probe.oracle.loss(probe.apart)
     goes_on = 1 / (1 - probe.config.momentum) if probe.config.optimizer == "sgd" else 1.0
 
     def change(rate: float) -> float:
@@ -223,7 +223,7 @@ def judged_rates(
         value = probe.after_rounds(eps or 0.0, rate, LASTING) - before
         return value if math.isfinite(value) else math.inf
 
-    tried = searched(given, change)
+    tried = search_rate(given, change)
     best = min(tried, key=lambda rate: (tried[rate], rate))
     lasting = best if eps is None or tried[best] >= 0 else lasting_rate(tried, best, in_a_row)
     suggested = float(f"{lasting:.2g}")
@@ -257,7 +257,7 @@ def lasting_rate(
     return rate
 
 
-def searched(given: float, change: Callable[[float], float]) -> dict[float, float]:
+def search_rate(given: float, change: Callable[[float], float]) -> dict[float, float]:
     """The change at the given rate and at powers of two of it, until the lowest is inside."""
     tried = {given * 2.0**k: change(given * 2.0**k) for k in OCTAVES}
     for _ in range(FARTHEST):

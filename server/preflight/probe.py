@@ -15,7 +15,7 @@ from shared.directions import Key
 from shared.optimizers.gradient import DenseGradient, Gradient, ZerothOrderGradient
 from shared.replica.replica import SHARED_SLOT, keys_of
 from shared.replica.stochastic_rounding import step_
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 Numbers = NDArray[np.float64]
 FIRST_KEY = 1 << 20  # keys of runs have lower indexes
@@ -26,13 +26,13 @@ MOST_SITES, MOST_PAIRS = 8, 256  # batches of a trial round, and directions time
 
 @dataclass(frozen=True)
 class Probe:
-    """Tries things out on a learner and leaves parameters and optimizer as they were, to the bit.
+    """Tries things out on a oracle and leaves parameters and optimizer as they were, to the bit.
 
     ``rows`` (n, …) are measured on, ``apart`` (m, …) judge steps that were taken from those.
     """
 
     config: Config
-    learner: Learner
+    oracle: Oracle
     rows: Tensor
     apart: Tensor
 
@@ -43,11 +43,11 @@ class Probe:
         errors do not (Moré and Wild 2011, "Estimating computational noise"). Costs 7 forward passes
         per line.
         """
-        size = float(self.learner.replica.model.flat.float().square().mean().sqrt())
+        size = float(self.oracle.replica.model.flat.float().square().mean().sqrt())
         batch, found = self.batch(0), []
         for key in self._keys(lines):
             at = range(-(NOISE_POINTS // 2), NOISE_POINTS // 2 + 1)
-            with self.learner.frozen.remembered():
+            with self.oracle.frozen.remembered():
                 values = [self._loss_at(key, k * NOISE_STEP * size, batch) for k in at]
             differences = np.diff(np.array(values), NOISE_ORDER)
             scale = math.factorial(NOISE_ORDER) ** 2 / math.factorial(2 * NOISE_ORDER)
@@ -76,33 +76,33 @@ class Probe:
         pairs = [(k, [first + b for b in of]) for k, of in pairs]
         slopes = [np.mean([self._difference(k, eps, b) for b in of]) / 2 / eps for k, of in pairs]
         each = [float(slope) / len(keys) for slope in slopes]
-        return ZerothOrderGradient(self.learner.replica.directions, keys, each)
+        return ZerothOrderGradient(self.oracle.replica.directions, keys, each)
 
     def backpropagated(self) -> Gradient:
         """The gradient of all rows at once."""
-        return DenseGradient(self.learner.gradient(self.rows)[1])
+        return DenseGradient(self.oracle.gradient(self.rows)[1])
 
     def after_step(self, gradient: Gradient, rate: float) -> float:
         """Loss of the rows apart after one step of the run's optimizer, which is then undone."""
         with self._undone():
             self._step(gradient, rate)
-            return self.learner.loss(self.apart)
+            return self.oracle.loss(self.apart)
 
     def after_rounds(self, eps: float, rate: float, rounds: int) -> float:
         """The same after some rounds in a row, each measured where the one before has led."""
         with self._undone():
             for trial in range(1, rounds + 1):
                 self._step(self.estimate(eps, trial), rate)
-            return self.learner.loss(self.apart)
+            return self.oracle.loss(self.apart)
 
     def _step(self, gradient: Gradient, rate: float) -> None:
-        replica = self.learner.replica
+        replica = self.oracle.replica
         step_(replica.optimizer, replica.model.flat, gradient, rate, self._keys(1)[0])
         replica.model.layout.clear_padding_(replica.model.flat)
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
-        replica = self.learner.replica
+        replica = self.oracle.replica
         flat = replica.model.flat.clone()
         state = {name: value.clone() for name, value in replica.optimizer.state().items()}
         try:
@@ -122,15 +122,15 @@ class Probe:
 
     def _difference(self, key: Key, eps: float, number: int) -> float:
         batch = self.batch(number)
-        with self.learner.frozen.remembered():
+        with self.oracle.frozen.remembered():
             return self._loss_at(key, eps, batch) - self._loss_at(key, -eps, batch)
 
     def _loss_at(self, key: Key, scale: float, batch: Tensor) -> float:
-        with self.learner.perturber.at(key, scale):
-            return self.learner.loss(batch)
+        with self.oracle.perturber.at(key, scale):
+            return self.oracle.loss(batch)
 
 
-def parted(examples: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def split_examples(examples: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Two sets of at most so many rows each, every other one; both are all where there is one."""
     if len(examples) < 2:
         return examples, examples

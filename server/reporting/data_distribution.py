@@ -15,7 +15,7 @@ from server.ledger.ledger import Ledger
 from server.reporting.loss_plot import STYLE
 from shared.base.errors import ConfigError
 from shared.config.schema import Config
-from shared.data.examples import Blocks
+from shared.data.examples import Examples
 from shared.replica.snapshot import write_atomically
 from shared.training.corpus import Corpus
 from shared.training.site_data import SiteData
@@ -40,7 +40,7 @@ class Holding:
     classes: dict[str, int]  # in the order of the labels
 
     @classmethod
-    def of(cls, site: str, blocks: Blocks, classes: tuple[str, ...]) -> "Holding":
+    def of(cls, site: str, blocks: Examples, classes: tuple[str, ...]) -> "Holding":
         """Count a shard."""
         sizes = np.bincount(blocks.groups, minlength=len(blocks.names))
         order = [p for p in np.argsort(-sizes, kind="stable") if sizes[p]]
@@ -60,7 +60,7 @@ class Holding:
         )
 
 
-def dealt(corpus: Corpus, count: int) -> list[Holding]:
+def holdings_of_partition(corpus: Corpus, count: int) -> list[Holding]:
     """What each of ``count`` sites holds of a corpus."""
     return [
         Holding.of(str(number), corpus.shard(number, count), corpus.classes)
@@ -68,7 +68,7 @@ def dealt(corpus: Corpus, count: int) -> list[Holding]:
     ]
 
 
-def held(ledger: Ledger, corpus: Corpus) -> list[Holding]:
+def holdings_of_run(ledger: Ledger, corpus: Corpus) -> list[Holding]:
     """What the sites of a run hold: as dealt, where their numbers of examples bear that out.
 
     Sites with data of their own say only how many examples these are.
@@ -80,7 +80,7 @@ def held(ledger: Ledger, corpus: Corpus) -> list[Holding]:
         with suppress(ConfigError):  # the server's own data set may not be dealt to so many
             sizes = [len(data.shard(number, count).queries) for number in range(count)]
             if sizes == [examples for _, _, examples in sites]:
-                return dealt(corpus, count)
+                return holdings_of_partition(corpus, count)
     return [Holding(site, examples, (0, 0, 0), {}, {}) for _, site, examples in sites]
 
 

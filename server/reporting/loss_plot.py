@@ -110,7 +110,7 @@ def unit_of(count: float) -> tuple[str, float]:
     return "bytes", 1.0
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """Mean over a window of a tenth of the values around each; narrower towards both ends."""
     reach, sums = len(values) // 20, np.cumsum([0.0, *values])
     narrow = [min(reach, i, len(values) - 1 - i) for i in range(len(values))]
@@ -122,9 +122,7 @@ def _draw(axes: Any, curves: Curves, at: Sequence[float]) -> None:  # noqa: ANN4
     places = [at[round_] for round_ in curves.rounds]
     if len(places) >= SMOOTHED_FROM:
         axes.plot(places, curves.sites, color=SITES, lw=0.8, alpha=0.45)
-        axes.plot(
-            places, smoothed(curves.sites), color=SITES, lw=2, label="at the sites (smoothed)"
-        )
+        axes.plot(places, smooth(curves.sites), color=SITES, lw=2, label="at the sites (smoothed)")
     else:
         axes.plot(places, curves.sites, color=SITES, lw=2, label="at the sites")
     evaluated = [at[round_] for round_ in curves.evaluated]

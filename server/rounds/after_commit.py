@@ -6,12 +6,12 @@ from server.ledger.ledger import Ledger
 from server.ledger.records import Contribution
 from server.ledger.run_folder import Run
 from server.ledger.snapshots import Snapshots
-from shared.base.metrics import Outcome
+from shared.base.metrics import EvalSums
 
 SERVER, TOGETHER = "", "all sites"  # whose scores are those of no single site
 
 
-class Settle:
+class AfterCommit:
     """Called with a round that is committed and applied; after a crash, called again for the last.
 
     Each part is noted once in the ledger and skipped where it is noted already. A replica that is
@@ -19,14 +19,14 @@ class Settle:
     """
 
     def __init__(
-        self, run: Run, evaluate: Callable[[], Outcome], shown: Callable[[int], None]
+        self, run: Run, evaluate: Callable[[], EvalSums], shown: Callable[[int], None]
     ) -> None:
         self._run, self._evaluate, self._shown = run, evaluate, shown
         self._snapshots = Snapshots(run.ledger)
 
     def __call__(self, round_: int) -> None:
         """Note what the parameters are, keep them where due, evaluate where due, show it."""
-        config, ledger, replica = self._run.config, self._run.ledger, self._run.learner.replica
+        config, ledger, replica = self._run.config, self._run.ledger, self._run.oracle.replica
         snapshot = bool(round_) and self._keeps(round_)
         evaluation = round_ in (0, config.num_rounds) or _due(round_, config.eval_interval)
         if replica.round != round_ and not (snapshot or evaluation):
@@ -62,7 +62,7 @@ def record_outcomes(ledger: Ledger, round_: int, sites: Iterable[Contribution]) 
     found = {site.site: site.outcome for site in sites if site.outcome is not None}
     if not found:
         return
-    whole = sum(found.values(), Outcome(0.0, 0))
+    whole = sum(found.values(), EvalSums(0.0, 0))
     for name, outcome in {**found, TOGETHER: whole}.items():
         ledger.record_scores(round_, name, {"loss": outcome.loss, **outcome.scores()})
 

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from server.ledger.ledger import Ledger
-from server.ledger.lineage import dropped, lineage, way
+from server.ledger.lineage import entries_between, lineage, newest_dropped
 from server.ledger.snapshots import Snapshots
 from shared.base.errors import GapError, SnapshotError
 from shared.config.schema import Config
@@ -37,14 +37,14 @@ def catch_up(
     """
     unusable = site_round is None or site_round not in lineage(ledger, to)
     start = 0 if site_round is None or unusable else site_round
-    missed = way(ledger, start, to)
-    gone = dropped(missed)
+    missed = entries_between(ledger, start, to)
+    gone = newest_dropped(missed)
     found = None if config.catch_up == "replay" and not gone else snapshots.latest(to)
     if gone and (found is None or found[0] < gone):
         raise GapError(f"no snapshot of round {gone}, whose gradient was dropped, or a later one")
     if found is None or found[0] <= start:
         return CatchUp(missed, reset=unusable)
-    rest = way(ledger, found[0], to)
+    rest = entries_between(ledger, found[0], to)
     if not gone and config.catch_up == "auto" and _size(missed) <= found[1] + _size(rest):
         return CatchUp(missed, reset=unusable)
     try:

@@ -16,7 +16,7 @@ from shared.directions import Key
 from shared.directions.philox import words
 from shared.protocol.flower_records import Transfer, pack, unpack
 from shared.protocol.messages import Hello, decode_hello
-from shared.protocol.site_id import SiteName
+from shared.protocol.site_id import SiteId
 
 LOG = logging.getLogger("dandelion")
 HELLO_TIMEOUT_S = 120.0  # round-timeout where that is less
@@ -27,10 +27,10 @@ COHORT_ROUND_BITS = 3 << 30  # set in the round word of no direction and no batc
 
 
 @dataclass
-class Site:
+class SiteRecord:
     """What the server knows of one site."""
 
-    name: SiteName
+    id: SiteId
     node_id: int
     hello: Hello
     round: int | None  # where its replica is; None: it has none that can be used
@@ -59,7 +59,7 @@ class Cohort:
         self._accept = accept  # says why a site cannot take part; empty: it can
         self._met = met  # told of every site that is taken in
         self._run = run
-        self.sites: dict[str, Site] = {}  # by name
+        self.sites: dict[str, SiteRecord] = {}  # by name
         self._slots: dict[int, str] = {}  # the names of those, by slot
         self.outsiders: dict[int, Outsider] = {}  # by node id
         self._exchange: Exchange | None = None
@@ -70,7 +70,7 @@ class Cohort:
         """Ask nodes that are new, or were refused a while ago, who they are; forget who is gone."""
         present, now = set(grid.get_node_ids()), time.monotonic()
         self.sites = {name: s for name, s in self.sites.items() if s.node_id in present}
-        self._slots = {site.name.slot: name for name, site in self.sites.items()}
+        self._slots = {site.id.slot: name for name, site in self.sites.items()}
         self.outsiders = {n: o for n, o in self.outsiders.items() if n in present}
         known = {site.node_id for site in self.sites.values()}
         known |= {n for n, outsider in self.outsiders.items() if now < outsider.again}
@@ -107,9 +107,9 @@ class Cohort:
         refused = all(outsider.times >= REFUSALS for outsider in self.outsiders.values())
         return refused and there >= self._config.min_clients
 
-    def draw(self, round_: int, attempt: int) -> list[Site]:
+    def draw(self, round_: int, attempt: int) -> list[SiteRecord]:
         """The sites that measure a round, in slot order: a pure function of who is there."""
-        sites = sorted(self.sites.values(), key=lambda site: site.name)
+        sites = sorted(self.sites.values(), key=lambda site: site.id)
         count = self._config.clients_per_round
         if not 0 < count < len(sites):
             return sites
@@ -157,7 +157,7 @@ class Cohort:
             return name
         at = hello.round if hello.run in ("", self._run.hex()) else None
         self.outsiders.pop(node_id, None)
-        self.sites[name] = Site(SiteName(hello.slot, name), node_id, hello, at)
+        self.sites[name] = SiteRecord(SiteId(hello.slot, name), node_id, hello, at)
         self._slots[hello.slot] = name
         self._met(hello)
         LOG.info(

@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from flwr.app import Message
 
 from server.ledger.run_folder import Run
-from server.rounds.open_round import Flight
+from server.rounds.open_round import OpenRound
 from shared.base.errors import WireError
 from shared.modes.mode import measured_at
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import Measured, decode_reply
 
 
-def agreed(run: Run, flight: Flight, replies: Sequence[Message]) -> tuple[int, bytes] | None:
+def agree_on_digest(
+    run: Run, open_round: OpenRound, replies: Sequence[Message]
+) -> tuple[int, bytes] | None:
     """The round that replies were measured at, and the one digest that they carry.
 
     None where the replica is there itself, also after it has caught up because they differ.
@@ -26,10 +28,10 @@ def agreed(run: Run, flight: Flight, replies: Sequence[Message]) -> tuple[int, b
     Raises:
         DivergedError: earlier rounds were measured at other parameters than the ledger gives.
     """
-    at = measured_at(run.config, flight.round)
-    if run.config.server_replica == "eager" or run.learner.replica.round == at:
+    at = measured_at(run.config, open_round.round)
+    if run.config.server_replica == "eager" or run.oracle.replica.round == at:
         return None
-    asked = (message for message in replies if flight.site_of(message) is not None)
+    asked = (message for message in replies if open_round.site_of(message) is not None)
     claims = {digest for message in asked if (digest := _claim(message)) is not None}
     if len(claims) > 1:
         run.catch_up()

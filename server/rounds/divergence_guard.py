@@ -16,7 +16,7 @@ from server.ledger.lineage import lineage
 from server.ledger.records import Metrics
 from server.ledger.run_folder import Run
 from server.ledger.snapshots import Snapshots
-from server.rounds.round_log import Notes
+from server.rounds.round_log import RoundLog
 from shared.base.errors import GapError, StalledError
 from shared.modes.mode import measured_at
 from shared.protocol.entry import MAGIC_REWIND, Entry
@@ -45,7 +45,7 @@ class Divergence:
 
 
 @dataclass
-class Guard:
+class DivergenceGuard:
     """Watches the sites' losses between rounds.
 
     With staleness a rewind is followed by a pause, so that no round after the two is measured at
@@ -55,7 +55,7 @@ class Guard:
     run: Run
     _losses: dict[int, float] = field(default_factory=dict)  # of each round, over its sites
 
-    def went_back(self, notes: Notes) -> bool:
+    def rewind_if_diverged(self, notes: RoundLog) -> bool:
         """Commit a rewind, and be there, if the run has diverged; or the pause that is due.
 
         Raises:
@@ -83,12 +83,12 @@ class Guard:
         self._commit(Entry(last + 1, scale, (), back_to=back_to), notes, found.reason)
         return True
 
-    def _commit(self, entry: Entry, notes: Notes, reason: str = "") -> None:
+    def _commit(self, entry: Entry, notes: RoundLog, reason: str = "") -> None:
         transfers, refusals = notes.until(entry.round)
         up, down = (notes.payload(way, entry.round, transfers) for way in ("up", "down"))
         metrics = self._metrics(entry, up, down)
         committed = self.run.ledger.commit(entry, [], transfers, metrics, refusals, reason)
-        self.run.learner.replica.apply([committed])
+        self.run.oracle.replica.apply([committed])
 
     def warn(self) -> None:
         """Say so where the run ends in divergence: no round is left to go back in."""
@@ -101,11 +101,11 @@ class Guard:
         if not (config := self.run.config).guard_rewinds:
             return None
         rounds, losses = self._recent(last)
-        reason = judged(losses, config.guard_tolerance)
+        reason = judge_losses(losses, config.guard_tolerance)
         reason = reason or self._not_finite(last) or self._not_finite(last + 1)
         if not reason:
             return None
-        newest = newest_well(losses, config.guard_tolerance) or 0
+        newest = newest_sound(losses, config.guard_tolerance) or 0
         return Divergence(reason, measured_at(config, rounds[newest]) if rounds else 0)
 
     def _not_finite(self, round_: int) -> str:
@@ -157,7 +157,7 @@ class Guard:
                 at = to - 1
                 continue
             if (digest := run.ledger.digest(to)) is not None:
-                run.learner.replica.check(digest)
+                run.oracle.replica.check(digest)
             return to
 
     def _metrics(self, entry: Entry, up: int, down: int) -> Metrics:
@@ -180,7 +180,7 @@ class Guard:
         )
 
 
-def judged(losses: Sequence[float], tolerance: float) -> str:
+def judge_losses(losses: Sequence[float], tolerance: float) -> str:
     """What is wrong with the newest of some rounds' losses (n,), oldest first; empty: nothing."""
     if len(losses) < LEAST:
         return ""
@@ -191,7 +191,7 @@ def judged(losses: Sequence[float], tolerance: float) -> str:
     return f"the sites' loss is {medians[-1]:.4g}, above its bound of {limit:.4g}"
 
 
-def newest_well(losses: Sequence[float], tolerance: float) -> int | None:
+def newest_sound(losses: Sequence[float], tolerance: float) -> int | None:
     """Place of the newest loss that took no more than half of the rise that is allowed."""
     medians = running_medians(losses)
     if not medians:

@@ -10,21 +10,21 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 
 from server.ledger.records import Refusal
-from server.rounds.cohort import Site
+from server.rounds.cohort import SiteRecord
 from server.rounds.exchange import Exchange, transfer
 from shared.protocol.flower_records import Transfer
 
 
 @dataclass(frozen=True)
-class Flight:
+class OpenRound:
     """Who was asked for a round, and the messages that went there and come back."""
 
     round: int
     exchange: Exchange
-    asked: Mapping[int, Site]  # by node id
+    asked: Mapping[int, SiteRecord]  # by node id
     since: float = field(default_factory=time.monotonic)
 
-    def site_of(self, reply: Message) -> Site | None:
+    def site_of(self, reply: Message) -> SiteRecord | None:
         """The site whose answer this is; None where it was not asked."""
         node_id = self.exchange.node_of(reply)
         return None if node_id is None else self.asked.get(node_id)
@@ -32,22 +32,22 @@ class Flight:
     def name_of(self, reply: Message) -> str:
         """What to call whoever sent this."""
         site = self.site_of(reply)
-        return site.name.name if site else f"node {reply.metadata.src_node_id}"
+        return site.id.name if site else f"node {reply.metadata.src_node_id}"
 
 
 MOST_CLOSED = 8  # rounds whose late replies are still looked for
 
 
-class Late:
+class LateReplies:
     """Looks for what closed rounds did not get in time."""
 
     def __init__(self) -> None:
-        self._closed: list[Flight] = []
+        self._closed: list[OpenRound] = []
 
-    def close(self, flight: Flight) -> None:
+    def close(self, open_round: OpenRound) -> None:
         """Remember a round whose time is over, if a reply of it is still to come."""
-        if flight.exchange.unanswered:
-            self._closed = [*self._closed, flight][-MOST_CLOSED:]
+        if open_round.exchange.unanswered:
+            self._closed = [*self._closed, open_round][-MOST_CLOSED:]
 
     def take(self) -> tuple[list[Transfer], list[Refusal]]:
         """What has come since: its bytes, and one refusal each; errors were counted as missing."""
@@ -68,7 +68,7 @@ MARGIN = 4  # times the longest answer of the same node so far
 
 
 @dataclass
-class Patience:
+class ResendPolicy:
     """What a cable or a process that broke has swallowed never comes: Flower sends nothing twice.
 
     A node that has answered before is asked again after ``least`` seconds, or MARGIN times its

@@ -10,10 +10,10 @@ from flwr.app import Message
 
 from server.ledger.records import Contribution, Refusal
 from server.ledger.run_folder import Run
-from server.rounds.cohort import Site
-from server.rounds.digest_consensus import agreed
-from server.rounds.open_round import Flight
-from server.rounds.requests import Asking
+from server.rounds.cohort import SiteRecord
+from server.rounds.digest_consensus import agree_on_digest
+from server.rounds.open_round import OpenRound
+from server.rounds.requests import RequestBuilder
 from shared.base.errors import DandelionError, WireError
 from shared.codecs import Codec
 from shared.modes.mode import measured_at, plan_of
@@ -120,12 +120,12 @@ RETRIES = 2  # how often a site that is behind is sent more within one round
 class Judge:
     """Believes nothing that a site sends; keeps what it knows of the sites' replicas true."""
 
-    def __init__(self, run: Run, asking: Asking) -> None:
+    def __init__(self, run: Run, asking: RequestBuilder) -> None:
         self._run, self._asking = run, asking
         self.refusals: list[Refusal] = []  # since they were last taken
         self.claim: tuple[int, bytes] | None = None  # a round, and the digest that sites agree on
 
-    def is_behind(self, message: Message, site: Site, round_: int) -> bool:
+    def is_behind(self, message: Message, site: SiteRecord, round_: int) -> bool:
         """Whether the reply says that the site needs more before it can measure."""
         if not says_behind(message):
             return False
@@ -137,27 +137,30 @@ class Judge:
             return False
         site.round = reply.round
         if reply.reason == DIVERGED:
-            self._refuse(round_, site.name.name, "diverged", f"at round {reply.round}")
+            self._refuse(round_, site.id.name, "diverged", f"at round {reply.round}")
             site.round = None
         return True
 
-    def validated(self, flight: Flight, replies: Iterable[Message]) -> list[Contribution]:
+    def accept(self, open_round: OpenRound, replies: Iterable[Message]) -> list[Contribution]:
         """One contribution for each site whose reply can be used, in slot order."""
         valid: list[Contribution] = []
-        round_, silent = flight.round, {site.name.name: site for site in flight.asked.values()}
+        round_, silent = (
+            open_round.round,
+            {site.id.name: site for site in open_round.asked.values()},
+        )
         gathered = list(replies)
-        self.claim = agreed(self._run, flight, gathered)
+        self.claim = agree_on_digest(self._run, open_round, gathered)
         for message in gathered:
-            site = flight.site_of(message)
+            site = open_round.site_of(message)
             if site is None:
-                self._refuse(round_, flight.name_of(message), "not asked", "")
+                self._refuse(round_, open_round.name_of(message), "not asked", "")
                 continue
-            silent.pop(site.name.name, None)
+            silent.pop(site.id.name, None)
             try:
                 valid.append(self._contribution(message, site, round_))
             except RefusedError as refused:
                 site.round = None if refused.reason == "wrong digest" else site.round
-                self._refuse(round_, site.name.name, refused.reason, str(refused))
+                self._refuse(round_, site.id.name, refused.reason, str(refused))
                 continue
             site.round = measured_at(self._run.config, round_)
         for name in silent:
@@ -174,14 +177,14 @@ class Judge:
             kept.setdefault(found.slot, found)
         return list(kept.values())
 
-    def _contribution(self, message: Message, site: Site, round_: int) -> Contribution:
+    def _contribution(self, message: Message, site: SiteRecord, round_: int) -> Contribution:
         reply = read_reply(message, self._expected(round_, site))
         if isinstance(reply, Behind):
             raise RefusedError("behind", f"still at round {reply.round} after {RETRIES} resends")
         return Contribution(
             round=round_,
-            slot=site.name.slot,
-            site=site.name.name,
+            slot=site.id.slot,
+            site=site.id.name,
             examples=reply.examples,
             loss=reply.loss,
             seconds=reply.seconds,
@@ -190,15 +193,15 @@ class Judge:
             outcome=reply.outcome,
         )
 
-    def _expected(self, round_: int, site: Site) -> Expected:
-        config, replica = self._run.config, self._run.learner.replica
+    def _expected(self, round_: int, site: SiteRecord) -> Expected:
+        config, replica = self._run.config, self._run.oracle.replica
         plan = plan_of(config, round_, site.hello.can_backpropagate)
         numbers = config.queries * config.local_steps * plan.measure
         digest = self._asking.digest(round_)
         if self.claim is not None and self.claim[0] == measured_at(config, round_):
             digest = self.claim[1]
         codec = replica.codec if plan.dense else None
-        classes = self._run.learner.task.classes if self._asking.evaluates(round_) else None
+        classes = self._run.oracle.task.classes if self._asking.evaluates(round_) else None
         return Expected(round_, numbers, digest, codec, classes)
 
     def _refuse(self, round_: int, site: str, reason: str, detail: str) -> None:

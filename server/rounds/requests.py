@@ -5,7 +5,7 @@ from flwr.app import Message, MessageType
 from server.ledger.run_folder import Run
 from server.ledger.snapshots import Snapshots
 from server.rounds.catch_up import CatchUp, catch_up, full_parameters
-from server.rounds.cohort import Site
+from server.rounds.cohort import SiteRecord
 from shared.base.errors import GapError, LedgerError
 from shared.modes.mode import measured_at, plan_of
 from shared.optimizers.schedules import learning_rate
@@ -16,7 +16,7 @@ from shared.protocol.messages import UNKNOWN, Request, encode_request
 Frame = tuple[bytes, bytes | None, bool]  # request, snapshot, whether gradients are in the request
 
 
-class Asking:
+class RequestBuilder:
     """Makes requests for the rounds that are open: the next one, with staleness two."""
 
     def __init__(self, run: Run) -> None:
@@ -24,7 +24,7 @@ class Asking:
         self._snapshots = Snapshots(run.ledger)
         self._frames: dict[tuple[int, int | None], Frame] = {}  # of the rounds that are open
 
-    def message(self, site: Site, round_: int, at: int | None) -> Message:
+    def message(self, site: SiteRecord, round_: int, at: int | None) -> Message:
         """The request for a site whose replica is at a round; None: it has none to be used."""
         payload, snapshot, dense = self._frame(at, round_)
         return Message(
@@ -44,8 +44,8 @@ class Asking:
             LedgerError: none was recorded.
         """
         run, at = self._run, measured_at(self._run.config, round_)
-        if run.learner.replica.round == at:
-            return run.learner.replica.digest()
+        if run.oracle.replica.round == at:
+            return run.oracle.replica.digest()
         found = run.ledger.digest(at)
         if found is None and run.config.server_replica == "eager":
             raise LedgerError(f"{run.ledger.path}: table digests: round {at} is missing")
@@ -117,4 +117,4 @@ class Asking:
 
     def _whole(self) -> CatchUp:
         self._run.catch_up()
-        return full_parameters(self._run.learner.replica, self._run.name)
+        return full_parameters(self._run.oracle.replica, self._run.name)

@@ -5,15 +5,15 @@ from collections.abc import Iterable
 from server.ledger.records import Refusal
 from server.ledger.run_folder import Run
 from server.rounds.cohort import Cohort
-from server.rounds.open_round import Late
+from server.rounds.open_round import LateReplies
 from server.rounds.replies import Judge
 from shared.protocol.flower_records import Direction, Transfer
 
 
-class Notes:
+class RoundLog:
     """Bytes and refusals that are not in the ledger yet; each is written once (I6)."""
 
-    def __init__(self, run: Run, cohort: Cohort, judge: Judge, late: Late) -> None:
+    def __init__(self, run: Run, cohort: Cohort, judge: Judge, late: LateReplies) -> None:
         self._run, self._cohort, self._judge, self._late = run, cohort, judge, late
         self.transfers: list[Transfer] = []  # beside those of introductions
 

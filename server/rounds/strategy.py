@@ -11,17 +11,17 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from server.aggregation.combine import Combining
+from server.aggregation.combine import Combiner
 from server.ledger.records import Contribution, Metrics, Refusal
 from server.ledger.run_folder import Run
 from server.rounds.after_commit import record_outcomes
-from server.rounds.cohort import Cohort, Site
-from server.rounds.divergence_guard import Guard
+from server.rounds.cohort import Cohort, SiteRecord
+from server.rounds.divergence_guard import DivergenceGuard
 from server.rounds.exchange import Exchange, transfer
-from server.rounds.open_round import Flight, Late, Patience
+from server.rounds.open_round import LateReplies, OpenRound, ResendPolicy
 from server.rounds.replies import RETRIES, Judge
-from server.rounds.requests import Asking
-from server.rounds.round_log import Notes
+from server.rounds.requests import RequestBuilder
+from server.rounds.round_log import RoundLog
 from shared.base.errors import GapError, StalledError
 from shared.modes.mode import measured_at
 from shared.protocol.entry import Entry
@@ -39,12 +39,12 @@ class ScalarStrategy(Strategy):
 
     def __init__(self, run: Run, cohort: Cohort, settle: Callable[[int], None]) -> None:
         self._run, self._cohort, self._settle = run, cohort, settle
-        self._asking, self._guard = Asking(run), Guard(run)
+        self._asking, self._guard = RequestBuilder(run), DivergenceGuard(run)
         self._judge = Judge(run, self._asking)
-        self._combining = Combining(run.config, run.learner.replica)
-        self._flights: dict[int, Flight] = {}  # by round, those that are open
-        self._late, self._patience = Late(), Patience(run.config.resend_after)
-        self._notes = Notes(run, cohort, self._judge, self._late)
+        self._combining = Combiner(run.config, run.oracle.replica)
+        self._open_rounds: dict[int, OpenRound] = {}  # by round, those that are open
+        self._late, self._patience = LateReplies(), ResendPolicy(run.config.resend_after)
+        self._notes = RoundLog(run, cohort, self._judge, self._late)
         self._committed = 0.0  # when the last round was (``time.monotonic``)
 
     def start(  # noqa: PLR0913, PLR0917  (Flower's signature)
@@ -67,7 +67,7 @@ class ScalarStrategy(Strategy):
         self.summary()
         self._settle(ledger.last_round)
         while (round_ := ledger.last_round + 1) <= config.num_rounds:
-            if self._guard.went_back(self._notes):
+            if self._guard.rewind_if_diverged(self._notes):
                 self._forsake()
                 skipped = 0
                 self._settle(round_)
@@ -95,15 +95,15 @@ class ScalarStrategy(Strategy):
             for site in sites
         }
         asked = {site.node_id: site for site in sites if found[site.node_id]}
-        self._flights[server_round] = Flight(server_round, Exchange(grid), asked)
+        self._open_rounds[server_round] = OpenRound(server_round, Exchange(grid), asked)
         return [message for messages in found.values() for message in messages]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Commit and apply the round that the valid replies make; none where they are too few."""
-        run, flight = self._run, self._flights.pop(server_round)
-        contributions = self._judge.validated(flight, replies)
+        run, open_round = self._run, self._open_rounds.pop(server_round)
+        contributions = self._judge.accept(open_round, replies)
         transfers, refusals = self._notes.until(server_round)
         if len(contributions) < run.config.min_clients:
             detail = f"{len(contributions)} of {run.config.min_clients} valid replies"
@@ -112,13 +112,13 @@ class ScalarStrategy(Strategy):
         entry = self._combining.entry(server_round, rate, contributions)
         if entry is None:
             return self._skip(server_round, "too few replies of one kind", transfers, refusals)
-        metrics = self._metrics(entry, contributions, transfers, flight.since)
+        metrics = self._metrics(entry, contributions, transfers, open_round.since)
         record_outcomes(run.ledger, measured_at(run.config, server_round), contributions)
         if (claim := self._judge.claim) is not None:
             run.ledger.record_digest(*claim)
         committed = run.ledger.commit(entry, contributions, transfers, metrics, refusals)
         if run.config.server_replica == "eager":
-            run.learner.replica.apply([committed])
+            run.oracle.replica.apply([committed])
         elif committed.guide:
             run.catch_up()
         self._committed = time.monotonic()
@@ -146,7 +146,7 @@ class ScalarStrategy(Strategy):
 
     def summary(self) -> None:
         """Say what is about to run."""
-        c, parameters = self._run.config, self._run.learner.replica.model.layout.parameters
+        c, parameters = self._run.config, self._run.oracle.replica.model.layout.parameters
         LOG.info("mode %s, %d parameters, aggregation %s", c.mode, parameters, c.aggregation)
         LOG.info("%d directions (%s, %s)", c.queries, c.directions, c.seed_schedule)
         LOG.info("rounds %d to %d", self._run.ledger.last_round + 1, c.num_rounds)
@@ -155,7 +155,7 @@ class ScalarStrategy(Strategy):
         """Ask for a round, and with staleness for the next one, where that was not done yet."""
         config = self._run.config
         for each in range(round_, min(round_ + config.staleness, config.num_rounds) + 1):
-            if each in self._flights:
+            if each in self._open_rounds:
                 continue
             if each == round_:
                 self._cohort.wait(grid, each)
@@ -164,28 +164,28 @@ class ScalarStrategy(Strategy):
                 if len(self._cohort.sites) < config.min_clients:
                     return
             messages = self.configure_train(each, ArrayRecord(), ConfigRecord(), grid)
-            self._send(self._flights[each], messages)
+            self._send(self._open_rounds[each], messages)
 
     def _forsake(self) -> None:
         """Await nothing of the rounds that are open: they were measured where the run is not."""
-        for flight in self._flights.values():
-            flight.exchange.give_up()
-            self._late.close(flight)
-        self._flights.clear()
+        for open_round in self._open_rounds.values():
+            open_round.exchange.give_up()
+            self._late.close(open_round)
+        self._open_rounds.clear()
 
-    def _before(self, site: Site, round_: int) -> int | None:
+    def _before(self, site: SiteRecord, round_: int) -> int | None:
         """Where a site's replica is when the first request for a round reaches it.
 
         One that is asked for the round before gets there first. One that is further than this round
         needs, no more than staleness explains, may have answered it; it will say.
         """
-        at, last = measured_at(self._run.config, round_), self._flights.get(round_ - 1)
+        at, last = measured_at(self._run.config, round_), self._open_rounds.get(round_ - 1)
         if last is not None and site.node_id in last.asked:
             return measured_at(self._run.config, round_ - 1)
         ahead = site.round is not None and at < site.round <= at + self._run.config.staleness
         return at if ahead else site.round
 
-    def _request(self, site: Site, round_: int, at: int | None) -> list[Message]:
+    def _request(self, site: SiteRecord, round_: int, at: int | None) -> list[Message]:
         """One message; none where no way leads the site to where the round is measured.
 
         That can only be with staleness, and only until the next snapshot.
@@ -193,62 +193,62 @@ class ScalarStrategy(Strategy):
         try:
             return [self._asking.message(site, round_, at)]
         except GapError as error:
-            name = site.name.name
+            name = site.id.name
             LOG.warning("round %d: site %s is not asked: %s", round_, name, error)
             self._judge.refusals.append(Refusal(round_, name, "no way", str(error)))
             return []
 
-    def _resend(self, flight: Flight, site: Site) -> None:
+    def _resend(self, open_round: OpenRound, site: SiteRecord) -> None:
         """Send a site that is behind all that it lacks.
 
         With staleness it was asked for the next round as well, as if it were not behind: it cannot
         answer that, and is asked anew.
         """
-        self._send(flight, self._request(site, flight.round, site.round))
-        ahead = self._flights.get(flight.round + 1)
+        self._send(open_round, self._request(site, open_round.round, site.round))
+        ahead = self._open_rounds.get(open_round.round + 1)
         if ahead is not None and ahead.exchange.supersede(site.node_id):
             at = self._before(site, ahead.round)
             self._send(ahead, self._request(site, ahead.round, at))
 
-    def _send(self, flight: Flight, messages: Iterable[Message]) -> None:
-        for message in flight.exchange.send(messages):
-            site = flight.asked[message.metadata.dst_node_id].name.name
-            self._notes.transfers.append(transfer(message, flight.round, site, "down"))
+    def _send(self, open_round: OpenRound, messages: Iterable[Message]) -> None:
+        for message in open_round.exchange.send(messages):
+            site = open_round.asked[message.metadata.dst_node_id].id.name
+            self._notes.transfers.append(transfer(message, open_round.round, site, "down"))
 
     def _gather(self, round_: int) -> list[Message]:
         """Send more to sites that are behind; return the replies that are to be validated."""
         self._notes.take_late()
-        flight = self._flights[round_]
+        open_round = self._open_rounds[round_]
         gathered: list[Message] = []
         resent: Counter[int] = Counter()
         again: Counter[int] = Counter()
-        timeout, lost = self._run.config.round_timeout, partial(self._ask_again, flight, again)
-        for reply in flight.exchange.replies(timeout, lost):
-            site, judge = flight.site_of(reply), self._judge
-            self._notes.transfers.append(transfer(reply, round_, flight.name_of(reply), "up"))
-            if site and not reply.has_error() and site.node_id in flight.exchange.took:
-                self._patience.note(site.node_id, flight.exchange.took[site.node_id])
-            if not flight.exchange.was_awaited(reply) and says_behind(reply):
+        timeout, lost = self._run.config.round_timeout, partial(self._ask_again, open_round, again)
+        for reply in open_round.exchange.replies(timeout, lost):
+            site, judge = open_round.site_of(reply), self._judge
+            self._notes.transfers.append(transfer(reply, round_, open_round.name_of(reply), "up"))
+            if site and not reply.has_error() and site.node_id in open_round.exchange.took:
+                self._patience.note(site.node_id, open_round.exchange.took[site.node_id])
+            if not open_round.exchange.was_awaited(reply) and says_behind(reply):
                 continue  # it was asked again since
             if site and resent[site.node_id] < RETRIES and judge.is_behind(reply, site, round_):
                 resent[site.node_id] += 1
-                self._resend(flight, site)
+                self._resend(open_round, site)
             else:
                 gathered.append(reply)
-        self._late.close(flight)
+        self._late.close(open_round)
         return gathered
 
-    def _ask_again(self, flight: Flight, again: Counter[int]) -> None:
+    def _ask_again(self, open_round: OpenRound, again: Counter[int]) -> None:
         """Send the request once more to sites whose answer is overdue; ``again`` counts."""
-        for node_id, seconds in flight.exchange.waiting().items():
+        for node_id, seconds in open_round.exchange.waiting().items():
             if self._patience.is_over(node_id, seconds, again[node_id]):
                 again[node_id] += 1
-                site, round_ = flight.asked[node_id], flight.round
+                site, round_ = open_round.asked[node_id], open_round.round
                 LOG.warning(
                     "round %d: site %s has not answered for %.3g s and is asked again",
-                    round_, site.name.name, seconds,
+                    round_, site.id.name, seconds,
                 )  # fmt: skip
-                self._send(flight, self._request(site, round_, self._before(site, round_)))
+                self._send(open_round, self._request(site, round_, self._before(site, round_)))
 
     def _metrics(
         self,

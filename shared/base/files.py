@@ -19,7 +19,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def made_whole(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty draft that becomes ``folder`` at the end, or vanishes with the error.
 
     Of two processes that make the same folder at once, the first one's is kept. A draft that a

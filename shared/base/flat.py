@@ -16,7 +16,7 @@ TILE = 2048  # elements: every tensor starts at a multiple of it, so kernels wor
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorSpan:
     """Where one tensor lies in the flat vector."""
 
     name: str
@@ -38,36 +38,36 @@ class Place:
 class Layout:
     """The address space: tensors in the module's own order, zeros between them."""
 
-    places: tuple[Place, ...]
+    tensors: tuple[TensorSpan, ...]
 
     @classmethod
     def of(cls, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> "Layout":
         """Lay tensors of these names and shapes out one after the other."""
-        places, start = [], 0
+        spans, start = [], 0
         for name, shape in shapes:
-            places.append(Place(name, tuple(shape), start))
+            spans.append(TensorSpan(name, tuple(shape), start))
             start += -(-prod(shape) // TILE) * TILE
-        return cls(tuple(places))
+        return cls(tuple(spans))
 
     @cached_property
     def size(self) -> int:
         """Length of the flat vector, padding included: a multiple of TILE."""
-        return -(-self.places[-1].stop // TILE) * TILE if self.places else 0
+        return -(-self.tensors[-1].stop // TILE) * TILE if self.tensors else 0
 
     @cached_property
     def parameters(self) -> int:
         """How many numbers are trained (d), padding not counted."""
-        return sum(place.size for place in self.places)
+        return sum(span.size for span in self.tensors)
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Every tensor of the layout as a view of ``flat`` (size,)."""
-        return {p.name: flat[p.start : p.stop].view(p.shape) for p in self.places}
+        return {p.name: flat[p.start : p.stop].view(p.shape) for p in self.tensors}
 
     def clear_padding_(self, flat: Tensor) -> None:
         """Set what lies between the tensors of ``flat`` (size,) back to zero."""
-        for place in self.places:
-            if place.stop % TILE:
-                flat[place.stop : -(-place.stop // TILE) * TILE] = 0
+        for span in self.tensors:
+            if span.stop % TILE:
+                flat[span.stop : -(-span.stop // TILE) * TILE] = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class FlatModel:
     def addresses(self) -> dict[int, int]:
         """``id`` of each trainable parameter to the flat address of its first element."""
         named = dict(self.module.named_parameters())
-        return {id(named[place.name]): place.start for place in self.layout.places}
+        return {id(named[span.name]): span.start for span in self.layout.tensors}
 
     def gather(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Lay tensors of the layout's names and shapes out in float32 (size,), padding zero."""

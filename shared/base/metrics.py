@@ -14,7 +14,7 @@ def _none() -> Counts:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvalSums:
     """What a model did on some examples."""
 
     total: float  # loss in nats, summed over the examples
@@ -26,11 +26,11 @@ class Outcome:
         """How many classes the task has; 0: none."""
         return len(self.confusion)
 
-    def __add__(self, other: "Outcome") -> "Outcome":
+    def __add__(self, other: "EvalSums") -> "EvalSums":
         if not self.examples or not other.examples:
             return self if self.examples else other
         confusion = self.confusion + other.confusion
-        return Outcome(self.total + other.total, self.examples + other.examples, confusion)
+        return EvalSums(self.total + other.total, self.examples + other.examples, confusion)
 
     @property
     def loss(self) -> float:

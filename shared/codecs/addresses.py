@@ -18,12 +18,12 @@ from shared.base.errors import WireError
 Addresses = NDArray[np.int64]
 
 
-def coded_bytes(count: int, limit: int) -> int:
+def encoded_size(count: int, limit: int) -> int:
     """Length of ``coded`` for ``count`` addresses, at least one, below ``limit``."""
     return sum(_lengths(count, limit))
 
 
-def coded(addresses: Addresses, limit: int) -> bytes:
+def encode_addresses(addresses: Addresses, limit: int) -> bytes:
     """Encode ``addresses`` (count,), strictly rising and below ``limit``."""
     count = addresses.size
     width = _width(count, limit)
@@ -35,7 +35,7 @@ def coded(addresses: Addresses, limit: int) -> bytes:
     return b"".join(np.packbits(bits, bitorder="little").tobytes() for bits in (lower, marks))
 
 
-def decoded(body: memoryview, count: int, limit: int) -> Addresses:
+def decode_addresses(body: memoryview, count: int, limit: int) -> Addresses:
     """Return the ``count`` addresses below ``limit`` that ``body`` holds.
 
     Raises:

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from shared.base.flat import Layout
 from shared.codecs import CODECS
-from shared.codecs.frame import HEADER_BYTES, checked, numbers, opened, packed, sealed, unpacked
+from shared.codecs.frame import (
+    HEADER_BYTES,
+    check_finite,
+    numbers,
+    open_frame,
+    pack_vector,
+    seal_frame,
+    unpack_vector,
+)
 
 _NAME = b"f32\0"
 
@@ -27,15 +35,15 @@ class Float32:
 
     def encode(self, vector: Tensor) -> bytes:
         """Encode ``vector`` (size,)."""
-        values = packed(self.layout, numbers(self.layout, vector))
+        values = pack_vector(self.layout, numbers(self.layout, vector))
         body = values.astype("<f4", copy=False).tobytes()
-        return sealed(_NAME, self.layout.parameters, body)
+        return seal_frame(_NAME, self.layout.parameters, body)
 
     def decode(self, payload: bytes) -> Tensor:
         """Return the vector (size,); WireError where the payload is not whole or finite."""
-        body = opened(_NAME, self.layout.parameters, self.payload_bytes, payload)
+        body = open_frame(_NAME, self.layout.parameters, self.payload_bytes, payload)
         values = np.frombuffer(body, "<f4").astype(np.float32, copy=False)
-        return checked(unpacked(self.layout, values))
+        return check_finite(unpack_vector(self.layout, values))
 
 
 _NAME = b"bf16"
@@ -59,13 +67,13 @@ class BFloat16:
 
     def encode(self, vector: Tensor) -> bytes:
         """Encode ``vector`` (size,)."""
-        values = torch.from_numpy(packed(self.layout, numbers(self.layout, vector)))
+        values = torch.from_numpy(pack_vector(self.layout, numbers(self.layout, vector)))
         halves = values.to(torch.bfloat16).view(torch.uint16).numpy()
         body = halves.astype("<u2", copy=False).tobytes()
-        return sealed(_NAME, self.layout.parameters, body)
+        return seal_frame(_NAME, self.layout.parameters, body)
 
     def decode(self, payload: bytes) -> Tensor:
         """Return the rounded vector (size,); WireError where the payload is not whole or finite."""
-        body = opened(_NAME, self.layout.parameters, self.payload_bytes, payload)
+        body = open_frame(_NAME, self.layout.parameters, self.payload_bytes, payload)
         words = np.frombuffer(body, "<u2").astype(np.uint32) << 16
-        return checked(unpacked(self.layout, words.view(np.float32)))
+        return check_finite(unpack_vector(self.layout, words.view(np.float32)))

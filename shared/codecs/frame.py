@@ -17,13 +17,13 @@ _PREFIX = struct.Struct("<4sQ")
 _CRC = struct.Struct("<I")
 
 
-def sealed(codec: bytes, parameters: int, body: bytes) -> bytes:
+def seal_frame(codec: bytes, parameters: int, body: bytes) -> bytes:
     """Put the header before ``body``."""
     prefix = _PREFIX.pack(codec, parameters)
     return b"".join([prefix, _CRC.pack(zlib.crc32(body, zlib.crc32(prefix))), body])
 
 
-def opened(codec: bytes, parameters: int, expected: int, payload: bytes) -> memoryview:
+def open_frame(codec: bytes, parameters: int, expected: int, payload: bytes) -> memoryview:
     """Check the header of ``payload``, of ``expected`` bytes in all, and return its body.
 
     Raises:
@@ -58,22 +58,22 @@ def numbers(layout: Layout, vector: Tensor) -> NDArray[np.float32]:
     return host
 
 
-def packed(layout: Layout, flat: NDArray[S]) -> NDArray[S]:
+def pack_vector(layout: Layout, flat: NDArray[S]) -> NDArray[S]:
     """Return the true elements of ``flat`` (size,) in order, (parameters,)."""
-    return np.concatenate([flat[place.start : place.stop] for place in layout.places])
+    return np.concatenate([flat[span.start : span.stop] for span in layout.tensors])
 
 
-def unpacked(layout: Layout, values: NDArray[S]) -> NDArray[S]:
+def unpack_vector(layout: Layout, values: NDArray[S]) -> NDArray[S]:
     """Lay ``values`` (parameters,) out with zero padding, (size,)."""
     flat = np.zeros(layout.size, dtype=values.dtype)
     taken = 0
-    for place in layout.places:
-        flat[place.start : place.stop] = values[taken : taken + place.size]
-        taken += place.size
+    for span in layout.tensors:
+        flat[span.start : span.stop] = values[taken : taken + span.size]
+        taken += span.size
     return flat
 
 
-def checked(flat: NDArray[np.float32]) -> Tensor:
+def check_finite(flat: NDArray[np.float32]) -> Tensor:
     """Return ``flat`` (size,) as a tensor.
 
     Raises:

@@ -8,7 +8,15 @@ from torch import Tensor
 from shared.base.errors import WireError
 from shared.base.flat import TILE, Layout
 from shared.codecs import CODECS
-from shared.codecs.frame import HEADER_BYTES, checked, numbers, opened, packed, sealed, unpacked
+from shared.codecs.frame import (
+    HEADER_BYTES,
+    check_finite,
+    numbers,
+    open_frame,
+    pack_vector,
+    seal_frame,
+    unpack_vector,
+)
 
 _NAME = b"int8"
 
@@ -37,18 +45,18 @@ class Int8:
         scales[scales < np.finfo(np.float32).tiny] = 0  # too small for half a level to be exact
         usable = (np.isfinite(scales) & (scales > 0))[:, None]  # the others' levels stay zero
         levels = np.divide(tiles, scales[:, None], out=np.zeros_like(tiles), where=usable)
-        bytes_ = packed(self.layout, np.rint(levels, out=levels).astype(np.int8).ravel())
+        bytes_ = pack_vector(self.layout, np.rint(levels, out=levels).astype(np.int8).ravel())
         body = scales.astype("<f4", copy=False).tobytes() + bytes_.tobytes()
-        return sealed(_NAME, self.layout.parameters, body)
+        return seal_frame(_NAME, self.layout.parameters, body)
 
     def decode(self, payload: bytes) -> Tensor:
         """Return the rounded vector (size,); WireError where the payload is not whole or finite."""
-        body = opened(_NAME, self.layout.parameters, self.payload_bytes, payload)
+        body = open_frame(_NAME, self.layout.parameters, self.payload_bytes, payload)
         cut = 4 * (self.layout.size // TILE)
         scales = np.frombuffer(body[:cut], "<f4").astype(np.float32, copy=False)
         if not np.isfinite(scales).all():
             raise WireError(f"finite scales expected, got {scales[~np.isfinite(scales)][0]}")
-        levels = unpacked(self.layout, np.frombuffer(body[cut:], np.int8))
+        levels = unpack_vector(self.layout, np.frombuffer(body[cut:], np.int8))
         with np.errstate(over="ignore"):  # an infinite product is refused by name just below
             tiles = levels.reshape(-1, TILE) * scales[:, None]
-        return checked(tiles.ravel())
+        return check_finite(tiles.ravel())

@@ -12,8 +12,16 @@ from torch import Tensor
 from shared.base.errors import ConfigError
 from shared.base.flat import Layout
 from shared.codecs import CODECS
-from shared.codecs.addresses import Addresses, coded, coded_bytes, decoded
-from shared.codecs.frame import HEADER_BYTES, checked, numbers, opened, packed, sealed, unpacked
+from shared.codecs.addresses import Addresses, decode_addresses, encode_addresses, encoded_size
+from shared.codecs.frame import (
+    HEADER_BYTES,
+    check_finite,
+    numbers,
+    open_frame,
+    pack_vector,
+    seal_frame,
+    unpack_vector,
+)
 
 _NAME = b"topk"
 
@@ -42,23 +50,25 @@ class TopK:
     @property
     def payload_bytes(self) -> int:
         """16 + 4 per kept number + its address: 1.1 to 1.2 bytes each at a fraction of 0.01."""
-        return HEADER_BYTES + 4 * self.kept + coded_bytes(self.kept, self.layout.parameters)
+        return HEADER_BYTES + 4 * self.kept + encoded_size(self.kept, self.layout.parameters)
 
     def encode(self, vector: Tensor) -> bytes:
         """Encode ``vector`` (size,)."""
-        values = packed(self.layout, numbers(self.layout, vector))
+        values = pack_vector(self.layout, numbers(self.layout, vector))
         addresses = largest(values, self.kept)
         body = values[addresses].astype("<f4", copy=False).tobytes()
-        body += coded(addresses, self.layout.parameters)
-        return sealed(_NAME, self.layout.parameters, body)
+        body += encode_addresses(addresses, self.layout.parameters)
+        return seal_frame(_NAME, self.layout.parameters, body)
 
     def decode(self, payload: bytes) -> Tensor:
         """Return the sparse vector (size,); WireError where the payload is not whole or finite."""
         parameters, cut = self.layout.parameters, 4 * self.kept
-        body = opened(_NAME, parameters, self.payload_bytes, payload)
+        body = open_frame(_NAME, parameters, self.payload_bytes, payload)
         values = np.zeros(parameters, dtype=np.float32)
-        values[decoded(body[cut:], self.kept, parameters)] = np.frombuffer(body[:cut], "<f4")
-        return checked(unpacked(self.layout, values))
+        values[decode_addresses(body[cut:], self.kept, parameters)] = np.frombuffer(
+            body[:cut], "<f4"
+        )
+        return check_finite(unpack_vector(self.layout, values))
 
 
 def largest(values: NDArray[np.float32], count: int) -> Addresses:

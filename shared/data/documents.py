@@ -34,7 +34,7 @@ class Documents:
         """Return some of the documents."""
         held = self.held_out
         return Documents(
-            picked(self.texts, rows),
+            pick_texts(self.texts, rows),
             [self.groups[row] for row in rows],
             None if self.labels is None else [self.labels[row] for row in rows],
             self.classes,
@@ -71,7 +71,9 @@ class Documents:
         few = min(most, max(round(most * len(apart) / total), 1)) if len(apart) else 0
         rest = np.setdiff1d(np.arange(total), apart)
         few = max(few, most - len(rest))
-        rows = np.concatenate([apart[evenly(len(apart), few)], rest[evenly(len(rest), most - few)]])
+        rows = np.concatenate(
+            [apart[evenly_spaced(len(apart), few)], rest[evenly_spaced(len(rest), most - few)]]
+        )
         return self.take(np.sort(rows).tolist())
 
     def parts(self) -> tuple["Documents", "Documents"] | None:
@@ -119,7 +121,7 @@ def share_of(part: str) -> tuple[int, int]:
     raise ConfigError(f"data-part: k/n with k from 1 to n expected, such as 1/2, got {part!r}")
 
 
-def picked(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
+def pick_texts(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
     """Some of the texts; a column on disk is asked once for all of them."""
     if isinstance(texts, list):
         return [texts[row] for row in rows]
@@ -127,7 +129,7 @@ def picked(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
     return list(column[list(rows)])
 
 
-def evenly(total: int, count: int) -> NDArray[np.int64]:
+def evenly_spaced(total: int, count: int) -> NDArray[np.int64]:
     """Return ``count`` of the rows 0 .. total - 1, evenly spaced; distinct if count <= total."""
     return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
 

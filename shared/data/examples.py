@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.base.errors import ConfigError, DataError
-from shared.data.documents import Documents, evenly
+from shared.data.documents import Documents, evenly_spaced
 from shared.directions import Key
 from shared.directions.philox import DRAWS, words
 from shared.models.model import Tokenizer
@@ -16,7 +16,7 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Examples:
     """Examples of equal length, those of one group beside each other and in reading order."""
 
     tokens: NDArray[np.uint16] | NDArray[np.int32]  # (n, length); -1 after the end of a text
@@ -27,10 +27,10 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def take(self, rows: Rows) -> "Blocks":
+    def take(self, rows: Rows) -> "Examples":
         """Return some of the blocks."""
         labels = None if self.labels is None else self.labels[rows]
-        return Blocks(self.tokens[rows], self.groups[rows], self.names, labels)
+        return Examples(self.tokens[rows], self.groups[rows], self.names, labels)
 
     def batch(self, rows: Rows) -> Rows:
         """Return some blocks (len(rows), length) as tasks read them, labels in a column before."""
@@ -38,7 +38,7 @@ class Blocks:
         return tokens if self.labels is None else np.column_stack([self.labels[rows], tokens])
 
 
-def cut(documents: Documents, tokenizer: Tokenizer, length: int) -> Blocks:
+def cut(documents: Documents, tokenizer: Tokenizer, length: int) -> Examples:
     """Join each group's documents, an end-of-text token after each, and cut them into blocks.
 
     What is left at the end of a group, less than a block, is dropped.
@@ -56,16 +56,16 @@ def cut(documents: Documents, tokenizer: Tokenizer, length: int) -> Blocks:
     if not any(len(stream) for stream in streams.values()):
         raise DataError(f"none of {len(streams)} groups of documents fills a block of {length}")
     sizes = [len(stream) for stream in streams.values()]
-    return Blocks(
+    return Examples(
         np.concatenate(list(streams.values())),
         np.repeat(np.arange(len(sizes), dtype=np.int64), sizes),
         tuple(streams),
     )
 
 
-def labelled(
+def examples_with_labels(
     documents: Documents, classes: int, encode: Callable[[str], NDArray[np.int64]]
-) -> Blocks:
+) -> Examples:
     """Make an example of each document, as ``encode`` gives its tokens, and keep its label.
 
     Raises:
@@ -87,7 +87,7 @@ def labelled(
     tokens = np.full((len(texts), max(map(len, texts))), -1, np.int32)
     for row, text in zip(tokens, texts, strict=True):
         row[: len(text)] = text
-    return Blocks(tokens, groups[order], names, np.array(labels, np.int64)[order])
+    return Examples(tokens, groups[order], names, np.array(labels, np.int64)[order])
 
 
 def _by_group(documents: Documents) -> Mapping[str, list[str]]:
@@ -104,7 +104,7 @@ def _blocks_of(texts: list[str], tokenizer: Tokenizer, length: int) -> Rows:
     return stream[: len(stream) // length * length].reshape(-1, length)
 
 
-def hold_out(blocks: Blocks, fraction: float, most: int = 0) -> tuple[Blocks, Blocks]:
+def hold_out(blocks: Examples, fraction: float, most: int = 0) -> tuple[Examples, Examples]:
     """Split blocks into those that are trained on and those that the server evaluates on.
 
     The last ``fraction`` of each group is held out, at least one block of a group that has two.
@@ -119,7 +119,7 @@ def hold_out(blocks: Blocks, fraction: float, most: int = 0) -> tuple[Blocks, Bl
     apart = last <= held[blocks.groups]
     evaluation = np.flatnonzero(apart)
     if 0 < most < len(evaluation):
-        evaluation = evaluation[evenly(len(evaluation), most)]
+        evaluation = evaluation[evenly_spaced(len(evaluation), most)]
     return blocks.take(np.flatnonzero(~apart)), blocks.take(evaluation)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.base.errors import DataError
-from shared.base.files import cache_folder, made_whole
+from shared.base.files import atomic_folder, cache_folder
 from shared.data.local_folder import text_columns
 
 LOG = logging.getLogger("dandelion")
@@ -18,7 +18,7 @@ ORIGIN = "origin.json"
 
 
 @dataclass(frozen=True)
-class Row:
+class HubRow:
     """Where on the hub a data set is, and which of its columns mean what."""
 
     hub: str
@@ -39,7 +39,7 @@ def place_of(name: str, most: int) -> Path:
     return cache_folder() / "hub" / f"{name.replace('/', '--')}-{most or 'all'}"
 
 
-def copied(name: str, row: Row, most: int) -> Path:
+def copy_of(name: str, row: HubRow, most: int) -> Path:
     """The folder with the first ``most`` documents (0: all), streamed from the hub if not there.
 
     Raises:
@@ -51,7 +51,7 @@ def copied(name: str, row: Row, most: int) -> Path:
     try:
         revision = revision_of(row)
         LOG.warning("streaming %s of %s (once)", f"{most} documents" if most else "all", row.hub)
-        with made_whole(folder) as draft:
+        with atomic_folder(folder) as draft:
             _save(row, most, revision, draft)
     except _unreachable() as error:
         reason, local = (
@@ -66,14 +66,14 @@ def copied(name: str, row: Row, most: int) -> Path:
     return folder
 
 
-def revision_of(row: Row) -> str:
+def revision_of(row: HubRow) -> str:
     """The commit that the hub has now; nothing for a local copy of a repository."""
     from huggingface_hub import HfApi
 
     return "" if Path(row.hub).is_dir() else str(HfApi().dataset_info(row.hub, timeout=30).sha)
 
 
-def _save(row: Row, most: int, revision: str, draft: Path) -> None:
+def _save(row: HubRow, most: int, revision: str, draft: Path) -> None:
     """Write the documents as ``datasets`` does, under the columns that we read."""
     from datasets import ClassLabel, Dataset, Features, Value, disable_progress_bars
 
@@ -105,7 +105,7 @@ def _save(row: Row, most: int, revision: str, draft: Path) -> None:
     shutil.rmtree(scratch)
 
 
-def _split(row: Row, split: str, revision: str) -> Any:  # noqa: ANN401
+def _split(row: HubRow, split: str, revision: str) -> Any:  # noqa: ANN401
     from datasets import load_dataset
 
     return load_dataset(
@@ -113,7 +113,7 @@ def _split(row: Row, split: str, revision: str) -> Any:  # noqa: ANN401
     )
 
 
-def _known(row: Row, train: Any) -> Row:  # noqa: ANN401
+def _known(row: HubRow, train: Any) -> HubRow:  # noqa: ANN401
     """The row with its columns of text, which may have to be looked at."""
     if row.text:
         return row
@@ -123,7 +123,7 @@ def _known(row: Row, train: Any) -> Row:  # noqa: ANN401
 
 
 def _documents(
-    row: Row, lines: Iterable[Mapping[str, Any]], held: bool
+    row: HubRow, lines: Iterable[Mapping[str, Any]], held: bool
 ) -> Iterator[dict[str, Any]]:
     """Our columns of each document."""
     for line in articles(lines) if row.headings else lines:

@@ -43,10 +43,10 @@ def documents_in(folder: Path, by: str = "group") -> Documents:
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".txt", *TABLES))
     if files and not is_saved(folder) and all(path.suffix == ".txt" for path in files):
         return Documents([_read(path) for path in files], [path.stem for path in files])
-    return documents_from(opened(folder), by, str(folder))
+    return documents_from(open_folder(folder), by, str(folder))
 
 
-def opened(folder: Path) -> Any:  # noqa: ANN401
+def open_folder(folder: Path) -> Any:  # noqa: ANN401
     """The ``Dataset`` in a folder: its train split where it has splits."""
     from datasets import DatasetDict, disable_progress_bars, load_dataset, load_from_disk
     from datasets.exceptions import DatasetsError
@@ -72,7 +72,9 @@ def opened(folder: Path) -> Any:  # noqa: ANN401
 def documents_from(dataset: Any, by: str, name: str) -> Documents:  # noqa: ANN401
     """Documents of a ``Dataset`` whose columns say what they are."""
     columns, total = dataset.column_names, len(dataset)
-    texts = dataset["text"] if "text" in columns else joined(dataset, text_columns(columns, name))
+    texts = (
+        dataset["text"] if "text" in columns else join_columns(dataset, text_columns(columns, name))
+    )
     if by in columns:
         groups = [str(value) for value in dataset[by]]
     elif by == "group":
@@ -94,7 +96,7 @@ def text_columns(columns: Sequence[str], name: str) -> tuple[str, ...]:
     raise DataError(f"{name}: columns of text expected ({known}), got {', '.join(columns)}")
 
 
-def joined(rows: Any, columns: Sequence[str]) -> list[str]:  # noqa: ANN401
+def join_columns(rows: Any, columns: Sequence[str]) -> list[str]:  # noqa: ANN401
     """One text per row: its columns, one under the other."""
     return ["\n".join(map(str, parts)) for parts in zip(*(rows[c] for c in columns), strict=True)]
 

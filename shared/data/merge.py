@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.base.errors import ConfigError
-from shared.base.files import made_whole
+from shared.base.files import atomic_folder
 from shared.data.documents import Documents
 from shared.data.local_folder import documents_in
 from shared.data.resolve import documents_of
@@ -24,7 +24,7 @@ def merge(names: Sequence[str], out: Path, max_samples: int = 0) -> Documents:
     if out.exists():
         raise ConfigError(f"{out}: there already; choose another --out")
     parts = {name: documents_of(name, max_samples) for name in names}
-    with made_whole(out.resolve()) as draft:
+    with atomic_folder(out.resolve()) as draft:
         _write(parts, draft)
     return documents_in(out)
 

@@ -16,7 +16,7 @@ CHUNK = 1 << 16  # elements: what is added to stays in a core's cache
 
 
 @dataclass(frozen=True)
-class Lowered:
+class LowPrecision:
     """Another family's directions; vectors that are in float32 pass through."""
 
     inner: Directions
@@ -53,6 +53,6 @@ class Lowered:
         rows.copy_(work)
 
 
-def lowered(directions: Directions, dtype: torch.dtype) -> Directions:
+def lower_precision(directions: Directions, dtype: torch.dtype) -> Directions:
     """The directions for parameters of ``dtype``."""
-    return directions if dtype is torch.float32 else Lowered(directions)
+    return directions if dtype is torch.float32 else LowPrecision(directions)

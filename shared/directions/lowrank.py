@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.base.errors import ConfigError
-from shared.base.flat import TILE, Layout, Place
+from shared.base.flat import TILE, Layout, TensorSpan
 from shared.directions import DIRECTIONS, Key
 from shared.directions.rademacher import kernels_at, kernels_for, signs
 
@@ -33,24 +33,24 @@ FUSED = 1 << 22  # signs of a matrix's factors that are held at once: keys that 
 class Factors:
     """Where a tensor's signs are: r·m for the rows of a matrix, r·n for its columns."""
 
-    place: Place
+    span: TensorSpan
     rows: int  # address of the first, in the factors' own space
     columns: int  # the same; not used where the tensor is no matrix
 
     @property
     def is_matrix(self) -> bool:
         """Whether z is a product here; otherwise signs are independent."""
-        return len(self.place.shape) == 2
+        return len(self.span.shape) == 2
 
 
 def factors_of(layout: Layout, rank: int) -> list[Factors]:
     """The factors' address space: tensor after tensor, each lot of signs at a whole tile."""
     found, address = [], 0
-    for place in layout.places:
-        matrix = len(place.shape) == 2
-        lots = [rank * size for size in place.shape] if matrix else [place.size, 0]
+    for span in layout.tensors:
+        matrix = len(span.shape) == 2
+        lots = [rank * size for size in span.shape] if matrix else [span.size, 0]
         first, second = (-(-size // TILE) * TILE for size in lots)
-        found.append(Factors(place, address, address + first))
+        found.append(Factors(span, address, address + first))
         address += first + second
     return found
 
@@ -60,15 +60,15 @@ def reference(factors: Factors, rank: int, key: Key, coefficient: float) -> NDAr
 
     Every kernel must equal it; where the tensor is no matrix, there is one term.
     """
-    place = factors.place
+    span = factors.span
     if not factors.is_matrix:
-        drawn = signs(key, np.arange(factors.rows, factors.rows + place.size))
+        drawn = signs(key, np.arange(factors.rows, factors.rows + span.size))
         return np.float32(coefficient) * drawn[None]
-    m, n = place.shape
+    m, n = span.shape
     a = signs(key, np.arange(factors.rows, factors.rows + rank * m)).reshape(rank, m, 1)
     b = signs(key, np.arange(factors.columns, factors.columns + rank * n)).reshape(rank, 1, n)
     scale = np.float32(coefficient / sqrt(rank))
-    return (scale * (a * b)).reshape(rank, place.size)
+    return (scale * (a * b)).reshape(rank, span.size)
 
 
 @DIRECTIONS.register("lowrank")
@@ -86,7 +86,7 @@ class Lowrank:
             raise ConfigError(f"direction-rank of at least 1 expected, got {direction_rank}")
         self.rank = direction_rank
         self._factors = factors_of(layout, direction_rank)
-        self._starts = [found.place.start for found in self._factors]
+        self._starts = [found.span.start for found in self._factors]
 
     def add_to_(
         self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0
@@ -104,7 +104,7 @@ class Lowrank:
             raise ValueError(f"out {tuple(out.shape)} does not fit source {tuple(source.shape)}")
         done = 0
         for found, part, first in self._parts(out, start):
-            at = found.place.start + first - start
+            at = found.span.start + first - start
             out[done:at] = source[done:at]
             done = at + part.numel()
             if found.is_matrix:
@@ -128,7 +128,7 @@ class Lowrank:
     ) -> tuple[Tensor, Tensor]:
         """The signs a (K, r, m) and b (K, r, n) of the matrix that begins at ``start``."""
         found = self._at(start)
-        m, n = found.place.shape
+        m, n = found.span.shape
         a = _drawn(keys, found.rows, self.rank * m, device)
         b = _drawn(keys, found.columns, self.rank * n, device)
         return a.view(-1, self.rank, m), b.view(-1, self.rank, n)
@@ -136,7 +136,7 @@ class Lowrank:
     def signs(self, keys: Sequence[Key], start: int, device: torch.device) -> Tensor:
         """The direction z (K, size) of the tensor, no matrix, that begins at ``start``."""
         found = self._at(start)
-        return _drawn(keys, found.rows, found.place.size, device)
+        return _drawn(keys, found.rows, found.span.size, device)
 
     def _at(self, start: int) -> Factors:
         return self._factors[bisect_right(self._starts, start) - 1]
@@ -145,11 +145,11 @@ class Lowrank:
         """The tensors that ``flat`` (n,) has parts of: which, the part, its first element."""
         number = max(bisect_right(self._starts, start) - 1, 0)
         for found in self._factors[number:]:
-            low, high = max(found.place.start, start), min(found.place.stop, start + flat.numel())
-            if found.place.start >= start + flat.numel():
+            low, high = max(found.span.start, start), min(found.span.stop, start + flat.numel())
+            if found.span.start >= start + flat.numel():
                 return
             if low < high:
-                yield found, flat[low - start : high - start], low - found.place.start
+                yield found, flat[low - start : high - start], low - found.span.start
 
     def _add_products_(
         self,
@@ -164,7 +164,7 @@ class Lowrank:
 
         So many keys share a pass that their signs stay few, however many keys there are.
         """
-        m, n = found.place.shape
+        m, n = found.span.shape
         top, bottom = first // n, -(-(first + out.numel()) // n)
         step = max(1, FUSED // (self.rank * (bottom - top + n)))
         kernels = _kernels_for(out)

@@ -24,7 +24,7 @@ SHARE, LEAST = 8, 16 << 20  # results take one part in so many of the module's b
 
 
 @dataclass
-class Frozen:
+class FrozenPrefixCache:
     """The largest parts of a model without a trained parameter; knows their last results.
 
     The bits are those of computing all anew: a part in evaluation mode is a function of what it is
@@ -33,17 +33,17 @@ class Frozen:
     """
 
     model: FlatModel
-    _parts: list["Part"] = field(init=False)
+    _parts: list["CachedModule"] = field(init=False)
     _results: "Results" = field(init=False)
 
     def __post_init__(self) -> None:
         module = self.model.module
         named = dict(module.named_parameters())
-        trained = {id(named[place.name]) for place in self.model.layout.places}
+        trained = {id(named[span.name]) for span in self.model.layout.tensors}
         size = sum(p.numel() * p.element_size() for p in module.parameters())
         self._results = Results(max(size // SHARE, LEAST))
         largest = {id(part): part for part in _largest(module, trained)}
-        self._parts = [Part(part, self._results) for part in largest.values()]
+        self._parts = [CachedModule(part, self._results) for part in largest.values()]
 
     @contextmanager
     def remembered(self) -> Iterator[None]:
@@ -95,7 +95,7 @@ class Results:
 
 
 @dataclass
-class Part:
+class CachedModule:
     """A module in whose place a result may stand."""
 
     module: nn.Module

@@ -11,8 +11,8 @@ from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from shared.base.errors import ConfigError
-from shared.estimation.batched_parameters import Groups
-from shared.estimation.blockwise import Held
+from shared.estimation.batched_parameters import BatchedParameters
+from shared.estimation.blockwise import FlatParameter
 from shared.estimation.interception import reads_numbers
 
 Function = Callable[..., Any]
@@ -27,7 +27,7 @@ class Named:
     """A trainable parameter and what the module calls it."""
 
     name: str
-    held: Held
+    held: FlatParameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Head:
     bias: Tensor | None
 
 
-class Batching(TorchFunctionMode):
+class BatchedMode(TorchFunctionMode):
     """While active, a batch (G·B, …) of G groups of B examples meets θ + s_g·z_g, group by group.
 
     Products, embeddings, norms, and products and sums with a vector are known; any other function
@@ -48,7 +48,7 @@ class Batching(TorchFunctionMode):
     """
 
     def __init__(
-        self, groups: Groups, known: Mapping[int, Named], batch: int, last: Tensor | None
+        self, groups: BatchedParameters, known: Mapping[int, Named], batch: int, last: Tensor | None
     ) -> None:
         super().__init__()
         self.groups, self._known, self._batch, self._last = groups, known, batch, last
@@ -129,7 +129,7 @@ class Batching(TorchFunctionMode):
         held = self._held(bias)
         return out.add_(bias if held is None else self.groups.stack(held)[:, None])
 
-    def _held(self, value: Any) -> Held | None:  # noqa: ANN401
+    def _held(self, value: Any) -> FlatParameter | None:  # noqa: ANN401
         found = self._known.get(id(value))
         return None if found is None else found.held
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from shared.directions import Directions, Key
-from shared.estimation.blockwise import Held, rows_of_block
+from shared.estimation.blockwise import FlatParameter, rows_of_block
 
 STACK = 1 << 22  # elements of a matrix, all groups together, that are built at a time
 
@@ -34,39 +34,41 @@ class Factored(Directions, Protocol):
         """The direction z (K, size) of the tensor, no matrix, at ``start``."""
 
 
-class Groups(Protocol):
+class BatchedParameters(Protocol):
     """θ + scales[g] * z(keys[g]) for some groups, made from θ layer by layer; θ is read only."""
 
     @property
     def keys(self) -> Sequence[Key]:
         """One for each group (G,)."""
 
-    def part(self, first: int, stop: int) -> "Groups":
+    def part(self, first: int, stop: int) -> "BatchedParameters":
         """Some of the groups."""
 
-    def product(self, x: Tensor, held: Held, inner: int, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, held: FlatParameter, inner: int, bias: Tensor | None) -> Tensor:
         """``x`` (G, R, k) times each group's matrix, plus its bias (G, 1, n): (G, R, n).
 
         k is the matrix's axis ``inner``.
         """
 
-    def rows(self, ids: Tensor, held: Held) -> Tensor:
+    def rows(self, ids: Tensor, held: FlatParameter) -> Tensor:
         """Rows (G, N, width) of each group's matrix: row g of ``ids`` (G, N) names group g's."""
 
-    def stack(self, held: Held) -> Tensor:
+    def stack(self, held: FlatParameter) -> Tensor:
         """Each group's tensor (G, *shape), of one that is no matrix."""
 
 
-def groups_of(directions: Directions, keys: Sequence[Key], eps: float) -> Groups:
+def batched_parameters(
+    directions: Directions, keys: Sequence[Key], eps: float
+) -> BatchedParameters:
     """Every key at +eps, then every key at −eps."""
     doubled, scales = [*keys, *keys], [eps] * len(keys) + [-eps] * len(keys)
     if isinstance(directions, Factored):
-        return FactoredGroups(doubled, tuple(scales), directions)
-    return StackedGroups(doubled, tuple(scales), directions)
+        return FactoredParameters(doubled, tuple(scales), directions)
+    return StackedParameters(doubled, tuple(scales), directions)
 
 
 @dataclass(frozen=True)
-class FactoredGroups:
+class FactoredParameters:
     """Low-rank directions: one product with θ for all groups, and a thin one for each.
 
     y = x·Wᵀ + s·(x·b)·aᵀ / √r, so a query costs little more than its share of a large batch.
@@ -76,11 +78,11 @@ class FactoredGroups:
     scales: tuple[float, ...]
     directions: Factored
 
-    def part(self, first: int, stop: int) -> "FactoredGroups":
+    def part(self, first: int, stop: int) -> "FactoredParameters":
         """Some of the groups."""
         return replace(self, keys=self.keys[first:stop], scales=self.scales[first:stop])
 
-    def product(self, x: Tensor, held: Held, inner: int, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, held: FlatParameter, inner: int, bias: Tensor | None) -> Tensor:
         weight = held.values.view(held.shape)
         plain = x.reshape(-1, x.shape[2]) @ (weight.t() if inner else weight)
         out = plain.view(*x.shape[:2], -1)
@@ -91,20 +93,20 @@ class FactoredGroups:
             thin, across = F.pad(thin, (0, 1), value=1.0), torch.cat([across, bias], 1)
         return out.baddbmm_(thin, across)
 
-    def rows(self, ids: Tensor, held: Held) -> Tensor:
+    def rows(self, ids: Tensor, held: FlatParameter) -> Tensor:
         chosen = F.embedding(ids, held.values.view(held.shape))
         a, b = self._factors(held, ids.device)
         named = a.gather(2, ids[:, None].expand(-1, a.shape[1], -1))  # (G, r, N)
         return chosen.baddbmm_(named.transpose(1, 2), b * self._weights(chosen))
 
-    def stack(self, held: Held) -> Tensor:
+    def stack(self, held: FlatParameter) -> Tensor:
         half = self._half()
         z = self.directions.signs(self.keys[:half], held.start, held.values.device)
         scales = torch.tensor(self.scales, device=z.device)[:, None]
         whole = z if half == len(self.keys) else torch.cat([z, z])
         return torch.addcmul(held.values, whole, scales).view(-1, *held.shape)
 
-    def _factors(self, held: Held, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _factors(self, held: FlatParameter, device: torch.device) -> tuple[Tensor, Tensor]:
         half = self._half()
         a, b = self.directions.factors(self.keys[:half], held.start, device)
         return (a, b) if half == len(self.keys) else (torch.cat([a, a]), torch.cat([b, b]))
@@ -121,18 +123,18 @@ class FactoredGroups:
 
 
 @dataclass(frozen=True)
-class StackedGroups:
+class StackedParameters:
     """Any family: each group's matrix is built, all groups' side by side, a block at a time."""
 
     keys: Sequence[Key]
     scales: tuple[float, ...]
     directions: Directions
 
-    def part(self, first: int, stop: int) -> "StackedGroups":
+    def part(self, first: int, stop: int) -> "StackedParameters":
         """Some of the groups."""
         return replace(self, keys=self.keys[first:stop], scales=self.scales[first:stop])
 
-    def product(self, x: Tensor, held: Held, inner: int, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, held: FlatParameter, inner: int, bias: Tensor | None) -> Tensor:
         height, width = held.shape
         step = rows_of_block(height, width, max(STACK // len(self.keys), width))
         out = x.new_zeros(*x.shape[:2], held.shape[1 - inner])
@@ -140,7 +142,7 @@ class StackedGroups:
             out += bias
         for first in range(0, height, step):
             rows = slice(first, min(first + step, height))
-            piece = Held(
+            piece = FlatParameter(
                 held.values[rows.start * width : rows.stop * width],
                 held.start + rows.start * width,
                 (rows.stop - rows.start, width),
@@ -151,13 +153,13 @@ class StackedGroups:
                 out.baddbmm_(x[:, :, rows], self.stack(piece))
         return out
 
-    def rows(self, ids: Tensor, held: Held) -> Tensor:
+    def rows(self, ids: Tensor, held: FlatParameter) -> Tensor:
         chosen = F.embedding(ids, held.values.view(held.shape))
         for g, (key, scale) in enumerate(zip(self.keys, self.scales, strict=True)):
             self.directions.add_rows_(chosen[g], ids[g].contiguous(), held.start, key, scale)
         return chosen
 
-    def stack(self, held: Held) -> Tensor:
+    def stack(self, held: FlatParameter) -> Tensor:
         stacked = held.values.new_empty(len(self.keys), held.values.numel())
         for g, (key, scale) in enumerate(zip(self.keys, self.scales, strict=True)):
             self.directions.perturbed_(stacked[g], held.values, held.start, key, scale)

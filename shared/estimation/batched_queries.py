@@ -12,9 +12,9 @@ from torch.nn import functional as F  # noqa: N812
 from shared.base.errors import ConfigError
 from shared.base.flat import FlatModel
 from shared.directions import Directions, Key
-from shared.estimation.batched_mode import Batching, Head, Named
-from shared.estimation.batched_parameters import Groups, groups_of
-from shared.estimation.blockwise import Held
+from shared.estimation.batched_mode import BatchedMode, Head, Named
+from shared.estimation.batched_parameters import BatchedParameters, batched_parameters
+from shared.estimation.blockwise import FlatParameter
 from shared.estimation.perturber import Perturber
 from shared.tasks.language_modelling import CHUNK, language_modelling, logits
 
@@ -22,7 +22,7 @@ NEAR = 1e-4  # relative: losses that differ more were not computed group by grou
 
 
 @dataclass
-class Parallel:
+class BatchedQueries:
     """Losses of a causal language model at θ ± εz for several directions at once; θ is read only.
 
     Logits are made and used a chunk at a time, however many groups there are. The first loss is
@@ -41,7 +41,10 @@ class Parallel:
         Raises:
             ConfigError: the module does something with its parameters that cannot be batched.
         """
-        groups, doubled = groups_of(self.directions, keys, eps), torch.cat([blocks, blocks])
+        groups, doubled = (
+            batched_parameters(self.directions, keys, eps),
+            torch.cat([blocks, blocks]),
+        )
         with torch.inference_mode():
             sums = self._sums(groups, doubled)
         found = sums.view(2, -1) / (blocks.shape[1] * (blocks.shape[2] - 1))
@@ -59,19 +62,19 @@ class Parallel:
             )
         self._proven = True
 
-    def _sums(self, groups: Groups, blocks: Tensor) -> Tensor:
+    def _sums(self, groups: BatchedParameters, blocks: Tensor) -> Tensor:
         """Summed losses (G,) of blocks (G, B, T).
 
         Where something is done to the logits afterwards, they are made whole, and change there.
         """
         module: Any = self.model.module
         last = module.get_output_embeddings()
-        mode = Batching(groups, self._named, blocks.shape[1], last and last.weight)
+        mode = BatchedMode(groups, self._named, blocks.shape[1], last and last.weight)
         with mode:
             scores = logits(module, blocks.flatten(0, 1))
         head = mode.head
         if head is None or scores is not mode.stand_in:
-            mode = Batching(groups, self._named, blocks.shape[1], None)
+            mode = BatchedMode(groups, self._named, blocks.shape[1], None)
             with mode:
                 whole = logits(module, blocks.flatten(0, 1))
             rows = whole.view(*blocks.shape, -1)[:, :, :-1].flatten(1, 2)
@@ -83,7 +86,7 @@ class Parallel:
         return _summed(pieces, blocks[:, :, 1:].flatten(1))
 
     def _logits(
-        self, head: Head, groups: Groups, shape: torch.Size
+        self, head: Head, groups: BatchedParameters, shape: torch.Size
     ) -> Iterator[tuple[int, slice, Tensor]]:
         """Logits (g, r, V) of the tokens that have a next one: first group, rows, and the piece."""
         hidden = head.hidden.view(*shape, -1)[:, :, :-1].flatten(1, 2)  # (G, R, C)
@@ -94,7 +97,7 @@ class Parallel:
             stop = min(first + together, count)
             for top in range(0, rows, most):
                 part = slice(top, min(top + most, rows))
-                inner = Batching(groups.part(first, stop), self._named, 1, None)
+                inner = BatchedMode(groups.part(first, stop), self._named, 1, None)
                 with inner:
                     flat = hidden[first:stop, part].flatten(0, 1)
                     out = F.linear(flat, head.weight, head.bias)
@@ -104,10 +107,10 @@ class Parallel:
     def _named(self) -> dict[int, Named]:
         named, flat = dict(self.model.module.named_parameters()), self.model.flat
         return {
-            id(named[place.name]): Named(
-                place.name, Held(flat[place.start : place.stop], place.start, place.shape)
+            id(named[span.name]): Named(
+                span.name, FlatParameter(flat[span.start : span.stop], span.start, span.shape)
             )
-            for place in self.model.layout.places
+            for span in self.model.layout.tensors
         }
 
 

@@ -13,7 +13,7 @@ from shared.directions import Directions, Key, Matrix, Multiplies
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class FlatParameter:
     """A trainable parameter as a part of the flat vector."""
 
     values: Tensor  # (size,)
@@ -23,7 +23,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class PerturbedPoint:
     """θ + scale * z(key), made from θ piece by piece; θ is read only.
 
     Each number has the bits that it would have if θ were perturbed in place. A product that is
@@ -36,7 +36,7 @@ class Point:
     scale: float
     multiplies: Multiplies | None = None  # the directions, where they have a product of their own
 
-    def whole(self, held: Held) -> Tensor:
+    def whole(self, held: FlatParameter) -> Tensor:
         """Return the perturbed tensor; a large one takes its own memory until it is dropped."""
         if held.copy is not None:
             return held.copy
@@ -44,14 +44,14 @@ class Point:
         self.directions.perturbed_(out, held.values, held.start, self.key, self.scale)
         return out.view(held.shape)
 
-    def rows(self, ids: Tensor, held: Held) -> Tensor:
+    def rows(self, ids: Tensor, held: FlatParameter) -> Tensor:
         """Return the perturbed rows (*ids.shape, width) of a matrix (height, width)."""
         chosen = F.embedding(ids, held.values.view(held.shape))
         lines, named = chosen.view(-1, held.shape[1]), ids.reshape(-1)
         self.directions.add_rows_(lines, named, held.start, self.key, self.scale)
         return chosen
 
-    def fits(self, x: Tensor, held: Held, inner: int) -> bool:
+    def fits(self, x: Tensor, held: FlatParameter, inner: int) -> bool:
         """Tell whether ``x`` (..., k) can be multiplied by blocks of a matrix; k at ``inner``."""
         return (
             len(held.shape) == 2
@@ -63,7 +63,7 @@ class Point:
             and not (x.requires_grad and torch.is_grad_enabled())
         )
 
-    def linear(self, x: Tensor, held: Held, bias: Tensor | None) -> Tensor:
+    def linear(self, x: Tensor, held: FlatParameter, bias: Tensor | None) -> Tensor:
         """Return x (..., k) times a weight (n, k) transposed, plus bias (n,), as (..., n)."""
         n, k = held.shape
         flat = x.reshape(-1, k)
@@ -77,7 +77,7 @@ class Point:
                 torch.addmm(bias[rows], flat, block.t(), out=out[:, rows])
         return out.view(*x.shape[:-1], n)
 
-    def matmul(self, x: Tensor, held: Held, bias: Tensor | None) -> Tensor:
+    def matmul(self, x: Tensor, held: FlatParameter, bias: Tensor | None) -> Tensor:
         """Return x (..., k) times a weight (k, n), plus a bias that broadcasts, as (..., n)."""
         k, n = held.shape
         flat = x.reshape(-1, k)
@@ -94,7 +94,7 @@ class Point:
         return out.view(*x.shape[:-1], n)
 
     def _product(
-        self, x: Tensor, held: Held, bias: Tensor | None, *, transposed: bool
+        self, x: Tensor, held: FlatParameter, bias: Tensor | None, *, transposed: bool
     ) -> Tensor | None:
         """Return the product (m, n) where the family has its own for it."""
         height, width = held.shape
@@ -104,7 +104,7 @@ class Point:
         matrix = Matrix(held.values, held.start, (height, width), transposed)
         return self.multiplies.product(x, matrix, bias, self.key, self.scale, self.scratch)
 
-    def _blocks(self, held: Held) -> Iterator[tuple[slice, Tensor]]:
+    def _blocks(self, held: FlatParameter) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows of a matrix and, in the scratch, what they are at this point."""
         height, width = held.shape
         step = rows_of_block(height, width, self.scratch.numel())

@@ -121,7 +121,9 @@ class Masked:
         return kept, norm(kept)
 
 
-def guided(config: Config, model: FlatModel, directions: Directions, guide: Tensor) -> Guided:
+def directions_along(
+    config: Config, model: FlatModel, directions: Directions, guide: Tensor
+) -> Guided:
     """What ``instruct-directions`` makes of a gradient (size,)."""
     vector = guide.to(model.flat.device)
     if config.instruct_directions == "masked":

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-from shared.estimation.blockwise import Held, Point
+from shared.estimation.blockwise import FlatParameter, PerturbedPoint
 
 Function = Callable[..., Any]
 
@@ -37,9 +37,9 @@ class Interception(TorchFunctionMode):
     The address of such a copy is refused: who asks for it would read what is gone.
     """
 
-    def __init__(self, known: Mapping[int, Held]) -> None:
+    def __init__(self, known: Mapping[int, FlatParameter]) -> None:
         super().__init__()
-        self.point: Point | None = None
+        self.point: PerturbedPoint | None = None
         self._known = known  # by the parameter's id
         self._special: dict[Function, Function] = {
             F.linear: self._linear,
@@ -95,7 +95,7 @@ class Interception(TorchFunctionMode):
         return value
 
     @property
-    def _here(self) -> Point:
+    def _here(self) -> PerturbedPoint:
         if self.point is None:
             raise RuntimeError("no point is set")
         return self.point

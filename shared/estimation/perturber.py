@@ -8,9 +8,9 @@ import torch
 from shared.base.errors import ConfigError
 from shared.base.flat import FlatModel
 from shared.directions import Directions, Key, Multiplies
-from shared.estimation.blockwise import Held, Point
+from shared.estimation.blockwise import FlatParameter, PerturbedPoint
 from shared.estimation.interception import Interception
-from shared.estimation.small_tensors import Vectors
+from shared.estimation.small_tensors import SmallTensors
 
 SCRATCH = 1 << 17  # elements for a thread, 512 KiB of float32: stay in its core's cache
 LEAST = 2  # threads that scratch is held for
@@ -44,21 +44,21 @@ class Perturber:
         size = max(roomy if scratch is None else scratch, _widest(model))
         self._scratch = model.flat.new_empty(min(size, model.flat.numel()))
         named = dict(model.module.named_parameters())
-        places = [(named[place.name], place) for place in model.layout.places]
+        spans = [(named[span.name], span) for span in model.layout.tensors]
         self._pairs = []
         if self._scratch.numel() == model.flat.numel():
             own, other = model.layout.views(model.flat), model.layout.views(self._scratch)
-            self._pairs = [(p, own[place.name], other[place.name]) for p, place in places]
-        self._vectors = Vectors(model, size if directions.pointwise and not self._pairs else 0)
+            self._pairs = [(p, own[span.name], other[span.name]) for p, span in spans]
+        self._vectors = SmallTensors(model, size if directions.pointwise and not self._pairs else 0)
         self._mode = Interception(
             {
-                id(p): Held(
-                    model.flat[place.start : place.stop],
-                    place.start,
-                    place.shape,
-                    self._vectors.copies.get(place.start),
+                id(p): FlatParameter(
+                    model.flat[span.start : span.stop],
+                    span.start,
+                    span.shape,
+                    self._vectors.copies.get(span.start),
                 )
-                for p, place in places
+                for p, span in spans
             }
         )
 
@@ -71,7 +71,9 @@ class Perturber:
         """
         if self._mode.point is not None:
             raise RuntimeError("the model is at a perturbed point already")
-        self._mode.point = Point(self._directions, self._scratch, key, scale, self._multiplies)
+        self._mode.point = PerturbedPoint(
+            self._directions, self._scratch, key, scale, self._multiplies
+        )
         try:
             with self._swapped(key, scale) if self._pairs else self._intercepted(key, scale):
                 yield
@@ -110,6 +112,4 @@ def room(size: int, threads: int, device: str = "cpu") -> int:
 
 def _widest(model: FlatModel) -> int:
     """Elements of the longest row of a matrix: the least that a block can be."""
-    return max(
-        (place.shape[-1] for place in model.layout.places if len(place.shape) == 2), default=1
-    )
+    return max((span.shape[-1] for span in model.layout.tensors if len(span.shape) == 2), default=1)

@@ -13,7 +13,7 @@ SMALL = 8  # tiles of a tensor at most
 SHARE = 64  # copies of at most one part in so many of the parameters, or of what the caller grants
 
 
-class Vectors:
+class SmallTensors:
     """Copies of the tensors of few tiles: as many as fit into ``room`` or into a small share.
 
     They are drawn as rows of tiles, so directions must be pointwise. A room of 0 holds none.
@@ -23,17 +23,17 @@ class Vectors:
         left = max(room, model.flat.numel() // SHARE) // TILE if room else 0
         tiles: list[int] = []
         chosen = []
-        for place in model.layout.places:
-            first, stop = place.start // TILE, -(-place.stop // TILE)
+        for span in model.layout.tensors:
+            first, stop = span.start // TILE, -(-span.stop // TILE)
             if stop - first <= min(SMALL, left - len(tiles)):
-                chosen.append((place, len(tiles) * TILE))
+                chosen.append((span, len(tiles) * TILE))
                 tiles.extend(range(first, stop))
         self._source = model.flat.view(-1, TILE)
         self._tiles = torch.tensor(tiles, dtype=torch.int64, device=model.flat.device)
         self._rows = model.flat.new_empty(len(tiles), TILE)
         flat = self._rows.view(-1)
         self.copies: dict[int, Tensor] = {  # by the tensor's flat address
-            place.start: flat[at : at + place.size].view(place.shape) for place, at in chosen
+            span.start: flat[at : at + span.size].view(span.shape) for span, at in chosen
         }
 
     def perturb_(self, directions: Directions, key: Key, scale: float) -> None:

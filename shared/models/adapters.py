@@ -44,7 +44,7 @@ def adapt_(module: nn.Module, config: Config) -> None:
             fill_normal_(weights, config.seed, FIRST_TENSOR + number, deviation)
 
 
-def merged(module: nn.Module) -> dict[str, Tensor]:
+def merge_adapters(module: nn.Module) -> dict[str, Tensor]:
     """The state of a model whose adapters are added into its layers, under the layers' own names.
 
     The module itself stays as it is.

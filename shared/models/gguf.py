@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.base.errors import DataError
-from shared.base.files import cache_folder, file_hash, made_whole
+from shared.base.files import atomic_folder, cache_folder, file_hash
 
 LOG = logging.getLogger("dandelion")
 SUFFIX = ".gguf"
@@ -45,7 +45,7 @@ def gguf_of(name: str) -> Path | None:
         ) from error
 
 
-def converted(file: Path) -> Path:
+def convert(file: Path) -> Path:
     """A folder with the model of a GGUF file in float32, made now or found in the cache.
 
     Raises:
@@ -54,7 +54,7 @@ def converted(file: Path) -> Path:
     folder = cache_folder() / "models" / f"{file.stem}-{file_hash(file)}"
     if not folder.is_dir():
         LOG.warning("dequantising %s (once)", file)
-        with made_whole(folder) as draft:
+        with atomic_folder(folder) as draft:
             _convert(file, draft)
     return folder
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.base.errors import ConfigError, DataError
-from shared.models.gguf import SUFFIX, converted, gguf_of
+from shared.models.gguf import SUFFIX, convert, gguf_of
 from shared.models.initial_weights import fill_normal_
 from shared.models.model import CLASSIFIER, LanguageModel, Tokenizer, model_names
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
@@ -33,7 +33,7 @@ def load(name: str, place: str, seed: int, labels: Sequence[str]) -> LanguageMod
 
     check_name(name)
     file = gguf_of(place)
-    place = str(converted(file)) if file is not None else place
+    place = str(convert(file)) if file is not None else place
     with _explained(name):
         config: Any = AutoConfig.from_pretrained(place)
         tokenizer = AutoTokenizer.from_pretrained(place)
@@ -66,7 +66,7 @@ def shapes(name: str, place: str) -> Any:  # noqa: ANN401
 
     file = gguf_of(place)
     with _explained(name):
-        config: Any = AutoConfig.from_pretrained(str(converted(file)) if file else place)
+        config: Any = AutoConfig.from_pretrained(str(convert(file)) if file else place)
         kind: Any = AutoModelForCausalLM if is_causal(config) else AutoModel
         return (Classifier if _classes(config) else kind).from_config(config)
 

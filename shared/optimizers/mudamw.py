@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from shared.base.errors import ConfigError
-from shared.base.flat import Place
+from shared.base.flat import TensorSpan
 from shared.optimizers import OPTIMIZERS
 from shared.optimizers.gradient import Gradient
 from shared.optimizers.moments import WithMoments
@@ -29,31 +29,31 @@ class MuDaMW(WithMoments):
     cautious: bool = False  # keep only coordinates whose update agrees with the gradient in sign
 
     def __post_init__(self) -> None:
-        for place in self.layout.places:
-            if len(place.shape) == 2 and place.size >= LIMIT:
-                raise ConfigError(f"mudamw takes matrices below {LIMIT} elements, got {place}")
+        for span in self.layout.tensors:
+            if len(span.shape) == 2 and span.size >= LIMIT:
+                raise ConfigError(f"mudamw takes matrices below {LIMIT} elements, got {span}")
         super().__post_init__()
 
     def step_(self, flat: Tensor, gradient: Gradient, learning_rate: float) -> None:
         """Move ``flat`` (size,) one step, tensor by tensor; the padding stays zero."""
         dense = self.moments.absorb(gradient)
         self.decay_(flat, learning_rate)
-        for place in self.layout.places:
-            part = slice(place.start, place.stop)
-            update = self._update(place, part)
+        for span in self.layout.tensors:
+            part = slice(span.start, span.stop)
+            update = self._update(span, part)
             if self.cautious:
-                update = agreeing(update, dense[part])
+                update = cautious_mask(update, dense[part])
             flat[part] -= update * learning_rate
 
-    def _update(self, place: Place, part: slice) -> Tensor:
+    def _update(self, span: TensorSpan, part: slice) -> Tensor:
         update = self.moments.update(part)
-        if len(place.shape) != 2:
+        if len(span.shape) != 2:
             return update
-        scale = 0.2 * math.sqrt(max(place.shape))
-        return orthogonalise(update.view(place.shape)).mul(scale).reshape(-1)
+        scale = 0.2 * math.sqrt(max(span.shape))
+        return orthogonalise(update.view(span.shape)).mul(scale).reshape(-1)
 
 
-def agreeing(update: Tensor, gradient: Tensor) -> Tensor:
+def cautious_mask(update: Tensor, gradient: Tensor) -> Tensor:
     """Drop what points against the gradient and scale the rest by size / (kept + 1).
 
     Liang et al. 2024, "Cautious optimizers", https://arxiv.org/abs/2411.16085; both are (n,).

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 from shared.base.errors import DataError
-from shared.base.files import CHUNK, cache_folder, file_hash, made_whole
+from shared.base.files import CHUNK, atomic_folder, cache_folder, file_hash
 from shared.packages.indexes import INDEXES
 
 LOG = logging.getLogger("dandelion")
@@ -70,7 +70,7 @@ def fetch(package: Package) -> Path:
             return folder
         LOG.warning("%s is damaged (%s): fetched anew", folder, damaged)
         shutil.rmtree(folder)
-    with _file_of(package) as file, made_whole(folder) as draft:
+    with _file_of(package) as file, atomic_folder(folder) as draft:
         _unpack(package, file, draft)
     return folder
 

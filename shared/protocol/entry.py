@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from shared.base.errors import WireError
 
-# entry: | magic u16 | groups u16 | round u32 | numbers u32 | learning rate f64 |
-#        groups x (| slot u32 | numbers x f32 |) |
+# entry: | magic u16 | slots u16 | round u32 | numbers u32 | learning rate f64 |
+#        slots x (| slot u32 | numbers x f32 |) |
 #        if dense also | guide f64 | length u32 | payload, or its SHA-256 if it was dropped |
 #        | crc32 u32 of all before |                                               little-endian
-# rewind: the same without groups; ``numbers`` is the round to go back to, the learning rate what
+# rewind: the same without slots; ``numbers`` is the round to go back to, the learning rate what
 #        all rates are multiplied by from here on
 HEADER = struct.Struct("<HHIId")
 SLOT = struct.Struct("<I")
@@ -26,7 +26,7 @@ DIGEST = 32  # bytes
 
 
 @dataclass(frozen=True)
-class Group:
+class SlotDifferences:
     """Loss differences along the directions of one slot; a site's weight is multiplied in."""
 
     slot: int  # of the keys: 0 for directions that all sites share, else one site's own
@@ -37,7 +37,7 @@ class Group:
 class Entry:
     """The step of one round, complete but for the directions, which its keys name.
 
-    The gradient is guide * dense + the groups' estimate. ``dense`` is the decoded payload, or,
+    The gradient is guide * dense + the slots' estimate. ``dense`` is the decoded payload, or,
     where the entry has a guide but no payload, that of the last entry that had one.
 
     A *rewind* takes no step: parameters and optimizer state are again those of round ``back_to``,
@@ -47,7 +47,7 @@ class Entry:
 
     round: int  # 1-based, no gaps
     learning_rate: float
-    groups: Sequence[Group]  # in slot order, all of one length
+    slots: Sequence[SlotDifferences]  # in slot order, all of one length
     guide: float = 0.0  # how much of the dense gradient; 0: none of it
     payload: bytes = b""  # a dense gradient as its codec encoded it; the payload names the codec
     dropped: bytes = b""  # SHA-256 of a payload that was there
@@ -64,11 +64,11 @@ class Entry:
         return self.back_to is not None and self.back_to < self.round - 1
 
     def encode(self) -> bytes:
-        """Bytes of the drawing above: 24 + groups * (4 + 4 * K * q), + 12 + payload if dense."""
-        numbers = self.back_to or (len(self.groups[0].differences) if self.groups else 0)
+        """Bytes of the drawing above: 24 + slots * (4 + 4 * K * q), + 12 + payload if dense."""
+        numbers = self.back_to or (len(self.slots[0].differences) if self.slots else 0)
         magic = self._magic()
-        parts = [HEADER.pack(magic, len(self.groups), self.round, numbers, self.learning_rate)]
-        for group in self.groups:
+        parts = [HEADER.pack(magic, len(self.slots), self.round, numbers, self.learning_rate)]
+        for group in self.slots:
             parts += [SLOT.pack(group.slot), group.differences.astype("<f4").tobytes()]
         if magic in TAILED:
             tail = self.dropped or self.payload
@@ -98,8 +98,8 @@ class Entry:
             raise WireError(
                 f"entry of at least {HEADER.size + SLOT.size} bytes expected, got {len(data)}"
             )
-        magic, groups, round_, numbers, learning_rate = HEADER.unpack_from(data)
-        size = HEADER.size + groups * (SLOT.size + 4 * numbers)
+        magic, slots, round_, numbers, learning_rate = HEADER.unpack_from(data)
+        size = HEADER.size + slots * (SLOT.size + 4 * numbers)
         guide, tail = _tail(data, magic, size)
         size += SLOT.size + (GUIDED.size + len(tail) if magic in TAILED else 0)
         if magic not in (MAGIC, *TAILED, MAGIC_REWIND) or len(data) != size:
@@ -109,15 +109,15 @@ class Entry:
         if SLOT.unpack_from(data, size - SLOT.size)[0] != crc32(data[: -SLOT.size]):
             raise WireError(f"entry of round {round_} is corrupt: its checksum does not fit")
         if magic == MAGIC_REWIND:
-            return _rewind(round_, learning_rate, groups, numbers)
-        read = tuple(_groups(data, groups, numbers))
+            return _rewind(round_, learning_rate, slots, numbers)
+        read = tuple(_slots(data, slots, numbers))
         if magic == MAGIC_DROPPED:
             return cls(round_, learning_rate, read, guide, dropped=tail)
         return cls(round_, learning_rate, read, guide, tail)
 
 
-def _rewind(round_: int, scale: float, groups: int, back_to: int) -> Entry:
-    if groups or back_to >= round_:
+def _rewind(round_: int, scale: float, slots: int, back_to: int) -> Entry:
+    if slots or back_to >= round_:
         raise WireError(f"round {round_}: a rewind to an earlier round expected, got {back_to}")
     return Entry(round_, scale, (), back_to=back_to)
 
@@ -127,12 +127,12 @@ def is_dense(data: bytes) -> bool:
     return data[:2] == MAGIC_DENSE.to_bytes(2, "little") and Entry.decode(data).payload != b""
 
 
-def _groups(data: bytes, groups: int, numbers: int) -> list[Group]:
+def _slots(data: bytes, slots: int, numbers: int) -> list[SlotDifferences]:
     at, read = HEADER.size, []
-    for _ in range(groups):
+    for _ in range(slots):
         (slot,) = SLOT.unpack_from(data, at)
         values = np.frombuffer(data, "<f4", numbers, at + SLOT.size).astype(np.float32)
-        read.append(Group(slot, values))
+        read.append(SlotDifferences(slot, values))
         at += SLOT.size + 4 * numbers
     return read
 

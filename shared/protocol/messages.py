@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.base.errors import WireError
-from shared.base.metrics import Outcome
+from shared.base.metrics import EvalSums
 
 # request:  | magic u16 | flags u16 | round u32 | entries u32 | learning rate f64 | digest 16 |
 #           run 16 | code 16 | entries x (| length u32 | bytes |) | crc32 u32
@@ -60,7 +60,7 @@ class Measured:
     seconds: float
     digest: bytes  # 16, of the parameters that it measured at
     gradient: bytes = b""  # as its codec encoded it, where the round asks for one
-    outcome: Outcome | None = None  # on the site's own held-out examples, where asked for
+    outcome: EvalSums | None = None  # on the site's own held-out examples, where asked for
 
 
 @dataclass(frozen=True)
@@ -162,19 +162,19 @@ def begins_behind(data: bytes) -> bool:
     return int.from_bytes(data[:2], "little") == MAGIC_BEHIND
 
 
-def outcome_bytes(outcome: Outcome | None) -> int:
+def outcome_bytes(outcome: EvalSums | None) -> int:
     """How many bytes an outcome takes."""
     return OUTCOME.size + 4 * outcome.confusion.size if outcome is not None else 0
 
 
-def _encoded(outcome: Outcome | None) -> bytes:
+def _encoded(outcome: EvalSums | None) -> bytes:
     if outcome is None:
         return b""
     head = OUTCOME.pack(outcome.total, outcome.examples, len(outcome.confusion))
     return head + outcome.confusion.astype("<u4").tobytes()
 
 
-def _decoded(body: bytes, at: int) -> Outcome:
+def _decoded(body: bytes, at: int) -> EvalSums:
     if len(body) < at + OUTCOME.size:
         raise WireError(f"an outcome of {OUTCOME.size} bytes expected, got {len(body) - at}")
     total, examples, classes = OUTCOME.unpack_from(body, at)
@@ -182,7 +182,7 @@ def _decoded(body: bytes, at: int) -> Outcome:
     if classes > MOST_CLASSES or len(body) < first + 4 * classes**2:
         raise WireError(f"{classes} classes expected, got {len(body) - first} bytes of them")
     counts = np.frombuffer(body, "<u4", classes**2, first).astype(np.int64)
-    return Outcome(total, examples, counts.reshape(classes, classes))
+    return EvalSums(total, examples, counts.reshape(classes, classes))
 
 
 def encode_hello(hello: Hello) -> bytes:

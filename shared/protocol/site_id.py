@@ -11,14 +11,14 @@ LONGEST = 200  # characters of a name
 
 
 @dataclass(frozen=True, order=True)
-class SiteName:
+class SiteId:
     """A data owner, ordered by slot; the same after any restart, unlike Flower's node id."""
 
     slot: int  # 1 + partition for numbered sites, a hash for named ones; 0 is nobody's
     name: str
 
 
-def site_of(node_config: Mapping[str, object]) -> SiteName:
+def site_of(node_config: Mapping[str, object]) -> SiteId:
     """Name a site by ``site``, or else by ``partition-id``, of its node's config.
 
     Raises:
@@ -27,9 +27,9 @@ def site_of(node_config: Mapping[str, object]) -> SiteName:
     name, partition = node_config.get("site"), node_config.get("partition-id")
     if isinstance(name, str) and 0 < len(name) <= LONGEST and name.isprintable():
         word = int.from_bytes(sha256(name.encode()).digest()[:4], "little")
-        return SiteName(NAMED | word % NAMED, name)
+        return SiteId(NAMED | word % NAMED, name)
     if name in (None, "") and type(partition) is int and 0 <= partition < NAMED - 1:
-        return SiteName(1 + partition, str(partition))
+        return SiteId(1 + partition, str(partition))
     raise ConfigError(
         "the node's config must have site = '<name>' or partition-id = <number>, "
         f"got {dict(node_config)}"

@@ -56,7 +56,7 @@ def _padding(
     array: NDArray[np.float32], start: int, layout: Layout
 ) -> Iterator[NDArray[np.float32]]:
     """What lies between the tensors in a piece that begins at ``start``."""
-    for place in layout.places:
-        low, high = place.stop - start, -(-place.stop // TILE) * TILE - start
+    for span in layout.tensors:
+        low, high = span.stop - start, -(-span.stop // TILE) * TILE - start
         if low < len(array) and high > 0 and low < high:
             yield array[max(low, 0) : high]

@@ -14,7 +14,7 @@ from shared.base.flat import FlatModel
 from shared.codecs import Codec, codec_of
 from shared.config.schema import Config
 from shared.directions import DIRECTIONS, Directions, Key
-from shared.directions.low_precision import lowered
+from shared.directions.low_precision import lower_precision
 from shared.optimizers import OPTIMIZERS, Optimizer
 from shared.optimizers.gradient import DenseGradient, Gradient, SumGradient, ZerothOrderGradient
 from shared.optimizers.restore import restore_
@@ -72,7 +72,7 @@ class Replica:
         reused = config.mode == "instruct" and config.guidance == "reuse"
         return cls(
             model,
-            lowered(family(model.layout, **_taken(family, values)), model.flat.dtype),
+            lower_precision(family(model.layout, **_taken(family, values)), model.flat.dtype),
             optimizer(model.layout, model.flat.device, **_taken(optimizer, values)),
             config.seed,
             config.queries,
@@ -124,7 +124,7 @@ class Replica:
         for entry in entries:
             if entry.round <= at:
                 continue
-            wrong, count = _wrong(entry, at), sum(len(g.differences) for g in entry.groups)
+            wrong, count = _wrong(entry, at), sum(len(g.differences) for g in entry.slots)
             if lot and (wrong or not self._adds(entry) or held + count > KEYS):
                 yield lot
                 lot, held = [], 0
@@ -174,7 +174,7 @@ class Replica:
         """The estimate (1/q) * sum of difference / 2eps * z, group by group."""
         keys: list[Key] = []
         coefficients: list[float] = []
-        for group in entry.groups:
+        for group in entry.slots:
             keys += keys_of(self.seed, entry.round, group.slot, 0, len(group.differences))
             scale = 2 * self.eps * self.queries
             coefficients += [float(value) / scale for value in group.differences]

@@ -76,7 +76,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
-def where(path: Path) -> tuple[int, bytes]:
+def snapshot_position(path: Path) -> tuple[int, bytes]:
     """Round and run of a snapshot file, from its header alone, which may not be true.
 
     Raises:

@@ -100,12 +100,12 @@ class Lost:
 def lost(flat: Tensor, layout: Layout, eps: float) -> Lost:
     """Look which parameters ``flat`` (size,) plus or minus ``eps`` are rounded back."""
     counts, names, sizes = 0, [], torch.zeros(512, dtype=torch.int64)
-    for place in layout.places:
-        values = flat[place.start : place.stop]
+    for span in layout.tensors:
+        values = flat[span.start : span.stop]
         stays = (values + eps == values) | (values - eps == values)
         counts += (count := int(stays.sum()))
-        if 2 * count > place.size:
-            names.append(place.name)
+        if 2 * count > span.size:
+            names.append(span.name)
         exponents = torch.where(values == 0, 0, torch.frexp(values.float())[1].long() + 256)
         sizes += torch.bincount(exponents.clamp(0, 511).cpu(), minlength=512)
     ninety_nine = int((sizes.cumsum(0) < 0.99 * layout.parameters).sum())

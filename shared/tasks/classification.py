@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from shared.base.errors import ConfigError
-from shared.base.metrics import Outcome, confusion_of
+from shared.base.metrics import EvalSums, confusion_of
 from shared.config.schema import Config
 from shared.data.documents import Documents
-from shared.data.examples import Blocks, labelled
+from shared.data.examples import Examples, examples_with_labels
 from shared.models.model import LanguageModel
 from shared.tasks.task import TASKS
 from shared.tasks.verbaliser import Verbaliser
@@ -34,9 +34,9 @@ class Classification:
     encode: Callable[[str, int], Ids]  # a text's tokens, at most so many
     logits: Callable[[nn.Module, Tensor, Tensor], Tensor]  # of tokens, -1 after; lengths: (B, k)
 
-    def examples(self, documents: Documents, length: int) -> Blocks:
+    def examples(self, documents: Documents, length: int) -> Examples:
         """One example for each document; what exceeds ``length`` tokens is cut off."""
-        return labelled(documents, self.classes, lambda text: self.encode(text, length))
+        return examples_with_labels(documents, self.classes, lambda text: self.encode(text, length))
 
     def loss(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Mean cross-entropy of the classes."""
@@ -46,13 +46,13 @@ class Classification:
         """Cross-entropy of each example's class."""
         return F.cross_entropy(self._logits(module, rows), rows[:, 0], reduction="none").double()
 
-    def outcome(self, module: nn.Module, rows: Tensor) -> Outcome:
+    def outcome(self, module: nn.Module, rows: Tensor) -> EvalSums:
         """Loss, and which class was given the largest number."""
         logits = self._logits(module, rows)
         total = F.cross_entropy(logits, rows[:, 0], reduction="none").sum(dtype=torch.float64)
         choices = logits.argmax(1).cpu().numpy()
         found = confusion_of(rows[:, 0].cpu().numpy(), choices, self.classes)
-        return Outcome(float(total), len(rows), found)
+        return EvalSums(float(total), len(rows), found)
 
     def _logits(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Logits (B, k) in float32; padding that all texts of the batch have is not computed."""

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from shared.base.errors import ConfigError
-from shared.base.metrics import Outcome
+from shared.base.metrics import EvalSums
 from shared.config.schema import Config
 from shared.data.documents import Documents
-from shared.data.examples import Blocks, cut
+from shared.data.examples import Examples, cut
 from shared.models.model import FORWARDS, Forward, LanguageModel, Tokenizer
 from shared.tasks.task import TASKS
 
@@ -26,7 +26,7 @@ class LanguageModelling:
     tokenizer: Tokenizer
     classes: int = 0
 
-    def examples(self, documents: Documents, length: int) -> Blocks:
+    def examples(self, documents: Documents, length: int) -> Examples:
         """The documents of each group joined and cut into blocks of ``length`` tokens."""
         return cut(documents, self.tokenizer, length)
 
@@ -38,9 +38,9 @@ class LanguageModelling:
         """Mean loss of each block's next tokens."""
         return example_losses(module, rows)
 
-    def outcome(self, module: nn.Module, rows: Tensor) -> Outcome:
+    def outcome(self, module: nn.Module, rows: Tensor) -> EvalSums:
         """Loss of the next tokens; there are no classes."""
-        return Outcome(float(loss_tensor(module, rows)) * len(rows), len(rows))
+        return EvalSums(float(loss_tensor(module, rows)) * len(rows), len(rows))
 
 
 @TASKS.register("language-modelling")

@@ -5,11 +5,11 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from shared.base.metrics import Outcome
+from shared.base.metrics import EvalSums
 from shared.base.registry import Registry
 from shared.config.schema import Config
 from shared.data.documents import Documents
-from shared.data.examples import Blocks
+from shared.data.examples import Examples
 from shared.models.model import LanguageModel
 
 
@@ -20,7 +20,7 @@ class Task(Protocol):
     def classes(self) -> int:
         """How many classes it has; 0: none."""
 
-    def examples(self, documents: Documents, length: int) -> Blocks:
+    def examples(self, documents: Documents, length: int) -> Examples:
         """One row per example, those of a group beside each other; at most ``length`` tokens each.
 
         Raises:
@@ -33,7 +33,7 @@ class Task(Protocol):
     def each(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Mean loss in nats of each example (B,), float64; one forward pass."""
 
-    def outcome(self, module: nn.Module, rows: Tensor) -> Outcome:
+    def outcome(self, module: nn.Module, rows: Tensor) -> EvalSums:
         """Loss of a batch, and for a task with classes what was chosen; one forward pass."""
 
 

@@ -11,26 +11,26 @@ from torch import Tensor
 
 from shared.base.errors import ConfigError, DataError
 from shared.config.schema import Config
-from shared.data.documents import Documents, evenly
-from shared.data.examples import Blocks, hold_out
+from shared.data.documents import Documents, evenly_spaced
+from shared.data.examples import Examples, hold_out
 from shared.data.partition_rules import shard
 from shared.data.resolve import documents_of
 from shared.models.model import LanguageModel
 from shared.models.tokenizers import ByteTokenizer
 from shared.tasks.classification import label_words
 from shared.tasks.task import task_of
-from shared.training.example_cache import kept
+from shared.training.example_cache import load_or_make
 
 
 @dataclass
 class Corpus:
-    """Blocks that are trained on, dealt to sites, and blocks that are not."""
+    """Examples that are trained on, dealt to sites, and blocks that are not."""
 
-    training: Blocks
-    held_out: Blocks
+    training: Examples
+    held_out: Examples
     config: Config
     classes: tuple[str, ...] = ()  # names of the labels, where the data set has classes
-    _shards: dict[int, list[Blocks]] = field(default_factory=dict)  # by number of shards
+    _shards: dict[int, list[Examples]] = field(default_factory=dict)  # by number of shards
 
     @classmethod
     def of(cls, config: Config, model: LanguageModel) -> "Corpus":
@@ -50,20 +50,20 @@ class Corpus:
         """
         documents = documents_of(config.dataset)
         if config.task == "classification" and Path(config.dataset).is_dir():
-            documents = renumbered(documents, label_words(config))
+            documents = renumber_labels(documents, label_words(config))
         parts = documents.parts()
         training = _examples(config, model, parts[0] if parts else documents)
         return cls(training, training.take(np.arange(0)), config, documents.classes)
 
     @classmethod
     def split(
-        cls, config: Config, documents: Documents, examples: Callable[[Documents], Blocks]
+        cls, config: Config, documents: Documents, examples: Callable[[Documents], Examples]
     ) -> "Corpus":
         """Hold out what the data set itself does, or else the last examples of each group."""
         if parts := documents.parts():
             training, held_out = map(examples, parts)
             most = min(config.eval_blocks, len(held_out))
-            held_out = held_out.take(evenly(len(held_out), most))
+            held_out = held_out.take(evenly_spaced(len(held_out), most))
         else:
             blocks = examples(documents)
             training, held_out = hold_out(blocks, config.eval_fraction, config.eval_blocks)
@@ -73,7 +73,7 @@ class Corpus:
                 )
         return cls(training, held_out, config, documents.classes)
 
-    def shard(self, number: int, count: int) -> Blocks:
+    def shard(self, number: int, count: int) -> Examples:
         """The examples of shard ``number`` of ``count``.
 
         Raises:
@@ -95,12 +95,12 @@ class Corpus:
         return torch.from_numpy(self.held_out.batch(torch.arange(len(self.held_out)).numpy()))
 
 
-def elsewhere(config: Config, dataset: str) -> Config:
+def with_dataset(config: Config, dataset: str) -> Config:
     """The same run on another data set: what was said of parts of its own is not meant."""
     return replace(config, dataset=dataset, max_samples=0, partition_by="", data_part="")
 
 
-def renumbered(documents: Documents, words: Sequence[str]) -> Documents:
+def renumber_labels(documents: Documents, words: Sequence[str]) -> Documents:
     """Labels of a folder's documents as every site numbers them: by the order of ``words``.
 
     A class is called by its word or by its number: a folder may lack some classes, and how it would
@@ -125,11 +125,11 @@ def renumbered(documents: Documents, words: Sequence[str]) -> Documents:
     return replace(documents, labels=labels, classes=tuple(words), revision=revision)
 
 
-def _examples(config: Config, model: LanguageModel, documents: Documents) -> Blocks:
+def _examples(config: Config, model: LanguageModel, documents: Documents) -> Examples:
     """The task's examples, kept in the cache; those of bytes are as soon made as read."""
     task = task_of(config, model)
 
-    def make() -> Blocks:
+    def make() -> Examples:
         return task.examples(documents, config.block_size)
 
     if isinstance(model.tokenizer, ByteTokenizer):
@@ -142,4 +142,4 @@ def _examples(config: Config, model: LanguageModel, documents: Documents) -> Blo
         "part": config.data_part,
         "task": [config.task, task.classes, config.prompt, model.has_head],
     }
-    return kept(settings, model.tokenizer.identity, documents, make)
+    return load_or_make(settings, model.tokenizer.identity, documents, make)

@@ -14,9 +14,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from shared.base.files import cache_folder, made_whole
+from shared.base.files import atomic_folder, cache_folder
 from shared.data.documents import Documents
-from shared.data.examples import Blocks
+from shared.data.examples import Examples
 
 LOG = logging.getLogger("dandelion")
 FILE, FINGERPRINT = "blocks.arrow", "fingerprint.json"
@@ -35,9 +35,12 @@ def revision_of(documents: Documents) -> str:
     return found.hexdigest()
 
 
-def kept(
-    settings: Mapping[str, object], tokenizer: str, documents: Documents, make: Callable[[], Blocks]
-) -> Blocks:
+def load_or_make(
+    settings: Mapping[str, object],
+    tokenizer: str,
+    documents: Documents,
+    make: Callable[[], Examples],
+) -> Examples:
     """Read the examples that were made of the same, or make and keep them.
 
     Args:
@@ -57,12 +60,12 @@ def kept(
         LOG.warning("%s is not what %s is now: made anew", folder, settings["dataset"])
         shutil.rmtree(folder)
     blocks = make()
-    with made_whole(folder) as draft:
+    with atomic_folder(folder) as draft:
         write(draft, blocks, fingerprint)
     return blocks
 
 
-def write(folder: Path, blocks: Blocks, fingerprint: Mapping[str, object]) -> None:
+def write(folder: Path, blocks: Examples, fingerprint: Mapping[str, object]) -> None:
     """Put examples and their fingerprint into a folder."""
     import pyarrow as pa
 
@@ -80,7 +83,7 @@ def write(folder: Path, blocks: Blocks, fingerprint: Mapping[str, object]) -> No
     (folder / FINGERPRINT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
-def read(folder: Path, fingerprint: Mapping[str, object]) -> Blocks | None:
+def read(folder: Path, fingerprint: Mapping[str, object]) -> Examples | None:
     """The examples, mapped from the file; nothing if they are damaged or of something else."""
     import pyarrow as pa
 
@@ -98,7 +101,7 @@ def read(folder: Path, fingerprint: Mapping[str, object]) -> Blocks | None:
         labels = batch["labels"].to_numpy()
     flat = tokens.values.to_numpy().reshape(len(tokens), tokens.type.list_size)
     names = tuple(str(name) for name in about["names"])  # type: ignore[attr-defined]
-    return Blocks(flat, batch["groups"].to_numpy(), names, labels)
+    return Examples(flat, batch["groups"].to_numpy(), names, labels)
 
 
 def _hash(folder: Path) -> str:

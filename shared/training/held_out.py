@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from shared.models.model import LanguageModel
-from shared.training.corpus import Corpus, elsewhere
+from shared.training.corpus import Corpus, with_dataset
 
 
 def held_out(corpus: Corpus, model: LanguageModel) -> Tensor:
@@ -11,4 +11,4 @@ def held_out(corpus: Corpus, model: LanguageModel) -> Tensor:
     config = corpus.config
     if config.eval_dataset in ("", config.dataset):
         return corpus.evaluation()
-    return Corpus.of(elsewhere(config, config.eval_dataset), model).evaluation()
+    return Corpus.of(with_dataset(config, config.eval_dataset), model).evaluation()

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from shared.base.errors import ConfigError, DataError
 from shared.base.flat import flatten
-from shared.base.metrics import Outcome
+from shared.base.metrics import EvalSums
 from shared.config.schema import Config
-from shared.estimation.activation_cache import Frozen
-from shared.estimation.batched_queries import Parallel
+from shared.estimation.activation_cache import FrozenPrefixCache
+from shared.estimation.batched_queries import BatchedQueries
 from shared.estimation.perturber import Perturber
 from shared.models.adapters import adapt_
 from shared.models.model import LanguageModel, load_model
@@ -24,7 +24,7 @@ from shared.training.scopes import trainable
 
 
 @dataclass(frozen=True)
-class Learner:
+class Oracle:
     """What server and sites build alike from the same configuration."""
 
     language_model: LanguageModel
@@ -33,7 +33,7 @@ class Learner:
     base: bytes  # 16, digest of every parameter and buffer of the untrained model
 
     @classmethod
-    def of(cls, config: Config) -> "Learner":
+    def of(cls, config: Config) -> "Oracle":
         """The untrained model that ``config`` names, at round 0.
 
         Raises:
@@ -61,14 +61,14 @@ class Learner:
         return Perturber(self.replica.model, self.replica.directions)
 
     @cached_property
-    def frozen(self) -> Frozen:
+    def frozen(self) -> FrozenPrefixCache:
         """What of the model is computed once for a batch."""
-        return Frozen(self.replica.model)
+        return FrozenPrefixCache(self.replica.model)
 
     @cached_property
-    def parallel(self) -> Parallel:
+    def parallel(self) -> BatchedQueries:
         """Measures several directions in one forward pass."""
-        return Parallel(self.replica.model, self.replica.directions, self.perturber)
+        return BatchedQueries(self.replica.model, self.replica.directions, self.perturber)
 
     def loss(self, rows: Tensor) -> float:
         """Mean loss in nats of a batch of the task's rows, at the model's current parameters."""
@@ -80,7 +80,7 @@ class Learner:
         with torch.inference_mode():
             return self.task.each(self.language_model.module, self._here(rows)).cpu()
 
-    def outcome(self, rows: Tensor) -> Outcome:
+    def outcome(self, rows: Tensor) -> EvalSums:
         """Loss and choices of a batch of the task's rows, at the model's current parameters."""
         with torch.inference_mode():
             return self.task.outcome(self.language_model.module, self._here(rows))
@@ -89,7 +89,7 @@ class Learner:
         """Loss of a batch, and its gradient (size,) by backpropagation, padding zero."""
         model = self.replica.model
         named = dict(model.module.named_parameters())
-        chosen = {place.name: named[place.name] for place in model.layout.places}
+        chosen = {span.name: named[span.name] for span in model.layout.tensors}
         loss = self.task.loss(self.language_model.module, self._here(rows))
         found = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
         parts = {
@@ -141,6 +141,6 @@ def base_digest(module: nn.Module) -> bytes:
 BATCH = 16  # examples at once
 
 
-def evaluated(learner: Learner, rows: Tensor) -> Outcome:
+def evaluate(oracle: Oracle, rows: Tensor) -> EvalSums:
     """Loss and scores over all ``rows`` of the task, at the model's current parameters."""
-    return sum(map(learner.outcome, torch.split(rows, BATCH)), Outcome(0.0, 0))
+    return sum(map(oracle.outcome, torch.split(rows, BATCH)), EvalSums(0.0, 0))

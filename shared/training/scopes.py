@@ -36,7 +36,7 @@ def trainable(config: Config, module: nn.Module) -> Callable[[str], bool]:
     if config.scope == "bias":
         return biases(module).__contains__
     if config.scope == "reduced":
-        return reduced(module).__contains__
+        return last_block(module).__contains__
     try:
         pattern = re.compile(config.scope.removeprefix("regex:"))
     except re.error as error:
@@ -82,7 +82,7 @@ def biases(module: nn.Module) -> set[str]:
     return chosen
 
 
-def reduced(module: nn.Module) -> set[str]:
+def last_block(module: nn.Module) -> set[str]:
     """Names of the last block's MLP, of its norm, and of the head.
 
     A head that shares its weights with the embedding brings that along: they are one tensor.

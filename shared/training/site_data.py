@@ -7,10 +7,10 @@ import numpy as np
 
 from shared.base.errors import DataError
 from shared.config.schema import Config
-from shared.data.documents import evenly
-from shared.data.examples import Blocks, hold_out
+from shared.data.documents import evenly_spaced
+from shared.data.examples import Examples, hold_out
 from shared.models.model import LanguageModel
-from shared.training.corpus import Corpus, elsewhere
+from shared.training.corpus import Corpus, with_dataset
 
 LOG = logging.getLogger("dandelion")
 
@@ -19,9 +19,9 @@ LOG = logging.getLogger("dandelion")
 class Shards:
     """One site's examples."""
 
-    queries: Blocks
-    gradients: Blocks
-    held_out: Blocks | None = None  # what a site evaluates on, where sites do
+    queries: Examples
+    gradients: Examples
+    held_out: Examples | None = None  # what a site evaluates on, where sites do
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class SiteData:
 
         Says once if these are two.
         """
-        queries = Corpus.own(elsewhere(config, own), model) if own else Corpus.of(config, model)
+        queries = Corpus.own(with_dataset(config, own), model) if own else Corpus.of(config, model)
         name = own_bp or config.bp_dataset
         if name in ("", queries.config.dataset) or (own and name == config.dataset):
             return cls(queries, queries, config)
-        other = elsewhere(config, name)
+        other = with_dataset(config, name)
         gradients = Corpus.own(other, model) if own_bp else Corpus.of(other, model)
         LOG.warning(
             "queries are measured on %s (%d examples), gradients taken on %s (%d examples)",
@@ -68,10 +68,10 @@ class SiteData:
                 queries, gradients = queries.take(rows[1::2]), gradients.take(rows[::2])
         most = self.config.bp_max_samples
         if 0 < most < len(gradients):
-            gradients = gradients.take(evenly(len(gradients), most))
+            gradients = gradients.take(evenly_spaced(len(gradients), most))
         return Shards(queries, gradients, held_out)
 
-    def _kept(self, queries: Blocks) -> tuple[Blocks, Blocks | None]:
+    def _kept(self, queries: Examples) -> tuple[Examples, Examples | None]:
         """What a site measures on, and what of its examples it keeps for evaluation.
 
         Raises:

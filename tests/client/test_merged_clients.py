@@ -8,7 +8,7 @@ from flwr.app import RecordDict
 from client.site import merged_clients as together
 from dandelion.engines.local import contexts_of, prepares
 from shared.base.errors import ConfigError
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 SITES = 5
 
@@ -32,13 +32,13 @@ def numbers(outcome):
 @pytest.fixture
 def passes(monkeypatch):
     """Rows of each forward pass that measures several examples apart."""
-    found, losses = [], Learner.losses
+    found, losses = [], Oracle.losses
 
     def counted(self, blocks):
         found.append(len(blocks))
         return losses(self, blocks)
 
-    monkeypatch.setattr(Learner, "losses", counted)
+    monkeypatch.setattr(Oracle, "losses", counted)
     return found
 
 

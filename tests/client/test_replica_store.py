@@ -6,9 +6,9 @@ from federation import Network, Processes, config, federate, folder_of, resumed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client.site.replica_store import Store
+from client.site.replica_store import ReplicaStore
 from shared.protocol.entry import Entry
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 RUN, OTHER = b"r" * 16, b"o" * 16
 REQUEST, ENTRY = 72, 40  # bytes of a request without entries, and of each entry of two queries
@@ -36,17 +36,17 @@ def trained(tmp_path_factory):
     """A replica at round 3 and its store."""
     folder = tmp_path_factory.mktemp("trained")
     chosen = config(folder)
-    replica = Learner.of(chosen).replica
+    replica = Oracle.of(chosen).replica
     replica.apply(map(Entry.decode, federate(chosen).entries))
-    store = Store(folder)
+    store = ReplicaStore(folder)
     store.save(replica, RUN)
-    return replica, store.path.read_bytes(), Learner.of(chosen).replica
+    return replica, store.path.read_bytes(), Oracle.of(chosen).replica
 
 
 def loaded(trained, folder, data, run=RUN):
     """Whether a fresh replica took ``data`` over; else it must be as it was."""
     replica, _, target = trained
-    store, base = Store(folder), target.model.flat.clone()
+    store, base = ReplicaStore(folder), target.model.flat.clone()
     store.path.write_bytes(data)
     try:
         if store.load_(target, run):
@@ -63,11 +63,11 @@ def loaded(trained, folder, data, run=RUN):
 
 def test_a_store_gives_back_what_was_saved(trained, tmp_path):
     assert loaded(trained, tmp_path, trained[1])
-    assert Store(tmp_path).where() == (3, RUN)
+    assert ReplicaStore(tmp_path).where() == (3, RUN)
 
 
 def test_without_a_file_a_store_is_empty(trained, tmp_path):
-    store = Store(tmp_path / "none")
+    store = ReplicaStore(tmp_path / "none")
     assert store.where() == (0, b"")
     assert not store.load_(trained[2], RUN)
 
@@ -82,7 +82,7 @@ def test_a_truncated_store_is_named_and_not_used(trained, tmp_path, caplog, leng
     assert not loaded(trained, tmp_path, trained[1][:length])
     assert str(tmp_path / "replica.safetensors") in caplog.text
     if length < 1000:
-        assert Store(tmp_path).where()[0] in (0, 3)
+        assert ReplicaStore(tmp_path).where()[0] in (0, 3)
 
 
 @given(st.data())
@@ -91,7 +91,7 @@ def test_a_store_with_a_flipped_bit_is_not_used_or_harmless(trained, tmp_path, d
     content = bytearray(trained[1])
     last = data.draw(st.sampled_from([300, len(content) - 1]))  # the header, or anywhere
     content[data.draw(st.integers(0, last))] ^= 1 << data.draw(st.integers(0, 7))
-    taken, where = loaded(trained, tmp_path, bytes(content)), Store(tmp_path).where()
+    taken, where = loaded(trained, tmp_path, bytes(content)), ReplicaStore(tmp_path).where()
     assert not taken or where == (3, RUN)
 
 
@@ -140,7 +140,7 @@ def test_a_damaged_store_is_named_and_rebuilt_from_the_server(tmp_path, caplog, 
     assert found.digest == federate(config(tmp_path, "expected", num_rounds=6)).digest
     assert f"{path}: " in caplog.text
     assert not found.summary["refusals"]
-    assert Store(path.parent).where() == (5, bytes.fromhex(run_name(found)))
+    assert ReplicaStore(path.parent).where() == (5, bytes.fromhex(run_name(found)))
 
 
 def run_name(found):
@@ -155,7 +155,7 @@ def test_a_store_of_an_earlier_run_is_replaced(tmp_path):
     federate(first, stored(first, Processes(), tmp_path))
     found = federate(second, stored(second, Processes(), tmp_path))
     assert found.digest == federate(config(tmp_path, "expected")).digest
-    stores = [Store(tmp_path / f"node-{n}").where() for n in (2, 3, 4)]
+    stores = [ReplicaStore(tmp_path / f"node-{n}").where() for n in (2, 3, 4)]
     assert stores == [(2, bytes.fromhex(run_name(found)))] * 3
 
 

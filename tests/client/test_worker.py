@@ -18,9 +18,9 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
 from client.app import app
-from client.site.node_config import Node
-from client.worker.client import Resident, end, ready, status
-from client.worker.paths import place_of, private_folder, take
+from client.site.node_config import NodeConfig
+from client.worker.client import WorkerClient, end, ensure_worker, status
+from client.worker.paths import paths_of, private_folder, take_lock
 from dandelion.engines.local import SERVER_NODE, Client, LocalGrid, run_local
 from server.run import serve
 from shared.base.errors import ConfigError, WorkerError
@@ -87,7 +87,7 @@ def runtime(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     yield tmp_path
     for lock in (tmp_path / "dandelion").glob("*.lock"):
-        if (held := take(lock)) is None:
+        if (held := take_lock(lock)) is None:
             os.kill(int(lock.read_text()), signal.SIGKILL)
         else:
             held.close()
@@ -115,26 +115,26 @@ def test_resident_workers_give_the_digest_of_inline_ones(runtime):
     inline = run_local(Config.from_run_config({**SETTINGS, "output-dir": str(runtime)}))
     expected = json.loads((inline / "summary.json").read_text())["digest"]
     assert federation(runtime, "first", [node(0), node(1)]) == expected
-    workers = [status(place_of(node(i))) for i in (0, 1)]
+    workers = [status(paths_of(node(i))) for i in (0, 1)]
     assert workers[0]["pid"] != workers[1]["pid"]
     assert [w["calls"] for w in workers] == [3, 3]  # one introduction and two rounds
     # a second run finds the same processes; and so does one of another configuration
     assert federation(runtime, "second", [node(0), node(1)]) == expected
     other = federation(runtime, "third", [node(0), node(1)], queries=3)
     assert other != expected
-    assert [status(place_of(node(i)))["pid"] for i in (0, 1)] == [w["pid"] for w in workers]
+    assert [status(paths_of(node(i)))["pid"] for i in (0, 1)] == [w["pid"] for w in workers]
 
 
 def test_a_process_of_one_message_loads_no_model_and_imports_no_torch(runtime):
     """Not in the first round, where it starts the worker, and not in those that follow."""
     expected = federation(runtime, "stays", [node()])
-    end(place_of(node()))
+    end(paths_of(node()))
     config = {"partition-id": 0, "num-partitions": 2}  # nothing said of a worker: resident
     client, seen = OneMessage(), []
 
     def noting(message: Message, context: Context) -> Message:
         reply = client(message, context)
-        seen.append(status(place_of(config)))
+        seen.append(status(paths_of(config)))
         return reply
 
     assert federation(runtime, "alone", [config], noting) == expected
@@ -146,8 +146,8 @@ def test_a_process_of_one_message_loads_no_model_and_imports_no_torch(runtime):
 
 
 def test_the_socket_is_for_its_owner_alone(runtime):
-    place = place_of(node())
-    ready(place, 60)
+    place = paths_of(node())
+    ensure_worker(place, 60)
     assert stat.S_IMODE(place.socket.stat().st_mode) == 0o600
     assert stat.S_IMODE(place.socket.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(place.store.stat().st_mode) == 0o700
@@ -163,15 +163,15 @@ def test_a_folder_that_others_can_enter_is_refused(tmp_path):
 
 
 def test_a_socket_that_a_dead_worker_left_is_replaced(runtime):
-    place = place_of(node())
+    place = paths_of(node())
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(place.socket))
-    assert ready(place, 60)["calls"] == 0
+    assert ensure_worker(place, 60)["calls"] == 0
 
 
 def test_a_worker_that_was_killed_leaves_no_socket_once_its_node_ends(runtime):
-    place = place_of(node())
-    os.kill(ready(place, 60)["pid"], signal.SIGKILL)
+    place = paths_of(node())
+    os.kill(ensure_worker(place, 60)["pid"], signal.SIGKILL)
     assert place.socket.exists()
     end(place)
     assert not place.socket.exists()
@@ -180,7 +180,7 @@ def test_a_worker_that_was_killed_leaves_no_socket_once_its_node_ends(runtime):
 def test_a_worker_that_was_killed_is_started_again_and_catches_up_from_its_store(runtime):
     config = node(**{"store-every": 0.0})
     expected = federation(runtime, "undisturbed", [config])
-    place = place_of(config)
+    place = paths_of(config)
     federation(runtime, "cut", [config], **{"num-rounds": 1})
     os.kill(status(place)["pid"], signal.SIGKILL)
     found = federation(runtime, "cut", [config], resume=str(runtime / "cut"))
@@ -188,7 +188,7 @@ def test_a_worker_that_was_killed_is_started_again_and_catches_up_from_its_store
 
 
 def test_a_worker_that_dies_at_its_work_is_started_once_more_and_then_it_is_an_error(runtime):
-    place, over = place_of(node()), threading.Event()
+    place, over = paths_of(node()), threading.Event()
 
     def kill_at_work() -> None:
         while not over.wait(0.02):
@@ -199,23 +199,23 @@ def test_a_worker_that_dies_at_its_work_is_started_once_more_and_then_it_is_an_e
     killer.start()
     try:
         with pytest.raises(WorkerError, match="died 2 times"):
-            Resident(Config.from_run_config(SETTINGS).to_run_config(), node()).hello()
+            WorkerClient(Config.from_run_config(SETTINGS).to_run_config(), node()).hello()
     finally:
         over.set()
         killer.join()
 
 
 def test_a_worker_of_other_source_files_is_replaced(runtime):
-    place = place_of(node())
-    old = ready(place, 60)
+    place = paths_of(node())
+    old = ensure_worker(place, 60)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("client.worker.client.code_digest", lambda: b"other")
-        new = ready(place, 60)
+        new = ensure_worker(place, 60)
     assert new["pid"] != old["pid"]
 
 
 def test_two_starts_at_once_make_one_worker(runtime):
-    place = place_of(node())
+    place = paths_of(node())
     place.store.mkdir(parents=True)
     command = [
         sys.executable,
@@ -228,7 +228,7 @@ def test_two_starts_at_once_make_one_worker(runtime):
     both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(2)]
     while sum(process.poll() is None for process in both) == 2:
         time.sleep(0.05)
-    found = ready(place, 60)
+    found = ensure_worker(place, 60)
     assert found["pid"] in [process.pid for process in both]
     end(place)
     assert [process.wait(10) for process in both] == [0, 0]
@@ -238,8 +238,8 @@ def test_two_starts_at_once_make_one_worker(runtime):
 def test_a_worker_that_nobody_calls_stops_and_leaves_its_replica(runtime):
     config = node(**{"worker-idle": 1.0})
     federation(runtime, "run", [config])
-    place = place_of(config)
-    lock = take(place.lock, 20)
+    place = paths_of(config)
+    lock = take_lock(place.lock, 20)
     assert lock is not None
     lock.close()
     assert (place.store / "replica.safetensors").exists()
@@ -248,16 +248,18 @@ def test_a_worker_that_nobody_calls_stops_and_leaves_its_replica(runtime):
 def test_a_stopped_worker_has_left_its_replica(runtime):
     config = node(**{"store-every": 3600.0})
     federation(runtime, "run", [config])
-    place = place_of(config)
+    place = paths_of(config)
     end(place)
-    again = json.loads(Resident(Config.from_run_config(SETTINGS).to_run_config(), config).hello())
+    again = json.loads(
+        WorkerClient(Config.from_run_config(SETTINGS).to_run_config(), config).hello()
+    )
     assert again["round"] == 1  # the second round's entry had not come back yet
 
 
 def test_an_error_at_the_worker_is_said_by_the_client_app(runtime):
     run = Config.from_run_config(SETTINGS).to_run_config() | {"model": "none-such/at-all"}
     with pytest.raises(WorkerError, match="none-such"):
-        Resident(run, node()).hello()
+        WorkerClient(run, node()).hello()
 
 
 @pytest.mark.parametrize(
@@ -272,4 +274,4 @@ def test_an_error_at_the_worker_is_said_by_the_client_app(runtime):
 )
 def test_a_bad_node_config_is_refused(config, message):
     with pytest.raises(ConfigError, match=message):
-        Node.of(config)
+        NodeConfig.of(config)

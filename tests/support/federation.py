@@ -14,12 +14,12 @@ from client.app import app
 from client.site import replica_host
 from dandelion.engines.local import LocalGrid, contexts_of
 from server.ledger.ledger import Ledger
-from server.ledger.run_folder import opened
+from server.ledger.run_folder import open_run
 from server.run import train
 from shared.config.schema import Config
 from shared.protocol.flower_records import pack, unpack
 from shared.protocol.messages import decode_reply, encode_reply
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 SMALL = {
     "model": "byte-gpt",
@@ -109,14 +109,14 @@ class Outcome:
 
 def federate(config, grid=None, on_round=lambda run, round_: None):
     """Train as ``serve`` does, but for the picture and the model."""
-    with opened(config) as run:
+    with open_run(config) as run:
         grid = grid or Network(config)
         report = train(grid, run, lambda report, round_: on_round(run, round_))
         return Outcome(
             config,
-            run.learner.replica.digest().hex(),
+            run.oracle.replica.digest().hex(),
             report.summary(),
-            run.learner.replica.model.flat.clone(),
+            run.oracle.replica.model.flat.clone(),
             run.ledger.payloads(0, run.ledger.last_round),
             tables(run.ledger),
         )
@@ -154,7 +154,7 @@ def folder_of(config):
 
 def replayed(config, ledger, to):
     """The parameters of a round, from base model and ledger alone."""
-    replica = Learner.of(config).replica
+    replica = Oracle.of(config).replica
     replica.apply(ledger.entry(round_) for round_ in range(1, to + 1))
     return replica.model.flat
 

@@ -4,7 +4,7 @@ import json
 
 from client.app import app
 from dandelion.engines.local import LocalGrid, contexts_of
-from server.ledger.run_folder import opened
+from server.ledger.run_folder import open_run
 from server.run import train
 from shared.config.schema import Config
 from shared.protocol.entry import Entry
@@ -57,7 +57,7 @@ def federate(config, unable=(), grid=None):
     for number, context in enumerate(contexts.values()):
         if number in unable:
             context.node_config["can-backpropagate"] = False
-    with opened(config) as run:
+    with open_run(config) as run:
         report = train(grid or LocalGrid(app, contexts), run, lambda report, round_: None)
         return Outcome(run, report)
 
@@ -66,7 +66,7 @@ class Outcome:
     """What a run came to."""
 
     def __init__(self, run, report):
-        replica, ledger = run.learner.replica, run.ledger
+        replica, ledger = run.oracle.replica, run.ledger
         self.folder, self.summary = run.folder, json.loads(json.dumps(report.summary()))
         self.digest, self.flat = replica.digest().hex(), replica.model.flat.clone()
         self.losses = [loss for _, loss in report.evaluations()]

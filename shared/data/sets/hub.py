@@ -5,75 +5,75 @@ or as ``max-samples`` says, and kept in the data cache, so that later runs need 
 """
 
 from shared.data.documents import DATASETS, Documents, Source
-from shared.data.hub_cache import Row, copied, place_of
+from shared.data.hub_cache import HubRow, copy_of, place_of
 from shared.data.local_folder import documents_in
 
 UNKNOWN_SAMPLES = 10_000  # of a set that has no row here
 WEB = ("text",)
 
 # name: row, what it is, size, licence
-HUB: dict[str, tuple[Row, str, str, str]] = {
+HUB: dict[str, tuple[HubRow, str, str, str]] = {
     "cosmopedia-100k": (
-        Row("HuggingFaceTB/cosmopedia-100k", "", WEB, "format", samples=100_000),
+        HubRow("HuggingFaceTB/cosmopedia-100k", "", WEB, "format", samples=100_000),
         "synthetic textbooks, stories and posts, a sample", "100,000 documents", "Apache-2.0",
     ),
     "cosmopedia": (
-        Row("HuggingFaceTB/cosmopedia", "web_samples_v2", WEB, "format", samples=100_000),
+        HubRow("HuggingFaceTB/cosmopedia", "web_samples_v2", WEB, "format", samples=100_000),
         "synthetic textbooks, stories and posts", "30 M documents, 92 GB", "Apache-2.0",
     ),
     "wikitext-103": (
-        Row("Salesforce/wikitext", "wikitext-103-raw-v1", WEB, headings=True),
+        HubRow("Salesforce/wikitext", "wikitext-103-raw-v1", WEB, headings=True),
         "good articles of Wikipedia", "28,000 articles, 540 MB", "CC BY-SA",
     ),
     "openwebtext": (
-        Row("Skylion007/openwebtext", "", WEB, samples=50_000),
+        HubRow("Skylion007/openwebtext", "", WEB, samples=50_000),
         "pages that were linked on Reddit", "8 M documents, 40 GB", "CC0 (the packaging)",
     ),
     "c4": (
-        Row("allenai/c4", "en", WEB, samples=50_000),
+        HubRow("allenai/c4", "en", WEB, samples=50_000),
         "cleaned web pages in English", "365 M documents, 305 GB", "ODC-BY",
     ),
     "tinystories": (
-        Row("roneneldan/TinyStories", "", WEB, samples=100_000),
+        HubRow("roneneldan/TinyStories", "", WEB, samples=100_000),
         "short stories in simple words", "2.1 M stories, 2 GB", "CDLA-Sharing-1.0",
     ),
     "pile-subset": (
-        Row("NeelNanda/pile-10k", "", WEB, "meta.pile_set_name"),
+        HubRow("NeelNanda/pile-10k", "", WEB, "meta.pile_set_name"),
         "the first documents of the Pile", "10,000 documents", "mixed; see the Pile",
     ),
     "fineweb": (
-        Row("HuggingFaceFW/fineweb", "default", WEB, "dump", samples=50_000),
+        HubRow("HuggingFaceFW/fineweb", "default", WEB, "dump", samples=50_000),
         "web pages, filtered", "15 T tokens", "ODC-BY",
     ),
     "fineweb-edu": (
-        Row("HuggingFaceFW/fineweb-edu", "default", WEB, "dump", samples=50_000),
+        HubRow("HuggingFaceFW/fineweb-edu", "default", WEB, "dump", samples=50_000),
         "web pages that teach", "1.3 T tokens", "ODC-BY",
     ),
     "fineweb-edu-10bt": (
-        Row("HuggingFaceFW/fineweb-edu", "sample-10BT", WEB, "dump", samples=50_000),
+        HubRow("HuggingFaceFW/fineweb-edu", "sample-10BT", WEB, "dump", samples=50_000),
         "web pages that teach, a sample", "10 G tokens, 28 GB", "ODC-BY",
     ),
     "sst2": (
-        Row("stanfordnlp/sst2", "", ("sentence",), label="label", held_out="validation"),
+        HubRow("stanfordnlp/sst2", "", ("sentence",), label="label", held_out="validation"),
         "sentences of film reviews, negative or positive", "67,349 + 872 sentences", "see the hub",
     ),
     "dclm-local": (
-        Row("mlfoundations/dclm-baseline-1.0-parquet", "", WEB, samples=50_000),
+        HubRow("mlfoundations/dclm-baseline-1.0-parquet", "", WEB, samples=50_000),
         "web pages, filtered by a classifier", "4 T tokens", "CC BY",
     ),
     "pubmedqa-local": (
-        Row("qiaojin/PubMedQA", "pqa_labeled", ("question", "long_answer", "final_decision"),
+        HubRow("qiaojin/PubMedQA", "pqa_labeled", ("question", "long_answer", "final_decision"),
             label="final_decision"),
         "questions on abstracts, with answer and decision", "1,000 questions", "MIT",
     ),
 }  # fmt: skip
 
 
-def hub_source(name: str, row: Row, about: str, size: str, licence: str) -> Source:
+def hub_source(name: str, row: HubRow, about: str, size: str, licence: str) -> Source:
     """A row as a data set; ``<name>-local`` is usually a folder that somebody saved."""
 
     def load(most: int, by: str) -> Documents:
-        return documents_in(copied(name, row, most if row.samples else 0), by).thin(most)
+        return documents_in(copy_of(name, row, most if row.samples else 0), by).thin(most)
 
     kind = "local" if name.endswith("-local") else "hub"
     return Source(
@@ -85,7 +85,7 @@ def hub_source(name: str, row: Row, about: str, size: str, licence: str) -> Sour
 def any_on_hub(name: str) -> Source:
     """A data set by its name on the hub, ``owner/name`` or ``owner/name:config``."""
     hub, _, config = name.partition(":")
-    row = Row(hub, config, samples=UNKNOWN_SAMPLES)
+    row = HubRow(hub, config, samples=UNKNOWN_SAMPLES)
     return hub_source(name.replace(":", "--"), row, f"{hub} on the hub", "", "see the hub")
 
 

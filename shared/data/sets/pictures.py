@@ -49,7 +49,7 @@ class Pictures:
         )
 
 
-def halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def halve(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pictures (n, 2h, 2w) at half the size (n, h, w): means of four pixels."""
     n, height, width = pixels.shape
     fours = pixels.reshape(n, height // 2, 2, width // 2, 2)
@@ -112,7 +112,7 @@ def mnist(max_samples: int, by: str = "digit") -> Documents:
     """Each digit, at half the size, as 14 lines of 14 characters."""
     del by
     whole = mnist_pictures()
-    small = Pictures(halved(whole.pixels), 255, whole.labels, whole.classes, whole.held_out)
+    small = Pictures(halve(whole.pixels), 255, whole.labels, whole.classes, whole.held_out)
     return small.documents().thin(max_samples)
 
 

@@ -11,7 +11,7 @@ from shared.base.errors import ConfigError
 from shared.config.schema import Config
 from shared.estimation.perturber import Perturber
 from shared.models.packaged import PACKAGED
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 
 def said(*arguments):
@@ -50,7 +50,7 @@ def test_a_misspelt_name_lists_the_known_ones():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_memory_said_is_the_memory_taken(dtype, model):
     found = footprint(described(model)[0], dtype)
-    replica = Learner.of(Config(dtype=dtype, optimizer="adam", model=model)).replica
+    replica = Oracle.of(Config(dtype=dtype, optimizer="adam", model=model)).replica
     flat = replica.model.flat
     assert found.replica == flat.nbytes
     perturber = Perturber(replica.model, replica.directions)

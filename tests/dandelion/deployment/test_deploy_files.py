@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from client.site.node_config import Node
+from client.site.node_config import NodeConfig
 from dandelion.cli.app import app
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
@@ -73,7 +73,7 @@ def test_compose_files_use_what_they_define(names):
         assert all(w in known for w in service["command"] if w.startswith("--")), name
         given = [w for w in service["command"] if "=" in w]
         if group == "client":
-            Node.of({k: int(v) for k, v in (pair.split("=") for pair in given)})
+            NodeConfig.of({k: int(v) for k, v in (pair.split("=") for pair in given)})
 
 
 def test_with_the_override_nothing_is_insecure():
@@ -91,8 +91,10 @@ def test_units_come_back_for_longer_than_flower_refuses_them():
 def test_node_environment_has_keys_of_the_node_config():
     text = (DEPLOY / "node.env.example").read_text()
     pairs = dict(re.findall(r"--set ([a-z-]+)=(\S+)", text))
-    node = Node.of({k: int(v) if v.isdigit() else v for k, v in pairs.items()} | {"site": "a"})
-    assert node == Node(site="a", data="/srv/dandelion/data", device="cpu")
+    node = NodeConfig.of(
+        {k: int(v) if v.isdigit() else v for k, v in pairs.items()} | {"site": "a"}
+    )
+    assert node == NodeConfig(site="a", data="/srv/dandelion/data", device="cpu")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")

@@ -6,18 +6,18 @@ import math
 import pytest
 from federation import config, federate, folder_of, resumed
 
-from server.ledger.run_folder import examples_of_round, in_rounds
+from server.ledger.run_folder import examples_of_round, resolve_epochs
 from shared.base.errors import ConfigError, DandelionError
 from shared.config.schema import Config
 from shared.training.corpus import Corpus
 from shared.training.held_out import held_out
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 
 def test_a_pass_is_as_many_rounds_as_show_every_example_once(tmp_path):
     chosen = config(tmp_path, epochs=0.02)
-    learner = Learner.of(chosen)
-    examples = len(Corpus.of(chosen, learner.language_model).training)
+    oracle = Oracle.of(chosen)
+    examples = len(Corpus.of(chosen, oracle.language_model).training)
     expected = math.ceil(0.02 * examples / (3 * 2))
     found = federate(chosen)
     assert found.summary["rounds"] == expected > 1
@@ -42,14 +42,14 @@ def test_what_a_round_sees(tmp_path, changes, examples):
 
 def test_without_epochs_rounds_are_as_given(tmp_path):
     chosen = config(tmp_path)
-    assert in_rounds(chosen, None) is chosen
+    assert resolve_epochs(chosen, None) is chosen
     with pytest.raises(ConfigError, match="epochs"):
         config(tmp_path, epochs=-1.0)
 
 
 def test_another_set_is_evaluated_on_by_its_held_out_part(tmp_path):
     chosen = config(tmp_path, eval_dataset="stdlib")
-    model = Learner.of(chosen).language_model
+    model = Oracle.of(chosen).language_model
     other = Config.from_run_config(
         chosen.to_run_config() | {"dataset": "stdlib", "max-samples": 0, "eval-dataset": ""}
     )

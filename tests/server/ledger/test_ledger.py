@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from server.ledger.ledger import Ledger
 from server.ledger.records import Contribution, Metrics, Refusal
 from server.ledger.run_folder import LOCK, run_folder
-from server.ledger.run_folder import opened as at_run
+from server.ledger.run_folder import open_run as at_run
 from shared.base.errors import ConfigError, GapError, LedgerError
-from shared.protocol.entry import Entry, Group
+from shared.protocol.entry import Entry, SlotDifferences
 from shared.protocol.flower_records import Transfer
 
 HEAD = {"run": b"r" * 16, "config": b"seed = 1\n" * 40, "base": b"b" * 16, "code": b"c" * 16}
@@ -32,7 +32,7 @@ def values(round_, slot=0):
 
 
 def entry(round_):
-    return Entry(round_, 0.1 / round_, (Group(0, values(round_)),))
+    return Entry(round_, 0.1 / round_, (SlotDifferences(0, values(round_)),))
 
 
 def contributions(round_):
@@ -106,9 +106,9 @@ def test_the_entry_that_is_returned_is_the_one_that_was_written(tmp_path):
     """Numbers that were float64 come back as the float32 that everyone else will read."""
     exact = np.array([0.1, 1e-9])
     with closing(Ledger.create(tmp_path / "ledger.sqlite", HEAD)) as ledger:
-        back = ledger.commit(Entry(1, 0.1, (Group(0, exact),)), [], [], metrics(1))
-    assert back.groups[0].differences.dtype == np.float32
-    assert (back.groups[0].differences == exact.astype(np.float32)).all()
+        back = ledger.commit(Entry(1, 0.1, (SlotDifferences(0, exact),)), [], [], metrics(1))
+    assert back.slots[0].differences.dtype == np.float32
+    assert (back.slots[0].differences == exact.astype(np.float32)).all()
 
 
 @pytest.mark.parametrize("round_", [0, 1, 2, 4, 5])
@@ -188,7 +188,7 @@ def test_what_was_changed_afterwards_is_found_and_named(copied, statement, row):
 def test_a_round_of_another_history_does_not_fit(copied, tmp_path):
     """Its own chain is in order; only the rounds before it are not those that it followed."""
     with closing(Ledger.create(tmp_path / "other.sqlite", HEAD)) as other:
-        other.commit(Entry(1, 0.5, entry(1).groups), contributions(1), [], metrics(1))
+        other.commit(Entry(1, 0.5, entry(1).slots), contributions(1), [], metrics(1))
         commit(other, 2)
     altered(
         copied,

@@ -8,7 +8,7 @@ from hazards import Cut, cut_at
 
 from dandelion.monitor.status import rounds_of
 from dandelion.settings.gather import read_toml
-from server.ledger.run_folder import opened
+from server.ledger.run_folder import open_run
 from shared.base.errors import ConfigError, DivergedError, LedgerError, StalledError
 
 CHANGES = {"num_rounds": 6, "snapshot_interval": 2, "optimizer": "adam", "learning_rate": 1e-3}
@@ -127,5 +127,5 @@ def test_the_lock_is_free_again_when_a_run_ends_badly(tmp_path):
     chosen = config(tmp_path, min_clients=9)
     with pytest.raises(StalledError):
         federate(chosen)
-    with opened(resumed(chosen)) as run:
+    with open_run(resumed(chosen)) as run:
         assert run.ledger.last_round == 0

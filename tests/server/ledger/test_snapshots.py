@@ -12,8 +12,13 @@ from hypothesis import strategies as st
 from shared.base.errors import SnapshotError
 from shared.protocol.entry import Entry
 from shared.replica.replica import Replica
-from shared.replica.snapshot import encode_snapshot, load_snapshot_, where, write_atomically
-from shared.training.oracle import Learner
+from shared.replica.snapshot import (
+    encode_snapshot,
+    load_snapshot_,
+    snapshot_position,
+    write_atomically,
+)
+from shared.training.oracle import Oracle
 
 RUN, OTHER = b"r" * 16, b"o" * 16
 OPTIMIZERS = [
@@ -40,7 +45,7 @@ def same(one, other):
 
 
 def fresh(chosen):
-    return Learner.of(chosen).replica
+    return Oracle.of(chosen).replica
 
 
 @dataclass
@@ -148,10 +153,10 @@ def test_what_is_no_snapshot_is_refused(kept, data):
 def test_the_header_alone_says_round_and_run(kept, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(kept.data)
-    assert where(path) == (3, RUN)
+    assert snapshot_position(path) == (3, RUN)
     path.write_bytes(kept.data[:50])
     with pytest.raises(SnapshotError, match=r"x\.safetensors: not a snapshot"):
-        where(path)
+        snapshot_position(path)
 
 
 class Stopped(BaseException):

@@ -9,23 +9,23 @@ from federation import config, federate, folder_of
 from typer.testing import CliRunner
 
 from dandelion.cli.app import app
-from server.preflight.judge import lasting_rate, preflight, searched
-from server.preflight.probe import Probe, parted
+from server.preflight.judge import lasting_rate, preflight, search_rate
+from server.preflight.probe import Probe, split_examples
 from shared.base.errors import ConfigError
 from shared.config.schema import Config
 from shared.training.corpus import Corpus
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 
 def tried(chosen):
-    learner = Learner.of(chosen)
-    return preflight(chosen, learner, Corpus.of(chosen, learner.language_model).evaluation())
+    oracle = Oracle.of(chosen)
+    return preflight(chosen, oracle, Corpus.of(chosen, oracle.language_model).evaluation())
 
 
 def probe_of(chosen):
-    learner = Learner.of(chosen)
-    examples = Corpus.of(chosen, learner.language_model).evaluation()
-    return Probe(chosen, learner, *parted(examples, 8))
+    oracle = Oracle.of(chosen)
+    examples = Corpus.of(chosen, oracle.language_model).evaluation()
+    return Probe(chosen, oracle, *split_examples(examples, 8))
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def test_rounds_that_backpropagate_have_a_rate_of_their_own(tmp_path):
 def test_trying_things_out_changes_no_bit(tmp_path, optimizer):
     momentum = 0.9 if optimizer == "sgd" else 0.0
     chosen = config(tmp_path, optimizer=optimizer, momentum=momentum, learning_rate=1e-3)
-    learner = Learner.of(chosen)
-    before = learner.replica.model.flat.clone()
-    state = {name: value.clone() for name, value in learner.replica.optimizer.state().items()}
-    preflight(chosen, learner, Corpus.of(chosen, learner.language_model).evaluation())
-    assert torch.equal(learner.replica.model.flat, before)
-    for name, value in learner.replica.optimizer.state().items():
+    oracle = Oracle.of(chosen)
+    before = oracle.replica.model.flat.clone()
+    state = {name: value.clone() for name, value in oracle.replica.optimizer.state().items()}
+    preflight(chosen, oracle, Corpus.of(chosen, oracle.language_model).evaluation())
+    assert torch.equal(oracle.replica.model.flat, before)
+    for name, value in oracle.replica.optimizer.state().items():
         assert torch.equal(value, state[name])
 
 
@@ -82,18 +82,18 @@ def test_the_noise_is_that_of_the_loss(tmp_path, monkeypatch):
     """What is added to a smooth loss is found again, within the factor that few values allow."""
     probe, chance = probe_of(config(tmp_path)), np.random.default_rng(1)
     assert probe.noise() < 1e-6
-    real = Learner.loss
-    monkeypatch.setattr(Learner, "loss", lambda *a: real(*a) + 1e-4 * chance.standard_normal())
+    real = Oracle.loss
+    monkeypatch.setattr(Oracle, "loss", lambda *a: real(*a) + 1e-4 * chance.standard_normal())
     assert 3e-5 < probe.noise(8) < 3e-4
 
 
 def test_the_search_goes_on_until_the_lowest_is_inside():
     for best in (1e-4, 0.3, 50.0):
-        tried_rates = searched(0.02, lambda rate, best=best: (rate / best - 1) ** 2 - 1)
+        tried_rates = search_rate(0.02, lambda rate, best=best: (rate / best - 1) ** 2 - 1)
         lowest = min(tried_rates, key=tried_rates.get)
         assert best / 2 < lowest < best * 2
         assert min(tried_rates) < lowest < max(tried_rates)
-    assert len(searched(1.0, lambda rate: 1.0)) < 40  # it gives up
+    assert len(search_rate(1.0, lambda rate: 1.0)) < 40  # it gives up
 
 
 def test_the_best_rate_for_one_step_is_halved_until_rounds_add_up():

@@ -9,9 +9,17 @@ from federation import config, scratch
 
 from dandelion.engines.local import run_local
 from server.reporting import data_distribution as holdings
-from server.reporting.data_distribution import Holding, dealt, draw, held, read, title_of, write
+from server.reporting.data_distribution import (
+    Holding,
+    draw,
+    holdings_of_partition,
+    holdings_of_run,
+    read,
+    title_of,
+    write,
+)
 from shared.config.schema import Config
-from shared.data.examples import Blocks
+from shared.data.examples import Examples
 from shared.models.model import load_model
 from shared.training.corpus import Corpus
 
@@ -20,7 +28,7 @@ def blocks(groups, labels=None):
     tokens = np.zeros((len(groups), 4), np.int32)
     tokens[0, 2:] = -1
     names = ("play", "poem", "song")
-    return Blocks(tokens, np.array(groups), names, None if labels is None else np.array(labels))
+    return Examples(tokens, np.array(groups), names, None if labels is None else np.array(labels))
 
 
 def test_a_holding_counts_groups_classes_and_lengths():
@@ -35,7 +43,7 @@ def test_a_holding_counts_groups_classes_and_lengths():
 def test_what_is_dealt_adds_up_to_the_corpus(rule):
     chosen = Config(dataset="topics", max_samples=20, partitioner=rule, block_size=32)
     corpus = Corpus.of(chosen, load_model("byte-gpt", 1))
-    found = dealt(corpus, 4)
+    found = holdings_of_partition(corpus, 4)
     assert sum(h.examples for h in found) == len(corpus.training)
     for place, name in enumerate(corpus.training.names):
         size = int((corpus.training.groups == place).sum())
@@ -48,7 +56,7 @@ def test_a_run_leaves_table_and_picture_of_who_holds_what():
         chosen = config(folder, num_rounds=1)
         run = run_local(chosen)
         corpus = Corpus.of(chosen, load_model("byte-gpt", 1))
-        as_written = json.loads(json.dumps([vars(h) for h in dealt(corpus, 3)]))
+        as_written = json.loads(json.dumps([vars(h) for h in holdings_of_partition(corpus, 3)]))
         assert [vars(h) for h in read(run)] == as_written
         rows = list(csv.DictReader((run / "shards.csv").read_text().splitlines()))
         sizes = {row["site"]: int(row["examples"]) for row in rows if row["kind"] == "all"}
@@ -71,10 +79,10 @@ def test_sites_with_data_of_their_own_say_only_how_many(tmp_path):
     corpus = Corpus.of(config(tmp_path), load_model("byte-gpt", 1))
     sizes = [len(corpus.shard(number, 3)) for number in range(3)]
     as_dealt = [(1 + number, str(number), size) for number, size in enumerate(sizes)]
-    assert held(Said(*as_dealt), corpus) == dealt(corpus, 3)
+    assert holdings_of_run(Said(*as_dealt), corpus) == holdings_of_partition(corpus, 3)
     others = [*as_dealt[:2], (3, "2", sizes[2] + 1)], [*as_dealt[:2]], [(1 << 30, "ward", 9)]
     for sites in others:
-        found = held(Said(*sites), corpus)
+        found = holdings_of_run(Said(*sites), corpus)
         assert [(h.site, h.examples) for h in found] == [(name, size) for _, name, size in sites]
         assert all(h.groups == h.classes == {} for h in found)
 

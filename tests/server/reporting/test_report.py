@@ -11,7 +11,7 @@ import pytest
 from client.app import app
 from dandelion.engines.local import LocalGrid, contexts_of, run_local
 from server.ledger.ledger import Ledger
-from server.reporting.loss_plot import Curves, draw_losses, smoothed, unit_of
+from server.reporting.loss_plot import Curves, draw_losses, smooth, unit_of
 from server.run import serve
 from shared.config.schema import Config
 
@@ -224,13 +224,13 @@ def test_the_curves_are_the_ledgers(folder):
 
 
 def test_smoothing_keeps_ends_means_and_lines():
-    assert smoothed([]) == []
-    assert smoothed([3.0, 1.0]) == [3.0, 1.0]  # too few to smooth
+    assert smooth([]) == []
+    assert smooth([3.0, 1.0]) == [3.0, 1.0]  # too few to smooth
     line = [float(n) for n in range(100)]
-    assert smoothed(line) == pytest.approx(line)
+    assert smooth(line) == pytest.approx(line)
     jagged = [1.0, 3.0] * 50
-    assert smoothed(jagged)[0] == 1.0
-    assert all(1.8 < value < 2.2 for value in smoothed(jagged)[5:-5])
+    assert smooth(jagged)[0] == 1.0
+    assert all(1.8 < value < 2.2 for value in smooth(jagged)[5:-5])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from server.ledger.ledger import Ledger
 from server.ledger.records import Metrics
 from server.ledger.snapshots import Snapshots
 from server.rounds.catch_up import ENTRY_OVERHEAD, catch_up
-from shared.protocol.entry import Entry, Group
+from shared.protocol.entry import Entry, SlotDifferences
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import decode_request
 
@@ -25,7 +25,9 @@ def ledger(tmp_path_factory):
         (folder / "snapshots").mkdir()
         for round_ in range(1, ROUNDS + 1):
             numbers = np.full(26, round_, np.float32)
-            ledger.commit(Entry(round_, 0.1, (Group(0, numbers),)), [], [], metrics(round_))
+            ledger.commit(
+                Entry(round_, 0.1, (SlotDifferences(0, numbers),)), [], [], metrics(round_)
+            )
         for round_, size in SNAPSHOTS.items():
             keep(ledger, round_, bytes([round_]) * size)
         yield ledger

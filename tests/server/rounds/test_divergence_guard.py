@@ -23,17 +23,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dandelion.cli.ledger import replay, verify
-from server.ledger.lineage import Lineage, way
-from server.ledger.run_folder import opened
+from server.ledger.lineage import Lineage, entries_between
+from server.ledger.run_folder import open_run
 from server.ledger.snapshots import Snapshots, rebuild_, rebuilt_
-from server.rounds.divergence_guard import WINDOW, judged, newest_well
+from server.rounds.divergence_guard import WINDOW, judge_losses, newest_sound
 from server.run import train
 from shared.base.errors import ConfigError, GapError, StalledError, WireError
 from shared.modes.mode import measured_at
 from shared.protocol.entry import Entry
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import decode_request
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 ABSURD = {"learning_rate": 1.0, "num_rounds": 50, "snapshot_interval": 3, "queries": 8}
 some = settings(deadline=None, max_examples=3)
@@ -94,20 +94,20 @@ def test_no_round_is_measured_at_what_was_undone(tamed):
 def test_every_digest_is_met_whether_undone_rounds_are_rebuilt_or_not(tamed):
     chosen, found = tamed
     with ledger_of(chosen) as ledger:
-        replica, reached = Learner.of(chosen).replica, []
+        replica, reached = Oracle.of(chosen).replica, []
         for round_, digest in rebuilt_(replica, ledger, 50):
             assert digest == ledger.digest(round_)
             reached.append(round_)
         assert torch.equal(replica.model.flat, found.flat)
         assert reached == [*range(1, 51)]
-        replica = Learner.of(chosen).replica
+        replica = Oracle.of(chosen).replica
         rebuild_(replica, ledger, 50)
         assert torch.equal(replica.model.flat, found.flat)
         dead = rewinds(found)[0][0] - 1  # a round that was undone can still be looked at
-        replica = Learner.of(chosen).replica
-        replica.apply(Entry.decode(data) for data in way(ledger, 0, dead))
+        replica = Oracle.of(chosen).replica
+        replica.apply(Entry.decode(data) for data in entries_between(ledger, 0, dead))
         replica.check(ledger.digest(dead))
-        replica = Learner.of(chosen).replica
+        replica = Oracle.of(chosen).replica
         assert Snapshots(ledger).restore_(replica, ledger.head("run"), 50) == []
         replica.check(ledger.digest(50))
 
@@ -154,7 +154,7 @@ def test_a_lazy_server_goes_back_as_an_eager_one_does(tamed, tmp_path):
 def test_a_replica_that_is_past_the_round_does_not_go_back_by_itself(tamed):
     chosen, found = tamed
     at, back_to = rewinds(found)[0]
-    replica = Learner.of(chosen).replica
+    replica = Oracle.of(chosen).replica
     entries = [Entry.decode(data) for data in found.entries]
     replica.apply(entries[: at - 1])
     before = replica.digest()
@@ -216,7 +216,7 @@ def test_any_mode_that_is_cut_off_while_it_diverges_ends_with_the_same_bits(chan
         assert found.digest == expected.digest
         assert found.summary["rewinds"] == expected.summary["rewinds"]
         with ledger_of(chosen) as ledger:
-            replica = Learner.of(chosen).replica
+            replica = Oracle.of(chosen).replica
             for round_, digest in rebuilt_(replica, ledger, chosen.num_rounds):
                 assert digest == ledger.digest(round_)
             assert replica.digest().hex() == expected.digest
@@ -277,7 +277,7 @@ def test_sites_that_never_had_finite_numbers_undo_nothing(tmp_path, staleness):
 
 def test_metrics_and_traffic_have_the_same_bytes_also_of_a_rewind_after_a_skip(tmp_path):
     chosen = config(tmp_path, learning_rate=1e5, num_rounds=8, snapshot_interval=1)
-    with opened(chosen) as run:
+    with open_run(chosen) as run:
         train(Network(chosen), run, lambda report, round_: None)
         assert run.ledger.rewinds()
         assert run.ledger.rows("SELECT 1 FROM skips")
@@ -414,7 +414,9 @@ def test_a_rewind_is_24_bytes_and_a_checksum_and_reads_back():
 
 def alarms(losses, tolerance=0.2):
     """Places of a series at which the guard would act."""
-    return [k for k in range(1, len(losses) + 1) if judged(losses[max(0, k - 200) : k], tolerance)]
+    return [
+        k for k in range(1, len(losses) + 1) if judge_losses(losses[max(0, k - 200) : k], tolerance)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -437,7 +439,7 @@ def test_a_loss_that_climbs_raises_one_and_what_was_well_lies_before(start):
     series = [*calm.tolist(), *climb.tolist()]
     first = alarms(series)[0]
     assert start < first - 1 <= start + WINDOW
-    assert newest_well(series[:first], 0.2) <= start + 2
+    assert newest_sound(series[:first], 0.2) <= start + 2
 
 
 @pytest.mark.parametrize("key", ["guard-rate-factor", "guard-tolerance"])

@@ -15,7 +15,7 @@ from shared.base.errors import GapError, LedgerError
 from shared.config.schema import Config
 from shared.protocol.entry import Entry
 from shared.replica.snapshot import load_snapshot_
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_late_joiner_gets_a_snapshot_and_the_digest_proves_it(run, ledger):
     for choice in ("auto", "replay", "snapshot"):
         wanted = Config.from_run_config(c.to_run_config() | {"catch-up": choice})
         way = catch_up(wanted, ledger, Snapshots(ledger), 0, 7)
-        replica = Learner.of(c).replica
+        replica = Oracle.of(c).replica
         load_snapshot_(replica, way.snapshot, ledger.head("run"))
         assert replica.round == 6
         replica.apply(Entry.decode(data) for data in way.entries)
@@ -64,18 +64,18 @@ def test_without_a_snapshot_that_is_late_enough_there_is_no_way(run, ledger):
 
 
 def test_a_replica_refuses_a_round_whose_gradient_was_dropped(run):
-    replica = Learner.of(run[0]).replica
+    replica = Oracle.of(run[0]).replica
     with pytest.raises(GapError, match="gradient of round 1 was dropped: a snapshot of that round"):
         replica.apply(run[1].entries)
     assert replica.round == 0
 
 
 def test_what_can_be_rebuilt_is_rebuilt_and_the_rest_said(run, ledger):
-    replica = Learner.of(run[0]).replica
+    replica = Oracle.of(run[0]).replica
     assert [round_ for round_, _ in rebuilt_(replica, ledger, 7)] == [2, 4, 5, 6, 7]
     assert torch.equal(replica.model.flat, run[1].flat)
     with pytest.raises(GapError, match=r"round 3 cannot be rebuilt.*the next round that can is 4"):
-        list(rebuilt_(Learner.of(run[0]).replica, ledger, 3))
+        list(rebuilt_(Oracle.of(run[0]).replica, ledger, 3))
 
 
 def test_verify_says_what_it_leapt_over(run, capsys):

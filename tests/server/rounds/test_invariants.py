@@ -12,13 +12,13 @@ from hazards import Chaos, Crash, crash_at, crossed, go_on, through_crashes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.site.replica_host import Host
-from server.ledger.hash_chain import kept
+from client.site.replica_host import ReplicaHost
+from server.ledger.hash_chain import lasting_payload
 from shared.base.errors import GapError
 from shared.modes.mode import measured_at
 from shared.protocol.entry import Entry
 from shared.protocol.messages import Request, encode_reply
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 some, few = (settings(deadline=None, max_examples=count) for count in (10, 5))
 sgd = st.fixed_dictionaries({"optimizer": st.just("sgd"), "momentum": st.sampled_from([0.0, 0.9])})
@@ -66,11 +66,11 @@ class Follower:
     """Rebuilds the parameters of every round from base model and ledger, and compares."""
 
     def __init__(self, chosen):
-        self.replica, self.rounds = Learner.of(chosen).replica, []
+        self.replica, self.rounds = Oracle.of(chosen).replica, []
 
     def __call__(self, run, round_):
         self.replica.apply(run.ledger.entry(k) for k in range(self.replica.round + 1, round_ + 1))
-        mine, servers = self.replica, run.learner.replica
+        mine, servers = self.replica, run.oracle.replica
         assert mine.round == servers.round == run.ledger.last_round
         assert torch.equal(mine.model.flat, servers.model.flat)
         assert run.ledger.digest(round_) == mine.digest()
@@ -117,7 +117,7 @@ def test_i1_holds_after_crashes_in_a_row(changes, numbers):
         found = through_crashes(chosen, numbers)
     assert found.digest == expected.digest
     # of a dense gradient only the digest may be left, in one of them earlier than in the other
-    assert [*map(kept, found.entries)] == [*map(kept, expected.entries)]
+    assert [*map(lasting_payload, found.entries)] == [*map(lasting_payload, expected.entries)]
 
 
 @given(federations(snapshot_interval=0))
@@ -133,7 +133,7 @@ def test_i2_threads_and_chunks_change_no_bit(changes):
             with pytest.MonkeyPatch.context() as patch:
                 for module in ("shared.optimizers.gradient", "shared.optimizers.moments"):
                     patch.setattr(f"{module}.CHUNK", chunk)
-                replica = Learner.of(chosen).replica
+                replica = Oracle.of(chosen).replica
                 torch.set_num_threads(threads)
                 replica.apply(entries)
                 digests.append(replica.digest().hex())
@@ -142,9 +142,9 @@ def test_i2_threads_and_chunks_change_no_bit(changes):
     assert digests == [found.digest] * 4
 
 
-def asked(learner, round_=1, entries=()):
-    """A request as the server of a run at this learner's round makes it."""
-    return Request(round_, 1e-3, learner.replica.digest(), b"r" * 16, b"c" * 16, entries)
+def asked(oracle, round_=1, entries=()):
+    """A request as the server of a run at this oracle's round makes it."""
+    return Request(round_, 1e-3, oracle.replica.digest(), b"r" * 16, b"c" * 16, entries)
 
 
 def node(number, of):
@@ -155,18 +155,18 @@ def node(number, of):
 @some
 def test_i3_measuring_touches_no_parameter(changes):
     with scratch() as folder:
-        host = Host(config(folder, **changes))
-    learner, sites = host._learner, changes["num_clients"]
-    module, flat = learner.language_model.module, learner.replica.model.flat
+        host = ReplicaHost(config(folder, **changes))
+    oracle, sites = host._learner, changes["num_clients"]
+    module, flat = oracle.language_model.module, oracle.replica.model.flat
     before = {name: (p.detach().clone(), p.data_ptr()) for name, p in module.named_parameters()}
-    kept, state = flat.clone(), copy.deepcopy(dict(learner.replica.optimizer.state()))
+    kept, state = flat.clone(), copy.deepcopy(dict(oracle.replica.optimizer.state()))
     for number in range(sites):
-        host.train(node(number, sites), asked(learner), None)
+        host.train(node(number, sites), asked(oracle), None)
     assert torch.equal(flat, kept)
     for name, parameter in module.named_parameters():
         assert torch.equal(parameter, before[name][0])
         assert parameter.data_ptr() == before[name][1]
-    for name, tensor in learner.replica.optimizer.state().items():
+    for name, tensor in oracle.replica.optimizer.state().items():
         assert torch.equal(tensor, state[name])
 
 
@@ -195,7 +195,7 @@ def test_i5_an_entry_is_applied_once_and_never_before_its_time(changes, order):
     with scratch() as folder:
         chosen = config(folder, **changes)
         entries = [Entry.decode(data) for data in federate(chosen).entries]
-    replica, straight = Learner.of(chosen).replica, Learner.of(chosen).replica
+    replica, straight = Oracle.of(chosen).replica, Oracle.of(chosen).replica
     for round_ in order:
         before, at = replica.digest(), replica.round
         if round_ > at + 1:
@@ -233,7 +233,10 @@ def test_i7_a_round_that_is_asked_for_again_gives_the_same_numbers(changes, roun
     changes = changes | {"num_clients": 3}
     with scratch() as folder:
         chosen = config(folder, **changes)
-    hosts = Host(chosen), Host(chosen)  # the second is a process that was started again
+    hosts = (
+        ReplicaHost(chosen),
+        ReplicaHost(chosen),
+    )  # the second is a process that was started again
     for host in hosts:
         host._run = b"r" * 16
         host._learner.replica.moved(measured_at(chosen, round_))

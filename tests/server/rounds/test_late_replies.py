@@ -9,7 +9,7 @@ from flwr.app import MessageType
 from client.app import app
 from dandelion.engines.local import LocalGrid, contexts_of
 from server.ledger.ledger import Ledger
-from server.rounds.open_round import Patience
+from server.rounds.open_round import ResendPolicy
 from server.run import serve
 
 SLOW = 2  # the node id of site 0
@@ -130,7 +130,7 @@ def test_an_answer_to_each_of_two_requests_counts_once(tmp_path):
 
 
 def test_patience_grows_with_the_longest_answer_and_with_each_request():
-    patience = Patience(10.0)
+    patience = ResendPolicy(10.0)
     assert not patience.is_over(1, 1e9, 0)  # it never answered: its model may be in the making
     patience.note(1, 0.5)
     assert [patience.is_over(1, s, 0) for s in (9.0, 11.0)] == [False, True]
@@ -138,4 +138,4 @@ def test_patience_grows_with_the_longest_answer_and_with_each_request():
     patience.note(1, 5.0)
     patience.note(1, 1.0)
     assert [patience.is_over(1, s, 0) for s in (19.0, 21.0)] == [False, True]
-    assert not Patience(0.0, {1: 1.0}).is_over(1, 1e9, 0)
+    assert not ResendPolicy(0.0, {1: 1.0}).is_over(1, 1e9, 0)

@@ -5,7 +5,7 @@ from federation import Network, altered, config, federate, is_reply, ledger_of
 from hazards import Crash, crash_at, go_on
 
 from dandelion.cli.ledger import verify
-from server.ledger.run_folder import opened
+from server.ledger.run_folder import open_run
 from shared.base.errors import ConfigError, DivergedError
 
 RUN = {"num_rounds": 7, "eval_interval": 4, "snapshot_interval": 0, "num_clients": 3}
@@ -32,7 +32,7 @@ def applied(monkeypatch):
 
 
 def of_server(run, passes):
-    return [rounds for owner, rounds in passes if owner == id(run.learner.replica)]
+    return [rounds for owner, rounds in passes if owner == id(run.oracle.replica)]
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_a_lazy_run_may_go_on_as_an_eager_one(tmp_path):
     chosen = lazy(tmp_path, num_rounds=3)
     federate(chosen)
     keys = chosen.to_run_config() | {"resume": str(tmp_path / "lazy"), "server-replica": "eager"}
-    with opened(type(chosen).from_run_config(keys)) as run:
-        assert run.learner.replica.digest() == run.ledger.digest(3)
+    with open_run(type(chosen).from_run_config(keys)) as run:
+        assert run.oracle.replica.digest() == run.ledger.digest(3)
 
 
 def test_a_lazy_server_cannot_ask_one_round_ahead(tmp_path):

@@ -8,13 +8,13 @@ from federation import Network, Processes, config, federate, is_reply, ledger_of
 from flwr.app import MessageType
 from hazards import Cut, cut_at, failed
 
-from client.site.replica_host import Host
+from client.site.replica_host import ReplicaHost
 from shared.base.errors import ConfigError
 from shared.modes.mode import measured_at
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import Behind, Request, decode_reply, decode_request
 from shared.replica.replica import digest_of
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 CHANGES = {"staleness": 1, "num_rounds": 6, "optimizer": "adam", "learning_rate": 1e-3}
 
@@ -38,7 +38,7 @@ def test_what_the_ledger_holds_is_what_is_measured_at_those_parameters(tmp_path,
     found = federate(chosen)
     with ledger_of(chosen) as ledger:
         for round_, slot, site, _, _, _, differences, _ in found.rows["contributions"]:
-            at, host = measured_at(chosen, round_), Host(chosen)
+            at, host = measured_at(chosen, round_), ReplicaHost(chosen)
             host._run, replica = b"r" * 16, host._learner.replica
             flat = replayed(chosen, ledger, at)
             assert digest_of(flat) == ledger.digest(at)
@@ -225,7 +225,7 @@ def test_what_cannot_be_one_behind_is_refused(tmp_path, changes, message):
 def test_a_replica_does_not_go_back_by_itself(tmp_path):
     chosen = config(tmp_path, **CHANGES)
     federate(chosen)
-    host, node = Host(chosen), {"partition-id": 0, "num-partitions": 3}
+    host, node = ReplicaHost(chosen), {"partition-id": 0, "num-partitions": 3}
     with ledger_of(chosen) as ledger:
         entries = ledger.payloads(0, 3)
         run, digest, before = ledger.head("run"), ledger.digest(3), ledger.digest(2)
@@ -234,4 +234,4 @@ def test_a_replica_does_not_go_back_by_itself(tmp_path):
     behind = host.train(node, Request(4, 1e-3, before, run, b"c" * 16), None)
     assert behind == Behind(3, 0)
     assert host._learner.replica.digest() == digest
-    assert Learner.of(chosen).replica.round == 0
+    assert Oracle.of(chosen).replica.round == 0

@@ -10,7 +10,7 @@ from federation import Network, altered, config, federate, folder_of, with_paylo
 from flwr.app import ConfigRecord
 from hazards import ROUND, failed, misbehaving
 
-from shared.codecs.frame import sealed
+from shared.codecs.frame import seal_frame
 from shared.protocol.flower_records import unpack
 
 NAN = np.array([np.nan, 0], np.float32)
@@ -136,7 +136,7 @@ def corrupted(reply):
 
 def infinite(reply):
     body = reply.gradient[16:-4] + np.float32(np.inf).tobytes()
-    return replace(reply, gradient=sealed(b"f32\0", len(body) // 4, body))
+    return replace(reply, gradient=seal_frame(b"f32\0", len(body) // 4, body))
 
 
 @pytest.fixture(scope="module")

@@ -45,14 +45,14 @@ NAMES = ["scalar", "embedding.weight", "norm.weight", "norm.bias", "middle.weigh
 def test_tensors_start_on_tiles_and_never_overlap(sizes):
     layout = Layout.of((str(number), shape) for number, shape in enumerate(sizes))
     stop = 0
-    for place, shape in zip(layout.places, sizes, strict=True):
-        assert place.shape == shape
-        assert place.start % TILE == 0
-        assert stop <= place.start < stop + TILE
-        stop = place.stop
+    for span, shape in zip(layout.tensors, sizes, strict=True):
+        assert span.shape == shape
+        assert span.start % TILE == 0
+        assert stop <= span.start < stop + TILE
+        stop = span.stop
     assert layout.size % TILE == 0
     assert stop <= layout.size < stop + TILE
-    assert layout.parameters == sum(place.size for place in layout.places)
+    assert layout.parameters == sum(span.size for span in layout.tensors)
 
 
 @given(shapes)
@@ -72,7 +72,7 @@ def test_the_module_computes_what_it_computed_before(module):
 
 def test_a_tied_parameter_lies_there_once_and_stays_tied(module):
     model = flatten(module)
-    assert [place.name for place in model.layout.places] == NAMES
+    assert [span.name for span in model.layout.tensors] == NAMES
     assert model.layout.parameters == sum(p.numel() for p in module.parameters())
     assert module.head.weight is module.embedding.weight
 
@@ -89,7 +89,7 @@ def test_parameters_are_views_of_the_vector(module):
     assert not torch.equal(module(TOKENS), before)
     with torch.no_grad():
         module.scalar.fill_(9)
-    assert model.flat[model.layout.places[0].start] == 9
+    assert model.flat[model.layout.tensors[0].start] == 9
 
 
 def test_the_padding_is_zero(module):
@@ -114,14 +114,14 @@ def test_backpropagation_still_reaches_every_parameter(module):
 def test_addresses_are_those_of_the_layout(module):
     model = flatten(module)
     named = dict(module.named_parameters())
-    assert model.addresses == {id(named[p.name]): p.start for p in model.layout.places}
-    assert model.addresses[id(module.head.weight)] == model.layout.places[1].start
+    assert model.addresses == {id(named[p.name]): p.start for p in model.layout.tensors}
+    assert model.addresses[id(module.head.weight)] == model.layout.tensors[1].start
 
 
 def test_a_scope_trains_what_it_names_and_freezes_the_rest(module):
     before = module(TOKENS)
     model = flatten(module, lambda name: name.startswith("norm"))
-    assert [place.name for place in model.layout.places] == ["norm.weight", "norm.bias"]
+    assert [span.name for span in model.layout.tensors] == ["norm.weight", "norm.bias"]
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
     assert trained == {"norm.weight", "norm.bias"}
     assert model.flat.numel() == 2 * TILE
@@ -153,7 +153,7 @@ def test_a_module_that_is_refused_stays_as_it_was(module):
 
 def test_a_vector_is_gathered_from_tensors_by_name(module):
     model = flatten(module)
-    tensors = {place.name: torch.randn(place.shape) for place in model.layout.places}
+    tensors = {span.name: torch.randn(span.shape) for span in model.layout.tensors}
     vector = model.gather(tensors)
     assert all(torch.equal(v, tensors[n]) for n, v in model.layout.views(vector).items())
     with pytest.raises(KeyError):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shared.base.errors import ConfigError, DataError, UnknownNameError
 from shared.config.schema import Config
-from shared.data.documents import Documents, evenly
+from shared.data.documents import Documents, evenly_spaced
 from shared.data.examples import cut, draw, hold_out
 from shared.data.flower_partitioners import PARTITIONERS
 from shared.data.partition_rules import RULES, shard
@@ -78,7 +78,7 @@ def test_thinning_keeps_labels_with_their_texts():
 
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_evenly_spaced_rows_are_distinct_and_within_bounds(total, count):
-    rows = evenly(total, count)
+    rows = evenly_spaced(total, count)
     assert len(rows) == count
     assert 0 <= rows[0] <= rows[-1] < total
     assert len(set(rows)) == min(total, count)

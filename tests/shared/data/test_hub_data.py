@@ -9,7 +9,7 @@ from shared.base.errors import ConfigError, DataError, UnknownNameError
 from shared.config.schema import Config
 from shared.data import hub_cache as copies
 from shared.data.documents import DATASETS
-from shared.data.hub_cache import ORIGIN, Row, articles, copied
+from shared.data.hub_cache import ORIGIN, HubRow, articles, copy_of
 from shared.data.local_folder import documents_in
 from shared.data.resolve import documents_of, source_of
 from shared.data.sets.hub import HUB, hub_source
@@ -57,7 +57,7 @@ def source(name, row):
 
 
 def test_the_first_documents_are_streamed_once_and_kept(tmp_path, cache, monkeypatch):
-    row = Row(repository(tmp_path / "web", "en", train=pages(50)), "en", ("text",), samples=20)
+    row = HubRow(repository(tmp_path / "web", "en", train=pages(50)), "en", ("text",), samples=20)
     first = source("web", row).load(20, "group")
     assert list(first.texts) == pages(20)["text"]
     assert [path.name for path in (cache / "hub").iterdir()] == ["web-20"]
@@ -70,9 +70,9 @@ def test_the_first_documents_are_streamed_once_and_kept(tmp_path, cache, monkeyp
 
 
 def test_another_number_of_documents_is_another_copy(tmp_path):
-    row = Row(repository(tmp_path / "web", train=pages(50)), "", ("text",), samples=20)
+    row = HubRow(repository(tmp_path / "web", train=pages(50)), "", ("text",), samples=20)
     assert list(source("web", row).load(7, "group").texts) == pages(7)["text"]
-    assert copied("web", row, 7) != copied("web", row, 8)
+    assert copy_of("web", row, 7) != copy_of("web", row, 8)
 
 
 def test_a_classification_set_keeps_its_classes_and_its_own_evaluation_part(tmp_path):
@@ -84,7 +84,7 @@ def test_a_classification_set_keeps_its_classes_and_its_own_evaluation_part(tmp_
         )
         for split, size in (("train", 40), ("validation", 10))
     }
-    row = Row(
+    row = HubRow(
         repository(tmp_path / "sst", **parts), "", ("sentence",), label="label",
         held_out="validation",
     )  # fmt: skip
@@ -100,7 +100,7 @@ def test_a_classification_set_keeps_its_classes_and_its_own_evaluation_part(tmp_
 
 def test_columns_are_joined_and_a_record_gives_the_natural_id(tmp_path):
     data = {"a": ["x", "y"], "b": ["1", "2"], "meta": [{"set": "s"}, {"set": "t"}]}
-    row = Row(repository(tmp_path / "qa", train=data), "", ("a", "b"), group="meta.set")
+    row = HubRow(repository(tmp_path / "qa", train=data), "", ("a", "b"), group="meta.set")
     documents = source("qa", row).load(0, "group")
     assert list(documents.texts) == ["x\n1", "y\n2"]
     assert list(documents.groups) == ["s", "t"]
@@ -108,10 +108,10 @@ def test_columns_are_joined_and_a_record_gives_the_natural_id(tmp_path):
 
 def test_columns_of_text_and_label_are_found_where_no_row_names_them(tmp_path):
     data = {"content": ["one", "two"], "label": [1, 0], "id": [3, 4]}
-    documents = source("any", Row(repository(tmp_path / "any", train=data))).load(0, "group")
+    documents = source("any", HubRow(repository(tmp_path / "any", train=data))).load(0, "group")
     assert list(documents.texts) == ["one", "two"]
     assert documents.labels == [1, 0]
-    bad = source("bad", Row(repository(tmp_path / "bad", train={"id": [1], "words": ["a"]})))
+    bad = source("bad", HubRow(repository(tmp_path / "bad", train={"id": [1], "words": ["a"]})))
     with pytest.raises(DataError, match=r"columns of text expected .*text.*got id, words"):
         bad.load(0, "group")
 
@@ -143,7 +143,7 @@ def test_a_folder_that_was_put_by_hand_goes_before_the_hub(cache):
 
 
 def test_a_failed_stream_leaves_nothing_behind(tmp_path, cache):
-    row = Row(repository(tmp_path / "web", train=pages(5)), "", ("text",), group="no.such")
+    row = HubRow(repository(tmp_path / "web", train=pages(5)), "", ("text",), group="no.such")
     with pytest.raises(DataError, match=r"'web' cannot be had .*'no'"):
         source("web", row).load(0, "group")
     assert list((cache / "hub").iterdir()) == []

@@ -7,11 +7,11 @@ import pytest
 from federation import Network, Processes, config, federate, folder_of
 from tiny_reviews import folders, reviews  # noqa: F401  (fixtures)
 
-from client.site.node_config import Node
+from client.site.node_config import NodeConfig
 from shared.base.errors import ConfigError, DataError
 from shared.data.documents import Documents
 from shared.models.model import load_model
-from shared.training.corpus import renumbered
+from shared.training.corpus import renumber_labels
 from shared.training.site_data import SiteData
 
 WORDS = ("terrible", "great")
@@ -151,7 +151,7 @@ def test_a_folder_that_is_not_there_refuses_the_site_and_says_why(tmp_path):
 @pytest.mark.parametrize("name", ["./here", "~/there", "../up"])
 def test_a_folder_is_named_from_the_root(name):
     with pytest.raises(ConfigError, match="data: a folder's absolute path or a data set's name"):
-        Node.of({"site": "a", "data": name})
+        NodeConfig.of({"site": "a", "data": name})
 
 
 def test_classes_have_the_same_numbers_at_every_site(folders, tmp_path):
@@ -173,12 +173,12 @@ def test_classes_have_the_same_numbers_at_every_site(folders, tmp_path):
 def test_numbers_that_are_words_are_words():
     stars = [str(k) for k in range(1, 6)]
     rated = Documents(["a", "b"], ["g", "g"], [0, 1], ("2", "5"))
-    assert renumbered(rated, stars).labels == [1, 4]
+    assert renumber_labels(rated, stars).labels == [1, 4]
     numbered = Documents(["a", "b"], ["g", "g"], [0, 1], ("0", "4"))
     with pytest.raises(DataError, match="got 0"):
-        renumbered(numbered, stars)
+        renumber_labels(numbered, stars)
 
 
 def test_what_has_no_classes_is_left_to_the_task():
     plain = Documents(["a"], ["g"])
-    assert renumbered(plain, WORDS) is plain
+    assert renumber_labels(plain, WORDS) is plain

@@ -138,7 +138,7 @@ def test_a_picture_is_lines_of_brighter_and_brighter_characters():
     assert documents.labels == [1]
     assert found.features().tolist() == [[0.0, 1.0, 0.5, 0.9375]]
     fours = np.array([[[0, 4, 8, 8], [4, 0, 8, 8]]], np.uint8)
-    assert pictures.halved(fours).tolist() == [[[2, 8]]]
+    assert pictures.halve(fours).tolist() == [[[2, 8]]]
 
 
 def test_idx_files_are_read_and_others_refused(tmp_path):

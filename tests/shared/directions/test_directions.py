@@ -31,7 +31,7 @@ def drawn(family, key, start=0, size=LAYOUT.size):
 
 def test_any_slice_is_that_slice_of_the_full_draw(family):
     full = drawn(family, KEY)
-    matrix, bias, odd, _ = LAYOUT.places
+    matrix, bias, odd, _ = LAYOUT.tensors
     for low, high in (
         (0, LAYOUT.size),
         (matrix.start + 300, matrix.start + 700),
@@ -46,22 +46,22 @@ def test_any_slice_is_that_slice_of_the_full_draw(family):
 def test_perturbing_is_copying_and_adding(family):
     source = torch.linspace(-1, 1, LAYOUT.size)
     before = source.clone()
-    for place in LAYOUT.places:
-        part, added = source[place.start : place.stop], before[place.start : place.stop].clone()
-        family.add_to_(added, [KEY], [1e-3], place.start)
+    for span in LAYOUT.tensors:
+        part, added = source[span.start : span.stop], before[span.start : span.stop].clone()
+        family.add_to_(added, [KEY], [1e-3], span.start)
         out = torch.empty_like(part)
-        family.perturbed_(out, part, place.start, KEY, 1e-3)
+        family.perturbed_(out, part, span.start, KEY, 1e-3)
         assert torch.equal(out, added)
     assert torch.equal(source, before)
 
 
 def test_rows_are_rows_of_the_full_draw(family):
     full = drawn(family, KEY)
-    for place in (LAYOUT.places[0], LAYOUT.places[2]):
+    for span in (LAYOUT.tensors[0], LAYOUT.tensors[2]):
         ids = torch.tensor([7, 0, 31, 7, 7, 32])
-        rows = torch.zeros(len(ids), place.shape[1])
-        family.add_rows_(rows, ids, place.start, KEY, 1.0)
-        assert torch.equal(rows, full[place.start : place.stop].view(place.shape)[ids])
+        rows = torch.zeros(len(ids), span.shape[1])
+        family.add_rows_(rows, ids, span.start, KEY, 1.0)
+        assert torch.equal(rows, full[span.start : span.stop].view(span.shape)[ids])
 
 
 def test_keys_are_added_in_their_order(family):
@@ -85,7 +85,7 @@ def test_every_part_of_a_key_changes_the_direction(family):
     keys = [KEY, replace(KEY, seed=KEY.seed + 1), replace(KEY, seed=11)]
     keys += [replace(KEY, round=6), replace(KEY, slot=4), replace(KEY, index=8)]
     keys += [Key(KEY.seed, 3, 5, 7), Key(KEY.seed, 5, 7, 3)]  # the same numbers, exchanged
-    directions = [drawn(family, key)[: LAYOUT.places[0].stop] for key in keys]
+    directions = [drawn(family, key)[: LAYOUT.tensors[0].stop] for key in keys]
     for i, z in enumerate(directions):
         for other in directions[:i]:
             assert abs(torch.cosine_similarity(z, other, dim=0)) < 0.2
@@ -94,13 +94,13 @@ def test_every_part_of_a_key_changes_the_direction(family):
 def test_directions_have_mean_zero_and_variance_one_and_are_unrelated(family):
     keys = 256
     z = torch.stack([drawn(family, replace(KEY, index=k)) for k in range(keys)])
-    for place in LAYOUT.places:
-        part = z[:, place.start : place.stop]
-        deviation = (keys * place.size) ** -0.5
+    for span in LAYOUT.tensors:
+        part = z[:, span.start : span.stop]
+        deviation = (keys * span.size) ** -0.5
         assert abs(part.square().mean() - 1) < max(0.02, 10 * deviation)
         assert part.mean(0).abs().max() < 6 * keys**-0.5
-        cosines = (part @ part.T / place.size).fill_diagonal_(0)
-        assert cosines.square().sum() / (keys * (keys - 1)) < 1.3 / place.size
+        cosines = (part @ part.T / span.size).fill_diagonal_(0)
+        assert cosines.square().sum() / (keys * (keys - 1)) < 1.3 / span.size
 
 
 def test_an_exact_family_has_the_same_bits_at_any_thread_count(family):

@@ -35,7 +35,7 @@ def expected(vector, rank, keys, coefficients, layout=LAYOUT):
     for key, coefficient in zip(keys, coefficients, strict=True):
         for found in factors_of(layout, rank):
             for term in reference(found, rank, key, coefficient):
-                total[found.place.start : found.place.stop] += term
+                total[found.span.start : found.span.stop] += term
     return total
 
 
@@ -72,13 +72,13 @@ def test_a_matrix_is_a_product_of_signs_over_the_root_of_the_rank(rank):
     family.add_to_(z, [KEY], [1.0])
     matrix = LAYOUT.views(z)["m"]
     assert torch.linalg.matrix_rank(matrix) == rank
-    a, b = family.factors([KEY, replace(KEY, index=8)], LAYOUT.places[0].start, z.device)
+    a, b = family.factors([KEY, replace(KEY, index=8)], LAYOUT.tensors[0].start, z.device)
     assert a.shape == (2, rank, 48)
     assert b.shape == (2, rank, 100)
     assert torch.equal(a.abs(), torch.ones_like(a))
     assert torch.equal(b.abs(), torch.ones_like(b))
     torch.testing.assert_close(a[0].T @ b[0] / rank**0.5, matrix)
-    assert torch.equal(family.signs([KEY], LAYOUT.places[1].start, z.device)[0],
+    assert torch.equal(family.signs([KEY], LAYOUT.tensors[1].start, z.device)[0],
                        LAYOUT.views(z)["bias"])  # fmt: skip
 
 
@@ -88,9 +88,9 @@ def test_directions_of_any_rank_have_variance_one():
         z = torch.zeros(200, LAYOUT.size)
         for k in range(200):
             family.add_to_(z[k], [replace(KEY, index=k)], [1.0])
-        squares = z[:, : LAYOUT.places[0].size].square()
+        squares = z[:, : LAYOUT.tensors[0].size].square()
         assert abs(squares.mean() - 1) < 0.02
-        assert z[:, : LAYOUT.places[0].size].mean(0).abs().max() < 6 * 200**-0.5
+        assert z[:, : LAYOUT.tensors[0].size].mean(0).abs().max() < 6 * 200**-0.5
 
 
 def test_no_two_tensors_share_signs():
@@ -98,7 +98,7 @@ def test_no_two_tensors_share_signs():
         found = factors_of(LAYOUT, rank)
         lots = []
         for f in found:
-            m, n = f.place.shape if f.is_matrix else (f.place.size, 0)
+            m, n = f.span.shape if f.is_matrix else (f.span.size, 0)
             lots += [(f.rows, f.rows + rank * m if n else f.rows + m)]
             lots += [(f.columns, f.columns + rank * n)] if n else []
         assert all(low % TILE == 0 for low, _ in lots)

@@ -95,7 +95,7 @@ def test_low_rank_products_equal_the_reference(rank, monkeypatch):
     for key, coefficient in zip(keys, coefficients, strict=True):
         for found in factors_of(layout, rank):
             for term in reference(found, rank, key, coefficient):
-                expected[found.place.start : found.place.stop] += term
+                expected[found.span.start : found.span.stop] += term
     monkeypatch.setattr(lowrank, "_kernels_for", lambda tensor: lowrank_triton)
     for low, high in ((0, 150), (150, 4799), (4799, layout.size)):
         family.add_to_(vector[low:high], keys, coefficients, low)

@@ -10,7 +10,7 @@ from torch import nn
 
 from shared.base.flat import flatten
 from shared.directions import DIRECTIONS, Key
-from shared.estimation.activation_cache import PATIENCE, Frozen
+from shared.estimation.activation_cache import PATIENCE, FrozenPrefixCache
 from shared.estimation.perturber import Perturber
 
 IDS = torch.arange(14).view(2, 7) % 16
@@ -23,7 +23,7 @@ class Loss:
         self.module, self.call = module.eval(), call
         self.model = flatten(module, chosen)
         self.perturber = Perturber(self.model, DIRECTIONS["rademacher"](self.model.layout))
-        self.frozen, self.computed = Frozen(self.model), Counter()
+        self.frozen, self.computed = FrozenPrefixCache(self.model), Counter()
         for part in self.frozen._parts:
             part.module.forward = self._noted(part.module, part.module.forward)
 
@@ -191,7 +191,7 @@ def test_the_module_is_as_it_was_afterwards_also_where_it_raised():
             loss.at(1)
     assert {name: vars(part).get("forward") for name, part in module.named_modules()} == before
     assert loss.frozen._results.used == 0
-    own = Frozen(flatten(fresh := bert(), last_layer))
+    own = FrozenPrefixCache(flatten(fresh := bert(), last_layer))
     with own.remembered():
         copy.copy(fresh)
     assert not any("forward" in vars(part) for part in fresh.modules())
@@ -225,7 +225,7 @@ def test_a_value_that_hides_something_is_not_compared():
 def test_a_part_in_two_places_is_itself_again_afterwards():
     shared, last = nn.Linear(4, 4), nn.Linear(4, 2)
     module = nn.ModuleDict({"a": nn.ModuleList([shared]), "b": nn.ModuleList([shared, last])})
-    own = Frozen(flatten(module, lambda name: name.startswith("b.1")))
+    own = FrozenPrefixCache(flatten(module, lambda name: name.startswith("b.1")))
     assert len(own._parts) == 1
     for _ in range(2):
         with own.remembered():

@@ -11,12 +11,12 @@ from shared.base.flat import flatten
 from shared.directions import DIRECTIONS, Key
 from shared.estimation import batched_parameters as groups
 from shared.estimation import batched_queries as module
-from shared.estimation.batched_queries import Parallel
+from shared.estimation.batched_queries import BatchedQueries
 from shared.estimation.perturber import Perturber
 from shared.estimation.two_point import two_point
 from shared.tasks import language_modelling as tasks
 from shared.tasks.language_modelling import language_modelling
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 EPS, KEYS = 1e-2, [Key(7, 3, 0, k) for k in range(5)]
 VOCABULARY = 50
@@ -77,7 +77,7 @@ def compared(model, family, blocks):
     """Losses (2, p) of all directions at once and one by one."""
     directions = DIRECTIONS[family](model.layout)
     perturber = Perturber(model, directions)
-    found = Parallel(model, directions, perturber).losses(KEYS[: len(blocks)], EPS, blocks)
+    found = BatchedQueries(model, directions, perturber).losses(KEYS[: len(blocks)], EPS, blocks)
     expected = torch.zeros(2, len(blocks), dtype=torch.float64)
     for row, scale in enumerate((EPS, -EPS)):
         for k, block in enumerate(blocks):
@@ -129,7 +129,7 @@ def test_logits_never_take_more_than_a_chunk(monkeypatch):
 
     model = built("llama")
     directions = DIRECTIONS["lowrank"](model.layout)
-    parallel = Parallel(model, directions, Perturber(model, directions))
+    parallel = BatchedQueries(model, directions, Perturber(model, directions))
     monkeypatch.setattr(module, "CHUNK", 4 * VOCABULARY)
     parallel.losses(KEYS[:1], EPS, blocks_of(1))
     monkeypatch.setattr(tasks.F, "cross_entropy", watched)
@@ -158,7 +158,7 @@ def odd(change):
     torch.manual_seed(1)
     model = flatten(Odd(change).eval())
     directions = DIRECTIONS["lowrank"](model.layout)
-    return Parallel(model, directions, Perturber(model, directions))
+    return BatchedQueries(model, directions, Perturber(model, directions))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_differences_are_those_of_the_two_point_estimate():
     model = built("gpt2")
     directions = DIRECTIONS["lowrank"](model.layout)
     perturber, block = Perturber(model, directions), blocks_of(1)[0]
-    losses = Parallel(model, directions, perturber).losses(KEYS, EPS, block.expand(5, -1, -1))
+    losses = BatchedQueries(model, directions, perturber).losses(KEYS, EPS, block.expand(5, -1, -1))
     alone = two_point(lambda k: language_modelling(model.module, block), perturber, KEYS, EPS)
     np.testing.assert_allclose((losses[0] - losses[1]).numpy(), alone, atol=2e-6)
 
@@ -218,7 +218,7 @@ def test_where_no_plain_direction_is_measured_the_setting_is_refused(tmp_path, s
 
 
 def test_a_learner_measures_in_parallel(tmp_path):
-    learner = Learner.of(config(tmp_path, directions="lowrank"))
-    losses = learner.parallel.losses(KEYS, EPS, blocks_of(5))
+    oracle = Oracle.of(config(tmp_path, directions="lowrank"))
+    losses = oracle.parallel.losses(KEYS, EPS, blocks_of(5))
     assert losses.shape == (2, 5)
     assert torch.isfinite(losses).all()

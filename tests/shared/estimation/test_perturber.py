@@ -115,7 +115,7 @@ def test_all_parameters_perturbed_give_the_loss_in_place(name, family, scratch):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_each_parameter_alone_perturbed_gives_the_loss_in_place(name):
-    for only in [place.name for place in built(name)[0].layout.places]:
+    for only in [span.name for span in built(name)[0].layout.tensors]:
         model, loss = built(name, only)
         directions = DIRECTIONS["rademacher"](model.layout)
         perturber = Perturber(model, directions, TINY)

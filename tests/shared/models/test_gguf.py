@@ -7,7 +7,7 @@ import small_models
 import torch
 
 from shared.base.errors import ConfigError, DataError
-from shared.models.gguf import converted, gguf_of
+from shared.models.gguf import convert, gguf_of
 from shared.models.model import load_model
 
 HEADS, KEYS = 2, 1
@@ -90,10 +90,10 @@ def test_a_gguf_file_is_the_model_that_was_written(file):
 
 
 def test_it_is_converted_once_and_anew_where_the_file_changes(file, monkeypatch):
-    first = converted(file)
+    first = convert(file)
     assert (first / "model.safetensors").is_file()
     monkeypatch.setattr("shared.models.gguf._convert", lambda file, into: pytest.fail("again"))
-    assert converted(file) == first
+    assert convert(file) == first
     other = file.with_name("other")
     other.mkdir()
     torch.manual_seed(1)
@@ -101,7 +101,7 @@ def test_it_is_converted_once_and_anew_where_the_file_changes(file, monkeypatch)
     changed = small_models.llama()
     with torch.no_grad():
         changed.model.norm.weight += 1
-    assert converted(write(other / "tiny.gguf", changed)).name != first.name
+    assert convert(write(other / "tiny.gguf", changed)).name != first.name
 
 
 def test_a_folder_with_one_file_stands_for_it(file, tmp_path):

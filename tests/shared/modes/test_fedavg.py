@@ -4,19 +4,19 @@ import pytest
 import torch
 from fleet import config, federate
 
-from client.site.first_order import trained
-from client.site.replica_host import Host
+from client.site.first_order import train_locally
+from client.site.replica_host import ReplicaHost
 from shared.base.errors import ConfigError, StalledError
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 
 def test_one_round_is_the_mean_of_what_the_sites_parameters_came_to(tmp_path):
     c = config(tmp_path, mode="fedavg", local_steps=3, num_rounds=1)
     found, mean, weight = federate(c), 0, 0
     for number in range(3):
-        host = Host(c)
+        host = ReplicaHost(c)
         site = host._site({"partition-id": number, "num-partitions": 3})
-        losses, way = trained(c, host._learner, site.examples, number + 1, 1, c.learning_rate)
+        losses, way = train_locally(c, host._learner, site.examples, number + 1, 1, c.learning_rate)
         assert losses[-1] < losses[0]
         mean = mean + (host._learner.replica.model.flat - way).double() * site.count
         weight += site.count
@@ -25,10 +25,10 @@ def test_one_round_is_the_mean_of_what_the_sites_parameters_came_to(tmp_path):
 
 def test_training_at_a_site_leaves_the_replica_as_it_was(tmp_path):
     c = config(tmp_path, mode="fedavg", local_steps=2, weight_decay=0.1)
-    host = Host(c)
+    host = ReplicaHost(c)
     site = host._site({"partition-id": 0, "num-partitions": 3})
     before = host._learner.replica.digest()
-    trained(c, host._learner, site.examples, 1, 1, 0.01)
+    train_locally(c, host._learner, site.examples, 1, 1, 0.01)
     host._learner.replica.moved(0)
     assert host._learner.replica.digest() == before
 
@@ -36,7 +36,7 @@ def test_training_at_a_site_leaves_the_replica_as_it_was(tmp_path):
 def test_averaged_parameters_are_sent_in_full_both_ways_and_cost_three_passes_a_step(tmp_path):
     c = config(tmp_path, mode="fedavg", local_steps=3, num_rounds=2)
     found = federate(c)
-    parameters = Learner.of(c).replica.model.layout.parameters
+    parameters = Oracle.of(c).replica.model.layout.parameters
     up = {row[3] for row in found.traffic if row[1:3] == ("up", "gradient")}
     assert up == {44 + 16 + 4 * parameters}
     assert found.forwards == [3 * 3 * 3] * 2

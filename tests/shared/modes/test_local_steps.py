@@ -4,20 +4,20 @@ import pytest
 import torch
 from federation import config, federate, ledger_of, replayed
 
-from client.site.site import Site
+from client.site.site import LocalSite
 from shared.data.examples import draw
 from shared.protocol.messages import Request
-from shared.protocol.site_id import SiteName
+from shared.protocol.site_id import SiteId
 from shared.replica.replica import keys_of
 from shared.training.corpus import Corpus
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 STEPS = {"local_steps": 3, "queries": 2, "learning_rate": 2e-3, "num_rounds": 3}
 
 
-def trajectory(c, learner, shard, start, round_, rate):
+def trajectory(c, oracle, shard, start, round_, rate):
     """One site's parameters after K plain steps from ``start``, every tensor written in place."""
-    flat, layout = learner.replica.model.flat, learner.replica.model.layout
+    flat, layout = oracle.replica.model.flat, oracle.replica.model.layout
     number, blocks = shard
     theta = start.clone()
     for step in range(c.local_steps):
@@ -26,9 +26,9 @@ def trajectory(c, learner, shard, start, round_, rate):
         slot = 0 if c.seed_schedule == "shared" else 1 + number
         for key in keys_of(c.seed, round_, slot, step * c.queries, c.queries):
             z = torch.zeros_like(theta)
-            learner.replica.directions.add_to_(z, [key], [1.0])
+            oracle.replica.directions.add_to_(z, [key], [1.0])
             layout.clear_padding_(z)
-            losses = [learner.loss(batch) for flat[:] in (theta + c.eps * z, theta - c.eps * z)]
+            losses = [oracle.loss(batch) for flat[:] in (theta + c.eps * z, theta - c.eps * z)]
             gradient += (losses[0] - losses[1]) / (2 * c.eps) / c.queries * z
         theta -= rate * gradient
     return theta
@@ -39,8 +39,8 @@ def trajectory(c, learner, shard, start, round_, rate):
 def test_local_steps_equal_steps_by_hand_averaged_over_the_sites(tmp_path, schedule, warmup):
     c = config(tmp_path, seed_schedule=schedule, warmup_rounds=warmup, **STEPS)
     federate(c)
-    learner = Learner.of(c)
-    corpus = Corpus.of(c, learner.language_model)
+    oracle = Oracle.of(c)
+    corpus = Corpus.of(c, oracle.language_model)
     shards = [(k, corpus.shard(k, c.num_clients)) for k in range(c.num_clients)]
     total = sum(len(blocks) for _, blocks in shards)
     with ledger_of(c) as ledger:
@@ -48,7 +48,7 @@ def test_local_steps_equal_steps_by_hand_averaged_over_the_sites(tmp_path, sched
             start, end = replayed(c, ledger, round_ - 1), replayed(c, ledger, round_)
             rate = c.learning_rate * (round_ / warmup if warmup else 1)
             mean = sum(
-                trajectory(c, learner, shard, start, round_, rate) * (len(shard[1]) / total)
+                trajectory(c, oracle, shard, start, round_, rate) * (len(shard[1]) / total)
                 for shard in shards
             )
             moved = (mean - start).abs().max()
@@ -85,17 +85,17 @@ def test_a_step_size_of_their_own_changes_the_trajectory_not_the_first_step(tmp_
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_site_leaves_the_parameters_as_they_are(tmp_path, steps, fails):
     c = config(tmp_path, local_steps=steps, learning_rate=0.1)
-    learner = Learner.of(c)
-    blocks = Corpus.of(c, learner.language_model).shard(0, 3)
-    site, before = Site(SiteName(1, "0"), blocks, c), learner.replica.model.flat.clone()
+    oracle = Oracle.of(c)
+    blocks = Corpus.of(c, oracle.language_model).shard(0, 3)
+    site, before = LocalSite(SiteId(1, "0"), blocks, c), oracle.replica.model.flat.clone()
     request = Request(1, 0.1, bytes(16), bytes(16), bytes(16))
     if fails:
-        site = Site(SiteName(1, "0"), Failing(blocks, at=steps), c)
+        site = LocalSite(SiteId(1, "0"), Failing(blocks, at=steps), c)
         with pytest.raises(MemoryError):
-            site.measure(learner, request)
+            site.measure(oracle, request)
     else:
-        site.measure(learner, request)
-    assert torch.equal(learner.replica.model.flat, before)
+        site.measure(oracle, request)
+    assert torch.equal(oracle.replica.model.flat, before)
 
 
 class Failing:

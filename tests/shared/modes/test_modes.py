@@ -8,7 +8,7 @@ from shared.codecs import codec_of
 from shared.config.schema import CHOICES
 from shared.modes.mode import MODES as PLANS
 from shared.modes.mode import plan_of
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 every_mode = pytest.mark.parametrize("mode", MODES)
 
@@ -49,13 +49,13 @@ def test_a_fleet_of_which_some_cannot_backpropagate_works_in_every_mode(mode, tm
     assert not found.refusals
     assert found.losses[-1] < found.losses[0]
     assert bool(found.entries[0].payload) == (mode != "zo")
-    assert len(found.entries[0].groups) == 1  # of those that measured
+    assert len(found.entries[0].slots) == 1  # of those that measured
 
 
 @every_mode
 def test_base_and_ledger_give_the_same_bits_again(runs, mode):
     c = of_mode(runs(mode).folder.parent, mode, mode.replace(" ", "-"))
-    replica = Learner.of(c).replica
+    replica = Oracle.of(c).replica
     replica.apply(runs(mode).entries)
     assert torch.equal(replica.model.flat, runs(mode).flat)
 
@@ -68,13 +68,13 @@ def test_calibrate_in_every_round_is_fo_bit_for_bit(runs, tmp_path):
 
 def test_calibrate_spends_no_query_on_a_round_that_backpropagates(runs):
     found = runs("calibrate")
-    assert [len(entry.groups) for entry in found.entries] == [0, 1, 0, 1]
+    assert [len(entry.slots) for entry in found.entries] == [0, 1, 0, 1]
     assert found.forwards == [3 * 3, 3 * 4, 3 * 3, 3 * 4]  # 3 sites: 1 + 2, or 2 q
 
 
 def test_instruct_sends_both_and_reuse_leans_on_the_last_gradient_between(runs):
     assert [bool(entry.payload) for entry in runs("instruct").entries] == [True, False, True, False]
-    assert all(len(entry.groups) == 1 for entry in runs("instruct").entries)
+    assert all(len(entry.slots) == 1 for entry in runs("instruct").entries)
     reuse = runs("instruct reuse").entries
     assert [entry.guide != 0 for entry in reuse] == [True] * 4
     assert len(reuse[1].encode()) < 60
@@ -82,7 +82,7 @@ def test_instruct_sends_both_and_reuse_leans_on_the_last_gradient_between(runs):
 
 def test_bytes_are_counted_as_gradients_where_gradients_are_in_them(runs):
     c = of_mode("none", "fo")
-    size = codec_of(c, Learner.of(c).replica.model.layout).payload_bytes
+    size = codec_of(c, Oracle.of(c).replica.model.layout).payload_bytes
     up = [row for row in runs("fo").traffic if row[1:3] == ("up", "gradient")]
     assert [row[3] for row in up] == [44 + size] * 12
     down = [row for row in runs("fo").traffic if row[1:3] == ("down", "gradient")]
@@ -95,7 +95,7 @@ def test_a_lossy_codec_changes_nothing_but_accuracy(codec, mode, tmp_path):
     c = of_mode(tmp_path, mode, codec=codec, topk_fraction=0.05, error_feedback=codec == "topk")
     found = federate(c)
     assert found.losses[-1] < found.losses[0]
-    replica = Learner.of(c).replica
+    replica = Oracle.of(c).replica
     replica.apply(found.entries)
     assert torch.equal(replica.model.flat, found.flat)
 
@@ -119,8 +119,8 @@ def test_gradients_are_aggregated_by_the_rule_of_the_numbers(rule, tmp_path):
 @pytest.mark.parametrize("kind", ["same", "fresh", "shared"])
 def test_queries_take_their_batches_as_said(kind, tmp_path, monkeypatch):
     batches = []
-    loss = Learner.loss
-    monkeypatch.setattr(Learner, "loss", lambda own, b: batches.append(b) or loss(own, b))
+    loss = Oracle.loss
+    monkeypatch.setattr(Oracle, "loss", lambda own, b: batches.append(b) or loss(own, b))
     c = config(tmp_path, query_data=kind, num_clients=1, num_rounds=1, queries=3)
     found = federate(c)
     measured = batches[:6]

@@ -11,7 +11,7 @@ from shared.base.flat import Layout
 from shared.directions import Key
 from shared.optimizers import OPTIMIZERS
 from shared.optimizers.gradient import DenseGradient, ZerothOrderGradient
-from shared.optimizers.mudamw import agreeing
+from shared.optimizers.mudamw import cautious_mask
 
 VARIANTS = [(name, {}) for name in OPTIMIZERS.names()] + [
     ("sgd", {"momentum": 0.9, "weight_decay": 0.1}),
@@ -176,7 +176,9 @@ def test_mudamw_steps_matrices_orthogonally_and_the_rest_as_adam():
 def test_the_cautious_mask_drops_what_disagrees_and_rescales_the_rest():
     update = torch.tensor([1.0, -2.0, 3.0, -4.0, 1e-30])
     gradient = torch.tensor([1.0, 1.0, 0.0, -1.0, 1e-30])
-    assert torch.equal(agreeing(update, gradient), update * torch.tensor([1, 0, 0, 1, 1]) * (5 / 4))
+    assert torch.equal(
+        cautious_mask(update, gradient), update * torch.tensor([1, 0, 0, 1, 1]) * (5 / 4)
+    )
 
 
 def test_mudamw_refuses_a_matrix_too_large_to_sum_exactly():

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from shared.base.errors import DataError
-from shared.base.files import cache_folder, made_whole
+from shared.base.files import atomic_folder, cache_folder
 from shared.packages import package as packages
 from shared.packages.catalogue import CARRIERS
 from shared.packages.indexes import INDEXES, npm_registry
@@ -249,20 +249,20 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 def test_a_folder_is_whole_or_not_there(tmp_path):
     folder = tmp_path / "made"
-    with suppress(KeyError), made_whole(folder) as draft:
+    with suppress(KeyError), atomic_folder(folder) as draft:
         (draft / "half").write_text("")
         raise KeyError
     assert list(tmp_path.iterdir()) == []
     dead = tmp_path / ".made.99999999"
     dead.mkdir()
-    with made_whole(folder) as draft, made_whole(tmp_path / "other"):
+    with atomic_folder(folder) as draft, atomic_folder(tmp_path / "other"):
         (draft / "whole").write_text("")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "other"]
 
 
 def test_of_two_that_make_a_folder_the_first_is_kept(tmp_path):
     folder = tmp_path / "made"
-    with made_whole(folder) as draft:
+    with atomic_folder(folder) as draft:
         (draft / "second").write_text("")
         folder.mkdir()
         (folder / "first").write_text("")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.base.errors import WireError
-from shared.protocol.entry import Entry, Group
+from shared.protocol.entry import Entry, SlotDifferences
 
 words = st.integers(0, (1 << 32) - 1)
 floats32 = st.floats(width=32, allow_nan=False)
@@ -16,7 +16,7 @@ floats32 = st.floats(width=32, allow_nan=False)
 def entries(draw):
     numbers = draw(st.integers(0, 9))
     rows = st.lists(floats32, min_size=numbers, max_size=numbers)
-    groups = st.builds(Group, words, rows.map(lambda row: np.array(row, np.float32)))
+    groups = st.builds(SlotDifferences, words, rows.map(lambda row: np.array(row, np.float32)))
     return Entry(
         draw(words),
         draw(st.floats(allow_nan=False)),
@@ -25,12 +25,12 @@ def entries(draw):
 
 
 def contents(entry):
-    groups = [(g.slot, g.differences.dtype, g.differences.tobytes()) for g in entry.groups]
+    groups = [(g.slot, g.differences.dtype, g.differences.tobytes()) for g in entry.slots]
     return entry.round, entry.learning_rate, groups
 
 
 def small():
-    return Entry(7, 0.25, (Group(0, np.array([1, -2, 3], np.float32)),))
+    return Entry(7, 0.25, (SlotDifferences(0, np.array([1, -2, 3], np.float32)),))
 
 
 @given(entries())
@@ -42,8 +42,8 @@ def test_an_entry_comes_back_as_it_went_in(entry):
 @given(entries())
 @settings(deadline=None)
 def test_an_entry_has_the_size_of_the_drawing(entry):
-    numbers = len(entry.groups[0].differences) if entry.groups else 0
-    assert len(entry.encode()) == 24 + len(entry.groups) * (4 + 4 * numbers)
+    numbers = len(entry.slots[0].differences) if entry.slots else 0
+    assert len(entry.encode()) == 24 + len(entry.slots) * (4 + 4 * numbers)
 
 
 def test_the_bytes_are_those_of_the_drawing():
@@ -54,20 +54,20 @@ def test_the_bytes_are_those_of_the_drawing():
 
 
 def test_a_shared_entry_of_64_numbers_takes_284_bytes():
-    assert len(Entry(1, 1e-3, (Group(0, np.zeros(64, np.float32)),)).encode()) == 284
+    assert len(Entry(1, 1e-3, (SlotDifferences(0, np.zeros(64, np.float32)),)).encode()) == 284
 
 
 def test_numbers_are_stored_as_float32_whatever_they_were():
-    entry = Entry(1, 0.1, (Group(0, np.array([0.1, 1e-3])),))
+    entry = Entry(1, 0.1, (SlotDifferences(0, np.array([0.1, 1e-3])),))
     found = Entry.decode(entry.encode())
-    assert found.groups[0].differences.dtype == np.float32
-    assert found.groups[0].differences.tolist() == np.float32([0.1, 1e-3]).tolist()
+    assert found.slots[0].differences.dtype == np.float32
+    assert found.slots[0].differences.tolist() == np.float32([0.1, 1e-3]).tolist()
     assert found.learning_rate == 0.1
 
 
 def test_what_is_decoded_can_be_written_to_without_touching_the_bytes():
     data = small().encode()
-    Entry.decode(data).groups[0].differences[:] = 0
+    Entry.decode(data).slots[0].differences[:] = 0
     assert contents(Entry.decode(data)) == contents(small())
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.base.errors import WireError
-from shared.protocol.entry import Entry, Group
+from shared.protocol.entry import Entry, SlotDifferences
 from shared.protocol.flower_records import message_bytes, pack, payload_bytes, unpack
 from shared.protocol.messages import (
     BEHIND,
@@ -110,7 +110,7 @@ def test_a_site_that_is_behind_says_so_in_12_bytes():
 def test_a_round_of_64_queries_takes_at_most_400_bytes_each_way():
     """Uplink and downlink of the default budget, whatever the model's size."""
     numbers = np.ones(64, np.float32)
-    entry = Entry(8, 1e-3, (Group(0, numbers),)).encode()
+    entry = Entry(8, 1e-3, (SlotDifferences(0, numbers),)).encode()
     down = encode_request(Request(9, 1e-3, A, B, C, (entry,)))
     up = encode_reply(Measured(9, numbers, 1000, 2.5, 0.1, A))
     assert len(down) == 360

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from shared.base.errors import WireError
 from shared.base.flat import TILE
 from shared.codecs import CODECS
-from shared.codecs.addresses import coded, coded_bytes, decoded
-from shared.codecs.frame import HEADER_BYTES, sealed
+from shared.codecs.addresses import decode_addresses, encode_addresses, encoded_size
+from shared.codecs.frame import HEADER_BYTES, seal_frame
 
 
 @given(data=st.data(), limit=st.integers(1, 5000))
@@ -20,16 +20,16 @@ from shared.codecs.frame import HEADER_BYTES, sealed
 def test_addresses_come_back_in_the_stated_length(data, limit):
     chosen = data.draw(st.sets(st.integers(0, limit - 1), min_size=1, max_size=200))
     addresses = np.array(sorted(chosen), dtype=np.int64)
-    body = coded(addresses, limit)
-    assert len(body) == coded_bytes(addresses.size, limit)
-    assert np.array_equal(decoded(memoryview(body), addresses.size, limit), addresses)
+    body = encode_addresses(addresses, limit)
+    assert len(body) == encoded_size(addresses.size, limit)
+    assert np.array_equal(decode_addresses(memoryview(body), addresses.size, limit), addresses)
 
 
-@given(body=st.binary(min_size=coded_bytes(20, 999), max_size=coded_bytes(20, 999)))
+@given(body=st.binary(min_size=encoded_size(20, 999), max_size=encoded_size(20, 999)))
 @settings(deadline=None, max_examples=200)
 def test_any_bytes_are_rising_addresses_below_the_limit_or_refused(body):
     try:
-        addresses = decoded(memoryview(body), 20, 999)
+        addresses = decode_addresses(memoryview(body), 20, 999)
     except WireError:
         return
     assert addresses.size == 20
@@ -79,9 +79,9 @@ def test_oversized_foreign_and_misnumbered_payloads_are_refused_by_reason(codec)
     with pytest.raises(WireError, match="oversized"):
         codec.decode(payload + b"\0")
     with pytest.raises(WireError, match="payload of codec"):
-        codec.decode(sealed(b"none", LAYOUT.parameters, payload[HEADER_BYTES:]))
+        codec.decode(seal_frame(b"none", LAYOUT.parameters, payload[HEADER_BYTES:]))
     with pytest.raises(WireError, match=f"{LAYOUT.parameters} parameters expected, got 7"):
-        codec.decode(sealed(payload[:4], 7, payload[HEADER_BYTES:]))
+        codec.decode(seal_frame(payload[:4], 7, payload[HEADER_BYTES:]))
     with pytest.raises(WireError, match="crc32"):
         codec.decode(payload[:-1] + bytes([payload[-1] ^ 1]))
 
@@ -90,7 +90,7 @@ def test_oversized_foreign_and_misnumbered_payloads_are_refused_by_reason(codec)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_gradient_that_is_not_finite_is_refused_by_whoever_decodes(codec, bad):
     numbers = vector(spread=1.0)
-    numbers[LAYOUT.places[2].start + 5] = bad
+    numbers[LAYOUT.tensors[2].start + 5] = bad
     with pytest.raises(WireError, match="finite"):
         codec.decode(codec.encode(numbers))
 
@@ -100,4 +100,4 @@ def test_int8_products_that_overflow_are_refused():
     scales = np.full(LAYOUT.size // TILE, 3e38, dtype="<f4").tobytes()
     body = scales + np.full(LAYOUT.parameters, 127, dtype=np.int8).tobytes()
     with pytest.raises(WireError, match="finite gradient"):
-        codec.decode(sealed(b"int8", LAYOUT.parameters, body))
+        codec.decode(seal_frame(b"int8", LAYOUT.parameters, body))

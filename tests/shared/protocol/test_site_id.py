@@ -6,22 +6,22 @@ from hypothesis import strategies as st
 
 from shared.base.errors import ConfigError
 from shared.directions.philox import DRAWS
-from shared.protocol.site_id import NAMED, SiteName, site_of
+from shared.protocol.site_id import NAMED, SiteId, site_of
 
 
 def test_a_numbered_site_has_the_slot_after_its_partition():
-    assert site_of({"partition-id": 0}) == SiteName(1, "0")
-    assert site_of({"partition-id": 41, "num-partitions": 100}) == SiteName(42, "41")
+    assert site_of({"partition-id": 0}) == SiteId(1, "0")
+    assert site_of({"partition-id": 41, "num-partitions": 100}) == SiteId(42, "41")
 
 
 def test_a_named_site_keeps_its_slot_whatever_its_partition_is():
     name = site_of({"site": "clinic-7"})
-    assert name == SiteName(1_219_236_907, "clinic-7")  # a hash: the same on every machine
+    assert name == SiteId(1_219_236_907, "clinic-7")  # a hash: the same on every machine
     assert site_of({"site": "clinic-7", "partition-id": 3}) == name
 
 
 def test_an_empty_name_is_no_name():
-    assert site_of({"site": "", "partition-id": 3}) == SiteName(4, "3")
+    assert site_of({"site": "", "partition-id": 3}) == SiteId(4, "3")
 
 
 @given(st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=200))

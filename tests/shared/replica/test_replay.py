@@ -8,7 +8,7 @@ from shared.base.errors import GapError
 from shared.base.flat import FlatModel, Layout
 from shared.config.schema import Config
 from shared.directions import DIRECTIONS
-from shared.protocol.entry import Entry, Group
+from shared.protocol.entry import Entry, SlotDifferences
 from shared.replica import replay
 from shared.replica import replica as module
 from shared.replica.replica import Replica, digest_of
@@ -27,7 +27,7 @@ def replica(family="rademacher", **changes):
 
 def entry(round_, slots=(0,), guide=0.0, payload=b""):
     groups = [
-        Group(slot, np.array([0.3, -1.1, 0.01], np.float32) * np.float32(round_ + slot))
+        SlotDifferences(slot, np.array([0.3, -1.1, 0.01], np.float32) * np.float32(round_ + slot))
         for slot in slots
     ]
     return Entry(round_, 1e-3 / round_, tuple(groups), guide, payload)

@@ -18,7 +18,7 @@ from shared.directions import DIRECTIONS, Key
 from shared.directions.kernels import plain_torch as rounding_torch
 from shared.directions.kernels import rounding_cpu
 from shared.replica.stochastic_rounding import ROUNDING, lost, reference, round_
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 
 KEY = Key(7, 3 | ROUNDING, 0, 0)
 SPECIAL = [0.0, -0.0, 1.0, -2.5, math.nan, math.inf, -math.inf, 1e-40, 3.3e38]
@@ -115,14 +115,14 @@ def test_a_bfloat16_run_is_replayed_to_the_bit_and_resumed(tmp_path, more):
 
 def test_steps_far_below_the_spacing_still_move_a_bfloat16_model(tmp_path):
     c = config(tmp_path, learning_rate=1e-5, **LOW)
-    before = Learner.of(c).replica.model.flat.clone()
+    before = Oracle.of(c).replica.model.flat.clone()
     moved = (federate(c).flat != before).float().mean()
     assert 0 < moved < 0.5
 
 
 def test_the_loss_of_a_bfloat16_model_is_computed_in_float32(tmp_path):
     rows = torch.arange(32).view(2, 16)
-    full, low = (Learner.of(config(tmp_path, dtype=d)) for d in ("float32", "bfloat16"))
+    full, low = (Oracle.of(config(tmp_path, dtype=d)) for d in ("float32", "bfloat16"))
     assert low.loss(rows) == pytest.approx(full.loss(rows), abs=0.02)
     _, gradient = low.gradient(rows)
     assert gradient.dtype == torch.float32
@@ -130,15 +130,15 @@ def test_the_loss_of_a_bfloat16_model_is_computed_in_float32(tmp_path):
 
 
 def test_a_bfloat16_model_is_measured_at_points_rounded_to_nearest(tmp_path):
-    learner = Learner.of(config(tmp_path, **LOW))
-    model, rows, key = learner.replica.model, torch.arange(32).view(2, 16), Key(1, 1, 0, 0)
+    oracle = Oracle.of(config(tmp_path, **LOW))
+    model, rows, key = oracle.replica.model, torch.arange(32).view(2, 16), Key(1, 1, 0, 0)
     before, z = model.flat.clone(), torch.zeros(model.layout.size)
     DIRECTIONS["rademacher"](model.layout).add_to_(z, [key], [0.01])
-    with learner.perturber.at(key, 0.01):
-        measured = learner.loss(rows)
+    with oracle.perturber.at(key, 0.01):
+        measured = oracle.loss(rows)
     assert torch.equal(bits(model.flat), bits(before))
     model.flat.copy_(before.float() + z)
-    assert learner.loss(rows) == measured
+    assert oracle.loss(rows) == measured
 
 
 def test_fedavg_in_bfloat16_is_refused(tmp_path):

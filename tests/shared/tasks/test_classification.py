@@ -21,27 +21,27 @@ from dandelion.compare.page import table_rows
 from dandelion.engines.local import run_local
 from shared.base.errors import ConfigError, DataError, WireError
 from shared.base.flat import flatten
-from shared.base.metrics import Outcome, accuracy, confusion_of, f1
+from shared.base.metrics import EvalSums, accuracy, confusion_of, f1
 from shared.data.documents import Documents
-from shared.data.examples import labelled
+from shared.data.examples import examples_with_labels
 from shared.directions import DIRECTIONS, Key
 from shared.estimation.perturber import Perturber
 from shared.models.model import load_model
 from shared.protocol.messages import Measured, decode_reply, encode_reply
-from shared.protocol.site_id import SiteName
+from shared.protocol.site_id import SiteId
 from shared.tasks.classification import Classification
 from shared.tasks.verbaliser import Verbaliser, first_token
-from shared.training.oracle import Learner, evaluated
+from shared.training.oracle import Oracle, evaluate
 from shared.training.site_data import SiteData
 
 
-def blocks_of(learner, length=12):
+def blocks_of(oracle, length=12):
     documents = Documents(TEXTS, TEXTS, [n % 2 for n in range(60)])
-    return learner.task.examples(documents, length)
+    return oracle.task.examples(documents, length)
 
 
-def rows_of(learner, length=12):
-    return torch.from_numpy(blocks_of(learner, length).batch(np.arange(8)))
+def rows_of(oracle, length=12):
+    return torch.from_numpy(blocks_of(oracle, length).batch(np.arange(8)))
 
 
 @pytest.fixture(params=["head", "words"])
@@ -54,7 +54,7 @@ def chosen(request, folders):
 
 def test_an_example_is_its_class_its_tokens_and_padding():
     documents = Documents(["b b b", "a", "c"], ["y", "x", "y"], [1, 0, 1])
-    blocks = labelled(documents, 2, lambda text: np.arange(len(text.split())))
+    blocks = examples_with_labels(documents, 2, lambda text: np.arange(len(text.split())))
     assert blocks.names == ("x", "y")
     assert blocks.groups.tolist() == [0, 1, 1]
     assert blocks.batch(np.arange(3)).tolist() == [
@@ -68,7 +68,7 @@ def test_an_example_is_its_class_its_tokens_and_padding():
 @pytest.mark.parametrize("labels", [None, [0, 2]])
 def test_documents_need_a_label_of_each_class(labels):
     with pytest.raises(DataError, match="labels"):
-        labelled(Documents(["a", "b"], ["", ""], labels), 2, lambda text: np.zeros(1))
+        examples_with_labels(Documents(["a", "b"], ["", ""], labels), 2, lambda text: np.zeros(1))
 
 
 # --- a head
@@ -88,14 +88,14 @@ def test_a_new_head_follows_from_the_seed_and_the_encoder_is_the_files(folders):
 
 
 def test_the_loss_of_a_head_is_transformers_own_without_dropout(folders, tmp_path):
-    learner = Learner.of(config(tmp_path, model=folders["head"], **CLASSES))
-    rows, module = rows_of(learner), learner.language_model.module
+    oracle = Oracle.of(config(tmp_path, model=folders["head"], **CLASSES))
+    rows, module = rows_of(oracle), oracle.language_model.module
     losses = []
     for row in rows:
         ids = row[1:][row[1:] >= 0]
         losses.append(module(ids[None], labels=row[:1]).loss.item())
-    assert learner.loss(rows) == pytest.approx(np.mean(losses), abs=1e-6)
-    assert learner.loss(rows) == learner.loss(rows)
+    assert oracle.loss(rows) == pytest.approx(np.mean(losses), abs=1e-6)
+    assert oracle.loss(rows) == oracle.loss(rows)
     assert rows[0, 1:4].tolist() == [2, 11, 15]  # [CLS] terrible plot
 
 
@@ -107,7 +107,7 @@ def test_a_folder_keeps_the_head_that_it_has(folders, tmp_path):
     assert kept.module.config.id2label == {0: "rotten", 1: "fresh"}
     three = config(tmp_path, **{**CLASSES, "label_words": "a, b, c"}, model=str(tmp_path / "saved"))
     with pytest.raises(ConfigError, match=r"label-words: 2 expected.*got .'a', 'b', 'c'."):
-        Learner.of(three)
+        Oracle.of(three)
 
 
 def test_a_head_on_a_causal_model_reads_the_end_of_each_text(tmp_path):
@@ -115,16 +115,16 @@ def test_a_head_on_a_causal_model_reads_the_end_of_each_text(tmp_path):
     body.num_labels = 2
     torch.manual_seed(0)
     small_models.saved(folder, LlamaForSequenceClassification(body), framed=False)
-    learner = Learner.of(config(tmp_path, model=str(folder), **CLASSES))
-    rows, module = rows_of(learner), learner.language_model.module
-    alone = [learner.loss(row[None][:, : 1 + int((row[1:] >= 0).sum())]) for row in rows]
-    assert learner.loss(rows) == pytest.approx(np.mean(alone), abs=1e-6)
+    oracle = Oracle.of(config(tmp_path, model=str(folder), **CLASSES))
+    rows, module = rows_of(oracle), oracle.language_model.module
+    alone = [oracle.loss(row[None][:, : 1 + int((row[1:] >= 0).sum())]) for row in rows]
+    assert oracle.loss(rows) == pytest.approx(np.mean(alone), abs=1e-6)
     assert type(module) is LlamaForSequenceClassification
 
 
 def test_an_encoder_cannot_model_language(folders, tmp_path):
     with pytest.raises(ConfigError, match="predicts no next token: set task classification"):
-        Learner.of(config(tmp_path, model=folders["head"]))
+        Oracle.of(config(tmp_path, model=folders["head"]))
 
 
 @pytest.mark.slow
@@ -142,13 +142,13 @@ def test_perturbed_parameters_of_a_classifier_are_those_in_place(folders):
         assert torch.equal(flat.flat, before)
         directions.add_to_(flat.flat, [key], [0.05])
         in_place = float(task.loss(model.module, rows))
-        for place in flat.layout.places:
+        for span in flat.layout.tensors:
             flat.flat.copy_(before)
-            alone = flatten_only(model.module, place.name)
+            alone = flatten_only(model.module, span.name)
             with Perturber(alone, DIRECTIONS["rademacher"](alone.layout), 64).at(key, 0.05):
                 one = float(task.loss(model.module, rows))
             DIRECTIONS["rademacher"](alone.layout).add_to_(alone.flat, [key], [0.05])
-            assert one == pytest.approx(float(task.loss(model.module, rows)), abs=1e-6), place.name
+            assert one == pytest.approx(float(task.loss(model.module, rows)), abs=1e-6), span.name
             flat = rebound(model.module, before)
     assert measured == pytest.approx(in_place, abs=1e-6)
 
@@ -173,8 +173,8 @@ def rebound(module, before):
 
 
 def test_the_loss_of_words_is_that_of_a_hand_computation(folders, tmp_path):
-    learner = Learner.of(config(tmp_path, model=folders["words"], **CLASSES))
-    rows, module = rows_of(learner), learner.language_model.module
+    oracle = Oracle.of(config(tmp_path, model=folders["words"], **CLASSES))
+    rows, module = rows_of(oracle), oracle.language_model.module
     great, terrible = small_models.VOCABULARY["great"], small_models.VOCABULARY["terrible"]
     losses = []
     for row in rows:
@@ -182,7 +182,7 @@ def test_the_loss_of_words_is_that_of_a_hand_computation(folders, tmp_path):
         last = module(ids[None]).logits[0, -1]
         words = torch.stack([last[terrible], last[great]])
         losses.append(-F.log_softmax(words, 0)[row[0]].item())
-    assert learner.loss(rows) == pytest.approx(np.mean(losses), abs=1e-6)
+    assert oracle.loss(rows) == pytest.approx(np.mean(losses), abs=1e-6)
 
 
 def test_the_prompt_survives_a_text_that_is_too_long(folders):
@@ -209,7 +209,7 @@ def test_words_that_begin_alike_are_refused():
 @pytest.mark.parametrize("words", ["", "one", "same, same"])
 def test_label_words_are_asked_for(words, folders, tmp_path):
     with pytest.raises(ConfigError, match="label-words: a word for each class expected"):
-        Learner.of(config(tmp_path, model=folders["words"], **{**CLASSES, "label_words": words}))
+        Oracle.of(config(tmp_path, model=folders["words"], **{**CLASSES, "label_words": words}))
 
 
 # --- scores
@@ -233,13 +233,13 @@ def test_f1_of_several_classes_is_their_mean_and_absent_ones_count_nothing():
 
 def test_outcomes_add_up_whatever_the_batches():
     parts = [
-        Outcome(2.0, 3, np.array([[1, 1], [0, 1]])),
-        Outcome(1.0, 1, np.array([[0, 0], [0, 1]])),
+        EvalSums(2.0, 3, np.array([[1, 1], [0, 1]])),
+        EvalSums(1.0, 1, np.array([[0, 0], [0, 1]])),
     ]
-    whole = sum(parts, Outcome(0.0, 0))
+    whole = sum(parts, EvalSums(0.0, 0))
     assert (whole.loss, whole.examples) == (0.75, 4)
     assert whole.scores()["accuracy"] == 0.75
-    assert Outcome(1.0, 2).scores() == {}
+    assert EvalSums(1.0, 2).scores() == {}
 
 
 # --- federations
@@ -272,8 +272,8 @@ def test_scalars_alone_train_a_head(folders, tmp_path):
 
 
 def test_a_frozen_encoder_leaves_the_head_and_its_pooler(folders, tmp_path):
-    learner = Learner.of(config(tmp_path, model=folders["head"], scope="head", **CLASSES))
-    assert {place.name for place in learner.replica.model.layout.places} == {
+    oracle = Oracle.of(config(tmp_path, model=folders["head"], scope="head", **CLASSES))
+    assert {span.name for span in oracle.replica.model.layout.tensors} == {
         "bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight",
         "classifier.bias",
     }  # fmt: skip
@@ -281,18 +281,18 @@ def test_a_frozen_encoder_leaves_the_head_and_its_pooler(folders, tmp_path):
 
 def test_adapters_of_an_encoder_come_with_its_head(folders, tmp_path):
     names = {
-        place.name.rpartition(".lora_")[0] or place.name
-        for place in Learner.of(
+        span.name.rpartition(".lora_")[0] or span.name
+        for span in Oracle.of(
             config(tmp_path, model=folders["head"], scope="lora", **CLASSES)
-        ).replica.model.layout.places
+        ).replica.model.layout.tensors
     }
     assert {"classifier.weight", "bert.pooler.dense.bias"} < names
     assert "bert.encoder.layer.0.attention.self.query" in names
 
 
 def test_reduced_takes_an_encoders_last_block_and_head(folders, tmp_path):
-    learner = Learner.of(config(tmp_path, model=folders["head"], scope="reduced", **CLASSES))
-    names = {place.name for place in learner.replica.model.layout.places}
+    oracle = Oracle.of(config(tmp_path, model=folders["head"], scope="reduced", **CLASSES))
+    names = {span.name for span in oracle.replica.model.layout.tensors}
     assert "bert.encoder.layer.1.output.dense.weight" in names
     assert "bert.encoder.layer.1.intermediate.dense.bias" in names
     assert "classifier.weight" in names
@@ -349,25 +349,25 @@ def test_sites_evaluate_on_examples_that_they_never_train_on(chosen, tmp_path):
     assert {row[0] for row in rows} == {0, 2}
     assert {row[1] for row in rows} == {"0", "1", "all sites"}
     assert {row[2] for row in rows} == {"loss", "accuracy", "f1"}
-    data = SiteData.of(c, Learner.of(c).language_model)
+    data = SiteData.of(c, Oracle.of(c).language_model)
     for number in range(2):
         shards, whole = data.shard(number, 2), data.queries.shard(number, 2)
         assert len(shards.held_out) + len(shards.queries) == len(whole)
         assert shards.gradients is shards.queries
         value = next(v for r, s, n, v in rows if (r, s, n) == (0, str(number), "loss"))
         kept = torch.from_numpy(shards.held_out.batch(np.arange(len(shards.held_out))))
-        assert value == evaluated(Learner.of(c), kept).loss
+        assert value == evaluate(Oracle.of(c), kept).loss
     assert found.summary["sites_accuracy_last"] in {v for r, s, n, v in rows if n == "accuracy"}
 
 
 def test_what_all_sites_reached_is_counted_over_all_their_examples(chosen, tmp_path):
     c = config(tmp_path, num_clients=3, num_rounds=1, site_eval_fraction=0.2, **chosen)
     federate(c)
-    learner = Learner.of(c)
-    data = SiteData.of(c, learner.language_model)
+    oracle = Oracle.of(c)
+    data = SiteData.of(c, oracle.language_model)
     held = [data.shard(number, 3).held_out for number in range(3)]
     rows = [torch.from_numpy(blocks.batch(np.arange(len(blocks)))) for blocks in held]
-    whole = sum((evaluated(learner, part) for part in rows), Outcome(0.0, 0))
+    whole = sum((evaluate(oracle, part) for part in rows), EvalSums(0.0, 0))
     with ledger_of(c) as ledger:
         told = dict(ledger.rows("SELECT name, value FROM scores WHERE site = 'all sites'"))
     assert told == {"loss": whole.loss, **whole.scores()}
@@ -385,11 +385,11 @@ def test_language_models_are_evaluated_at_the_sites_too_and_digests_stay(tmp_pat
     ("outcome", "reason"),
     [
         (None, "wrong kind"),
-        (Outcome(1.0, 2), "bad outcome"),
-        (Outcome(float("nan"), 4, np.diag([2, 2])), "bad outcome"),
-        (Outcome(1.0, 5, np.diag([2, 2])), "bad outcome"),
-        (Outcome(-1.0, 4, np.diag([2, 2])), "bad outcome"),
-        (Outcome(1.0, 0, np.zeros((2, 2), np.int64)), "bad outcome"),
+        (EvalSums(1.0, 2), "bad outcome"),
+        (EvalSums(float("nan"), 4, np.diag([2, 2])), "bad outcome"),
+        (EvalSums(1.0, 5, np.diag([2, 2])), "bad outcome"),
+        (EvalSums(-1.0, 4, np.diag([2, 2])), "bad outcome"),
+        (EvalSums(1.0, 0, np.zeros((2, 2), np.int64)), "bad outcome"),
     ],
 )
 def test_an_outcome_that_cannot_be_is_refused(outcome, reason, folders, tmp_path):
@@ -408,7 +408,7 @@ def test_an_outcome_that_cannot_be_is_refused(outcome, reason, folders, tmp_path
 def test_a_reply_with_an_outcome_is_read_as_it_was_written(classes, gradient, total, numbers):
     counts = np.arange(classes**2, dtype=np.int64).reshape(classes, classes)
     values = np.arange(numbers, dtype=np.float32)
-    written = Measured(1, values, 3, 0.5, 0.25, bytes(16), gradient, Outcome(total, 7, counts))
+    written = Measured(1, values, 3, 0.5, 0.25, bytes(16), gradient, EvalSums(total, 7, counts))
     data = encode_reply(written)
     read = decode_reply(data)
     assert (read.outcome.total, read.outcome.examples) == (total, 7)
@@ -438,24 +438,24 @@ def test_frozen_parts_that_are_computed_once_change_no_bit(
     folders, kind, scope, tmp_path, monkeypatch
 ):
     chosen = config(tmp_path, model=folders[kind], scope=scope, **CLASSES)
-    found = measured(chosen, Learner.of(chosen))
+    found = measured(chosen, Oracle.of(chosen))
     monkeypatch.setattr("shared.estimation.activation_cache.PATIENCE", 0)
-    assert measured(chosen, Learner.of(chosen)) == found
+    assert measured(chosen, Oracle.of(chosen)) == found
 
 
-def measured(chosen, learner, rounds=2):
+def measured(chosen, oracle, rounds=2):
     """Loss differences of some rounds at the base model."""
-    site = SiteName(1, "0")
+    site = SiteId(1, "0")
     return [
-        Queries(site, blocks_of(learner), chosen, k).measure(learner, 0.1, None).tolist()
+        Queries(site, blocks_of(oracle), chosen, k).measure(oracle, 0.1, None).tolist()
         for k in range(1, rounds + 1)
     ]
 
 
 def test_a_head_is_measured_by_one_pass_through_the_encoder(folders, tmp_path):
     chosen = config(tmp_path, model=folders["head"], scope="head", **CLASSES)
-    learner, passes = Learner.of(chosen), []
-    encoder = learner.language_model.module.bert.encoder
+    oracle, passes = Oracle.of(chosen), []
+    encoder = oracle.language_model.module.bert.encoder
     encoder.layer[0].register_forward_hook(lambda *_: passes.append(1))
-    measured(chosen, learner, rounds=3)
+    measured(chosen, oracle, rounds=3)
     assert len(passes) == 2 + 1 + 1  # the first batch twice

@@ -8,11 +8,11 @@ import pytest
 
 from shared.config.schema import Config
 from shared.data.documents import DATASETS, Documents, Source
-from shared.data.examples import Blocks
+from shared.data.examples import Examples
 from shared.models.model import load_model
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
 from shared.training.corpus import Corpus
-from shared.training.example_cache import FILE, FINGERPRINT, kept, revision_of
+from shared.training.example_cache import FILE, FINGERPRINT, load_or_make, revision_of
 
 SETTINGS = {"dataset": "texts", "block size": 4}
 TEXTS = Documents(["one", "two"], ["a", "b"], [1, 0])
@@ -26,7 +26,7 @@ def cache(tmp_path, monkeypatch):
 
 def some_blocks(dtype=np.uint16, labels=None, rows=3):
     tokens = np.arange(4 * rows, dtype=dtype).reshape(rows, 4)
-    return Blocks(tokens, np.sort(np.arange(rows) % 2), ("ä", "b"), labels)
+    return Examples(tokens, np.sort(np.arange(rows) % 2), ("ä", "b"), labels)
 
 
 def same(first, second):
@@ -55,7 +55,7 @@ class Maker:
 @pytest.mark.parametrize("labels", [None, np.array([2, 0, 1])])
 def test_what_was_kept_is_what_was_made(dtype, labels):
     make = Maker(some_blocks(dtype, labels))
-    first, second = (kept(SETTINGS, "t", TEXTS, make) for _ in range(2))
+    first, second = (load_or_make(SETTINGS, "t", TEXTS, make) for _ in range(2))
     assert make.times == 1
     assert same(first, make.blocks)
     assert same(second, make.blocks)
@@ -73,23 +73,23 @@ def test_what_was_kept_is_what_was_made(dtype, labels):
     (SETTINGS, "t", replace(TEXTS, held_out=[True, True])),
 ])  # fmt: skip
 def test_another_purpose_or_revision_is_made_anew(other):
-    kept(SETTINGS, "t", TEXTS, Maker(some_blocks()))
+    load_or_make(SETTINGS, "t", TEXTS, Maker(some_blocks()))
     make = Maker(some_blocks(rows=5))
-    assert len(kept(*other, make)) == 5
+    assert len(load_or_make(*other, make)) == 5
     assert make.times == 1
-    assert len(kept(*other, make)) == 5
+    assert len(load_or_make(*other, make)) == 5
     assert make.times == 1
 
 
 def test_a_new_revision_takes_the_old_ones_place(cache, caplog):
-    kept(SETTINGS, "t", replace(TEXTS, revision="1"), Maker(some_blocks()))
-    kept(SETTINGS, "t", replace(TEXTS, revision="2"), Maker(some_blocks()))
+    load_or_make(SETTINGS, "t", replace(TEXTS, revision="1"), Maker(some_blocks()))
+    load_or_make(SETTINGS, "t", replace(TEXTS, revision="2"), Maker(some_blocks()))
     assert len(list(cache.iterdir())) == 1
     assert "made anew" in caplog.text
 
 
 def test_the_folder_says_what_the_examples_were_made_of(cache):
-    kept(SETTINGS, "t", TEXTS, Maker(some_blocks()))
+    load_or_make(SETTINGS, "t", TEXTS, Maker(some_blocks()))
     (folder,) = cache.iterdir()
     about = json.loads((folder / FINGERPRINT).read_text())
     assert about["dataset"] == "texts"
@@ -119,10 +119,10 @@ def flip(path):
 ])  # fmt: skip
 def test_a_damaged_cache_is_made_anew(cache, harm):
     make = Maker(some_blocks())
-    kept(SETTINGS, "t", TEXTS, make)
+    load_or_make(SETTINGS, "t", TEXTS, make)
     (folder,) = cache.iterdir()
     harm(folder)
-    assert same(kept(SETTINGS, "t", TEXTS, make), make.blocks)
+    assert same(load_or_make(SETTINGS, "t", TEXTS, make), make.blocks)
     assert make.times == 2
 
 

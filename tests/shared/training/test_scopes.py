@@ -14,7 +14,7 @@ from transformers import (
 
 from shared.base.errors import ConfigError, DataError
 from shared.models.model import load_model
-from shared.training.oracle import Learner, start_of
+from shared.training.oracle import Oracle, start_of
 from shared.training.scopes import biases
 
 PATTERN = r"regex:h\.1\.attn"
@@ -22,12 +22,12 @@ SCOPES = ["reduced", "lora", "bias", PATTERN]
 every_scope = pytest.mark.parametrize("scope", SCOPES)
 
 
-def names(learner):
-    return {place.name for place in learner.replica.model.layout.places}
+def names(oracle):
+    return {span.name for span in oracle.replica.model.layout.tensors}
 
 
 def test_reduced_is_the_last_blocks_mlp_its_norm_and_the_head(tmp_path):
-    found = names(Learner.of(config(tmp_path, scope="reduced")))
+    found = names(Oracle.of(config(tmp_path, scope="reduced")))
     block = "transformer.h.1."
     assert found == {block + "ln_2.weight", block + "ln_2.bias", block + "mlp.c_fc.weight",
                      block + "mlp.c_fc.bias", block + "mlp.c_proj.weight",
@@ -35,8 +35,8 @@ def test_reduced_is_the_last_blocks_mlp_its_norm_and_the_head(tmp_path):
 
 
 def test_bias_is_biases_and_norms_by_any_name_and_a_classifiers_output(tmp_path):
-    found = names(Learner.of(config(tmp_path, scope="bias")))
-    whole = names(Learner.of(config(tmp_path)))
+    found = names(Oracle.of(config(tmp_path, scope="bias")))
+    whole = names(Oracle.of(config(tmp_path)))
     assert found == {name for name in whole if name.endswith("bias") or ".ln_" in name}
     tiny = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
     tiny |= {"num_hidden_layers": 1, "num_attention_heads": 2}
@@ -54,23 +54,23 @@ def test_bias_is_biases_and_norms_by_any_name_and_a_classifiers_output(tmp_path)
 
 
 def test_lora_trains_adapters_of_the_rank_and_the_targets(tmp_path):
-    learner = Learner.of(config(tmp_path, scope="lora", lora_rank=2, lora_targets="c_fc, c_attn"))
-    assert all(".lora_" in name for name in names(learner))
-    assert {name.split(".")[-4] for name in names(learner)} == {"c_fc", "c_attn"}
-    assert {min(p.shape) for p in learner.replica.model.layout.places} == {2}
+    oracle = Oracle.of(config(tmp_path, scope="lora", lora_rank=2, lora_targets="c_fc, c_attn"))
+    assert all(".lora_" in name for name in names(oracle))
+    assert {name.split(".")[-4] for name in names(oracle)} == {"c_fc", "c_attn"}
+    assert {min(p.shape) for p in oracle.replica.model.layout.tensors} == {2}
 
 
 def test_an_adapted_model_starts_as_the_model_itself(tmp_path):
     blocks = torch.arange(32).view(2, 16)
-    plain, adapted = (Learner.of(config(tmp_path, scope=s)) for s in ("full", "lora"))
+    plain, adapted = (Oracle.of(config(tmp_path, scope=s)) for s in ("full", "lora"))
     assert adapted.loss(blocks) == pytest.approx(plain.loss(blocks), rel=1e-6)
-    assert adapted.base == Learner.of(config(tmp_path, scope="lora")).base
-    assert adapted.base != Learner.of(config(tmp_path, scope="lora", seed=2)).base
+    assert adapted.base == Oracle.of(config(tmp_path, scope="lora")).base
+    assert adapted.base != Oracle.of(config(tmp_path, scope="lora", seed=2)).base
 
 
 def test_an_unknown_target_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"scope lora: .*none_such"):
-        Learner.of(config(tmp_path, scope="lora", lora_targets="none_such"))
+        Oracle.of(config(tmp_path, scope="lora", lora_targets="none_such"))
 
 
 @every_scope
@@ -91,28 +91,28 @@ def test_a_scope_works_in_every_mode_and_leaves_the_rest_alone(scope, mode, tmp_
 
 @every_scope
 def test_the_saved_model_loads_in_transformers_and_computes_the_same(scope, tmp_path):
-    learner = Learner.of(config(tmp_path, scope=scope))
-    flat, blocks = learner.replica.model.flat, torch.arange(32).view(2, 16)
+    oracle = Oracle.of(config(tmp_path, scope=scope))
+    flat, blocks = oracle.replica.model.flat, torch.arange(32).view(2, 16)
     flat += 0.05 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(1))
-    learner.replica.model.layout.clear_padding_(flat)
-    expected = learner.loss(blocks)
-    learner.language_model.save(tmp_path / "model")
+    oracle.replica.model.layout.clear_padding_(flat)
+    expected = oracle.loss(blocks)
+    oracle.language_model.save(tmp_path / "model")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     found = loaded(blocks, labels=blocks).loss
     assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
-    assert learner.loss(blocks) == expected  # saving touched nothing
+    assert oracle.loss(blocks) == expected  # saving touched nothing
 
 
 def test_a_run_starts_from_what_another_came_to(tmp_path):
-    first = Learner.of(config(tmp_path))
+    first = Oracle.of(config(tmp_path))
     first.replica.model.flat[:1000] += 0.1
     first.language_model.save(tmp_path / "first" / "model")
-    second = Learner.of(config(tmp_path, init_from=str(tmp_path / "first")))
+    second = Oracle.of(config(tmp_path, init_from=str(tmp_path / "first")))
     assert torch.equal(second.replica.model.flat, first.replica.model.flat)
     assert not torch.equal(
-        second.replica.model.flat, Learner.of(config(tmp_path)).replica.model.flat
+        second.replica.model.flat, Oracle.of(config(tmp_path)).replica.model.flat
     )
-    adapted = Learner.of(config(tmp_path, init_from=str(tmp_path / "first"), scope="lora"))
+    adapted = Oracle.of(config(tmp_path, init_from=str(tmp_path / "first"), scope="lora"))
     blocks = torch.arange(32).view(2, 16)
     assert adapted.loss(blocks) == pytest.approx(second.loss(blocks), rel=1e-6)
 

@@ -4,13 +4,13 @@ import logging
 
 from fleet import config, federate
 
-from shared.training.oracle import Learner
+from shared.training.oracle import Oracle
 from shared.training.site_data import SiteData
 
 
 def shards(tmp_path, **changes):
     c = config(tmp_path, mode="instruct", **changes)
-    data = SiteData.of(c, Learner.of(c).language_model)
+    data = SiteData.of(c, Oracle.of(c).language_model)
     return data, data.shard(1, 3)
 
 
@@ -41,7 +41,7 @@ def test_another_data_set_is_said_once_with_both_names_and_sizes(tmp_path, caplo
     with caplog.at_level(logging.WARNING, "dandelion"):
         c = config(tmp_path, mode="calibrate", dataset="topics", bp_dataset="stdlib",
                    max_samples=4, num_rounds=2, partitioner="iid")  # fmt: skip
-        data = SiteData.of(c, Learner.of(c).language_model)
+        data = SiteData.of(c, Oracle.of(c).language_model)
     (line,) = [r.getMessage() for r in caplog.records if "backprop" in r.getMessage()
                or "gradients" in r.getMessage()]  # fmt: skip
     assert f"topics ({len(data.queries.training)} examples)" in line
