@@ -1,17 +1,23 @@
-"""A name to implementation table that fills itself from the modules of one package."""
+"""A name to implementation table that fills itself from the modules of one package and plug-ins."""
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import Generic, TypeVar
 
 from shared.base.errors import UnknownNameError
 
 T = TypeVar("T")
+GROUP = "dandelion."  # of entry points: dandelion.optimizers, dandelion.directions, …
 
 
 class Registry(Generic[T]):
-    """Looks names up among what the modules of ``package`` registered.
+    """Looks names up among what the modules of ``package`` and installed plug-ins registered.
+
+    All kinds of extension register alike: a module of the package, or one that an installed
+    distribution names as an entry point of the group ``dandelion.<package's last part>``, calls
+    ``REGISTRY.register("name")(implementation)`` when it is imported.
 
     The modules are imported at the first look-up, sub-packages never: kernels that need a device
     live in one of those, so that a host without the device can still list the names.
@@ -23,8 +29,17 @@ class Registry(Generic[T]):
         self._known: dict[str, T] = {}
         self._discovered = False
 
+    @property
+    def group(self) -> str:
+        """The group of entry points that plug-ins of this kind are installed under."""
+        return GROUP + self._package.rpartition(".")[2]
+
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that files its target under ``name``."""
+        """Return a decorator that files its target under ``name``.
+
+        Raises:
+            ValueError: another target has the name.
+        """
 
         def add(target: T) -> T:
             if name in self._known and self._known[name] is not target:
@@ -39,6 +54,10 @@ class Registry(Generic[T]):
         self._discover()
         return sorted(self._known)
 
+    def __contains__(self, name: object) -> bool:
+        self._discover()
+        return name in self._known
+
     def __getitem__(self, name: str) -> T:
         self._discover()
         if name not in self._known:
@@ -52,4 +71,6 @@ class Registry(Generic[T]):
         for module in iter_modules(package.__path__):
             if not module.ispkg:
                 import_module(f"{self._package}.{module.name}")
+        for plug_in in entry_points(group=self.group):
+            plug_in.load()
         self._discovered = True
