@@ -10,10 +10,10 @@ from torch import Tensor
 
 from shared.config.schema import Config
 from shared.data.examples import Examples, draw
-from shared.directions import Key
 from shared.estimation.guided import directions_along, radius, two_point_along
 from shared.estimation.two_point import two_point
 from shared.protocol.site_id import SiteId
+from shared.randomness.streams import Key
 from shared.replica.replica import SHARED_SLOT, keys_of
 from shared.training.oracle import Oracle
 

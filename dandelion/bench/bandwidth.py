@@ -10,8 +10,9 @@ from torch import Tensor
 from dandelion.bench.rows import Row, alternate
 from shared.base.errors import ConfigError
 from shared.base.flat import Layout
-from shared.directions import DIRECTIONS, Key, Matrix, Multiplies
+from shared.directions import DIRECTIONS, Matrix, Multiplies
 from shared.estimation.perturber import SCRATCH
+from shared.randomness.streams import Key
 
 SCALE, FUSED = 1e-3, 64
 COPY, PRODUCT = "copy", "product of 16 rows"

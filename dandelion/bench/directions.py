@@ -8,7 +8,8 @@ import torch
 
 from dandelion.bench.rows import Row, alternate
 from shared.base.flat import Layout
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS
+from shared.randomness.streams import Key
 
 SCALE = 1e-3
 FUSED = 64  # directions added in one pass

@@ -148,10 +148,11 @@ def _model(name: str, queries: int) -> dict[str, float]:
     import torch
 
     from shared.base.flat import flatten
-    from shared.directions import DIRECTIONS, Key
+    from shared.directions import DIRECTIONS
     from shared.estimation.perturber import Perturber
     from shared.estimation.two_point import two_point
     from shared.models.gpt2 import BYTES, Shape, hollow, initialise_
+    from shared.randomness.streams import Key
     from shared.tasks.language_modelling import language_modelling
 
     torch.set_num_threads(THREADS)
@@ -180,7 +181,8 @@ def _replay(parameters: int) -> dict[str, float]:
     import torch
 
     from shared.base.flat import Layout
-    from shared.directions import DIRECTIONS, Key
+    from shared.directions import DIRECTIONS
+    from shared.randomness.streams import Key
 
     torch.set_num_threads(THREADS)
     layout = Layout.of([("all", (parameters,))])

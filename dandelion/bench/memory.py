@@ -47,9 +47,10 @@ def _run(way: str) -> dict[str, float]:
     import torch
 
     from shared.base.flat import flatten
-    from shared.directions import DIRECTIONS, Key
+    from shared.directions import DIRECTIONS
     from shared.estimation.perturber import Perturber
     from shared.models.gpt2 import build
+    from shared.randomness.streams import Key
     from shared.tasks.language_modelling import language_modelling
 
     torch.set_num_threads(THREADS)

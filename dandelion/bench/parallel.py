@@ -10,11 +10,12 @@ from torch import Tensor
 from dandelion.bench.query import EPS, in_place
 from dandelion.bench.rows import Row, alternate, on_threads
 from shared.base.flat import FlatModel, flatten
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS
 from shared.estimation.batched_queries import BatchedQueries
 from shared.estimation.perturber import Perturber
 from shared.estimation.two_point import two_point
 from shared.models.gpt2 import BYTES, Shape, hollow, initialise_
+from shared.randomness.streams import Key
 from shared.tasks.language_modelling import language_modelling
 
 MODEL = Shape(width=256, layers=6, heads=4, positions=512, vocabulary=BYTES)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from dandelion.bench.rows import Row, alternate, on_threads
 from shared.base.flat import FlatModel, flatten
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS
 from shared.estimation.perturber import Perturber
 from shared.models.gpt2 import build
+from shared.randomness.streams import Key
 from shared.tasks.language_modelling import language_modelling
 
 EPS = 1e-3

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.config.schema import Config
-from shared.directions import Key
 from shared.optimizers.gradient import DenseGradient, Gradient, ZerothOrderGradient
+from shared.randomness.streams import Key
 from shared.replica.replica import SHARED_SLOT, keys_of
 from shared.replica.stochastic_rounding import step_
 from shared.training.oracle import Oracle

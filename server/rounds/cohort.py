@@ -12,11 +12,11 @@ from server.ledger.records import Refusal
 from server.rounds.exchange import Exchange, transfer
 from shared.base.errors import StalledError, WireError
 from shared.config.schema import Config
-from shared.directions import Key
-from shared.directions.philox import words
 from shared.protocol.flower_records import Transfer, pack, unpack
 from shared.protocol.messages import Hello, decode_hello
 from shared.protocol.site_id import SiteId
+from shared.randomness.philox import words
+from shared.randomness.streams import Key
 
 LOG = logging.getLogger("dandelion")
 HELLO_TIMEOUT_S = 120.0  # round-timeout where that is less

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from shared.base.errors import ConfigError, DataError
 from shared.data.documents import Documents, evenly_spaced
-from shared.directions import Key
-from shared.directions.philox import DRAWS, words
 from shared.models.model import Tokenizer
+from shared.randomness.philox import DRAWS, words
+from shared.randomness.streams import Key
 
 Rows = NDArray[np.int64]
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.data.flower_partitioners import PARTITIONERS, owners_by
-from shared.directions import Key
-from shared.directions.philox import DRAWS, words
+from shared.randomness.philox import DRAWS, words
+from shared.randomness.streams import Key
 
 Ids = NDArray[np.int64]
 Rule = Callable[[Ids, int, int, float], Ids]  # (ids (n,), count, seed, alpha) -> owners (n,)

@@ -7,20 +7,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from shared.base.registry import Registry
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """Names one direction: number ``index`` of ``slot`` in ``round`` of the run seeded ``seed``.
-
-    ``seed`` has 64 bits, the other three 32 bits each; they go into separate counter words of the
-    generator, so no two keys can meet. Slot 0 is every site's; other slots are a site's own.
-    """
-
-    seed: int
-    round: int
-    slot: int
-    index: int
+from shared.randomness.streams import Key
 
 
 class Directions(Protocol):

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from shared.base.flat import Layout
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS
+from shared.randomness.streams import Key
 
 PER_BLOCK = 4  # normals of one block
 CHUNK = 1 << 15  # elements drawn at a time on the CPU: temporaries stay in cache

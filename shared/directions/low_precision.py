@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.directions import Directions, Key
+from shared.directions import Directions
+from shared.randomness.streams import Key
 
 CHUNK = 1 << 16  # elements: what is added to stays in a core's cache
 

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from shared.base.errors import ConfigError
 from shared.base.flat import TILE, Layout, TensorSpan
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS
 from shared.directions.rademacher import kernels_at, kernels_for, signs
+from shared.randomness.streams import Key
 
 FUSED = 1 << 22  # signs of a matrix's factors that are held at once: keys that share a pass
 

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.base.flat import TILE, Layout
-from shared.directions import DIRECTIONS, Key, Matrix
-from shared.directions.philox import words
+from shared.directions import DIRECTIONS, Matrix
+from shared.randomness.philox import words
+from shared.randomness.streams import Key
 
 BLOCKS = 16  # of a tile
 WORDS = 64  # of a tile

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from shared.directions import Directions, Key
+from shared.directions import Directions
 from shared.estimation.blockwise import FlatParameter, rows_of_block
+from shared.randomness.streams import Key
 
 STACK = 1 << 22  # elements of a matrix, all groups together, that are built at a time
 

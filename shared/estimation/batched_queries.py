@@ -11,11 +11,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from shared.base.errors import ConfigError
 from shared.base.flat import FlatModel
-from shared.directions import Directions, Key
+from shared.directions import Directions
 from shared.estimation.batched_mode import BatchedMode, Head, Named
 from shared.estimation.batched_parameters import BatchedParameters, batched_parameters
 from shared.estimation.blockwise import FlatParameter
 from shared.estimation.perturber import Perturber
+from shared.randomness.streams import Key
 from shared.tasks.language_modelling import CHUNK, language_modelling, logits
 
 NEAR = 1e-4  # relative: losses that differ more were not computed group by group

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from shared.base.flat import TILE, ask_for_huge_pages
-from shared.directions import Directions, Key, Matrix, Multiplies
+from shared.directions import Directions, Matrix, Multiplies
+from shared.randomness.streams import Key
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,11 @@ from torch import Tensor
 from shared.base.deterministic_sums import dot, norm
 from shared.base.flat import FlatModel, Layout
 from shared.config.schema import Config
-from shared.directions import Directions, Key
-from shared.directions.philox import words
+from shared.directions import Directions
 from shared.estimation.perturber import Perturber
 from shared.optimizers.gradient import add_scaled_
+from shared.randomness.philox import words
+from shared.randomness.streams import Key
 
 MASK_ROUND = 1 << 31  # set in the round word of no direction, no batch and no cohort
 WORD = 1 << 32

@@ -7,10 +7,11 @@ import torch
 
 from shared.base.errors import ConfigError
 from shared.base.flat import FlatModel
-from shared.directions import Directions, Key, Multiplies
+from shared.directions import Directions, Multiplies
 from shared.estimation.blockwise import FlatParameter, PerturbedPoint
 from shared.estimation.interception import Interception
 from shared.estimation.small_tensors import SmallTensors
+from shared.randomness.streams import Key
 
 SCRATCH = 1 << 17  # elements for a thread, 512 KiB of float32: stay in its core's cache
 LEAST = 2  # threads that scratch is held for

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from shared.base.flat import TILE, FlatModel
-from shared.directions import Directions, Key
+from shared.directions import Directions
+from shared.randomness.streams import Key
 
 SMALL = 8  # tiles of a tensor at most
 SHARE = 64  # copies of at most one part in so many of the parameters, or of what the caller grants

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.directions import Key
 from shared.estimation.perturber import Perturber
+from shared.randomness.streams import Key
 
 
 def two_point(

@@ -7,8 +7,8 @@ from os import cpu_count
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.directions import Key
-from shared.directions.philox import DRAWS, words
+from shared.randomness.philox import DRAWS, words
+from shared.randomness.streams import Key
 
 SLOT = DRAWS  # in round 0, where no direction and no example is drawn
 CHUNK = 1 << 14  # weights: their temporaries stay in a core's cache

@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shared.directions import Directions, Key
+from shared.directions import Directions
+from shared.randomness.streams import Key
 
 CHUNK = 1 << 20  # elements: temporaries of element-wise work stay this small
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.base.flat import TILE, Layout
-from shared.directions import Directions, Key
+from shared.directions import Directions
+from shared.randomness.streams import Key
 
 KEYS = 1 << 14  # directions of one pass, at most, where a round has no more
 Floats = NDArray[np.float32]

@@ -13,12 +13,13 @@ from shared.base.errors import DivergedError, GapError
 from shared.base.flat import FlatModel
 from shared.codecs import Codec, codec_of
 from shared.config.schema import Config
-from shared.directions import DIRECTIONS, Directions, Key
+from shared.directions import DIRECTIONS, Directions
 from shared.directions.low_precision import lower_precision
 from shared.optimizers import OPTIMIZERS, Optimizer
 from shared.optimizers.gradient import DenseGradient, Gradient, SumGradient, ZerothOrderGradient
 from shared.optimizers.restore import restore_
 from shared.protocol.entry import Entry
+from shared.randomness.streams import Key
 from shared.replica.replay import KEYS, Step, add_proven_steps_, add_steps_
 from shared.replica.stochastic_rounding import add_, step_
 

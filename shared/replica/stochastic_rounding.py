@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.base.flat import Layout
-from shared.directions import Key
-from shared.directions.philox import words
 from shared.optimizers import Optimizer
 from shared.optimizers.gradient import CHUNK, Gradient
+from shared.randomness.philox import words
+from shared.randomness.streams import Key
 
 ROUNDING = 1 << 30  # set in the round word of no direction, no batch and no cohort
 DRAWN = 8  # numbers rounded with one block of the generator: 16 bits each

@@ -5,9 +5,9 @@ import torch
 from numba import carray, njit
 from torch import Tensor
 
-from shared.directions import Key
 from shared.directions.kernels.compiled import integers_at, kernel
-from shared.directions.philox import MULTIPLIERS, ROUNDS, WEYL
+from shared.randomness.philox import MULTIPLIERS, ROUNDS, WEYL
+from shared.randomness.streams import Key
 
 LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 M0, M1 = np.uint64(MULTIPLIERS[0]), np.uint64(MULTIPLIERS[1])

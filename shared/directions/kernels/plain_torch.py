@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.base.flat import TILE
-from shared.directions import Key
-from shared.directions.philox import MULTIPLIERS, ROUNDS, WEYL
 from shared.directions.rademacher import BLOCKS, WORDS
+from shared.randomness.philox import MULTIPLIERS, ROUNDS, WEYL
+from shared.randomness.streams import Key
 
 LOW = 0xFFFFFFFF
 

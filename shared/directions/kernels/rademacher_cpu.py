@@ -11,10 +11,10 @@ from numba import carray, njit, prange
 from torch import Tensor
 
 from shared.base.flat import TILE
-from shared.directions import Key
 from shared.directions.kernels.compiled import floats_at, integers_at, kernel, prefetch, shares
 from shared.directions.kernels.philox_cpu import LOW, draw, numbers
 from shared.directions.rademacher import BLOCKS, WORDS
+from shared.randomness.streams import Key
 
 LINE = 16  # elements of a cache line
 

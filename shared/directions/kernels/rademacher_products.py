@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from shared.base.flat import TILE, ask_for_huge_pages
-from shared.directions import Key, Matrix
+from shared.directions import Matrix
 from shared.directions.kernels.compiled import kernel, shares
 from shared.directions.kernels.philox_cpu import numbers
 from shared.directions.kernels.rademacher_cpu import draw_tile, perturbed_
@@ -32,6 +32,7 @@ from shared.directions.kernels.tiles import (
     transpose,
 )
 from shared.directions.rademacher import WORDS
+from shared.randomness.streams import Key
 
 DEPTH = 256  # of a block: its panels (DEPTH, COLUMNS) stay in the first cache
 WIDE = 512  # columns of a block of a weight (k, n)

@@ -13,9 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from shared.base.flat import TILE
-from shared.directions import Key, Matrix
+from shared.directions import Matrix
 from shared.directions.kernels.rademacher_triton import LANES, LENGTH, _draw, named
 from shared.directions.rademacher import WORDS
+from shared.randomness.streams import Key
 
 MOST = 64  # rows of activations; with more, a block's product outweighs drawing and storing it
 INNER, OUTER, WARPS = 32, 32, 8  # of a program's block: what registers hold, with 64 rows too

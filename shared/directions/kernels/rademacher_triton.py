@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from shared.base.flat import TILE
-from shared.directions import Key
-from shared.directions.philox import MULTIPLIERS, ROUNDS, WEYL
 from shared.directions.rademacher import BLOCKS
+from shared.randomness.philox import MULTIPLIERS, ROUNDS, WEYL
+from shared.randomness.streams import Key
 
 TILES = 8  # of a program
 M0, M1 = (tl.constexpr(number) for number in MULTIPLIERS)

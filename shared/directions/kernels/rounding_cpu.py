@@ -4,9 +4,9 @@ import numpy as np
 from numba import carray, prange
 from torch import Tensor
 
-from shared.directions import Key
 from shared.directions.kernels.compiled import halves_at, kernel, shares, words_at
 from shared.directions.kernels.philox_cpu import LOW, draw, numbers
+from shared.randomness.streams import Key
 
 DRAWN = 8  # numbers of one block
 EXPONENT, FRACTION = np.uint32(0x7F800000), np.uint32(0x7FFFFF)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from shared.base.flat import TILE, Layout
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS
 from shared.directions.gaussian import normals
-from shared.directions.philox import words
+from shared.randomness.philox import words
+from shared.randomness.streams import Key
 
 KEY = Key(seed=2**63 + 11, round=5, slot=3, index=7)
 LAYOUT = Layout.of([("matrix", (48, 100)), ("bias", (70,)), ("odd", (33, 65)), ("one", (1,))])

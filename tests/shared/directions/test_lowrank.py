@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from shared.base.errors import ConfigError
 from shared.base.flat import TILE, Layout
 from shared.config.schema import Config
-from shared.directions import Key
 from shared.directions import lowrank as module
 from shared.directions.kernels import compiled as threads
 from shared.directions.kernels import lowrank_cpu
 from shared.directions.kernels import plain_torch as lowrank_torch
 from shared.directions.lowrank import Lowrank, factors_of, reference
+from shared.randomness.streams import Key
 
 KEY = Key(seed=2**63 + 11, round=5, slot=3, index=7)
 KNOWN_FIRST = [1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0, -1.0]

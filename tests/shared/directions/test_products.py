@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.base.flat import TILE, Layout
-from shared.directions import DIRECTIONS, Key, Matrix
+from shared.directions import DIRECTIONS, Matrix
 from shared.estimation.perturber import SCRATCH
+from shared.randomness.streams import Key
 
 KEY, SCALE, START = Key(7, 3, 0, 1), 0.05, 5 * TILE
 

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.base.flat import TILE, Layout
-from shared.directions import Key
 from shared.directions.kernels import compiled as threads
 from shared.directions.kernels import philox_cpu, rademacher_cpu
 from shared.directions.kernels import plain_torch as philox_torch
 from shared.directions.kernels import plain_torch as rademacher_torch
 from shared.directions.kernels.compiled import kernel
-from shared.directions.philox import words
 from shared.directions.rademacher import Rademacher, signs
+from shared.randomness.philox import words
+from shared.randomness.streams import Key
 
 KEY = Key(seed=2**63 + 11, round=5, slot=3, index=7)
 FAMILY = Rademacher(Layout(()))

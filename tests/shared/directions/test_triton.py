@@ -12,11 +12,12 @@ import torch
 pytest.importorskip("triton", reason="triton is installed with the dev extra")
 
 from shared.base.flat import TILE, Layout
-from shared.directions import Key, Matrix, lowrank
+from shared.directions import Matrix, lowrank
 from shared.directions.kernels import lowrank_triton, rademacher_products_triton, rademacher_triton
 from shared.directions.kernels.rademacher_cpu import perturbed_
 from shared.directions.lowrank import Lowrank, factors_of, reference
 from shared.directions.rademacher import kernels_at, products_at, signs
+from shared.randomness.streams import Key
 
 KEY = Key(seed=2**63 + 11, round=5, slot=3, index=7)
 LARGE = Key(2**64 - 1, 2**32 - 1, 2**32 - 1, 2**32 - 1)
@@ -156,7 +157,8 @@ def test_the_kernels_compile_for_cards_that_are_not_here(tmp_path):
 
 COMPARED = """
 import torch
-from shared.directions import DIRECTIONS, Key, Matrix
+from shared.directions import DIRECTIONS, Matrix
+from shared.randomness.streams import Key
 from shared.base.flat import Layout
 layout = Layout.of([("m", (300, 700)), ("bias", (70,)), ("wide", (3, 7000))])
 keys = [Key(2**63 + 11, 5, 3, k) for k in range(5)]

@@ -9,9 +9,10 @@ from small_models import bert
 from torch import nn
 
 from shared.base.flat import flatten
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS
 from shared.estimation.activation_cache import PATIENCE, FrozenPrefixCache
 from shared.estimation.perturber import Perturber
+from shared.randomness.streams import Key
 
 IDS = torch.arange(14).view(2, 7) % 16
 

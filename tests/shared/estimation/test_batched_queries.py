@@ -8,12 +8,13 @@ from torch import nn
 
 from shared.base.errors import ConfigError
 from shared.base.flat import flatten
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS
 from shared.estimation import batched_parameters as groups
 from shared.estimation import batched_queries as module
 from shared.estimation.batched_queries import BatchedQueries
 from shared.estimation.perturber import Perturber
 from shared.estimation.two_point import two_point
+from shared.randomness.streams import Key
 from shared.tasks import language_modelling as tasks
 from shared.tasks.language_modelling import language_modelling
 from shared.training.oracle import Oracle

@@ -8,9 +8,9 @@ from server.aggregation.variance_weights import tilted_weight
 from shared.base.deterministic_sums import dot, norm
 from shared.base.flat import Layout
 from shared.config.schema import Config
-from shared.directions import Key
 from shared.directions.rademacher import Rademacher
 from shared.estimation.guided import Masked, Tilted
+from shared.randomness.streams import Key
 
 LAYOUT = Layout.of([("a", (3, 50)), ("b", (41,))])
 KEYS = [Key(7, 3, 0, index) for index in range(5)]

@@ -9,9 +9,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from shared.base.errors import ConfigError
 from shared.base.flat import flatten
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS
 from shared.estimation.blockwise import rows_of_block
 from shared.estimation.perturber import Perturber
+from shared.randomness.streams import Key
 
 KEY, SCALE = Key(7, 3, 0, 1), 0.05
 TINY = 64  # elements of scratch: every matrix goes block by block

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from shared.base.flat import flatten
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS
 from shared.estimation.perturber import Perturber
 from shared.estimation.two_point import two_point
 from shared.optimizers.gradient import ZerothOrderGradient
+from shared.randomness.streams import Key
 
 EPS = 0.25  # a power of two: perturbed parameters below are exact
 KEYS = [Key(3, 1, 0, index) for index in range(8)]

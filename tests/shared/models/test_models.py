@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from shared.base.errors import ConfigError, DataError, UnknownNameError
 from shared.base.flat import flatten
-from shared.directions import Key
-from shared.directions.philox import DRAWS, words
 from shared.models.gpt2 import SHAPES, Shape, hollow
 from shared.models.initial_weights import CHUNK, fill_normal_
 from shared.models.model import FORWARDS, MODELS, LanguageModel, load_model
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
+from shared.randomness.philox import DRAWS, words
+from shared.randomness.streams import Key
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of transformers
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from shared.base.flat import Layout
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS
 from shared.optimizers import gradient
 from shared.optimizers.gradient import DenseGradient, ZerothOrderGradient, add_scaled_
+from shared.randomness.streams import Key
 
 LAYOUT = Layout.of([("w", (50, 61)), ("b", (61,))])
 KEYS = [Key(1, 2, 0, index) for index in range(3)]

@@ -8,10 +8,10 @@ from optimizer_trials import LAYOUT, random_vector, threads  # noqa: F401  (a fi
 
 from shared.base.errors import ConfigError, SnapshotError
 from shared.base.flat import Layout
-from shared.directions import Key
 from shared.optimizers import OPTIMIZERS
 from shared.optimizers.gradient import DenseGradient, ZerothOrderGradient
 from shared.optimizers.mudamw import cautious_mask
+from shared.randomness.streams import Key
 
 VARIANTS = [(name, {}) for name in OPTIMIZERS.names()] + [
     ("sgd", {"momentum": 0.9, "weight_decay": 0.1}),

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.base.errors import ConfigError
-from shared.directions.philox import DRAWS
 from shared.protocol.site_id import NAMED, SiteId, site_of
+from shared.randomness.philox import DRAWS
 
 
 def test_a_numbered_site_has_the_slot_after_its_partition():

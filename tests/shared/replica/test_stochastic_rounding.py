@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from dandelion.cli.app import app
 from shared.base.errors import ConfigError
 from shared.base.flat import Layout, flatten
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS
 from shared.directions.kernels import plain_torch as rounding_torch
 from shared.directions.kernels import rounding_cpu
+from shared.randomness.streams import Key
 from shared.replica.stochastic_rounding import ROUNDING, lost, reference, round_
 from shared.training.oracle import Oracle
 

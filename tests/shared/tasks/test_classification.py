@@ -24,11 +24,12 @@ from shared.base.flat import flatten
 from shared.base.metrics import EvalSums, accuracy, confusion_of, f1
 from shared.data.documents import Documents
 from shared.data.examples import examples_with_labels
-from shared.directions import DIRECTIONS, Key
+from shared.directions import DIRECTIONS
 from shared.estimation.perturber import Perturber
 from shared.models.model import load_model
 from shared.protocol.messages import Measured, decode_reply, encode_reply
 from shared.protocol.site_id import SiteId
+from shared.randomness.streams import Key
 from shared.tasks.classification import Classification
 from shared.tasks.verbaliser import Verbaliser, first_token
 from shared.training.oracle import Oracle, evaluate

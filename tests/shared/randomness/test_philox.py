@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from shared.directions import Key
-from shared.directions.philox import philox4x32, words
+from shared.randomness.philox import philox4x32, words
+from shared.randomness.streams import Key
 
 ONES = 0xFFFFFFFF
 KNOWN = {  # Random123, tests/kat_vectors: philox4x32 10 rounds; counter, key, answer

@@ -7,7 +7,7 @@ integers only, so every machine draws the same words. This is the reference that
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.directions import Key
+from shared.randomness.streams import Key
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

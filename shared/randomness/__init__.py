@@ -1,0 +1,1 @@
+"""Random numbers that are named, never carried: a counter-based generator and its streams."""
