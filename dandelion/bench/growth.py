@@ -152,8 +152,8 @@ def _model(name: str, queries: int) -> dict[str, float]:
     from shared.estimation.perturber import Perturber
     from shared.estimation.two_point import two_point
     from shared.models.gpt2 import BYTES, Shape, hollow, initialise_
+    from shared.models.next_token import next_token_loss
     from shared.randomness.streams import Key
-    from shared.tasks.language_modelling import language_modelling
 
     torch.set_num_threads(THREADS)
     width, layers = SIZES[name]
@@ -168,7 +168,7 @@ def _model(name: str, queries: int) -> dict[str, float]:
         keys = [Key(1, 1, 0, k) for k in range(queries)]
 
         def loss(query: int) -> float:
-            return language_modelling(module, blocks)
+            return next_token_loss(module, blocks)
 
         found["query"] = _median(lambda: two_point(loss, perturber, keys, 1e-3))
     some = [Key(1, 2, 0, k) for k in range(REPLAYED)]

@@ -50,8 +50,8 @@ def _run(way: str) -> dict[str, float]:
     from shared.directions import DIRECTIONS
     from shared.estimation.perturber import Perturber
     from shared.models.gpt2 import build
+    from shared.models.next_token import next_token_loss
     from shared.randomness.streams import Key
-    from shared.tasks.language_modelling import language_modelling
 
     torch.set_num_threads(THREADS)
     model = flatten(build(SIZE, seed=1).module)
@@ -60,10 +60,10 @@ def _run(way: str) -> dict[str, float]:
     started = time.perf_counter()
     for scale in (1e-3, -1e-3):
         if way == "plain":
-            language_modelling(model.module, blocks)
+            next_token_loss(model.module, blocks)
         else:
             with perturber.at(Key(1, 1, 0, 0), scale):
-                language_modelling(model.module, blocks)
+                next_token_loss(model.module, blocks)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     bytes_ = 4 * model.layout.parameters
     return {"peak": peak, "parameters": bytes_, "seconds": time.perf_counter() - started}

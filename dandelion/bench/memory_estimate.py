@@ -9,7 +9,7 @@ from shared.base.flat import TILE, Layout
 from shared.estimation.perturber import room
 from shared.estimation.small_tensors import SHARE, SMALL
 from shared.models.gpt2 import SHAPES, hollow
-from shared.models.hub import shapes
+from shared.models.hub import build_without_weights
 from shared.models.model import MODELS
 from shared.models.packaged import PACKAGED
 
@@ -54,5 +54,5 @@ def described(name: str) -> tuple[Layout, Any]:
             module: Any = hollow(SHAPES[name])
         else:
             span = str(PACKAGED[name].folder()) if name in PACKAGED else name
-            module = shapes(name, span)
+            module = build_without_weights(name, span)
     return Layout.of((n, tuple(p.shape)) for n, p in module.named_parameters()), module

@@ -15,8 +15,8 @@ from shared.estimation.batched_queries import BatchedQueries
 from shared.estimation.perturber import Perturber
 from shared.estimation.two_point import two_point
 from shared.models.gpt2 import BYTES, Shape, hollow, initialise_
+from shared.models.next_token import next_token_loss
 from shared.randomness.streams import Key
-from shared.tasks.language_modelling import language_modelling
 
 MODEL = Shape(width=256, layers=6, heads=4, positions=512, vocabulary=BYTES)
 BATCHED, ALONE, PLAIN = "batched, lowrank", "one by one, lowrank", "plain forwards"
@@ -58,7 +58,7 @@ def ways(model: FlatModel, blocks: Tensor, queries: int) -> dict[str, Callable[[
     stacked = blocks.expand(queries, *blocks.shape)
 
     def loss(query: int = 0) -> float:
-        return language_modelling(model.module, blocks)
+        return next_token_loss(model.module, blocks)
 
     def family(name: str) -> tuple[BatchedQueries, Perturber]:
         directions = DIRECTIONS[name](model.layout)

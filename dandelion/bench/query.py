@@ -12,8 +12,8 @@ from shared.base.flat import FlatModel, flatten
 from shared.directions import DIRECTIONS
 from shared.estimation.perturber import Perturber
 from shared.models.gpt2 import build
+from shared.models.next_token import next_token_loss
 from shared.randomness.streams import Key
-from shared.tasks.language_modelling import language_modelling
 
 EPS = 1e-3
 
@@ -53,7 +53,7 @@ def ways(model: FlatModel, blocks: Tensor) -> dict[str, Callable[[], object]]:
     perturber = Perturber(model, DIRECTIONS["rademacher"](model.layout))
 
     def loss() -> float:
-        return language_modelling(model.module, blocks)
+        return next_token_loss(model.module, blocks)
 
     def ours() -> None:
         for scale in (EPS, -EPS):

@@ -49,7 +49,7 @@ def _list() -> None:
 
 def _explain(name: str) -> None:
     from dandelion.bench.memory_estimate import BYTES, described, footprint
-    from shared.models.hub import check_name
+    from shared.models.load import check_name
 
     check_name(name)
     layout, module = described(name)

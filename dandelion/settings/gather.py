@@ -42,7 +42,7 @@ def gather_deployed(
     if named := settings.pop("resume", ""):
         resume = resume or Path(str(named))
     if resume is None:
-        from shared.models.hub import check_name
+        from shared.models.load import check_name
 
         config = Config.from_run_config(expanded(settings))
         check_name(config.model)

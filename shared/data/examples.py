@@ -38,7 +38,7 @@ class Examples:
         return tokens if self.labels is None else np.column_stack([self.labels[rows], tokens])
 
 
-def cut(documents: Documents, tokenizer: Tokenizer, length: int) -> Examples:
+def cut_blocks(documents: Documents, tokenizer: Tokenizer, length: int) -> Examples:
     """Join each group's documents, an end-of-text token after each, and cut them into blocks.
 
     What is left at the end of a group, less than a block, is dropped.

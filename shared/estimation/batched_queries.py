@@ -16,8 +16,8 @@ from shared.estimation.batched_mode import BatchedMode, Head, Named
 from shared.estimation.batched_parameters import BatchedParameters, batched_parameters
 from shared.estimation.blockwise import FlatParameter
 from shared.estimation.perturber import Perturber
+from shared.models.next_token import CHUNK_LOGITS, logits, next_token_loss
 from shared.randomness.streams import Key
-from shared.tasks.language_modelling import CHUNK, language_modelling, logits
 
 NEAR = 1e-4  # relative: losses that differ more were not computed group by group
 
@@ -55,7 +55,7 @@ class BatchedQueries:
 
     def _prove(self, key: Key, eps: float, blocks: Tensor, found: float) -> None:
         with self.perturber.at(key, eps):
-            alone = language_modelling(self.model.module, blocks)
+            alone = next_token_loss(self.model.module, blocks)
         if abs(found - alone) > NEAR * abs(alone):
             raise ConfigError(
                 f"parallel-queries: {type(self.model.module).__name__} gives {found} in a batch of "
@@ -92,7 +92,7 @@ class BatchedQueries:
         """Logits (g, r, V) of the tokens that have a next one: first group, rows, and the piece."""
         hidden = head.hidden.view(*shape, -1)[:, :, :-1].flatten(1, 2)  # (G, R, C)
         count, rows = hidden.shape[:2]
-        most = max(1, CHUNK // head.weight.shape[0])  # rows of a piece
+        most = max(1, CHUNK_LOGITS // head.weight.shape[0])  # rows of a piece
         together = max(1, most // rows)
         for first in range(0, count, together):
             stop = min(first + together, count)

@@ -1,10 +1,11 @@
-"""LoRA adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685), by PEFT, within a model.
+"""LoRA adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685), put into a model by PEFT.
 
-Their initial weights are ours, from the run's seed, since torch's own differ between machines: A is
-near enough to normal, with the deviation of PEFT's Kaiming-uniform; B is zero, so that the adapted
-model starts as the model itself.
+Their initial weights follow from the run's seed, since torch's own differ between machines. A is
+close to normal, with the deviation of PEFT's Kaiming-uniform. B is zero, so that the adapted model
+starts as the model itself.
 """
 
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
@@ -13,41 +14,53 @@ from torch import Tensor, nn
 from shared.base.errors import ConfigError
 from shared.config.schema import Config
 from shared.models.initial_weights import fill_normal_
+from shared.models.model import LanguageModel
 
 FIRST_TENSOR = 1 << 20  # numbers of adapters' tensors; a model's own are below
 
 
-def adapt_(module: nn.Module, config: Config) -> None:
-    """Put adapters of ``lora-rank`` into the module's layers, which it keeps frozen.
+def adapt_(model: LanguageModel, config: Config) -> LanguageModel:
+    """Put adapters of ``lora-rank`` into the model's layers, which stay frozen.
+
+    Returns:
+        The model, which merges its adapters when it is saved: no reader needs PEFT.
 
     Raises:
-        ConfigError: PEFT knows no target in this architecture, or no module has a name given.
+        ConfigError: PEFT knows no target in this architecture, no module has one of the names
+            in ``lora-targets``, or the module is no model of transformers.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    module: nn.Module = model.module
     targets = [name.strip() for name in config.lora_targets.split(",") if name.strip()]
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         target_modules=targets or None,
-        fan_in_fan_out=_transposed(module),
+        fan_in_fan_out=_is_transposed(module),
     )
     try:
         inject_adapter_in_model(lora, module)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"scope lora: {str(error).splitlines()[0]}; set lora-targets") from error
     module.eval()
+    _initialise_(module, config.seed)
+    return replace(model, state=merge_adapters)
+
+
+def _initialise_(module: nn.Module, seed: int) -> None:
+    """Draw A of every adapter; PEFT sets B to zero."""
     for number, (name, parameter) in enumerate(module.named_parameters()):
         if ".lora_A." in name:
             deviation = 1 / sqrt(3 * parameter.shape[1])
             weights = parameter.detach().view(-1).numpy()
-            fill_normal_(weights, config.seed, FIRST_TENSOR + number, deviation)
+            fill_normal_(weights, seed, FIRST_TENSOR + number, deviation)
 
 
 def merge_adapters(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a model whose adapters are added into its layers, under the layers' own names.
+    """Add adapters into the layers that they adapt; the state, under the layers' own names.
 
-    The module itself stays as it is.
+    The module itself does not change.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -65,7 +78,7 @@ def merge_adapters(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _transposed(module: nn.Module) -> bool:
-    """Whether layers hold their weights transposed, as GPT-2's do."""
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether layers store their weights transposed, as GPT-2's do."""
     kinds: set[Any] = {type(part).__name__ for part in module.modules()}
     return "Conv1D" in kinds

@@ -1,4 +1,4 @@
-"""GGUF files: read once, dequantised to float32, and kept in the cache in Hugging Face's format."""
+"""GGUF files, dequantised to float32 once and cached in Hugging Face's format."""
 
 import copy
 import logging
@@ -12,20 +12,20 @@ LOG = logging.getLogger("dandelion")
 SUFFIX = ".gguf"
 
 
-def gguf_of(name: str) -> Path | None:
-    """The local GGUF file that ``name`` is, or the only one in a folder that is not a model's.
+def find_gguf(name: str) -> Path | None:
+    """Find the GGUF file of a path, or the only one in a folder without a ``config.json``.
 
-    A file on a hub, ``owner/name/file.gguf``, is downloaded. None where there is no such file.
+    A file on a hub, ``owner/name/file.gguf``, is downloaded. None: the name means no GGUF file.
 
     Raises:
         DataError: the folder holds several, or the hub cannot be reached.
     """
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
-        found = sorted(path.glob(f"*{SUFFIX}"))
-        if len(found) > 1:
-            raise DataError(f"{name}: one GGUF file expected, got {[f.name for f in found]}")
-        return found[0] if found else None
+        files = sorted(path.glob(f"*{SUFFIX}"))
+        if len(files) > 1:
+            raise DataError(f"{name}: one GGUF file expected, got {[f.name for f in files]}")
+        return files[0] if files else None
     if path.suffix != SUFFIX:
         return None
     if path.is_file():
@@ -46,7 +46,7 @@ def gguf_of(name: str) -> Path | None:
 
 
 def convert(file: Path) -> Path:
-    """A folder with the model of a GGUF file in float32, made now or found in the cache.
+    """Convert a GGUF file to a folder with the model in float32, or find that in the cache.
 
     Raises:
         DataError: the file cannot be read as a model.

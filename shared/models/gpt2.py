@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019) in the sizes that we train from scratch; a size is a row."""
+"""GPT-2 (Radford et al. 2019) in the sizes that are trained from scratch; a size is a row."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +24,14 @@ class Shape:
     width: int
     layers: int
     heads: int
-    positions: int  # the longest block
+    positions: int  # tokens of the longest block
     vocabulary: int = BPE
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters; the output matrix is the embedding."""
+        block = 12 * self.width**2 + 13 * self.width
+        return (self.vocabulary + self.positions + 2) * self.width + self.layers * block
 
 
 SHAPES = {  # parameters
@@ -52,7 +58,7 @@ for _name in SHAPES:
 
 
 def hollow(shape: Shape) -> nn.Module:
-    """Return a ``GPT2LMHeadModel`` without dropout whose weights are still whatever memory held.
+    """Return a ``GPT2LMHeadModel`` without dropout whose weights are not set yet.
 
     Its GELU is GPT-2's tanh form in one torch call instead of eight. Attention is sdpa, the
     default: faster here than eager (1.6 against 1.9 ms for byte-gpt) and as repeatable.

@@ -1,15 +1,15 @@
-"""Models that others trained: a folder in Hugging Face's format, a GGUF file, a name on the hub."""
+"""Pretrained models: from a folder in Hugging Face's format, a GGUF file, or the hub."""
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from shared.base.errors import ConfigError, DataError
-from shared.models.gguf import SUFFIX, convert, gguf_of
+from shared.models.gguf import convert, find_gguf
 from shared.models.initial_weights import fill_normal_
-from shared.models.model import CLASSIFIER, LanguageModel, Tokenizer, model_names
+from shared.models.model import CLASSIFIER, LanguageModel, Tokenizer
+from shared.models.packaged import model_names
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how classes of causal models end
@@ -17,33 +17,36 @@ BIDIRECTIONAL = ("bert", "electra", "roberta", "albert", "camembert", "xlm-rober
 FIRST_TENSOR = 1 << 21  # numbers of a new head's tensors; other tensors' are below
 
 
-def load(name: str, place: str, seed: int, labels: Sequence[str]) -> LanguageModel:
-    """Load a model in float32 with its tokenizer, from safetensors or a GGUF file at ``place``.
+def load_pretrained(name: str, source: str, seed: int, labels: Sequence[str]) -> LanguageModel:
+    """Load a model in float32 with its tokenizer, from safetensors or a GGUF file.
 
-    A causal language model is one with or without ``labels``. Any other architecture needs the
-    names of its classes: it keeps a head that it has, else it gets one whose weights follow from
-    the seed.
+    A causal language model needs no labels. Any other architecture needs the names of its classes,
+    unless it has a head: a new head's weights follow from the seed.
+
+    Args:
+        name: of the model, for messages.
+        source: a folder, a GGUF file, or a name on the hub.
+        seed: of a new head.
+        labels: names of classes.
 
     Raises:
         DataError: it cannot be read here; says what to download and where to put it.
-        ConfigError: the name can only be misspelt, or the architecture predicts no next token
-            and there are no labels.
+        ConfigError: the architecture predicts no next token and there are no labels.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    check_name(name)
-    file = gguf_of(place)
-    place = str(convert(file)) if file is not None else place
-    with _explained(name):
-        config: Any = AutoConfig.from_pretrained(place)
-        tokenizer = AutoTokenizer.from_pretrained(place)
+    file = find_gguf(source)
+    source = str(convert(file)) if file is not None else source
+    with _explain_failure(name):
+        config: Any = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
     if is_causal(config):
-        with _explained(name):
-            module, found = _load(AutoModelForCausalLM, place)
-        if missing := sorted(found["missing_keys"]):
+        with _explain_failure(name):
+            module, info = _load(AutoModelForCausalLM, source)
+        if missing := sorted(info["missing_keys"]):
             raise DataError(f"model {name!r} lacks {len(missing)} tensors, such as {missing[0]!r}")
-    elif labels or _classes(config):
-        module = _with_head(name, place, config, seed, labels)
+    elif labels or _is_classifier(config):
+        module = _load_classifier(name, source, config, seed, labels)
     else:
         raise ConfigError(
             f"model {name!r} is {architecture(config)}, which predicts no next token: set task "
@@ -55,8 +58,8 @@ def load(name: str, place: str, seed: int, labels: Sequence[str]) -> LanguageMod
     return LanguageModel(name, module.eval(), wrapped)
 
 
-def shapes(name: str, place: str) -> Any:  # noqa: ANN401
-    """The module of a model whose weights are not read: build it on the device ``meta``.
+def build_without_weights(name: str, source: str) -> Any:  # noqa: ANN401
+    """Build a model's module from its configuration alone, best on the device ``meta``.
 
     Raises:
         DataError: its configuration cannot be read here.
@@ -64,39 +67,20 @@ def shapes(name: str, place: str) -> Any:  # noqa: ANN401
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
     from transformers import AutoModelForSequenceClassification as Classifier
 
-    file = gguf_of(place)
-    with _explained(name):
-        config: Any = AutoConfig.from_pretrained(str(convert(file)) if file else place)
+    file = find_gguf(source)
+    with _explain_failure(name):
+        config: Any = AutoConfig.from_pretrained(str(convert(file)) if file else source)
         kind: Any = AutoModelForCausalLM if is_causal(config) else AutoModel
-        return (Classifier if _classes(config) else kind).from_config(config)
-
-
-def check_name(name: str) -> None:
-    """Refuse a name that is misspelt, before a hub is asked for it, again and again.
-
-    Raises:
-        ConfigError: neither registered, nor a folder or a file, nor on a hub, nor cached.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    if name in model_names() or (name and Path(name).exists()) or name.count("/") == 1:
-        return
-    if name.endswith(SUFFIX) and name.count("/") > 1 and not name.startswith(("/", ".")):
-        return
-    if not name or "/" in name or not isinstance(try_to_load_from_cache(name, "config.json"), str):
-        raise ConfigError(
-            f"unknown model {name!r}; known: {', '.join(model_names())}; or a folder in Hugging "
-            "Face format, a GGUF file, or owner/name on its hub"
-        )
+        return (Classifier if _is_classifier(config) else kind).from_config(config)
 
 
 def architecture(config: Any) -> str:  # noqa: ANN401
-    """The class that a model was saved from, or its kind where that is not said."""
+    """The class that a model was saved from, or its type if the file names none."""
     return str((config.architectures or [config.model_type])[0])
 
 
 def is_causal(config: Any) -> bool:  # noqa: ANN401
-    """Whether a model predicts each token from those before it, and gives numbers to tokens."""
+    """Whether a model predicts each token from those before it, and scores tokens."""
     if config.architectures:
         causal = architecture(config).endswith(CAUSAL)
         return causal and (config.model_type not in BIDIRECTIONAL or config.is_decoder)
@@ -106,11 +90,11 @@ def is_causal(config: Any) -> bool:  # noqa: ANN401
     return known and config.model_type not in BIDIRECTIONAL
 
 
-def _classes(config: Any) -> bool:  # noqa: ANN401
+def _is_classifier(config: Any) -> bool:  # noqa: ANN401
     return architecture(config).endswith(CLASSIFIER)
 
 
-def _load(kind: Any, place: str, **options: object) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401
+def _load(kind: Any, source: str, **options: object) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401
     import torch
     from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity
 
@@ -118,37 +102,42 @@ def _load(kind: Any, place: str, **options: object) -> tuple[Any, dict[str, Any]
     before = get_verbosity()
     set_verbosity(logging.ERROR)
     try:
-        module, found = kind.from_pretrained(
-            place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        module, info = kind.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
     finally:
         set_verbosity(before)
-    return module, found
+    return module, info
 
 
-def _with_head(
+def _load_classifier(
     name: str,
-    place: str,
+    source: str,
     config: Any,  # noqa: ANN401
     seed: int,
     labels: Sequence[str],
 ) -> Any:  # noqa: ANN401
-    """A sequence classifier; whatever of its head was not in the files follows from the seed."""
+    """Load a sequence classifier; weights of its head that no file holds follow from the seed."""
     from transformers import AutoModelForSequenceClassification
 
     options: dict[str, object] = {}
-    if not _classes(config):
+    if not _is_classifier(config):
         options = {
             "id2label": dict(enumerate(labels)),
             "label2id": {label: number for number, label in enumerate(labels)},
         }
-    with _explained(name):
-        module, found = _load(AutoModelForSequenceClassification, place, **options)
-    missing = set(found["missing_keys"])
+    with _explain_failure(name):
+        module, info = _load(AutoModelForSequenceClassification, source, **options)
+    missing = set(info["missing_keys"])
     inside = sorted(key for key in missing if key.startswith(f"{module.base_model_prefix}."))
     if inside and not all("pooler" in key for key in inside):
         raise DataError(f"model {name!r} lacks {len(inside)} tensors, such as {inside[0]!r}")
-    std = float(getattr(config, "initializer_range", 0.02))
+    _initialise_(module, missing, seed, float(getattr(config, "initializer_range", 0.02)))
+    return module
+
+
+def _initialise_(module: Any, missing: set[str], seed: int, std: float) -> None:  # noqa: ANN401
+    """Set the missing parameters: matrices normal, gains of norms 1, all others 0."""
     for number, (key, parameter) in enumerate(module.named_parameters()):
         if key in missing:
             weights = parameter.detach()
@@ -156,12 +145,11 @@ def _with_head(
                 fill_normal_(weights.view(-1).numpy(), seed, FIRST_TENSOR + number, std)
             else:
                 weights.fill_(float(key.endswith("norm.weight")))
-    return module
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn what transformers raises for all that is amiss into what to do about it."""
+def _explain_failure(name: str) -> Iterator[None]:
+    """Turn the errors of transformers into one that says what to do."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -174,7 +162,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def _wrap(name: str, tokenizer: Any) -> Tokenizer:  # noqa: ANN401
-    """Give a tokenizer our contract; the byte tokenizer its fast twin."""
+    """Wrap a tokenizer of transformers; the byte tokenizer is replaced by its fast twin."""
     if type(tokenizer).__name__ == "ByT5Tokenizer" and len(tokenizer) == ByteTokenizer().size:
         return ByteTokenizer()
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""Initial weights that are the same on every machine, near enough to normal."""
+"""Initial weights that are the same on every machine and close to normal."""
 
 from concurrent.futures import ThreadPoolExecutor
 from math import sqrt
@@ -11,7 +11,7 @@ from shared.randomness.philox import DRAWS, words
 from shared.randomness.streams import Key
 
 SLOT = DRAWS  # in round 0, where no direction and no example is drawn
-CHUNK = 1 << 14  # weights: their temporaries stay in a core's cache
+TASK_WEIGHTS = 1 << 14  # of one thread's task: its temporaries stay in a core's cache
 
 _MEAN = 4 * 0xFFFF // 2
 _DEVIATION = sqrt(4 * (2**32 - 1) / 12)
@@ -29,7 +29,7 @@ def fill_normal_(weights: NDArray[np.float32], seed: int, tensor: int, std: floa
     scale = np.float32(std / _DEVIATION)
 
     def fill(start: int) -> None:
-        part = weights[start : start + CHUNK]
+        part = weights[start : start + TASK_WEIGHTS]
         blocks = range(start // 2, -(-(start + len(part)) // 2))
         drawn = words(key, blocks)
         halves = ((drawn & 0xFFFF) + (drawn >> 16)).reshape(-1, 2).view(np.int32)
@@ -37,4 +37,4 @@ def fill_normal_(weights: NDArray[np.float32], seed: int, tensor: int, std: floa
         part[:] = (sums - _MEAN).astype(np.float32) * scale
 
     with ThreadPoolExecutor(cpu_count()) as pool:
-        list(pool.map(fill, range(0, len(weights), CHUNK)))
+        list(pool.map(fill, range(0, len(weights), TASK_WEIGHTS)))

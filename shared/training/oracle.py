@@ -16,7 +16,8 @@ from shared.estimation.activation_cache import FrozenPrefixCache
 from shared.estimation.batched_queries import BatchedQueries
 from shared.estimation.perturber import Perturber
 from shared.models.adapters import adapt_
-from shared.models.model import LanguageModel, load_model
+from shared.models.load import load_model
+from shared.models.model import LanguageModel
 from shared.replica.replica import Replica, digest_of
 from shared.tasks.classification import label_words
 from shared.tasks.task import Task, task_of
@@ -49,7 +50,7 @@ class Oracle:
                 f"got {config.block_size}"
             )
         if config.scope == "lora":
-            adapt_(model.module, config)
+            model = adapt_(model, config)
         module = in_dtype_(model.module.to(config.device), config.dtype)
         base = base_digest(module)
         replica = Replica.of(flatten(module, trainable(config, module)), config)

@@ -13,7 +13,8 @@ from pathlib import Path
 from machines import Federation, last_round, rows
 from processes import until
 
-from shared.models.model import LanguageModel, load_model
+from shared.models.load import load_model
+from shared.models.model import LanguageModel
 from shared.models.tokenizers import ByteTokenizer
 
 SHARED = {

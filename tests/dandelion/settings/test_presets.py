@@ -7,7 +7,7 @@ from dandelion.settings.presets import RECIPES, expanded
 from shared.base.errors import UnknownNameError
 from shared.config.schema import Config
 from shared.data.documents import DATASETS
-from shared.models.model import model_names
+from shared.models.packaged import model_names
 from shared.tasks.classification import label_words
 
 

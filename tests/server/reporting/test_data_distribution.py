@@ -20,7 +20,7 @@ from server.reporting.data_distribution import (
 )
 from shared.config.schema import Config
 from shared.data.examples import Examples
-from shared.models.model import load_model
+from shared.models.load import load_model
 from shared.training.corpus import Corpus
 
 

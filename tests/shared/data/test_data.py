@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shared.base.errors import ConfigError, DataError, UnknownNameError
 from shared.config.schema import Config
 from shared.data.documents import Documents, evenly_spaced
-from shared.data.examples import cut, draw, hold_out
+from shared.data.examples import cut_blocks, draw, hold_out
 from shared.data.flower_partitioners import PARTITIONERS
 from shared.data.partition_rules import RULES, shard
 from shared.data.resolve import documents_of
@@ -202,7 +202,7 @@ def test_what_cannot_be_dealt_is_refused_with_the_numbers():
 
 
 def test_blocks_are_the_documents_of_a_group_joined_by_the_end_of_text():
-    blocks = cut(Documents(["abcd", "zz", "ef"], ["m", "n", "m"]), BYTES, 4)
+    blocks = cut_blocks(Documents(["abcd", "zz", "ef"], ["m", "n", "m"]), BYTES, 4)
     assert blocks.names == ("m", "n")
     assert blocks.groups.tolist() == [0, 0]  # "n" has 3 tokens: no block
     assert blocks.tokens.dtype == np.uint16
@@ -215,9 +215,9 @@ def test_blocks_are_the_documents_of_a_group_joined_by_the_end_of_text():
 
 def test_documents_shorter_than_a_block_are_an_error():
     with pytest.raises(DataError, match="none of 2 groups"):
-        cut(Documents(["abc", "d"], ["m", "n"]), BYTES, 64)
+        cut_blocks(Documents(["abc", "d"], ["m", "n"]), BYTES, 64)
     with pytest.raises(ConfigError, match="at least 2 tokens"):
-        cut(Documents(["abc"], ["m"]), BYTES, 1)
+        cut_blocks(Documents(["abc"], ["m"]), BYTES, 1)
 
 
 @given(
@@ -226,7 +226,7 @@ def test_documents_shorter_than_a_block_are_an_error():
 )
 def test_held_out_blocks_are_the_last_of_each_group_and_apart(sizes, fraction):
     texts = ["x" * (4 * size) for size in sizes]
-    blocks = cut(Documents(texts, [f"g{n}" for n in range(len(sizes))]), BYTES, 4)
+    blocks = cut_blocks(Documents(texts, [f"g{n}" for n in range(len(sizes))]), BYTES, 4)
     blocks.tokens[:] = np.arange(len(blocks))[:, None]  # each block tells its place
     training, evaluation = hold_out(blocks, fraction)
     for group, size in enumerate(sizes):
@@ -238,7 +238,7 @@ def test_held_out_blocks_are_the_last_of_each_group_and_apart(sizes, fraction):
 
 def test_a_cap_on_the_evaluation_leaves_each_group_its_part():
     texts = ["x" * 4000, "x" * 2000, "x" * 1000]
-    blocks = cut(Documents(texts, ["a", "b", "c"]), BYTES, 4)
+    blocks = cut_blocks(Documents(texts, ["a", "b", "c"]), BYTES, 4)
     training, evaluation = hold_out(blocks, 0.5, most=70)
     assert np.bincount(evaluation.groups).tolist() == [40, 20, 10]
     assert len(training) == len(hold_out(blocks, 0.5)[0])

@@ -13,7 +13,7 @@ from shared.data.hub_cache import ORIGIN, HubRow, articles, copy_of
 from shared.data.local_folder import documents_in
 from shared.data.resolve import documents_of, source_of
 from shared.data.sets.hub import HUB, hub_source
-from shared.models.model import load_model
+from shared.models.load import load_model
 from shared.training.corpus import Corpus
 
 CARD = """---

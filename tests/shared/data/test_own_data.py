@@ -10,7 +10,7 @@ from tiny_reviews import folders, reviews  # noqa: F401  (fixtures)
 from client.site.node_config import NodeConfig
 from shared.base.errors import ConfigError, DataError
 from shared.data.documents import Documents
-from shared.models.model import load_model
+from shared.models.load import load_model
 from shared.training.corpus import renumber_labels
 from shared.training.site_data import SiteData
 

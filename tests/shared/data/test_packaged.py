@@ -15,7 +15,7 @@ from shared.config.schema import Config
 from shared.data.documents import DATASETS
 from shared.data.resolve import documents_of
 from shared.data.sets import pictures, rotten_tomatoes, shakespeare, sotu
-from shared.models.model import load_model
+from shared.models.load import load_model
 from shared.packages.catalogue import CARRIERS
 from shared.packages.package import fetch, is_cached
 from shared.training.corpus import Corpus

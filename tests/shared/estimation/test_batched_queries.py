@@ -14,9 +14,9 @@ from shared.estimation import batched_queries as module
 from shared.estimation.batched_queries import BatchedQueries
 from shared.estimation.perturber import Perturber
 from shared.estimation.two_point import two_point
+from shared.models import next_token
+from shared.models.next_token import next_token_loss
 from shared.randomness.streams import Key
-from shared.tasks import language_modelling as tasks
-from shared.tasks.language_modelling import language_modelling
 from shared.training.oracle import Oracle
 
 EPS, KEYS = 1e-2, [Key(7, 3, 0, k) for k in range(5)]
@@ -83,7 +83,7 @@ def compared(model, family, blocks):
     for row, scale in enumerate((EPS, -EPS)):
         for k, block in enumerate(blocks):
             with perturber.at(KEYS[k], scale):
-                expected[row, k] = language_modelling(model.module, block)
+                expected[row, k] = next_token_loss(model.module, block)
     return found, expected
 
 
@@ -101,7 +101,7 @@ def test_i8_all_at_once_and_one_by_one_agree(name, family):
 @pytest.mark.parametrize("family", ["rademacher", "lowrank"])
 @pytest.mark.parametrize("chunk", [VOCABULARY, 5 * VOCABULARY, 30 * VOCABULARY])
 def test_i8_holds_for_logits_and_matrices_in_pieces(family, chunk, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "CHUNK_LOGITS", chunk)
     monkeypatch.setattr(groups, "STACK", 200)
     found, expected = compared(built("gpt2"), family, blocks_of(3))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
@@ -122,7 +122,7 @@ def test_as_many_positions_as_examples_are_not_taken_for_a_batch():
 
 def test_logits_never_take_more_than_a_chunk(monkeypatch):
     largest = []
-    cross_entropy = tasks.F.cross_entropy
+    cross_entropy = next_token.F.cross_entropy
 
     def watched(rows, *args, **named):
         largest.append(rows.numel())
@@ -131,9 +131,9 @@ def test_logits_never_take_more_than_a_chunk(monkeypatch):
     model = built("llama")
     directions = DIRECTIONS["lowrank"](model.layout)
     parallel = BatchedQueries(model, directions, Perturber(model, directions))
-    monkeypatch.setattr(module, "CHUNK", 4 * VOCABULARY)
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 4 * VOCABULARY)
     parallel.losses(KEYS[:1], EPS, blocks_of(1))
-    monkeypatch.setattr(tasks.F, "cross_entropy", watched)
+    monkeypatch.setattr(next_token.F, "cross_entropy", watched)
     parallel.losses(KEYS, EPS, blocks_of(5))
     assert max(largest) == 4 * VOCABULARY
     assert sum(largest) == 10 * 2 * 6 * VOCABULARY
@@ -191,7 +191,7 @@ def test_differences_are_those_of_the_two_point_estimate():
     directions = DIRECTIONS["lowrank"](model.layout)
     perturber, block = Perturber(model, directions), blocks_of(1)[0]
     losses = BatchedQueries(model, directions, perturber).losses(KEYS, EPS, block.expand(5, -1, -1))
-    alone = two_point(lambda k: language_modelling(model.module, block), perturber, KEYS, EPS)
+    alone = two_point(lambda k: next_token_loss(model.module, block), perturber, KEYS, EPS)
     np.testing.assert_allclose((losses[0] - losses[1]).numpy(), alone, atol=2e-6)
 
 

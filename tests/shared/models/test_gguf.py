@@ -7,8 +7,8 @@ import small_models
 import torch
 
 from shared.base.errors import ConfigError, DataError
-from shared.models.gguf import convert, gguf_of
-from shared.models.model import load_model
+from shared.models.gguf import convert, find_gguf
+from shared.models.load import load_model
 
 HEADS, KEYS = 2, 1
 NAMES = {
@@ -105,11 +105,11 @@ def test_it_is_converted_once_and_anew_where_the_file_changes(file, monkeypatch)
 
 
 def test_a_folder_with_one_file_stands_for_it(file, tmp_path):
-    assert gguf_of(str(file.parent)) == file
+    assert find_gguf(str(file.parent)) == file
     file.with_name("second.gguf").write_bytes(b"")
     with pytest.raises(DataError, match=r"one GGUF file expected, got .'second.gguf', 'tiny.gguf'"):
-        gguf_of(str(tmp_path))
-    assert gguf_of("byte-gpt") is None
+        find_gguf(str(tmp_path))
+    assert find_gguf("byte-gpt") is None
 
 
 def test_what_is_no_gguf_file_is_named(tmp_path):

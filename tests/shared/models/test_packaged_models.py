@@ -7,7 +7,7 @@ import torch
 
 from shared.base.errors import DataError
 from shared.models import packaged
-from shared.models.model import load_model
+from shared.models.load import load_model
 from shared.models.packaged import BPE, PACKAGED, gpt2_tokenizer
 from shared.packages.catalogue import CARRIERS
 from shared.packages.package import is_cached
@@ -75,10 +75,10 @@ def test_minilm_is_the_real_encoder():
 @pytest.mark.slow
 @cached("smollm2")
 def test_smollm2_predicts_english_better_than_its_vocabulary():
-    from shared.tasks.language_modelling import language_modelling
+    from shared.models.next_token import next_token_loss
 
     model = load_model("smollm2-135m", 1)
     assert sum(p.numel() for p in model.module.parameters()) == PACKAGED["smollm2-135m"].parameters
     text = "The quality of mercy is not strained. It droppeth as the gentle rain from heaven."
     tokens = torch.from_numpy(model.tokenizer.encode(text))[None]
-    assert language_modelling(model.module, tokens) < 5 < np.log(model.tokenizer.size) / 2
+    assert next_token_loss(model.module, tokens) < 5 < np.log(model.tokenizer.size) / 2

@@ -3,7 +3,8 @@
 import pytest
 from federation import config, federate
 
-from shared.models.model import LanguageModel, load_model
+from shared.models.load import load_model
+from shared.models.model import LanguageModel
 from shared.models.tokenizers import ByteTokenizer
 
 MOST = 400

@@ -26,7 +26,7 @@ from shared.data.documents import Documents
 from shared.data.examples import examples_with_labels
 from shared.directions import DIRECTIONS
 from shared.estimation.perturber import Perturber
-from shared.models.model import load_model
+from shared.models.load import load_model
 from shared.protocol.messages import Measured, decode_reply, encode_reply
 from shared.protocol.site_id import SiteId
 from shared.randomness.streams import Key

@@ -9,7 +9,7 @@ import pytest
 from shared.config.schema import Config
 from shared.data.documents import DATASETS, Documents, Source
 from shared.data.examples import Examples
-from shared.models.model import load_model
+from shared.models.load import load_model
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
 from shared.training.corpus import Corpus
 from shared.training.example_cache import FILE, FINGERPRINT, load_or_make, revision_of

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from shared.base.errors import ConfigError, DataError
-from shared.models.model import load_model
+from shared.models.load import load_model
 from shared.training.oracle import Oracle, start_of
 from shared.training.scopes import biases
 

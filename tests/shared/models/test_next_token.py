@@ -1,4 +1,4 @@
-"""Tasks: the loss is transformers' own, the same in every form, and leaves no trace."""
+"""Next-token loss: it is transformers' own, the same in every form, and leaves no trace."""
 
 import os
 from math import log
@@ -8,9 +8,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from shared.base.flat import flatten
-from shared.models.model import load_model
-from shared.tasks import language_modelling as tasks
-from shared.tasks.language_modelling import example_losses, language_modelling, loss_tensor
+from shared.models import next_token
+from shared.models.load import load_model
+from shared.models.next_token import example_losses, loss_tensor, next_token_loss
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of transformers
 
@@ -38,30 +38,30 @@ def llama():
 
 def test_the_loss_is_transformers_own(module, blocks):
     theirs = module(blocks, labels=blocks).loss.item()
-    assert language_modelling(module, blocks) == pytest.approx(theirs, abs=1e-6)
+    assert next_token_loss(module, blocks) == pytest.approx(theirs, abs=1e-6)
     assert theirs == pytest.approx(log(259), abs=0.2)
 
 
 def test_the_loss_of_another_architecture_is_transformers_own(blocks):
     module = llama()
     theirs = module(blocks, labels=blocks).loss.item()
-    assert language_modelling(module, blocks) == pytest.approx(theirs, abs=1e-6)
+    assert next_token_loss(module, blocks) == pytest.approx(theirs, abs=1e-6)
 
 
 def test_every_form_of_the_loss_is_the_same_number(module, blocks):
-    loss = language_modelling(module, blocks)
+    loss = next_token_loss(module, blocks)
     assert loss_tensor(module, blocks).item() == loss
     each = example_losses(module, blocks)
     assert each.shape == (4,)
     assert each.mean().item() == pytest.approx(loss, abs=1e-12)
-    alone = [language_modelling(module, block[None]) for block in blocks]
+    alone = [next_token_loss(module, block[None]) for block in blocks]
     assert each.tolist() == pytest.approx(alone, abs=1e-6)
 
 
 def test_chunks_change_nothing(module, blocks, monkeypatch):
     whole = loss_tensor(module, blocks)
     for rows in (1, 100):
-        monkeypatch.setattr(tasks, "CHUNK", 259 * rows)
+        monkeypatch.setattr(next_token, "CHUNK_LOGITS", 259 * rows)
         assert torch.equal(loss_tensor(module, blocks), whole)
 
 
@@ -77,7 +77,7 @@ def test_the_gradient_is_transformers_own(module, blocks):
 def test_measuring_a_loss_leaves_no_trace(module, blocks):
     flat = flatten(module).flat
     before = flat.clone()
-    losses = {language_modelling(module, blocks) for _ in range(3)}
+    losses = {next_token_loss(module, blocks) for _ in range(3)}
     assert len(losses) == 1
     assert torch.equal(flat, before)
     assert all(parameter.grad is None for parameter in module.parameters())
@@ -92,18 +92,18 @@ def test_the_loss_follows_swapped_and_replaced_parameters(module, blocks):
 
     weight = module.transformer.wte.weight
     noise = 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-    plain = language_modelling(module, blocks)
+    plain = next_token_loss(module, blocks)
     with Shifted():
-        replaced = language_modelling(module, blocks)
-    kept = weight.data
-    weight.data = kept + noise
-    assert language_modelling(module, blocks) == replaced != plain
-    weight.data = kept
-    assert language_modelling(module, blocks) == plain
+        replaced = next_token_loss(module, blocks)
+    before = weight.data
+    weight.data = before + noise
+    assert next_token_loss(module, blocks) == replaced != plain
+    weight.data = before
+    assert next_token_loss(module, blocks) == plain
 
 
 def test_the_loss_is_computed_in_float32_whatever_the_parameters_are(module, blocks):
-    loss = language_modelling(module, blocks)
+    loss = next_token_loss(module, blocks)
     low = module.to(torch.bfloat16)
-    assert language_modelling(low, blocks) == pytest.approx(loss, abs=0.02)
+    assert next_token_loss(low, blocks) == pytest.approx(loss, abs=0.02)
     assert example_losses(low, blocks).dtype == torch.float64

@@ -1,0 +1,83 @@
+"""What every task promises: a registered task gets these tests without an edit here."""
+
+import numpy as np
+import pytest
+import torch
+
+from shared.config.schema import Config
+from shared.data.documents import Documents
+from shared.models.load import load_model
+from shared.tasks.task import TASKS, task_of
+
+LENGTH = 32
+DOCUMENTS = Documents(
+    [f"{('dull', 'fine')[n % 2]} film number {n}, " * 2 for n in range(12)],
+    [f"group {n % 3}" for n in range(12)],
+    [n % 2 for n in range(12)],
+    ("rotten", "fresh"),
+)
+NEEDS = {"classification": {"label_words": "terrible, great", "prompt": "{text} It was "}}
+
+
+@pytest.fixture(params=TASKS.names())
+def task(request):
+    settings = NEEDS.get(request.param, {})
+    config = Config(task=request.param, model="byte-gpt", block_size=LENGTH, **settings)
+    return task_of(config, load_model("byte-gpt", 0))
+
+
+@pytest.fixture
+def module():
+    return load_model("byte-gpt", 0).module
+
+
+@pytest.fixture
+def rows(task):
+    return torch.from_numpy(task.examples(DOCUMENTS, LENGTH).batch(np.arange(6)))
+
+
+def test_examples_are_the_same_on_every_call_and_fit_the_length(task):
+    first, second = task.examples(DOCUMENTS, LENGTH), task.examples(DOCUMENTS, LENGTH)
+    assert np.array_equal(first.tokens, second.tokens)
+    assert first.tokens.shape[1] <= LENGTH
+    assert len(first.groups) == len(first) > 5
+
+
+def test_examples_of_a_group_lie_beside_each_other(task):
+    examples = task.examples(DOCUMENTS, LENGTH)
+    assert (np.diff(examples.groups) >= 0).all()
+    assert set(examples.names) == set(DOCUMENTS.groups)
+
+
+def test_the_loss_is_a_scalar_that_can_be_differentiated(task, module, rows):
+    loss = task.loss(module, rows)
+    assert loss.shape == ()
+    (gradient,) = torch.autograd.grad(loss, [module.transformer.wte.weight])
+    assert gradient.isfinite().all()
+    assert gradient.any()
+
+
+def test_the_loss_is_the_mean_over_the_examples(task, module, rows):
+    with torch.inference_mode():
+        each = task.each(module, rows)
+        assert each.shape == (len(rows),)
+        assert each.dtype == torch.float64
+        assert float(task.loss(module, rows)) == pytest.approx(each.mean().item(), rel=1e-6)
+
+
+def test_the_outcome_has_the_loss_and_as_many_choices_as_examples(task, module, rows):
+    with torch.inference_mode():
+        outcome = task.outcome(module, rows)
+        assert outcome.loss == pytest.approx(float(task.loss(module, rows)), rel=1e-6)
+    assert outcome.examples == len(rows)
+    if task.classes:
+        assert outcome.confusion.shape == (task.classes, task.classes)
+        assert outcome.confusion.sum() == len(rows)
+
+
+def test_measuring_changes_no_parameter(task, module, rows):
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    with torch.inference_mode():
+        task.loss(module, rows)
+        task.outcome(module, rows)
+    assert all(map(torch.equal, before, module.parameters()))
