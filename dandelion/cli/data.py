@@ -73,7 +73,7 @@ def merge(
     samples: Samples = 0,
 ) -> None:
     """Write several data sets as one folder, which the setting dataset then takes."""
-    from shared.data.merge import merge as merge_all
+    from shared.data.resolve import merge as merge_all
 
     show(str(out), described(merge_all(names, out, samples)))
 

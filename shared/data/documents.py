@@ -1,4 +1,4 @@
-"""Documents with the natural group of each, and the table of data sets that give them."""
+"""Documents with the natural group of each, and the registry of the data sets that give them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Documents:
 
     texts: Sequence[str]
     groups: Sequence[str]  # the natural id of each text: its module, play, president
-    labels: Sequence[int] | None = None  # the class of each text, where the data set has classes
+    labels: Sequence[int] | None = None  # the class of each text, if the data set has classes
     classes: tuple[str, ...] = ()  # the names of labels 0, 1, …
-    held_out: Sequence[bool] | None = None  # what the data set itself keeps for evaluation
-    revision: str = ""  # names the contents where these are too many to be hashed
+    held_out: Sequence[bool] | None = None  # the data set's own evaluation part
+    revision: str = ""  # names the contents, if these are too many to be hashed
 
     def __post_init__(self) -> None:
         columns = [c for c in (self.groups, self.labels, self.held_out) if c is not None]
@@ -32,20 +32,20 @@ class Documents:
 
     def take(self, rows: Sequence[int]) -> "Documents":
         """Return some of the documents."""
-        held = self.held_out
+        flags = self.held_out
         return Documents(
             pick_texts(self.texts, rows),
             [self.groups[row] for row in rows],
             None if self.labels is None else [self.labels[row] for row in rows],
             self.classes,
-            None if held is None else [held[row] for row in rows],
-            f"{self.revision}, rows {_named(rows)}" if self.revision else "",
+            None if flags is None else [flags[row] for row in rows],
+            f"{self.revision}, rows {_hash(rows)}" if self.revision else "",
         )
 
     def share(self, part: str) -> "Documents":
-        """The documents of some groups: of those sorted by name, in ``k/n`` the k-th of every n.
+        """Select whole groups: ``k/n`` takes the k-th of every n groups sorted by name.
 
-        Empty: all. Shares are disjoint, whole groups, and together all.
+        Empty: all. The n shares are disjoint and together complete.
 
         Raises:
             ConfigError: ``part`` has another form, or there are fewer than n groups.
@@ -62,7 +62,7 @@ class Documents:
     def thin(self, most: int) -> "Documents":
         """Keep ``most`` documents, evenly spaced over the order; all of them if ``most`` is 0.
 
-        Of a data set with an evaluation part of its own, that part keeps its share.
+        An evaluation part of the data set's own keeps its proportion.
         """
         total = len(self.texts)
         if not 0 < most < total:
@@ -77,24 +77,24 @@ class Documents:
         return self.take(np.sort(rows).tolist())
 
     def parts(self) -> tuple["Documents", "Documents"] | None:
-        """What is trained on and what is evaluated on, where the data set itself says so."""
+        """The data set's own training and evaluation parts; None if it has no such parts."""
         if self.held_out is None or not any(self.held_out) or all(self.held_out):
             return None
-        held = np.asarray(self.held_out, bool)
-        return self.take(np.flatnonzero(~held).tolist()), self.take(np.flatnonzero(held).tolist())
+        apart = np.asarray(self.held_out, bool)
+        return self.take(np.flatnonzero(~apart).tolist()), self.take(np.flatnonzero(apart).tolist())
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: what it is, and how its documents are had."""
+    """A data set: its description, and the function that loads its documents."""
 
     load: Callable[[int, str], Documents]  # (max_samples, natural id) -> documents
     kind: str  # embedded, packaged, hub, local
     about: str
-    ids: tuple[str, ...]  # the natural ids that documents can be grouped by; the first is usual
+    ids: tuple[str, ...]  # natural ids to group documents by; the first is the default
     size: str  # in words
     licence: str
-    samples: int = 0  # documents that are taken where max-samples is 0; 0 = all
+    samples: int = 0  # documents that are taken if max-samples is 0; 0: all
     carrier: Package | None = None
     hub: str = ""
     here: Callable[[], bool] = lambda: True
@@ -114,7 +114,11 @@ class Source:
 
 
 def share_of(part: str) -> tuple[int, int]:
-    """Read ``k/n`` with 1 <= k <= n; empty is 1/1."""
+    """Read ``k/n`` with 1 <= k <= n; empty is 1/1.
+
+    Raises:
+        ConfigError: ``part`` has another form.
+    """
     number, slash, count = (part or "1/1").partition("/")
     if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
         return int(number), int(count)
@@ -122,7 +126,7 @@ def share_of(part: str) -> tuple[int, int]:
 
 
 def pick_texts(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
-    """Some of the texts; a column on disk is asked once for all of them."""
+    """Some of the texts; a column on disk is read once for all of them."""
     if isinstance(texts, list):
         return [texts[row] for row in rows]
     column: Any = texts
@@ -134,8 +138,8 @@ def evenly_spaced(total: int, count: int) -> NDArray[np.int64]:
     return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
 
 
-def _named(rows: Sequence[int]) -> str:
-    """A hash of which rows these are."""
+def _hash(rows: Sequence[int]) -> str:
+    """A hash of row numbers."""
     return xxhash.xxh3_64(np.asarray(rows, "<i8").tobytes()).hexdigest()
 
 

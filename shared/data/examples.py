@@ -1,4 +1,4 @@
-"""Blocks: examples as rows of tokens, those of one group beside each other."""
+"""Examples as rows of tokens: cut from documents, held out for evaluation, drawn for batches."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ class Examples:
     """Examples of equal length, those of one group beside each other and in reading order."""
 
     tokens: NDArray[np.uint16] | NDArray[np.int32]  # (n, length); -1 after the end of a text
-    groups: Rows  # (n,) ascending: the place of each block's group in ``names``
+    groups: Rows  # (n,) ascending: the index in ``names`` of each example's group
     names: tuple[str, ...]
-    labels: Rows | None = None  # (n,) the class of each, where the task has classes
+    labels: Rows | None = None  # (n,) the class of each, if the task has classes
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def take(self, rows: Rows) -> "Examples":
-        """Return some of the blocks."""
+        """Return some of the examples."""
         labels = None if self.labels is None else self.labels[rows]
         return Examples(self.tokens[rows], self.groups[rows], self.names, labels)
 
     def batch(self, rows: Rows) -> Rows:
-        """Return some blocks (len(rows), length) as tasks read them, labels in a column before."""
+        """Return rows (len(rows), length) as tasks read them; labels are one more column before."""
         tokens = self.tokens[rows].astype(np.int64)
         return tokens if self.labels is None else np.column_stack([self.labels[rows], tokens])
 
@@ -41,10 +41,11 @@ class Examples:
 def cut_blocks(documents: Documents, tokenizer: Tokenizer, length: int) -> Examples:
     """Join each group's documents, an end-of-text token after each, and cut them into blocks.
 
-    What is left at the end of a group, less than a block, is dropped.
+    The end of a group that fills no block is dropped.
 
     Raises:
-        DataError: no group has as much as one block.
+        ConfigError: ``length`` is below 2.
+        DataError: no group fills a block.
     """
     if length < 2:
         raise ConfigError(f"blocks of at least 2 tokens expected, got {length}")
@@ -66,7 +67,7 @@ def cut_blocks(documents: Documents, tokenizer: Tokenizer, length: int) -> Examp
 def examples_with_labels(
     documents: Documents, classes: int, encode: Callable[[str], NDArray[np.int64]]
 ) -> Examples:
-    """Make an example of each document, as ``encode`` gives its tokens, and keep its label.
+    """Make an example of each document: its tokens by ``encode``, and its label.
 
     Raises:
         DataError: the documents have no labels, or other ones than 0 .. classes - 1.
@@ -80,7 +81,7 @@ def examples_with_labels(
             f"{max(labels)}"
         )
     names = tuple(sorted(set(documents.groups)))
-    number = {name: place for place, name in enumerate(names)}
+    number = {name: index for index, name in enumerate(names)}
     groups = np.array([number[group] for group in documents.groups], np.int64)
     order = np.argsort(groups, kind="stable")
     texts = [encode(documents.texts[row]) for row in order.tolist()]
@@ -104,31 +105,37 @@ def _blocks_of(texts: list[str], tokenizer: Tokenizer, length: int) -> Rows:
     return stream[: len(stream) // length * length].reshape(-1, length)
 
 
-def hold_out(blocks: Examples, fraction: float, most: int = 0) -> tuple[Examples, Examples]:
-    """Split blocks into those that are trained on and those that the server evaluates on.
+def hold_out(examples: Examples, fraction: float, most: int = 0) -> tuple[Examples, Examples]:
+    """Split examples into a training and an evaluation part.
 
-    The last ``fraction`` of each group is held out, at least one block of a group that has two.
-    ``most`` (0: no limit) keeps so many of those, evenly spaced over the groups in their order, so
-    that each group's part of the evaluation stays its part of the data.
+    The last ``fraction`` of each group is held out, at least one example of a group that has two.
+    ``most`` (0: no limit) keeps that many of those, evenly spaced over the groups in their order:
+    each group's proportion of the evaluation is its proportion of the data.
+
+    Raises:
+        ConfigError: ``fraction`` is outside [0, 1).
     """
     if not 0 <= fraction < 1:
         raise ConfigError(f"a held-out fraction in [0, 1) expected, got {fraction}")
-    sizes = np.bincount(blocks.groups, minlength=len(blocks.names))
-    held = np.maximum((sizes * fraction).astype(np.int64), (sizes > 1) & (fraction > 0))
-    last = np.cumsum(sizes)[blocks.groups] - np.arange(len(blocks))  # 1 for a group's last block
-    apart = last <= held[blocks.groups]
+    sizes = np.bincount(examples.groups, minlength=len(examples.names))
+    counts = np.maximum((sizes * fraction).astype(np.int64), (sizes > 1) & (fraction > 0))
+    last = np.cumsum(sizes)[examples.groups] - np.arange(len(examples))  # 1 for a group's last
+    apart = last <= counts[examples.groups]
     evaluation = np.flatnonzero(apart)
     if 0 < most < len(evaluation):
         evaluation = evaluation[evenly_spaced(len(evaluation), most)]
-    return blocks.take(np.flatnonzero(~apart)), blocks.take(evaluation)
+    return examples.take(np.flatnonzero(~apart)), examples.take(evaluation)
 
 
 def draw(seed: int, slot: int, round_: int, step: int, count: int, batch: int) -> Rows:
-    """Name the examples (batch,) of ``count`` that the site of ``slot`` measures in one step.
+    """Draw the rows (batch,) of ``count`` examples that the site of ``slot`` measures in one step.
 
-    A pure function of its arguments (invariant I7). Distinct where there are enough, by Floyd's
-    algorithm (Bentley and Floyd 1987); else each example comes ``batch // count`` times, and the
-    rest are distinct. A place is word · places >> 32: off uniform by less than places / 2**32.
+    A pure function of its arguments (invariant I7). Rows are distinct if there are enough, by
+    Floyd's algorithm (Bentley and Floyd 1987). Else each row comes ``batch // count`` times, and
+    the rest are distinct. Of n rows one is word · n >> 32: off uniform by less than n / 2**32.
+
+    Raises:
+        DataError: there is no example, or an empty batch.
     """
     if count < 1 or batch < 1:
         raise DataError(f"a batch of at least 1 from at least 1 example expected: {batch}, {count}")
@@ -138,6 +145,6 @@ def draw(seed: int, slot: int, round_: int, step: int, count: int, batch: int) -
     bits = words(Key(seed, round_, DRAWS | slot, step), range(-(-rest // 4))).reshape(-1).tolist()
     chosen: dict[int, None] = {}  # keeps the order
     for top, word in zip(range(count - rest, count), bits, strict=False):
-        place = word * (top + 1) >> 32
-        chosen[top if place in chosen else place] = None
+        row = word * (top + 1) >> 32
+        chosen[top if row in chosen else row] = None
     return np.append(np.arange(whole * count) % count, np.array([*chosen], np.int64))

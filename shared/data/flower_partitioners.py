@@ -1,7 +1,7 @@
-"""Rules by the partitioners of ``flwr-datasets``, to deal data as Flower's own examples do.
+"""Partition rules of ``flwr-datasets``, as Flower's own examples use them.
 
-They draw through floating point, so sites whose machines or versions differ may deal differently;
-our own rules deal the same everywhere.
+They draw through floating point: sites whose machines or versions differ may compute different
+partitions. The rules in ``partition_rules`` are the same everywhere.
 """
 
 import warnings
@@ -43,7 +43,7 @@ def dirichlet(count: int, seed: int, alpha: float, classes: int) -> Any:  # noqa
 
 
 def pathological(count: int, seed: int, alpha: float, classes: int) -> Any:  # noqa: ANN401
-    """So many ids in each shard (Li et al. 2022, https://arxiv.org/abs/2102.02079)."""
+    """``classes`` ids in each shard (Li et al. 2022, https://arxiv.org/abs/2102.02079)."""
     from flwr_datasets.partitioner import PathologicalPartitioner
 
     return PathologicalPartitioner(count, "id", classes, "first-deterministic", seed=seed)
@@ -71,7 +71,7 @@ def owners_by(name: str, ids: Ids, count: int, seed: int, alpha: float, classes:
     """Return the shard of each item (n,).
 
     Raises:
-        ConfigError: the partitioner cannot deal these items so, or leaves some of them out.
+        ConfigError: the partitioner refuses these items, or leaves some of them out.
     """
     from datasets import Dataset
 
@@ -81,7 +81,7 @@ def owners_by(name: str, ids: Ids, count: int, seed: int, alpha: float, classes:
     owners = np.full(len(ids), -1, np.int64)
     try:
         with warnings.catch_warnings(), redirect_stderr(StringIO()):  # some draw a progress bar
-            warnings.simplefilter("ignore")  # what they warn of is counted below
+            warnings.simplefilter("ignore")  # items that are left out are counted below
             if partitioner.num_partitions != count:
                 raise ConfigError(
                     f"{name} makes one shard for each of {partitioner.num_partitions} ids: set as "
@@ -90,7 +90,7 @@ def owners_by(name: str, ids: Ids, count: int, seed: int, alpha: float, classes:
             for number in range(count):
                 owners[partitioner.load_partition(number)["row"]] = number
     except ValueError as error:
-        raise ConfigError(f"{name} cannot deal {len(ids)} items: {error}") from error
+        raise ConfigError(f"{name} cannot partition {len(ids)} items: {error}") from error
     missing = int((owners < 0).sum())
     if missing:
         raise ConfigError(

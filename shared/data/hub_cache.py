@@ -1,4 +1,8 @@
-"""Copies of the hub's data sets in the data cache: streamed as far as needed, under our columns."""
+"""Data sets of the Hugging Face hub, streamed as far as needed and copied into the data cache.
+
+A copy has the columns that ``local_folder`` reads: text, group, label, held_out. Later runs read
+the copy and need no hub.
+"""
 
 import json
 import logging
@@ -11,81 +15,101 @@ from typing import Any
 
 from shared.base.errors import DataError
 from shared.base.files import atomic_folder, cache_folder
-from shared.data.local_folder import text_columns
+from shared.data.documents import Documents, Source
+from shared.data.local_folder import documents_in, text_columns
 
 LOG = logging.getLogger("dandelion")
-ORIGIN = "origin.json"
+ORIGIN_FILE = "origin.json"
+UNKNOWN_SAMPLES = 10_000  # documents of a set that no row describes
 
 
 @dataclass(frozen=True)
 class HubRow:
-    """Where on the hub a data set is, and which of its columns mean what."""
+    """The address of a data set on the hub, and what its columns mean."""
 
     hub: str
     config: str = ""
-    text: tuple[str, ...] = ()  # one under the other where there are several; empty = look
+    text: tuple[str, ...] = ()  # columns that are joined by line ends; empty: known names
     group: str = ""  # natural id; a dot leads into a record
     label: str = ""
-    held_out: str = ""  # a split that is kept for evaluation
-    samples: int = 0  # documents that are recommended; 0 = all there are
+    held_out: str = ""  # a split that serves for evaluation
+    samples: int = 0  # recommended number of documents; 0: all
     headings: bool = False  # rows are lines, and a document begins at a line ' = Title = '
 
 
-def place_of(name: str, most: int) -> Path:
-    """Where a copy is or will be: what was put by hand as ``<cache>/local/<name>`` goes before."""
+def hub_source(name: str, row: HubRow, about: str, size: str, licence: str) -> Source:
+    """A row as a data set; ``<name>-local`` is usually a folder that somebody saved."""
+
+    def load(most: int, by: str) -> Documents:
+        return documents_in(fetch_copy(name, row, most if row.samples else 0), by).thin(most)
+
+    kind = "local" if name.endswith("-local") else "hub"
+    return Source(
+        load, kind, about, ("group",), size, licence, row.samples, hub=row.hub,
+        here=lambda: copy_folder(name, row.samples).is_dir(),
+    )  # fmt: skip
+
+
+def any_on_hub(name: str) -> Source:
+    """A data set by its name on the hub, ``owner/name`` or ``owner/name:config``."""
+    hub, _, config = name.partition(":")
+    row = HubRow(hub, config, samples=UNKNOWN_SAMPLES)
+    return hub_source(name.replace(":", "--"), row, f"{hub} on the hub", "", "see the hub")
+
+
+def copy_folder(name: str, most: int) -> Path:
+    """The folder of a copy, whether it is there or not; ``<cache>/local/<name>`` has precedence."""
     by_hand = cache_folder() / "local" / name
     if by_hand.is_dir():
         return by_hand
     return cache_folder() / "hub" / f"{name.replace('/', '--')}-{most or 'all'}"
 
 
-def copy_of(name: str, row: HubRow, most: int) -> Path:
+def fetch_copy(name: str, row: HubRow, most: int) -> Path:
     """The folder with the first ``most`` documents (0: all), streamed from the hub if not there.
 
     Raises:
         DataError: neither is the folder there nor can the hub be reached.
     """
-    folder = place_of(name, most)
+    folder = copy_folder(name, most)
     if folder.is_dir():
         return folder
     try:
-        revision = revision_of(row)
+        revision = hub_revision(row)
         LOG.warning("streaming %s of %s (once)", f"{most} documents" if most else "all", row.hub)
         with atomic_folder(folder) as draft:
             _save(row, most, revision, draft)
     except _unreachable() as error:
-        reason, local = (
-            str(error.__cause__ or error).splitlines()[0].rstrip("."),
-            cache_folder() / "local",
-        )
+        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
+        local = cache_folder() / "local" / name
         raise DataError(
             f"data set {name!r} cannot be had from the hub ({row.hub}): {reason}. Where the hub "
             f"can be reached, run 'dandelion data download {name}' and copy {folder} here; or "
-            f"save the data set yourself (datasets: save_to_disk) as {local / name}"
+            f"save the data set yourself (datasets: save_to_disk) as {local}"
         ) from error
     return folder
 
 
-def revision_of(row: HubRow) -> str:
-    """The commit that the hub has now; nothing for a local copy of a repository."""
+def hub_revision(row: HubRow) -> str:
+    """The newest commit on the hub; empty for a local copy of a repository."""
     from huggingface_hub import HfApi
 
     return "" if Path(row.hub).is_dir() else str(HfApi().dataset_info(row.hub, timeout=30).sha)
 
 
 def _save(row: HubRow, most: int, revision: str, draft: Path) -> None:
-    """Write the documents as ``datasets`` does, under the columns that we read."""
+    """Write the documents in the format of ``datasets``, with the columns of ``local_folder``."""
     from datasets import ClassLabel, Dataset, Features, Value, disable_progress_bars
 
     disable_progress_bars()
     train = _split(row, "train", revision)
-    row = _known(row, train)
+    row = _with_columns(row, train)
     features = {"text": Value("string")}
     if row.group:
         features["group"] = Value("string")
     if row.label:
-        known = (train.features or {}).get(row.label)
-        features["label"] = known if isinstance(known, ClassLabel) else Value("string")
+        feature = (train.features or {}).get(row.label)
+        features["label"] = feature if isinstance(feature, ClassLabel) else Value("string")
     if row.held_out:
         features["held_out"] = Value("bool")
 
@@ -101,7 +125,7 @@ def _save(row: HubRow, most: int, revision: str, draft: Path) -> None:
     )  # fmt: skip
     dataset.save_to_disk(str(draft))
     origin = {"hub": row.hub, "config": row.config, "revision": revision, "documents": len(dataset)}
-    (draft / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
+    (draft / ORIGIN_FILE).write_text(json.dumps(origin, indent=1) + "\n")
     shutil.rmtree(scratch)
 
 
@@ -113,8 +137,8 @@ def _split(row: HubRow, split: str, revision: str) -> Any:  # noqa: ANN401
     )
 
 
-def _known(row: HubRow, train: Any) -> HubRow:  # noqa: ANN401
-    """The row with its columns of text, which may have to be looked at."""
+def _with_columns(row: HubRow, train: Any) -> HubRow:  # noqa: ANN401
+    """The row with its columns of text; those of an unknown set are looked up by their names."""
     if row.text:
         return row
     columns = train.column_names or list(next(iter(train)))
@@ -123,41 +147,41 @@ def _known(row: HubRow, train: Any) -> HubRow:  # noqa: ANN401
 
 
 def _documents(
-    row: HubRow, lines: Iterable[Mapping[str, Any]], held: bool
+    row: HubRow, lines: Iterable[Mapping[str, Any]], held_out: bool
 ) -> Iterator[dict[str, Any]]:
-    """Our columns of each document."""
+    """The columns of each document under our names."""
     for line in articles(lines) if row.headings else lines:
-        found: dict[str, Any] = {"text": "\n".join(str(line[column]) for column in row.text)}
+        columns: dict[str, Any] = {"text": "\n".join(str(line[column]) for column in row.text)}
         if row.group:
-            found["group"] = str(_at(line, row.group))
+            columns["group"] = str(_value_at(line, row.group))
         if row.label:
-            found["label"] = line[row.label]
+            columns["label"] = line[row.label]
         if row.held_out:
-            found["held_out"] = held
-        yield found
+            columns["held_out"] = held_out
+        yield columns
 
 
 def articles(lines: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
     """Join lines to articles; one begins at ' = Title = ', not at ' = = Section = = '."""
-    kept: list[str] = []
+    article: list[str] = []
     for line in lines:
         text = str(line["text"])
-        if text.startswith(" = ") and not text.startswith(" = = ") and "".join(kept).strip():
-            yield {"text": "".join(kept)}
-            kept = []
-        kept.append(text)
-    if "".join(kept).strip():
-        yield {"text": "".join(kept)}
+        if text.startswith(" = ") and not text.startswith(" = = ") and "".join(article).strip():
+            yield {"text": "".join(article)}
+            article = []
+        article.append(text)
+    if "".join(article).strip():
+        yield {"text": "".join(article)}
 
 
-def _at(record: Any, path: str) -> object:  # noqa: ANN401
+def _value_at(record: Any, path: str) -> object:  # noqa: ANN401
     for key in path.split("."):
         record = record[key]
     return record
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
-    """What hub and network raise for all that is amiss."""
+    """The errors of the hub and of the network."""
     from datasets.exceptions import DatasetsError
     from httpx import HTTPError
 

@@ -1,8 +1,8 @@
 """Local folders: what ``datasets`` saved, files in a format that it reads, or plain text files.
 
-A column ``text`` holds the documents, or other columns do that we know; ``group`` is the natural
-id, ``label`` the class, ``held_out`` what the data set keeps for evaluation. Any other column of
-words or numbers serves as a natural id too (``partition-by``).
+The column ``text``, or one of the sets of columns in TEXTS, holds the documents. ``group`` is the
+natural id, ``label`` the class, ``held_out`` the flag of documents for evaluation. Any other
+column of words or numbers is a natural id too (``partition-by``).
 """
 
 import json
@@ -17,8 +17,8 @@ from shared.data.documents import Documents, Source
 TEXTS = (("text",), ("question", "long_answer", "final_decision"), ("sentence",), ("content",))
 LABELS = ("label", "final_decision")
 TABLES = (".parquet", ".json", ".jsonl", ".csv", ".arrow", ".gz", ".zst")
-PARTS = 256  # consecutive documents are bundled into at most so many groups where none has an id
-OURS = ("group", "label", "held_out")
+MOST_GROUPS = 256  # of consecutive documents, if no column names their groups
+OWN_COLUMNS = ("group", "label", "held_out")
 
 
 def is_saved(folder: Path) -> bool:
@@ -35,7 +35,7 @@ def folder_source(folder: Path) -> Source:
 
 
 def documents_in(folder: Path, by: str = "group") -> Documents:
-    """Read a folder; texts stay on disk until they are asked for.
+    """Read a folder; texts stay on disk until they are used.
 
     Raises:
         DataError: it holds nothing that can be read, or no column of text; names what it holds.
@@ -47,30 +47,39 @@ def documents_in(folder: Path, by: str = "group") -> Documents:
 
 
 def open_folder(folder: Path) -> Any:  # noqa: ANN401
-    """The ``Dataset`` in a folder: its train split where it has splits."""
+    """Open the ``Dataset`` in a folder: its train split if it has splits.
+
+    Raises:
+        DataError: it cannot be read, or has splits without ``train``.
+    """
     from datasets import DatasetDict, disable_progress_bars, load_dataset, load_from_disk
     from datasets.exceptions import DatasetsError
 
     disable_progress_bars()
     try:
         if not is_saved(folder):
-            kept = str(cache_folder() / "read")
-            return load_dataset(str(folder), split="train", cache_dir=kept)
-        found = load_from_disk(str(folder))
+            cache = str(cache_folder() / "read")
+            return load_dataset(str(folder), split="train", cache_dir=cache)
+        dataset = load_from_disk(str(folder))
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(
             f"{folder} cannot be read: {str(error).splitlines()[0]}. A folder that datasets saved "
             "(save_to_disk), or one of parquet, json, csv or text files expected"
         ) from error
-    if not isinstance(found, DatasetDict):
-        return found
-    if "train" not in found:
-        raise DataError(f"{folder}: a split 'train' expected, got {', '.join(found)}")
-    return found["train"]
+    if not isinstance(dataset, DatasetDict):
+        return dataset
+    if "train" not in dataset:
+        raise DataError(f"{folder}: a split 'train' expected, got {', '.join(dataset)}")
+    return dataset["train"]
 
 
 def documents_from(dataset: Any, by: str, name: str) -> Documents:  # noqa: ANN401
-    """Documents of a ``Dataset`` whose columns say what they are."""
+    """Make documents of a ``Dataset``, grouped by the column ``by``.
+
+    Raises:
+        ConfigError: there is no such column.
+        DataError: no column of text is known.
+    """
     columns, total = dataset.column_names, len(dataset)
     texts = (
         dataset["text"] if "text" in columns else join_columns(dataset, text_columns(columns, name))
@@ -78,17 +87,21 @@ def documents_from(dataset: Any, by: str, name: str) -> Documents:  # noqa: ANN4
     if by in columns:
         groups = [str(value) for value in dataset[by]]
     elif by == "group":
-        parts = min(PARTS, total)
-        groups = [f"part-{row * parts // total:03d}" for row in range(total)]
+        count = min(MOST_GROUPS, total)
+        groups = [f"part-{row * count // total:03d}" for row in range(total)]
     else:
         raise ConfigError(f"partition-by: {name} has columns {', '.join(columns)}, got {by!r}")
     labels, classes = classes_of(dataset)
-    held = list(dataset["held_out"]) if "held_out" in columns else None
-    return Documents(texts, groups, labels, classes, held, f"{dataset._fingerprint}")
+    held_out = list(dataset["held_out"]) if "held_out" in columns else None
+    return Documents(texts, groups, labels, classes, held_out, f"{dataset._fingerprint}")
 
 
 def text_columns(columns: Sequence[str], name: str) -> tuple[str, ...]:
-    """The columns that make up a document."""
+    """The columns that make up a document, by their names.
+
+    Raises:
+        DataError: none of the known sets of columns is there.
+    """
     for wanted in TEXTS:
         if set(wanted) <= set(columns):
             return wanted
@@ -102,7 +115,7 @@ def join_columns(rows: Any, columns: Sequence[str]) -> list[str]:  # noqa: ANN40
 
 
 def classes_of(dataset: Any) -> tuple[list[int] | None, tuple[str, ...]]:  # noqa: ANN401
-    """The label of each row and the names of the labels; nothing where there are none."""
+    """The label of each row and the names of the labels; None and () if there are none."""
     column = next((c for c in LABELS if c in dataset.column_names), "")
     values = list(dataset[column]) if column else []
     if not values or any(value is None for value in values):
@@ -111,16 +124,16 @@ def classes_of(dataset: Any) -> tuple[list[int] | None, tuple[str, ...]]:  # noq
     if names is not None and min(values) >= 0:
         return values, tuple(names)
     known = sorted(set(values))
-    places = {value: place for place, value in enumerate(known)}
-    return [places[value] for value in values], tuple(map(str, known))
+    numbers = {value: number for number, value in enumerate(known)}
+    return [numbers[value] for value in values], tuple(map(str, known))
 
 
 def _more_ids(folder: Path) -> list[str]:
-    """Columns of words or numbers beside text and class, as the folder's own description says."""
-    found = folder / "train" if (folder / "dataset_dict.json").is_file() else folder
+    """Columns of words or numbers beside text and class, by the folder's own description."""
+    split = folder / "train" if (folder / "dataset_dict.json").is_file() else folder
     try:
         features: Mapping[str, Mapping[str, str]] = json.loads(
-            (found / "dataset_info.json").read_text()
+            (split / "dataset_info.json").read_text()
         )["features"]
     except (OSError, ValueError, KeyError):
         return []
@@ -128,7 +141,7 @@ def _more_ids(folder: Path) -> list[str]:
     return [
         name
         for name, feature in features.items()
-        if name not in texts | {*OURS} and feature.get("_type") in ("Value", "ClassLabel")
+        if name not in texts | {*OWN_COLUMNS} and feature.get("_type") in ("Value", "ClassLabel")
     ]
 
 

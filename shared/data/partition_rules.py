@@ -1,8 +1,8 @@
-"""Rules that deal items to shards: each item to exactly one, each shard at least one.
+"""Rules that partition items into shards: each item is in one shard, and no shard is empty.
 
-An item is whatever a client counts as an example, usually a block. Our random rules take their
-words from Philox and integers alone, so every machine deals the same; those of ``flwr-datasets``
-are in ``partitioners``.
+A shard is one client's part; an item is an example. The random rules here use Philox's words and
+integers alone, so every machine computes the same partition. Those of ``flwr-datasets`` are in
+``flower_partitioners``.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ ONE = 1 << 16  # alpha is a multiple of 1 / ONE
 ATTEMPTS = 10
 
 
-def shard(
+def partition(
     ids: Sequence[str] | Sequence[int] | Ids,
     count: int,
     rule: str = "natural",
@@ -32,18 +32,19 @@ def shard(
     alpha: float = 0.5,
     classes: int = 2,
 ) -> list[Ids]:
-    """Deal items to ``count`` shards and return the items of each, ascending.
+    """Partition items into ``count`` shards; return the items of each, ascending.
 
     Args:
         ids: the group or the label of each item (n,).
-        count: how many shards.
+        count: number of shards.
         rule: ``natural``, ``iid``, ``dirichlet``, or one of ``flwr-datasets``: ``flower-...``.
         seed: of the random rules.
-        alpha: Dirichlet rules only; small: each id in few shards, large: as ``iid``.
-        classes: ``flower-pathological`` only; how many ids a shard has.
+        alpha: of the Dirichlet rules; small: each id is in few shards, large: as ``iid``.
+        classes: of ``flower-pathological``: the number of ids in a shard.
 
     Raises:
-        ConfigError: the rule is unknown, or some shard would be empty.
+        UnknownNameError: of the rule.
+        ConfigError: some shard would be empty.
     """
     if rule not in NAMES:
         raise UnknownNameError("shard rule", rule, NAMES)
@@ -64,7 +65,7 @@ def shard(
 
 
 def natural(ids: Ids, count: int, seed: int, alpha: float) -> Ids:
-    """Deal whole groups, the largest first, each to the shard that holds least (Graham 1969)."""
+    """Assign whole groups, the largest first, each to the smallest shard so far (Graham 1969)."""
     del seed, alpha
     sizes = np.bincount(ids)
     if len(sizes) < count:
@@ -80,7 +81,7 @@ def natural(ids: Ids, count: int, seed: int, alpha: float) -> Ids:
 
 
 def iid(ids: Ids, count: int, seed: int, alpha: float) -> Ids:
-    """Deal items like a shuffled pack: sizes differ by one at most."""
+    """Assign shuffled items in turn: sizes differ by one at most."""
     del alpha
     owners = np.empty(len(ids), np.int64)
     owners[np.argsort(_words64(seed, 0, len(ids)), kind="stable")] = np.arange(len(ids)) % count
@@ -88,9 +89,9 @@ def iid(ids: Ids, count: int, seed: int, alpha: float) -> Ids:
 
 
 def dirichlet(ids: Ids, count: int, seed: int, alpha: float) -> Ids:
-    """Deal each id's items in proportions drawn from Dirichlet(alpha) (Hsu et al. 2019).
+    """Assign each id's items in proportions drawn from Dirichlet(alpha) (Hsu et al. 2019).
 
-    Drawn again, up to 10 times, while some shard is empty.
+    Proportions are drawn again, up to 10 times, while some shard is empty.
     """
     weight = round(alpha * ONE) if isfinite(alpha) else 0
     if weight < 1:
@@ -108,14 +109,14 @@ def dirichlet(ids: Ids, count: int, seed: int, alpha: float) -> Ids:
 def _urn(ids: Ids, count: int, weight: int, draws: NDArray[np.uint64]) -> Ids:
     """Draw items' shards from a Pólya urn per id (Blackwell and MacQueen 1973).
 
-    An item takes a uniform shard with probability count·alpha / (count·alpha + items before it),
+    An item gets a uniform shard with probability count·alpha / (count·alpha + items before it),
     else the shard of one of those items. That is exactly "draw proportions from a Dirichlet, then
     every shard from them", in integers: no logarithm whose last bit differs between machines.
     """
-    seated: dict[int, list[int]] = {}
+    assigned: dict[int, list[int]] = {}  # the shards of each id's items so far
     owners = np.empty(len(ids), np.int64)
     for item, (id_, word) in enumerate(zip(ids.tolist(), draws.tolist(), strict=True)):
-        before = seated.setdefault(id_, [])
+        before = assigned.setdefault(id_, [])
         pick = word * (count * weight + len(before) * ONE) >> 64
         new = pick < count * weight
         owner = pick // weight if new else before[(pick - count * weight) // ONE]

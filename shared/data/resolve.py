@@ -1,14 +1,16 @@
-"""Which data set a name means, and its documents grouped as the run asks."""
+"""Data sets by name: their documents, grouped as a run needs them, and several merged into one."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from shared.base.errors import ConfigError
+from shared.base.files import atomic_folder
 from shared.data.documents import DATASETS, Documents, Source
-from shared.data.local_folder import folder_source
-from shared.data.sets.hub import any_on_hub
+from shared.data.hub_cache import any_on_hub
+from shared.data.local_folder import documents_in, folder_source
 
-LABEL = "label"  # groups that are the classes
+LABEL = "label"  # the natural id that groups documents by class
 
 
 def source_of(name: str) -> Source:
@@ -33,8 +35,8 @@ def documents_of(name: str, max_samples: int = 0, by: str = "") -> Documents:
 
     Args:
         name: of the data set.
-        max_samples: how many documents to keep; 0: as many as the data set recommends.
-        by: one of its natural ids, or ``label``; empty: its usual one.
+        max_samples: number of documents; 0: as many as the data set recommends.
+        by: one of its natural ids, or ``label``; empty: its first id.
 
     Raises:
         ConfigError: the data set has no such id.
@@ -44,7 +46,7 @@ def documents_of(name: str, max_samples: int = 0, by: str = "") -> Documents:
     usual = source.ids[0]
     if by not in ("", LABEL, *source.ids):
         raise ConfigError(
-            f"partition-by: {name!r} can be grouped by {', '.join(source.ids)}, or by label where "
+            f"partition-by: {name!r} can be grouped by {', '.join(source.ids)}, or by label if "
             f"it has classes; got {by!r}"
         )
     documents = source.load(max_samples or source.samples, usual if by in ("", LABEL) else by)
@@ -54,3 +56,45 @@ def documents_of(name: str, max_samples: int = 0, by: str = "") -> Documents:
         raise ConfigError(f"partition-by = label: {name!r} has no classes")
     names = [documents.classes[label] for label in documents.labels]
     return replace(documents, groups=names)
+
+
+def merge(names: Sequence[str], out: Path, max_samples: int = 0) -> Documents:
+    """Write the documents of several data sets into one folder, which ``dataset`` then names.
+
+    A group's name begins with its set's, and ``partition-by = source`` groups by set. Labels are
+    written if all sets have the same classes, and so is what each set holds out.
+
+    Raises:
+        ConfigError: fewer than two sets, or something is at ``out`` already.
+    """
+    if len(names) < 2:
+        raise ConfigError(f"at least two data sets expected, got {list(names)}")
+    if out.exists():
+        raise ConfigError(f"{out}: there already; choose another --out")
+    parts = {name: documents_of(name, max_samples) for name in names}
+    with atomic_folder(out.resolve()) as draft:
+        _write(parts, draft)
+    return documents_in(out)
+
+
+def _write(parts: dict[str, Documents], folder: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value, disable_progress_bars
+
+    disable_progress_bars()
+    features = {column: Value("string") for column in ("text", "group", "source")}
+    short = {name: Path(name).name for name in parts}
+    columns: dict[str, list[object]] = {
+        "text": [text for part in parts.values() for text in part.texts],
+        "group": [f"{short[n]}: {group}" for n, part in parts.items() for group in part.groups],
+        "source": [short[n] for n, part in parts.items() for _ in part.texts],
+    }
+    classes = {part.classes for part in parts.values()}
+    if len(classes) == 1 and all(part.labels is not None for part in parts.values()):
+        features["label"] = ClassLabel(names=list(classes.pop()))
+        columns["label"] = [label for part in parts.values() for label in part.labels or ()]
+    if any(part.held_out is not None for part in parts.values()):
+        features["held_out"] = Value("bool")
+        columns["held_out"] = [
+            flag for part in parts.values() for flag in part.held_out or [False] * len(part.texts)
+        ]
+    Dataset.from_dict(columns, Features(features)).save_to_disk(str(folder))

@@ -13,7 +13,7 @@ from shared.base.errors import ConfigError, DataError
 from shared.config.schema import Config
 from shared.data.documents import Documents, evenly_spaced
 from shared.data.examples import Examples, hold_out
-from shared.data.partition_rules import shard
+from shared.data.partition_rules import partition
 from shared.data.resolve import documents_of
 from shared.models.model import LanguageModel
 from shared.models.tokenizers import ByteTokenizer
@@ -86,7 +86,7 @@ class Corpus:
         if count not in self._shards:
             c = self.config
             how = c.partitioner, c.seed, c.partition_alpha, c.partition_classes
-            dealt = shard(self.training.groups, count, *how)
+            dealt = partition(self.training.groups, count, *how)
             self._shards[count] = [self.training.take(rows) for rows in dealt]
         return self._shards[count][number]
 

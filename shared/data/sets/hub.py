@@ -1,14 +1,12 @@
-"""Data sets of the Hugging Face hub: one row each, where it is and what its columns mean.
+"""Known data sets of the Hugging Face hub: one row each, its address and what its columns mean.
 
-A large set is never downloaded as a whole: its first documents are streamed, as many as recommended
-or as ``max-samples`` says, and kept in the data cache, so that later runs need no hub.
+A large set is never downloaded as a whole. Its first documents are streamed, as many as are
+recommended or as ``max-samples`` says.
 """
 
-from shared.data.documents import DATASETS, Documents, Source
-from shared.data.hub_cache import HubRow, copy_of, place_of
-from shared.data.local_folder import documents_in
+from shared.data.documents import DATASETS
+from shared.data.hub_cache import HubRow, hub_source
 
-UNKNOWN_SAMPLES = 10_000  # of a set that has no row here
 WEB = ("text",)
 
 # name: row, what it is, size, licence
@@ -67,26 +65,6 @@ HUB: dict[str, tuple[HubRow, str, str, str]] = {
         "questions on abstracts, with answer and decision", "1,000 questions", "MIT",
     ),
 }  # fmt: skip
-
-
-def hub_source(name: str, row: HubRow, about: str, size: str, licence: str) -> Source:
-    """A row as a data set; ``<name>-local`` is usually a folder that somebody saved."""
-
-    def load(most: int, by: str) -> Documents:
-        return documents_in(copy_of(name, row, most if row.samples else 0), by).thin(most)
-
-    kind = "local" if name.endswith("-local") else "hub"
-    return Source(
-        load, kind, about, ("group",), size, licence, row.samples, hub=row.hub,
-        here=lambda: place_of(name, row.samples).is_dir(),
-    )  # fmt: skip
-
-
-def any_on_hub(name: str) -> Source:
-    """A data set by its name on the hub, ``owner/name`` or ``owner/name:config``."""
-    hub, _, config = name.partition(":")
-    row = HubRow(hub, config, samples=UNKNOWN_SAMPLES)
-    return hub_source(name.replace(":", "--"), row, f"{hub} on the hub", "", "see the hub")
 
 
 for _name, (_row, *_words) in HUB.items():

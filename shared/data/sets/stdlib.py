@@ -1,8 +1,9 @@
-"""The Python standard library's own sources: one document per file, one group per module."""
+"""Texts that every Python brings: its standard library's sources, and its reference manual."""
 
 import sysconfig
 import tokenize
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 from shared.base.errors import DataError
@@ -14,13 +15,14 @@ GENERATED = ("_sysconfigdata", "config-")
 
 
 def stdlib(max_samples: int, by: str = "module") -> Documents:
-    """Read the sources of the interpreter that runs this; no network, no licence question.
+    """Read the sources of this interpreter's library: one document per file, a group per module.
 
-    They differ between Python versions: no tokenizer or vocabulary may be derived from them.
+    They need no network. They differ between Python versions: no tokenizer or vocabulary may be
+    derived from them.
 
     Raises:
-        DataError: the sources are not there. Nothing else is used in their stead, since a run on
-            other text under the same name could not be repeated.
+        DataError: the sources are not there. No other text replaces them, since a run on it under
+            the same name could not be repeated.
     """
     del by
     folder = Path(sysconfig.get_paths()["stdlib"])
@@ -59,5 +61,33 @@ DATASETS.register("stdlib")(
     Source(
         stdlib, "embedded", "the sources of Python's standard library", ("module",),
         "11 MB", "PSF",
+    )
+)  # fmt: skip
+
+
+def topics(max_samples: int, by: str = "topic") -> Documents:
+    """Python's reference manual as ``help()`` prints it: one document and one group per topic.
+
+    Half a megabyte of English prose, which is there also without sources.
+
+    Raises:
+        DataError: this Python has no manual.
+    """
+    del by
+    try:
+        known: dict[str, str] = import_module("pydoc_data.topics").topics
+    except ModuleNotFoundError as error:
+        raise DataError(
+            "this Python has no pydoc_data.topics (some images strip it): install the standard "
+            "library (Debian: libpython3-stdlib) or choose another dataset"
+        ) from error
+    names = sorted(known)
+    return Documents([known[name] for name in names], names).thin(max_samples)
+
+
+DATASETS.register("topics")(
+    Source(
+        topics, "embedded", "Python's reference manual as help() prints it", ("topic",),
+        "0.5 MB", "PSF",
     )
 )  # fmt: skip

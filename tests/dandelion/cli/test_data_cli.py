@@ -9,8 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from dandelion.cli.app import entry
 from shared.base.errors import ConfigError
 from shared.data.documents import DATASETS
-from shared.data.merge import merge
-from shared.data.resolve import documents_of
+from shared.data.resolve import documents_of, merge
 
 
 @pytest.fixture(autouse=True)

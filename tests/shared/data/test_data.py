@@ -1,4 +1,4 @@
-"""Data: documents come in one order, shards and held-out blocks are partitions, draws are pure."""
+"""Documents come in one order, shards and held-out blocks are partitions, draws are pure."""
 
 import sysconfig
 from collections import Counter
@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from shared.base.errors import ConfigError, DataError, UnknownNameError
 from shared.config.schema import Config
-from shared.data.documents import Documents, evenly_spaced
+from shared.data.documents import DATASETS, Documents, evenly_spaced
 from shared.data.examples import cut_blocks, draw, hold_out
 from shared.data.flower_partitioners import PARTITIONERS
-from shared.data.partition_rules import RULES, shard
+from shared.data.partition_rules import RULES, partition
 from shared.data.resolve import documents_of
 from shared.models.tokenizers import ByteTokenizer
 
@@ -28,7 +28,22 @@ def digest(arrays):
 # --- documents
 
 
-@pytest.mark.parametrize("name", ["stdlib", "topics"])
+EMBEDDED = [name for name in DATASETS.names() if DATASETS[name].kind == "embedded"]
+
+
+@pytest.mark.parametrize("name", DATASETS.names())
+def test_every_data_set_says_what_it_is_and_where_it_comes_from(name):
+    source = DATASETS[name]
+    assert source.kind in ("embedded", "packaged", "hub", "local")
+    assert source.ids
+    assert source.about
+    assert source.size
+    assert source.licence
+    assert source.origin
+    assert isinstance(source.is_here, bool)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_a_data_set_is_the_same_on_every_call(name):
     first, second = documents_of(name, 20), documents_of(name, 20)
     assert first == second
@@ -95,7 +110,7 @@ def test_evenly_spaced_rows_are_distinct_and_within_bounds(total, count):
 )
 def test_shards_are_disjoint_complete_and_none_is_empty(ids, count, rule, seed):
     try:
-        shards = shard(ids, count, rule, seed)
+        shards = partition(ids, count, rule, seed)
     except ConfigError:
         assert rule == "dirichlet" or count > len(set(ids))
         return
@@ -113,9 +128,9 @@ def test_shards_are_disjoint_complete_and_none_is_empty(ids, count, rule, seed):
     seed=st.integers(0, 2**63 - 1),
 )
 @pytest.mark.parametrize("rule", sorted(PARTITIONERS))
-def test_flowers_partitioners_deal_each_item_once_or_say_why_not(rule, ids, count, classes, seed):
+def test_flowers_partitioners_assign_each_item_once_or_say_why_not(rule, ids, count, classes, seed):
     try:
-        shards, reason = shard(ids, count, rule, seed, 0.5, classes), ""
+        shards, reason = partition(ids, count, rule, seed, 0.5, classes), ""
     except ConfigError as error:
         shards, reason = [], str(error)
     if reason:
@@ -126,27 +141,29 @@ def test_flowers_partitioners_deal_each_item_once_or_say_why_not(rule, ids, coun
     assert sorted(np.concatenate(shards)) == list(range(len(ids)))
     assert all(
         np.array_equal(first, second)
-        for first, second in zip(shards, shard(ids, count, rule, seed, 0.5, classes), strict=True)
+        for first, second in zip(
+            shards, partition(ids, count, rule, seed, 0.5, classes), strict=True
+        )
     )
 
 
 def test_flowers_partitioners_do_what_their_names_say():
     ids = np.repeat(np.arange(6), 50)
-    owners = [set(ids[rows]) for rows in shard(ids, 6, "flower-natural")]
+    owners = [set(ids[rows]) for rows in partition(ids, 6, "flower-natural")]
     assert owners == [{0}, {1}, {2}, {3}, {4}, {5}]
-    assert [len(rows) for rows in shard(ids, 4, "flower-iid")] == [75, 75, 75, 75]
-    assert {len(set(ids[rows])) for rows in shard(ids, 4, "flower-iid")} == {6}
-    held = [len(set(ids[rows])) for rows in shard(ids, 6, "flower-pathological", classes=3)]
-    assert held == [3] * 6
-    sizes = [len(rows) for rows in shard(ids, 4, "flower-linear")]
+    assert [len(rows) for rows in partition(ids, 4, "flower-iid")] == [75, 75, 75, 75]
+    assert {len(set(ids[rows])) for rows in partition(ids, 4, "flower-iid")} == {6}
+    classes = [len(set(ids[rows])) for rows in partition(ids, 6, "flower-pathological", classes=3)]
+    assert classes == [3] * 6
+    sizes = [len(rows) for rows in partition(ids, 4, "flower-linear")]
     assert sizes == sorted(sizes)
     assert sizes[3] > 3.5 * sizes[0]
-    skewed = [len(set(ids[rows])) for rows in shard(ids, 12, "flower-dirichlet", alpha=0.05)]
+    skewed = [len(set(ids[rows])) for rows in partition(ids, 12, "flower-dirichlet", alpha=0.05)]
     assert np.mean(skewed) < 4
     with pytest.raises(ConfigError, match="one shard for each of 6 ids"):
-        shard(ids, 5, "flower-natural")
+        partition(ids, 5, "flower-natural")
     with pytest.raises(ConfigError, match=r"gives \d+ of 300 items to none of 2 shards"):
-        shard(ids, 2, "flower-pathological", classes=2)
+        partition(ids, 2, "flower-pathological", classes=2)
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=200), st.integers(1, 6))
@@ -154,24 +171,24 @@ def test_natural_shards_split_no_group_and_are_balanced(ids, count):
     sizes = Counter(ids)
     if len(sizes) < count:
         with pytest.raises(ConfigError, match=f"{len(sizes)} groups|{len(ids)} shards"):
-            shard(ids, count)
+            partition(ids, count)
         return
-    shards = shard(ids, count)
+    shards = partition(ids, count)
     owners = [{ids[row] for row in rows} for rows in shards]
     assert sum(map(len, owners)) == len(sizes)
     lengths = [len(rows) for rows in shards]
     assert max(lengths) - min(lengths) <= max(sizes.values())
 
 
-def test_random_rules_deal_the_same_on_every_machine():
+def test_random_rules_give_the_same_partition_on_every_machine():
     ids = np.repeat(np.arange(7), 100)
-    assert digest(shard(ids, 5, "iid", seed=3)) == "22fe91c80b09a7b1"
-    assert digest(shard(ids, 5, "dirichlet", seed=3, alpha=0.5)) == "101f1efa1be2f13b"
-    assert digest(shard(ids, 5, "iid", seed=4)) != digest(shard(ids, 5, "iid", seed=3))
+    assert digest(partition(ids, 5, "iid", seed=3)) == "22fe91c80b09a7b1"
+    assert digest(partition(ids, 5, "dirichlet", seed=3, alpha=0.5)) == "101f1efa1be2f13b"
+    assert digest(partition(ids, 5, "iid", seed=4)) != digest(partition(ids, 5, "iid", seed=3))
 
 
 def test_iid_shards_differ_by_one_item_at_most_and_mix_groups():
-    shards = shard(np.repeat(np.arange(4), 250), 7, "iid")
+    shards = partition(np.repeat(np.arange(4), 250), 7, "iid")
     assert {len(rows) for rows in shards} == {142, 143}
     assert all(len(set(rows // 250)) == 4 for rows in shards)
 
@@ -179,7 +196,7 @@ def test_iid_shards_differ_by_one_item_at_most_and_mix_groups():
 @pytest.mark.parametrize("alpha", [0.1, 1.0, 10.0])
 def test_dirichlet_proportions_have_the_variance_of_a_dirichlet(alpha):
     groups, items, count = 1000, 100, 4
-    shards = shard(np.repeat(np.arange(groups), items), count, "dirichlet", 1, alpha)
+    shards = partition(np.repeat(np.arange(groups), items), count, "dirichlet", 1, alpha)
     shares = np.stack([np.bincount(rows // items, minlength=groups) for rows in shards]) / items
     spread = (1 / count) * (1 - 1 / count) / (count * alpha + 1)  # of a Dirichlet's parts
     counted = spread + ((1 / count) * (1 - 1 / count) - spread) / items  # of counts drawn from it
@@ -187,15 +204,15 @@ def test_dirichlet_proportions_have_the_variance_of_a_dirichlet(alpha):
     assert shares.mean(axis=1) == pytest.approx(np.full(count, 0.25), abs=0.07)
 
 
-def test_what_cannot_be_dealt_is_refused_with_the_numbers():
+def test_an_impossible_partition_is_refused_with_the_numbers():
     with pytest.raises(ConfigError, match="between 1 and 3 shards expected for 3 items: 4"):
-        shard([0, 1, 2], 4, "iid")
+        partition([0, 1, 2], 4, "iid")
     with pytest.raises(ConfigError, match=r"alpha = 0\.001 left one of 40 shards"):
-        shard([0] * 60, 40, "dirichlet", alpha=0.001)
+        partition([0] * 60, 40, "dirichlet", alpha=0.001)
     with pytest.raises(ConfigError, match="alpha"):
-        shard([0, 1], 2, "dirichlet", alpha=float("nan"))
+        partition([0, 1], 2, "dirichlet", alpha=float("nan"))
     with pytest.raises(UnknownNameError, match=r"known: dirichlet, flower-dirichlet, .* natural"):
-        shard([0, 1], 2, "natrual")
+        partition([0, 1], 2, "natrual")
 
 
 # --- blocks
@@ -227,13 +244,13 @@ def test_documents_shorter_than_a_block_are_an_error():
 def test_held_out_blocks_are_the_last_of_each_group_and_apart(sizes, fraction):
     texts = ["x" * (4 * size) for size in sizes]
     blocks = cut_blocks(Documents(texts, [f"g{n}" for n in range(len(sizes))]), BYTES, 4)
-    blocks.tokens[:] = np.arange(len(blocks))[:, None]  # each block tells its place
+    blocks.tokens[:] = np.arange(len(blocks))[:, None]  # each block tells its row
     training, evaluation = hold_out(blocks, fraction)
     for group, size in enumerate(sizes):
-        kept = training.tokens[training.groups == group, 0].tolist()
-        held = evaluation.tokens[evaluation.groups == group, 0].tolist()
-        assert kept + held == np.flatnonzero(blocks.groups == group).tolist()
-        assert len(held) == (max(1, int(size * fraction)) if size > 1 and fraction else 0)
+        first = training.tokens[training.groups == group, 0].tolist()
+        last = evaluation.tokens[evaluation.groups == group, 0].tolist()
+        assert first + last == np.flatnonzero(blocks.groups == group).tolist()
+        assert len(last) == (max(1, int(size * fraction)) if size > 1 and fraction else 0)
 
 
 def test_a_cap_on_the_evaluation_leaves_each_group_its_part():

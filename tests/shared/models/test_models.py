@@ -147,7 +147,9 @@ def test_a_flattened_model_is_saved_and_loaded_whole(blocks, tmp_path):
     assert not loaded.module.training
     with torch.inference_mode():
         assert torch.equal(loaded.module(blocks).logits, model.module(blocks).logits)
-    assert (tmp_path / "model.safetensors").stat().st_size < 4 * SHAPES["byte-gpt"].parameters + 10_000
+    assert (tmp_path / "model.safetensors").stat().st_size < 4 * SHAPES[
+        "byte-gpt"
+    ].parameters + 10_000
 
 
 def test_a_model_that_cannot_be_had_offline_is_an_error_that_helps():
@@ -178,7 +180,7 @@ def test_an_unknown_size_names_the_known_ones():
 )
 def test_a_module_that_is_not_of_transformers_is_refused_by_name(use, tmp_path):
     model = LanguageModel("mine", torch.nn.Linear(2, 2), ByteTokenizer())
-    with pytest.raises(ConfigError, match="'mine': a PreTrainedModel.*expected, got Linear"):
+    with pytest.raises(ConfigError, match=r"'mine': a PreTrainedModel.*expected, got Linear"):
         use(model, tmp_path)
 
 
