@@ -25,7 +25,7 @@ def measure_merged(oracle: Oracle, sites: Sequence[LocalSite], request: Request)
     asked = [Queries(site.id, site.examples, config, request.round) for site in sites]
     same = torch.stack([queries.batch(0) for queries in asked])  # (S, B, T)
     found = np.empty((len(sites), config.queries, 2))
-    with oracle.frozen.remembered():
+    with oracle.frozen.reuse():
         for k, key in enumerate(asked[0].keys(0)):
             fresh = config.query_data == "fresh" and k > 0
             blocks = torch.stack([queries.batch(k) for queries in asked]) if fresh else same

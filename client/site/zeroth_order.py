@@ -10,8 +10,8 @@ from torch import Tensor
 
 from shared.config.schema import Config
 from shared.data.examples import Examples, draw
-from shared.estimation.guided import directions_along, radius, two_point_along
-from shared.estimation.two_point import two_point
+from shared.estimation.guided import directions_along
+from shared.estimation.two_point import radius, two_point, two_point_along
 from shared.protocol.site_id import SiteId
 from shared.randomness.streams import Key
 from shared.replica.replica import SHARED_SLOT, keys_of
@@ -54,7 +54,7 @@ class Queries:
         keys, at_once = self.keys(step), self.config.parallel_queries
         if at_once == 1:
             loss = self._loss(oracle, step)
-            with oracle.frozen.remembered():
+            with oracle.frozen.reuse():
                 return two_point(loss, oracle.perturber, keys, self.config.eps)
         found = [
             self._together(oracle, step, slice(first, first + at_once), keys)
@@ -80,7 +80,7 @@ class Queries:
         lean = directions_along(self.config, model, directions, guide)
         step = radius(self.config.eps, model.layout)
         loss, keys = self._loss(oracle, 0), self.keys(0)
-        with oracle.frozen.remembered():
+        with oracle.frozen.reuse():
             return two_point_along(loss, oracle.perturber, model, lean, keys, step)
 
     def keys(self, step: int) -> list[Key]:

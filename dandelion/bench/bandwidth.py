@@ -11,7 +11,7 @@ from dandelion.bench.rows import Row, alternate
 from shared.base.errors import ConfigError
 from shared.base.flat import Layout
 from shared.directions import DIRECTIONS, Matrix, Multiplies
-from shared.estimation.perturber import SCRATCH
+from shared.estimation.perturber import THREAD_SCRATCH
 from shared.randomness.streams import Key
 
 SCALE, FUSED = 1e-3, 64
@@ -67,7 +67,7 @@ def ways(layout: Layout, source: Tensor) -> dict[str, Callable[[], object]]:
 def _products(layout: Layout, source: Tensor) -> dict[str, Callable[[], object]]:
     """A plain product, and one with signs added on the way where the device has a kernel for it."""
     shape = SHAPES[source.device.type]
-    x, scratch = source.new_ones(ROWS, shape[1]), source.new_empty(2 * SCRATCH)
+    x, scratch = source.new_ones(ROWS, shape[1]), source.new_empty(2 * THREAD_SCRATCH)
     found: dict[str, Callable[[], object]] = {
         f"plain {PRODUCT}": partial(torch.mm, x, source.view(shape).t())
     }

@@ -53,7 +53,7 @@ def ways(scope: str) -> dict[str, Callable[[], object]]:
 
     def queries(remember: bool) -> None:
         keys = keys_of(1, 1, SHARED_SLOT, 0, QUERIES)
-        with part.remembered() if remember else nullcontext():
+        with part.reuse() if remember else nullcontext():
             two_point(loss, perturber, keys, EPS)
 
     return {

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from shared.base.flat import TILE, Layout
-from shared.estimation.perturber import room
-from shared.estimation.small_tensors import SHARE, SMALL
+from shared.estimation.perturber import COPIES_SHARE, SMALL_TILES, scratch_size
 from shared.models.gpt2 import SHAPES, hollow
 from shared.models.hub import build_without_weights
 from shared.models.model import MODELS
@@ -32,10 +31,10 @@ def footprint(layout: Layout, dtype: str) -> Footprint:
     """The memory of a replica that trains all of ``layout`` in ``dtype``."""
     each, size = BYTES[dtype], layout.size
     widest = max((p.shape[-1] for p in layout.tensors if len(p.shape) == 2), default=1)
-    scratch = min(max(room(size, threads=1), widest), size)
+    scratch = min(max(scratch_size(size, threads=1), widest), size)
     tiles = [-(-span.size // TILE) for span in layout.tensors]
-    small = TILE * sum(count for count in tiles if count <= SMALL)
-    copies = min(small, max(scratch, size // SHARE)) if scratch < size else 0
+    small = TILE * sum(count for count in tiles if count <= SMALL_TILES)
+    copies = min(small, max(scratch, size // COPIES_SHARE)) if scratch < size else 0
     return Footprint(
         replica=each * size,
         query=each * (scratch + copies),

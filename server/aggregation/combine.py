@@ -19,7 +19,8 @@ from server.ledger.records import Contribution
 from shared.base.deterministic_sums import dot, norm
 from shared.config.rules import needed_replies
 from shared.config.schema import Config
-from shared.estimation.guided import Estimate, directions_along, radius
+from shared.estimation.guided import Estimate, directions_along
+from shared.estimation.two_point import radius
 from shared.modes.mode import cost, plan_of
 from shared.optimizers.gradient import add_scaled_
 from shared.protocol.entry import Entry, SlotDifferences

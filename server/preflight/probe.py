@@ -47,7 +47,7 @@ class Probe:
         batch, found = self.batch(0), []
         for key in self._keys(lines):
             at = range(-(NOISE_POINTS // 2), NOISE_POINTS // 2 + 1)
-            with self.oracle.frozen.remembered():
+            with self.oracle.frozen.reuse():
                 values = [self._loss_at(key, k * NOISE_STEP * size, batch) for k in at]
             differences = np.diff(np.array(values), NOISE_ORDER)
             scale = math.factorial(NOISE_ORDER) ** 2 / math.factorial(2 * NOISE_ORDER)
@@ -122,7 +122,7 @@ class Probe:
 
     def _difference(self, key: Key, eps: float, number: int) -> float:
         batch = self.batch(number)
-        with self.oracle.frozen.remembered():
+        with self.oracle.frozen.reuse():
             return self._loss_at(key, eps, batch) - self._loss_at(key, -eps, batch)
 
     def _loss_at(self, key: Key, scale: float, batch: Tensor) -> float:

@@ -1,18 +1,18 @@
-"""Directions that lean on a gradient ĝ, and the estimate from the slopes along them.
+"""Directions guided by a gradient ĝ, and the estimate from the slopes along them.
 
 *Tilted*: the unit vector u = c·ĝ/‖ĝ‖ + √(1−c²)·n, where n is a key's direction made orthogonal to ĝ
-and normalised. It is a sum of two vectors that both sides have, u = a·ĝ + b·z, so that an estimate
-travels as one number for ĝ and one for each key.
+and normalised. It is a sum of two vectors that server and site have, u = a·ĝ + b·z, so that an
+estimate is sent as one number for ĝ and one for each key.
 
 *Masked*: ĝ on a random subset of its coordinates that carries about c² of its energy, normalised.
 
 Either is measured at the displacement ε√d·u, as long as that of a plain direction, and the estimate
 is (1/(q·c²))·Σ (∂L/∂u)·u: it has the gradient's scale whatever ‖ĝ‖ is. Lengths and products are
-summed in a fixed order (``shared/base/deterministic_sums.py``), so that sites and server have the
-same u to the bit.
+summed in a fixed order (``shared/base/deterministic_sums.py``), so that sites and server compute
+the same u to the bit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Protocol
@@ -26,7 +26,7 @@ from shared.base.deterministic_sums import dot, norm
 from shared.base.flat import FlatModel, Layout
 from shared.config.schema import Config
 from shared.directions import Directions
-from shared.estimation.perturber import Perturber
+from shared.estimation.two_point import Shifts
 from shared.optimizers.gradient import add_scaled_
 from shared.randomness.philox import words
 from shared.randomness.streams import Key
@@ -37,10 +37,10 @@ WORD = 1 << 32
 
 @dataclass(frozen=True)
 class Estimate:
-    """guide·ĝ + dense + Σ keys[k]·z(k): what the slopes along some keys say of the gradient."""
+    """guide·ĝ + dense + Σ keys[k]·z(k): the gradient's estimate from the slopes along some keys."""
 
     guide: float
-    keys: NDArray[np.float64]  # (q,) zero where no direction takes part
+    keys: NDArray[np.float64]  # (q,) zero for masked directions
     dense: Tensor | None = None  # (size,)
 
     def on(self, guide: Tensor) -> Tensor:
@@ -48,11 +48,8 @@ class Estimate:
         return torch.mul(guide, self.guide) if self.dense is None else self.dense
 
 
-class Guided(Protocol):
-    """A way to lean directions on a gradient; ``guide`` (size,) is that gradient, padding zero."""
-
-    def shifted_(self, flat: Tensor, key: Key, scale: float) -> float:
-        """Add the dense part of scale * u to ``flat`` (size,); return the scale of z in it."""
+class Guided(Shifts, Protocol):
+    """Unit vectors u guided by a gradient ``guide`` (size,), padding zero."""
 
     def estimate(self, keys: Sequence[Key], slopes: NDArray[np.float64]) -> Estimate:
         """(1/(q·c²))·Σ slopes[k]·u(k)."""
@@ -67,7 +64,7 @@ class Tilted:
     cosine: float
     guide: Tensor
 
-    def shifted_(self, flat: Tensor, key: Key, scale: float) -> float:
+    def shift_(self, flat: Tensor, key: Key, scale: float) -> float:
         a, b = self.parts(key)
         add_scaled_(flat, self.guide, scale * a)
         return scale * b
@@ -78,7 +75,7 @@ class Tilted:
         return Estimate(float(sum(each * parts[:, 0])), each * parts[:, 1])
 
     def parts(self, key: Key) -> tuple[float, float]:
-        """The numbers a and b of a key; where ĝ is zero, u is the key's own direction."""
+        """The numbers a and b of a key; if ĝ is zero, u is the key's own direction."""
         z = torch.zeros_like(self.guide)
         self.directions.add_to_(z, [key], [1.0])
         self.layout.clear_padding_(z)
@@ -93,72 +90,41 @@ class Tilted:
 
 @dataclass(frozen=True)
 class Masked:
-    """u = ĝ ⊙ m / ‖ĝ ⊙ m‖, where m keeps each coordinate with probability c²."""
+    """u = ĝ ⊙ m / ‖ĝ ⊙ m‖, where m is 1 at each coordinate with probability c²."""
 
     layout: Layout
     cosine: float
     guide: Tensor
 
-    def shifted_(self, flat: Tensor, key: Key, scale: float) -> float:
-        kept, length = self._kept(key)
-        add_scaled_(flat, kept, scale / length if length else 0.0)
+    def shift_(self, flat: Tensor, key: Key, scale: float) -> float:
+        part, length = self._mask(key)
+        add_scaled_(flat, part, scale / length if length else 0.0)
         return 0.0
 
     def estimate(self, keys: Sequence[Key], slopes: NDArray[np.float64]) -> Estimate:
-        found = torch.zeros_like(self.guide)
+        dense = torch.zeros_like(self.guide)
         for key, slope in zip(keys, slopes, strict=True):
-            kept, length = self._kept(key)
+            part, length = self._mask(key)
             if length:
                 each = float(slope) / (len(keys) * self.cosine**2 * length)
-                add_scaled_(found, kept, each)
-        return Estimate(0.0, np.zeros(len(keys)), found)
+                add_scaled_(dense, part, each)
+        return Estimate(0.0, np.zeros(len(keys)), dense)
 
-    def _kept(self, key: Key) -> tuple[Tensor, float]:
+    def _mask(self, key: Key) -> tuple[Tensor, float]:
+        """ĝ on the coordinates that a key chooses (size,), and its length."""
         limit = min(round(self.cosine**2 * WORD), WORD - 1)
         blocks = range(-(-self.guide.numel() // 4))
         drawn = words(replace(key, round=key.round | MASK_ROUND), blocks).reshape(-1)
         mask = torch.from_numpy(drawn[: self.guide.numel()] < limit).to(self.guide.device)
-        kept = torch.where(mask, self.guide, torch.zeros((), device=self.guide.device))
-        return kept, norm(kept)
+        part = torch.where(mask, self.guide, torch.zeros((), device=self.guide.device))
+        return part, norm(part)
 
 
 def directions_along(
     config: Config, model: FlatModel, directions: Directions, guide: Tensor
 ) -> Guided:
-    """What ``instruct-directions`` makes of a gradient (size,)."""
+    """Guide directions by a gradient (size,) as the setting ``instruct-directions`` names."""
     vector = guide.to(model.flat.device)
     if config.instruct_directions == "masked":
         return Masked(model.layout, config.cosine_target, vector)
     return Tilted(model.layout, directions, config.cosine_target, vector)
-
-
-def radius(eps: float, layout: Layout) -> float:
-    """How far along a unit vector is as far as ``eps`` along a direction of signs."""
-    return eps * sqrt(layout.parameters)
-
-
-def two_point_along(
-    loss: Callable[[int], float],
-    perturber: Perturber,
-    model: FlatModel,
-    lean: Guided,
-    keys: Sequence[Key],
-    step: float,
-) -> NDArray[np.float32]:
-    """Return L(θ+step·u) − L(θ−step·u) for each key (q,); θ is as it was, to the bit.
-
-    Holds one copy of the parameters for as long as it lasts.
-    """
-    saved = model.flat.clone()
-
-    def at(index: int, scale: float) -> float:
-        rest = lean.shifted_(model.flat, keys[index], scale)
-        try:
-            if not rest:
-                return loss(index)
-            with perturber.at(keys[index], rest):
-                return loss(index)
-        finally:
-            model.flat.copy_(saved)
-
-    return np.array([at(k, step) - at(k, -step) for k in range(len(keys))], np.float32)

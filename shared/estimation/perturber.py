@@ -1,38 +1,40 @@
-"""The model evaluated at θ + scale * z while θ itself is never written."""
+"""A model evaluated at θ + scale * z, one point at a time, while θ itself is never written."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from shared.base.errors import ConfigError
-from shared.base.flat import FlatModel
+from shared.base.flat import TILE, FlatModel
 from shared.directions import Directions, Multiplies
 from shared.estimation.blockwise import FlatParameter, PerturbedPoint
 from shared.estimation.interception import Interception
-from shared.estimation.small_tensors import SmallTensors
 from shared.randomness.streams import Key
 
-SCRATCH = 1 << 17  # elements for a thread, 512 KiB of float32: stay in its core's cache
-LEAST = 2  # threads that scratch is held for
-ON_CUDA = 1 << 22  # elements of scratch: few kernels to start, and small beside the card's cache
-SHARE = 16  # of the parameters: more scratch than one part in so many is never taken for threads
+THREAD_SCRATCH = 1 << 17  # elements for a thread, 512 KiB of float32: stay in its core's cache
+LEAST_THREADS = 2  # the scratch is at least as large as for these
+CUDA_SCRATCH = 1 << 22  # elements: few kernels to start, and small beside the card's cache
+SCRATCH_SHARE = 16  # more threads never make the scratch exceed one part in 16 of the parameters
+SMALL_TILES = 8  # tiles of a small tensor at most
+COPIES_SHARE = 64  # the copies take at most one part in 64 of the parameters, or the scratch's size
 
 
 class Perturber:
     """Evaluates a module at perturbed parameters, in a scratch of fixed size.
 
-    Torch functions that are handed a trainable parameter get it perturbed: products with large
-    matrices block by block through the scratch, embeddings only the rows they look up, small
-    tensors from a copy of them all, any other the whole tensor, which is dropped at once. Where
-    all parameters fit into the scratch, they are perturbed there in one go and the module's
-    parameters are views of it meanwhile: the same numbers, without the price of looking at every
-    torch function.
+    A torch function with a trainable parameter among its arguments gets it perturbed. Products with
+    large matrices go block by block through the scratch, embeddings perturb only the rows that they
+    look up, small tensors come from a copy of them all. Any other function gets the whole perturbed
+    tensor, which is dropped at once. If all parameters fit into the scratch, they are perturbed
+    there in one go and the module's parameters are views of it meanwhile: the same numbers, without
+    the cost of inspecting every torch function.
 
-    Invariant I3: θ has the same bits afterwards, also where the module raises.
+    Invariant I3: θ has the same bits afterwards, also if the module raises.
 
     Raises:
-        ConfigError: a part of the module is scripted, so that its torch functions are not seen.
+        ConfigError: a part of the module is scripted, so that its torch functions are not visible.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class Perturber:
         _refuse_scripted(model)
         self._model, self._directions = model, directions
         self._multiplies = directions if isinstance(directions, Multiplies) else None
-        roomy = room(model.flat.numel(), torch.get_num_threads(), model.flat.device.type)
+        roomy = scratch_size(model.flat.numel(), torch.get_num_threads(), model.flat.device.type)
         size = max(roomy if scratch is None else scratch, _widest(model))
         self._scratch = model.flat.new_empty(min(size, model.flat.numel()))
         named = dict(model.module.named_parameters())
@@ -50,14 +52,15 @@ class Perturber:
         if self._scratch.numel() == model.flat.numel():
             own, other = model.layout.views(model.flat), model.layout.views(self._scratch)
             self._pairs = [(p, own[span.name], other[span.name]) for p, span in spans]
-        self._vectors = SmallTensors(model, size if directions.pointwise and not self._pairs else 0)
+        copied = directions.pointwise and not self._pairs
+        self._small = SmallTensors(model, size if copied else 0)
         self._mode = Interception(
             {
                 id(p): FlatParameter(
                     model.flat[span.start : span.stop],
                     span.start,
                     span.shape,
-                    self._vectors.copies.get(span.start),
+                    self._small.copies.get(span.start),
                 )
                 for p, span in spans
             }
@@ -65,7 +68,7 @@ class Perturber:
 
     @contextmanager
     def at(self, key: Key, scale: float) -> Iterator[None]:
-        """While this is active the module computes with θ + scale * z(key).
+        """Let the module compute with θ + scale * z(key) while this is active.
 
         Raises:
             RuntimeError: it is active already; points do not add up.
@@ -76,19 +79,19 @@ class Perturber:
             self._directions, self._scratch, key, scale, self._multiplies
         )
         try:
-            with self._swapped(key, scale) if self._pairs else self._intercepted(key, scale):
+            with self._swap(key, scale) if self._pairs else self._intercept(key, scale):
                 yield
         finally:
             self._mode.point = None
 
     @contextmanager
-    def _intercepted(self, key: Key, scale: float) -> Iterator[None]:
-        self._vectors.perturb_(self._directions, key, scale)
+    def _intercept(self, key: Key, scale: float) -> Iterator[None]:
+        self._small.perturb_(self._directions, key, scale)
         with self._mode:
             yield
 
     @contextmanager
-    def _swapped(self, key: Key, scale: float) -> Iterator[None]:
+    def _swap(self, key: Key, scale: float) -> Iterator[None]:
         self._directions.perturbed_(self._scratch, self._model.flat, 0, key, scale)
         try:
             for parameter, _, perturbed in self._pairs:
@@ -105,12 +108,44 @@ def _refuse_scripted(model: FlatModel) -> None:
             raise ConfigError(f"a module of torch functions expected, but {name!r} is scripted")
 
 
-def room(size: int, threads: int, device: str = "cpu") -> int:
-    """Elements of scratch: what threads or the card keep in caches, within a share of the model."""
-    most = ON_CUDA if device == "cuda" else threads * SCRATCH
-    return max(LEAST * SCRATCH, min(most, size // SHARE))
+def scratch_size(size: int, threads: int, device: str = "cpu") -> int:
+    """Elements of scratch for ``size`` parameters: what threads or the card keep in caches."""
+    most = CUDA_SCRATCH if device == "cuda" else threads * THREAD_SCRATCH
+    return max(LEAST_THREADS * THREAD_SCRATCH, min(most, size // SCRATCH_SHARE))
 
 
 def _widest(model: FlatModel) -> int:
     """Elements of the longest row of a matrix: the least that a block can be."""
     return max((span.shape[-1] for span in model.layout.tensors if len(span.shape) == 2), default=1)
+
+
+class SmallTensors:
+    """Perturbed copies of the tensors of few tiles, made all at once.
+
+    Norms and biases are many and small: a launch for each takes longer than the work in it. As many
+    are copied as fit into ``room`` elements or into a small share of the parameters; none if
+    ``room`` is 0. They are drawn as rows of tiles, so directions must be pointwise.
+    """
+
+    def __init__(self, model: FlatModel, room: int) -> None:
+        left = max(room, model.flat.numel() // COPIES_SHARE) // TILE if room else 0
+        tiles: list[int] = []
+        chosen = []
+        for span in model.layout.tensors:
+            first, stop = span.start // TILE, -(-span.stop // TILE)
+            if stop - first <= min(SMALL_TILES, left - len(tiles)):
+                chosen.append((span, len(tiles) * TILE))
+                tiles.extend(range(first, stop))
+        self._source = model.flat.view(-1, TILE)
+        self._tiles = torch.tensor(tiles, dtype=torch.int64, device=model.flat.device)
+        self._rows = model.flat.new_empty(len(tiles), TILE)
+        flat = self._rows.view(-1)
+        self.copies: dict[int, Tensor] = {  # by the tensor's flat address
+            span.start: flat[at : at + span.size].view(span.shape) for span, at in chosen
+        }
+
+    def perturb_(self, directions: Directions, key: Key, scale: float) -> None:
+        """Let the copies be θ + scale * z(key)."""
+        if self.copies:
+            torch.index_select(self._source, 0, self._tiles, out=self._rows)
+            directions.add_rows_(self._rows, self._tiles, 0, key, scale)

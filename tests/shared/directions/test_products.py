@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from shared.base.flat import TILE, Layout
 from shared.directions import DIRECTIONS, Matrix
-from shared.estimation.perturber import SCRATCH
+from shared.estimation.perturber import THREAD_SCRATCH
 from shared.randomness.streams import Key
 
 KEY, SCALE, START = Key(7, 3, 0, 1), 0.05, 5 * TILE
@@ -39,7 +39,7 @@ def factor(family, m):
 
 def product(family, x, m, bias=None, threads=2):
     torch.set_num_threads(threads)
-    out = family.product(x, m, bias, KEY, SCALE, torch.empty(2 * SCRATCH))
+    out = family.product(x, m, bias, KEY, SCALE, torch.empty(2 * THREAD_SCRATCH))
     if out is None:
         pytest.skip("no vector registers for the product on this processor")
     return out
@@ -88,5 +88,5 @@ def test_strided_activations_and_a_shape_without_a_kernel(family):
     x = torch.randn(128, 24).t()
     assert torch.equal(product(family, x, m), product(family, x.contiguous(), m))
     assert family.product(torch.randn(4, 66), matrix(64, 66, True), None, KEY, SCALE,
-                          torch.empty(2 * SCRATCH)) is None  # fmt: skip
-    assert family.product(x.double(), m, None, KEY, SCALE, torch.empty(2 * SCRATCH)) is None
+                          torch.empty(2 * THREAD_SCRATCH)) is None  # fmt: skip
+    assert family.product(x.double(), m, None, KEY, SCALE, torch.empty(2 * THREAD_SCRATCH)) is None

@@ -9,8 +9,7 @@ from torch import nn
 from shared.base.errors import ConfigError
 from shared.base.flat import flatten
 from shared.directions import DIRECTIONS
-from shared.estimation import batched_parameters as groups
-from shared.estimation import batched_queries as module
+from shared.estimation import batched_parameters, batched_queries
 from shared.estimation.batched_queries import BatchedQueries
 from shared.estimation.perturber import Perturber
 from shared.estimation.two_point import two_point
@@ -74,17 +73,17 @@ def blocks_of(count, batch=2, length=7):
     return (torch.arange(count * batch * length) * 79 % VOCABULARY).view(count, batch, length)
 
 
-def compared(model, family, blocks):
+def compare(model, family, blocks):
     """Losses (2, p) of all directions at once and one by one."""
     directions = DIRECTIONS[family](model.layout)
     perturber = Perturber(model, directions)
-    found = BatchedQueries(model, directions, perturber).losses(KEYS[: len(blocks)], EPS, blocks)
+    losses = BatchedQueries(model, directions, perturber).losses(KEYS[: len(blocks)], EPS, blocks)
     expected = torch.zeros(2, len(blocks), dtype=torch.float64)
     for row, scale in enumerate((EPS, -EPS)):
         for k, block in enumerate(blocks):
             with perturber.at(KEYS[k], scale):
                 expected[row, k] = next_token_loss(model.module, block)
-    return found, expected
+    return losses, expected
 
 
 @pytest.mark.parametrize("family", ["rademacher", "gaussian", "lowrank"])
@@ -92,32 +91,32 @@ def compared(model, family, blocks):
 def test_i8_all_at_once_and_one_by_one_agree(name, family):
     model, blocks = built(name), blocks_of(len(KEYS))
     before = model.flat.clone()
-    found, expected = compared(model, family, blocks)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
-    assert len(set(found.flatten().tolist())) == 2 * len(KEYS)
+    losses, expected = compare(model, family, blocks)
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
+    assert len(set(losses.flatten().tolist())) == 2 * len(KEYS)
     assert torch.equal(model.flat, before)
 
 
 @pytest.mark.parametrize("family", ["rademacher", "lowrank"])
 @pytest.mark.parametrize("chunk", [VOCABULARY, 5 * VOCABULARY, 30 * VOCABULARY])
 def test_i8_holds_for_logits_and_matrices_in_pieces(family, chunk, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_LOGITS", chunk)
-    monkeypatch.setattr(groups, "STACK", 200)
-    found, expected = compared(built("gpt2"), family, blocks_of(3))
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    monkeypatch.setattr(batched_queries, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(batched_parameters, "STACK_ELEMENTS", 200)
+    losses, expected = compare(built("gpt2"), family, blocks_of(3))
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("only", ["h.1", "ln_", "bias", "wpe"])
-def test_i8_holds_where_only_some_parameters_are_trained(only):
-    found, expected = compared(built("gpt2", lambda name: only in name), "lowrank", blocks_of(3))
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+def test_i8_holds_if_only_some_parameters_are_trained(only):
+    losses, expected = compare(built("gpt2", lambda name: only in name), "lowrank", blocks_of(3))
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
 
 
 def test_as_many_positions_as_examples_are_not_taken_for_a_batch():
-    found, expected = compared(built("llama"), "lowrank", blocks_of(3, batch=1, length=6))
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
-    found, expected = compared(built("gpt2"), "lowrank", blocks_of(3, batch=1, length=6))
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    losses, expected = compare(built("llama"), "lowrank", blocks_of(3, batch=1, length=6))
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
+    losses, expected = compare(built("gpt2"), "lowrank", blocks_of(3, batch=1, length=6))
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
 
 
 def test_logits_never_take_more_than_a_chunk(monkeypatch):
@@ -131,7 +130,7 @@ def test_logits_never_take_more_than_a_chunk(monkeypatch):
     model = built("llama")
     directions = DIRECTIONS["lowrank"](model.layout)
     parallel = BatchedQueries(model, directions, Perturber(model, directions))
-    monkeypatch.setattr(module, "CHUNK_LOGITS", 4 * VOCABULARY)
+    monkeypatch.setattr(batched_queries, "CHUNK_LOGITS", 4 * VOCABULARY)
     parallel.losses(KEYS[:1], EPS, blocks_of(1))
     monkeypatch.setattr(next_token.F, "cross_entropy", watched)
     parallel.losses(KEYS, EPS, blocks_of(5))
@@ -170,17 +169,17 @@ def odd(change):
         (lambda hidden, bank: hidden * bank[0], "__getitem__"),
     ],
 )
-def test_what_cannot_be_batched_is_refused_by_name(change, name):
+def test_a_function_without_a_batched_form_is_refused_by_name(change, name):
     with pytest.raises(ConfigError, match=f"{name} on parameter 'bank'.*set parallel-queries = 1"):
         odd(change).losses(KEYS, EPS, blocks_of(5))
 
 
 def test_a_model_whose_norms_have_no_batched_form_is_refused():
     with pytest.raises(ConfigError, match=r"input_layernorm\.weight"):
-        compared(built("gemma"), "lowrank", blocks_of(2))
+        compare(built("gemma"), "lowrank", blocks_of(2))
 
 
-def test_a_module_that_mixes_the_examples_of_a_batch_is_found_out():
+def test_a_module_that_mixes_the_examples_of_a_batch_is_refused():
     mixing = odd(lambda hidden, bank: (hidden - 5 * hidden.mean(0)) @ bank)
     with pytest.raises(ConfigError, match="in a batch of directions"):
         mixing.losses(KEYS, EPS, blocks_of(5))
@@ -202,9 +201,9 @@ def test_sites_measure_the_same_whatever_the_number_of_parallel_queries(tmp_path
     outcomes = [
         federate(config(tmp_path, f"at-{p}", parallel_queries=p, **common)) for p in (1, 2, 8)
     ]
-    for found in outcomes[1:]:
-        torch.testing.assert_close(found.flat, outcomes[0].flat, rtol=0, atol=2e-5)
-        rows = zip(found.rows["metrics"], outcomes[0].rows["metrics"], strict=True)
+    for outcome in outcomes[1:]:
+        torch.testing.assert_close(outcome.flat, outcomes[0].flat, rtol=0, atol=2e-5)
+        rows = zip(outcome.rows["metrics"], outcomes[0].rows["metrics"], strict=True)
         assert all(mine[2] == pytest.approx(other[2], rel=1e-6) for mine, other in rows)
     again = federate(config(tmp_path, "again", parallel_queries=2, **common))
     assert again.digest == outcomes[1].digest
@@ -213,12 +212,12 @@ def test_sites_measure_the_same_whatever_the_number_of_parallel_queries(tmp_path
 @pytest.mark.parametrize(
     "settings", [{"mode": "fo"}, {"mode": "fedavg"}, {"mode": "instruct", "guidance": "reuse"}]
 )
-def test_where_no_plain_direction_is_measured_the_setting_is_refused(tmp_path, settings):
+def test_the_setting_is_refused_if_no_plain_direction_is_measured(tmp_path, settings):
     with pytest.raises(ConfigError, match="parallel-queries"):
         config(tmp_path, parallel_queries=4, **settings)
 
 
-def test_a_learner_measures_in_parallel(tmp_path):
+def test_an_oracle_measures_in_parallel(tmp_path):
     oracle = Oracle.of(config(tmp_path, directions="lowrank"))
     losses = oracle.parallel.losses(KEYS, EPS, blocks_of(5))
     assert losses.shape == (2, 5)

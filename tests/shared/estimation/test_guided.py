@@ -18,23 +18,23 @@ COSINE = 0.9
 
 
 def vector(seed, length=1.0):
-    found = torch.randn(LAYOUT.size, generator=torch.Generator().manual_seed(seed))
-    LAYOUT.clear_padding_(found)
-    return found * (length / found.norm())
+    normal = torch.randn(LAYOUT.size, generator=torch.Generator().manual_seed(seed))
+    LAYOUT.clear_padding_(normal)
+    return normal * (length / normal.norm())
 
 
 def tilted(guide):
     return Tilted(LAYOUT, Rademacher(LAYOUT), COSINE, guide)
 
 
-def direction(lean, key):
+def direction(guided, key):
     """u itself, in float64."""
-    found = torch.zeros(LAYOUT.size)
-    rest = lean.shifted_(found, key, 1.0)
+    dense = torch.zeros(LAYOUT.size)
+    rest = guided.shift_(dense, key, 1.0)
     z = torch.zeros(LAYOUT.size)
     Rademacher(LAYOUT).add_to_(z, [key], [1.0])
     LAYOUT.clear_padding_(z)
-    return found.double() + rest * z.double()
+    return dense.double() + rest * z.double()
 
 
 @pytest.mark.parametrize("length", [1e-6, 1.0, 1e6])
@@ -63,8 +63,10 @@ def test_on_a_quadratic_the_blend_is_its_closed_form(weight, length):
     guide = vector(3, length)
     directions = [direction(tilted(guide), key) for key in KEYS]
     slopes = np.array([float(gradient @ u) for u in directions])
-    found = tilted(guide).estimate(KEYS, slopes)
-    ours = (1 - weight) * (found.on(guide).double() + keys_part(found)) + weight * guide.double()
+    estimate = tilted(guide).estimate(KEYS, slopes)
+    ours = (1 - weight) * (
+        estimate.on(guide).double() + keys_part(estimate)
+    ) + weight * guide.double()
     closed = sum((gradient @ u) * u for u in directions) / (len(KEYS) * COSINE**2)
     closed = (1 - weight) * closed + weight * guide.double()
     assert float((ours - closed).norm() / closed.norm()) < 1e-6
@@ -86,10 +88,10 @@ def test_an_estimates_length_does_not_depend_on_the_guides(kind):
     gradient, lengths = vector(2, 2.0).double(), []
     for length in (1e-8, 1.0, 1e8):
         guide = vector(2, length)
-        lean = tilted(guide) if kind == "tilted" else Masked(LAYOUT, COSINE, guide)
-        slopes = np.array([float(gradient @ direction(lean, key)) for key in KEYS])
-        found = lean.estimate(KEYS, slopes)
-        lengths.append(float((found.on(guide).double() + keys_part(found)).norm()))
+        guided = tilted(guide) if kind == "tilted" else Masked(LAYOUT, COSINE, guide)
+        slopes = np.array([float(gradient @ direction(guided, key)) for key in KEYS])
+        estimate = guided.estimate(KEYS, slopes)
+        lengths.append(float((estimate.on(guide).double() + keys_part(estimate)).norm()))
     assert lengths == pytest.approx([lengths[0]] * 3, rel=1e-5)
     assert lengths[0] == pytest.approx(2.0, rel=0.2)
 
@@ -102,22 +104,22 @@ def test_a_guide_of_zeros_leaves_the_keys_own_direction():
 @pytest.mark.parametrize("size", [1, 2, 3, 1000, (1 << 20) + 7])
 def test_a_dot_product_is_right_and_has_the_same_bits_at_any_number_of_threads(size):
     a, b = torch.randn(2, size, generator=torch.Generator().manual_seed(size))
-    found = []
+    results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found.append((dot(a, b), norm(a)))
+        results.append((dot(a, b), norm(a)))
     torch.set_num_threads(1)
-    assert found[0] == found[1]
-    assert found[0][0] == pytest.approx(float(a.double() @ b.double()), abs=1e-7)
+    assert results[0] == results[1]
+    assert results[0][0] == pytest.approx(float(a.double() @ b.double()), abs=1e-7)
 
 
 def test_a_tilted_directions_numbers_have_the_same_bits_at_any_number_of_threads():
-    found = []
+    results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found.append([tilted(vector(4)).parts(key) for key in KEYS])
+        results.append([tilted(vector(4)).parts(key) for key in KEYS])
     torch.set_num_threads(1)
-    assert found[0] == found[1]
+    assert results[0] == results[1]
 
 
 def test_the_weight_of_a_gradient_falls_with_the_error_that_the_slopes_show():

@@ -266,7 +266,7 @@ def test_a_model_of_real_widths_gives_the_loss_in_place(family):
             return float(module(ids).logits.double().sin().sum())
 
     perturber = Perturber(model, directions)
-    assert bool(perturber._vectors.copies) is directions.pointwise
+    assert bool(perturber._small.copies) is directions.pointwise
     with perturber.at(KEY, 1e-3):
         measured = loss()
     assert measured == pytest.approx(in_place_at(model, loss, directions, 1e-3), rel=1e-4, abs=1e-2)

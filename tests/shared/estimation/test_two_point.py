@@ -28,14 +28,14 @@ def quadratic():
     return model, loss, (x + b).double()
 
 
-def estimated(model, loss, keys):
+def estimate(model, loss, keys):
     directions = DIRECTIONS["rademacher"](model.layout)
     return two_point(loss, Perturber(model, directions), keys, EPS), directions
 
 
 def test_the_differences_on_a_quadratic_are_those_of_autograd_exactly():
     model, loss, gradient = quadratic()
-    differences, directions = estimated(model, loss, KEYS)
+    differences, directions = estimate(model, loss, KEYS)
     for key, difference in zip(KEYS, differences, strict=True):
         z = torch.zeros(model.layout.size)
         directions.add_to_(z, [key], [1.0])
@@ -45,31 +45,31 @@ def test_the_differences_on_a_quadratic_are_those_of_autograd_exactly():
 def test_measuring_leaves_the_parameters_alone():
     model, loss, _ = quadratic()
     before = model.flat.clone()
-    estimated(model, loss, KEYS)
+    estimate(model, loss, KEYS)
     assert torch.equal(model.flat, before)
 
 
 def test_a_query_costs_two_evaluations_and_says_which_it_is():
     model, loss, _ = quadratic()
-    asked = []
-    estimated(model, lambda query: asked.append(query) or loss(), KEYS[:3])
-    assert asked == [0, 0, 1, 1, 2, 2]
+    queries = []
+    estimate(model, lambda query: queries.append(query) or loss(), KEYS[:3])
+    assert queries == [0, 0, 1, 1, 2, 2]
 
 
 def test_the_mean_over_many_directions_is_the_gradient():
     model, loss, gradient = quadratic()
     keys = [Key(5, 1, 0, index) for index in range(4000)]
-    differences, directions = estimated(model, loss, keys)
+    differences, directions = estimate(model, loss, keys)
     coefficients = differences.astype(np.float64) / (2 * EPS) / len(keys)
-    estimate = torch.zeros(model.layout.size)
-    ZerothOrderGradient(directions, keys, coefficients.tolist()).add_to_(estimate, 1.0)
-    error = (estimate[:40].double() - gradient).norm() / gradient.norm()
+    mean = torch.zeros(model.layout.size)
+    ZerothOrderGradient(directions, keys, coefficients.tolist()).add_to_(mean, 1.0)
+    error = (mean[:40].double() - gradient).norm() / gradient.norm()
     assert error < 3 * (40 / len(keys)) ** 0.5  # √(d/q) is expected
 
 
 def test_a_loss_that_is_not_finite_comes_back_as_it_is():
     model, _, _ = quadratic()
     values = iter([float("nan"), 1.0, float("inf"), 1.0])
-    differences, _ = estimated(model, lambda query: next(values), KEYS[:2])
+    differences, _ = estimate(model, lambda query: next(values), KEYS[:2])
     assert np.isnan(differences[0])
     assert np.isinf(differences[1])
