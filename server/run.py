@@ -16,8 +16,7 @@ from server.rounds.strategy import ScalarStrategy
 from shared.config.schema import Config
 from shared.protocol.messages import Hello
 from shared.replica.stochastic_rounding import lost
-from shared.training.corpus import Corpus
-from shared.training.held_out import held_out
+from shared.training.corpus import Corpus, load_evaluation
 from shared.training.oracle import evaluate
 
 LOG = logging.getLogger("dandelion")
@@ -58,7 +57,7 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
             )
         on_round(report, round_)
 
-    rows = held_out(corpus, run.oracle.language_model)
+    rows = load_evaluation(corpus, run.oracle.language_model)
     if run.ledger.last_round == 0 and is_long(run.config):
         found = check_before(run.config, run.oracle, rows, run.folder)
         for reason in found.reasons:

@@ -116,9 +116,9 @@ def corpus_of(config: "Config", documents: Documents) -> "Corpus":
     """What a run has, or would have as classification where the documents have classes."""
     from shared.data.examples import examples_with_labels
     from shared.training.corpus import Corpus
-    from shared.training.oracle import start_of
+    from shared.training.oracle import load_start
 
-    model = start_of(config)
+    model = load_start(config)
     if documents.labels is None or config.task == "classification":
         return Corpus.of(config, model)
 

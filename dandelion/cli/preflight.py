@@ -34,8 +34,7 @@ def preflight(
     from dandelion.settings.gather import gather
     from server.ledger.run_folder import run_folder
     from server.preflight.judge import preflight as measured
-    from shared.training.corpus import Corpus
-    from shared.training.held_out import held_out
+    from shared.training.corpus import Corpus, load_evaluation
     from shared.training.oracle import Oracle
 
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -47,7 +46,7 @@ def preflight(
     oracle = Oracle.of(chosen)
     corpus = Corpus.of(chosen, oracle.language_model)
     with console.status("measuring rounding, slopes and trial steps; a large model takes minutes"):
-        found = measured(chosen, oracle, held_out(corpus, oracle.language_model))
+        found = measured(chosen, oracle, load_evaluation(corpus, oracle.language_model))
     show(found)
     say(f"{found.write(run_folder(chosen))}")
     raise typer.Exit(STATUS[found.verdict])

@@ -1,1 +1,1 @@
-"""What a model is trained for: examples, losses and scores of a task."""
+"""Tasks, one file each: examples, losses and scores of what a model is trained for."""

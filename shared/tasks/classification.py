@@ -1,4 +1,4 @@
-"""Classification: a model gives each class a number, by its head or by how likely its word is."""
+"""Classification: a model scores each class, by its head or by the logit of the class's word."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,54 +27,55 @@ Ids = NDArray[np.int64]
 class Classification:
     """The loss is the cross-entropy of the classes.
 
-    A row is a class, then the tokens of a text, then -1 up to the length of the longest.
+    A row is a class, then the tokens of a text, then -1 up to the length of the longest text.
     """
 
     classes: int
-    encode: Callable[[str, int], Ids]  # a text's tokens, at most so many
-    logits: Callable[[nn.Module, Tensor, Tensor], Tensor]  # of tokens, -1 after; lengths: (B, k)
+    encode: Callable[[str, int], Ids]  # (text, most) -> at most so many tokens
+    logits: Callable[[nn.Module, Tensor, Tensor], Tensor]  # (module, tokens, lengths) -> (B, k)
 
     def examples(self, documents: Documents, length: int) -> Examples:
-        """One example for each document; what exceeds ``length`` tokens is cut off."""
+        """Make an example of each document; tokens beyond ``length`` are cut off."""
         return examples_with_labels(documents, self.classes, lambda text: self.encode(text, length))
 
     def loss(self, module: nn.Module, rows: Tensor) -> Tensor:
-        """Mean cross-entropy of the classes."""
+        """Mean cross-entropy of the classes of rows (B, 1 + T), a float64 scalar."""
         return self.each(module, rows).mean()
 
     def each(self, module: nn.Module, rows: Tensor) -> Tensor:
-        """Cross-entropy of each example's class."""
+        """Cross-entropy of each example's class, (B,) float64."""
         return F.cross_entropy(self._logits(module, rows), rows[:, 0], reduction="none").double()
 
     def outcome(self, module: nn.Module, rows: Tensor) -> EvalSums:
-        """Loss, and which class was given the largest number."""
+        """Loss, and the confusion matrix of the classes with the largest logits."""
         logits = self._logits(module, rows)
         total = F.cross_entropy(logits, rows[:, 0], reduction="none").sum(dtype=torch.float64)
         choices = logits.argmax(1).cpu().numpy()
-        found = confusion_of(rows[:, 0].cpu().numpy(), choices, self.classes)
-        return EvalSums(float(total), len(rows), found)
+        confusion = confusion_of(rows[:, 0].cpu().numpy(), choices, self.classes)
+        return EvalSums(float(total), len(rows), confusion)
 
     def _logits(self, module: nn.Module, rows: Tensor) -> Tensor:
-        """Logits (B, k) in float32; padding that all texts of the batch have is not computed."""
+        """Logits (B, k) in float32; padding that all texts of a batch share is not computed."""
         lengths = (rows[:, 1:] >= 0).sum(1)
         return self.logits(module, rows[:, 1 : 1 + int(lengths.max())], lengths).float()
 
 
 @TASKS.register("classification")
 def classification(config: Config, model: LanguageModel) -> Classification:
-    """With a head where the model has one, else by the words of ``label-words`` after ``prompt``.
+    """Classify by the model's head, or else by the words of ``label-words`` after ``prompt``.
 
     Raises:
-        ConfigError: the words are not those of at least two classes, or cannot be told apart.
+        ConfigError: fewer than two words, words that begin alike, or another number than the head
+            has classes.
     """
     words = label_words(config)
     if not model.has_head:
         verbaliser = Verbaliser.of(model.tokenizer, config.prompt, words)
         return Classification(len(words), verbaliser.encode, verbaliser.logits)
-    heads = int(getattr(model.module.config, "num_labels", 0))
-    if heads != len(words):
+    outputs = int(getattr(model.module.config, "num_labels", 0))
+    if outputs != len(words):
         raise ConfigError(
-            f"label-words: {heads} expected, since the head of {model.name!r} knows as many "
+            f"label-words: {outputs} expected, since the head of {model.name!r} has as many "
             f"classes, got {list(words)}"
         )
     return Classification(len(words), model.tokenizer.sequence, head_logits(model.tokenizer.pad))
@@ -96,15 +97,18 @@ def label_words(config: Config) -> tuple[str, ...]:
 
 
 def head_logits(pad: int) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-    """The numbers of a sequence classifier's head; ``pad`` stands where a text is over."""
+    """Make the function that computes a head's logits; ``pad`` fills rows after their texts."""
 
     def logits(module: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
-        there = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+        is_text = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
         any_module: Any = module
         more = {"use_cache": False} if "use_cache" in signature(module.forward).parameters else {}
-        found: Tensor = any_module(
-            torch.where(there, tokens, pad), attention_mask=there.long(), return_dict=True, **more
+        scores: Tensor = any_module(
+            torch.where(is_text, tokens, pad),
+            attention_mask=is_text.long(),
+            return_dict=True,
+            **more,
         ).logits
-        return found
+        return scores
 
     return logits

@@ -1,4 +1,4 @@
-"""A data set as a run sees it: one shard per site, and held-out examples for the server."""
+"""The data of a run: one shard per site to train on, and examples for the server's evaluation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,26 +24,30 @@ from shared.training.example_cache import load_or_make
 
 @dataclass
 class Corpus:
-    """Examples that are trained on, dealt to sites, and blocks that are not."""
+    """Training examples, which are partitioned into the sites' shards, and held-out examples."""
 
     training: Examples
     held_out: Examples
     config: Config
-    classes: tuple[str, ...] = ()  # names of the labels, where the data set has classes
+    classes: tuple[str, ...] = ()  # names of the labels, if the data set has classes
     _shards: dict[int, list[Examples]] = field(default_factory=dict)  # by number of shards
 
     @classmethod
     def of(cls, config: Config, model: LanguageModel) -> "Corpus":
-        """Load what ``config`` names, make examples for its task, and split them."""
+        """Load the run's data set, make examples for its task, and split them.
+
+        Raises:
+            ConfigError, DataError: the data set cannot be had, or not be split so.
+        """
         documents = documents_of(config.dataset, config.max_samples, config.partition_by)
         documents = documents.share(config.data_part)
-        return cls.split(config, documents, partial(_examples, config, model))
+        return cls.split(config, documents, partial(_make_examples, config, model))
 
     @classmethod
     def own(cls, config: Config, model: LanguageModel) -> "Corpus":
-        """A site's own data: all are trained on, but for what the data set itself holds out.
+        """Load a site's own data: all but the data set's own evaluation part is for training.
 
-        The server evaluates on others, so nothing is held out for it.
+        The server evaluates on other data, so nothing is held out for it.
 
         Raises:
             DataError: classes that are not those of ``label-words``.
@@ -52,24 +56,28 @@ class Corpus:
         if config.task == "classification" and Path(config.dataset).is_dir():
             documents = renumber_labels(documents, label_words(config))
         parts = documents.parts()
-        training = _examples(config, model, parts[0] if parts else documents)
+        training = _make_examples(config, model, parts[0] if parts else documents)
         return cls(training, training.take(np.arange(0)), config, documents.classes)
 
     @classmethod
     def split(
         cls, config: Config, documents: Documents, examples: Callable[[Documents], Examples]
     ) -> "Corpus":
-        """Hold out what the data set itself does, or else the last examples of each group."""
+        """Hold out the data set's own evaluation part, or else the last examples of each group.
+
+        Raises:
+            DataError: no example is held out.
+        """
         if parts := documents.parts():
             training, held_out = map(examples, parts)
             most = min(config.eval_blocks, len(held_out))
             held_out = held_out.take(evenly_spaced(len(held_out), most))
         else:
-            blocks = examples(documents)
-            training, held_out = hold_out(blocks, config.eval_fraction, config.eval_blocks)
+            whole = examples(documents)
+            training, held_out = hold_out(whole, config.eval_fraction, config.eval_blocks)
             if not len(held_out):
                 raise DataError(
-                    f"eval-fraction = {config.eval_fraction} holds no example out of {len(blocks)}"
+                    f"eval-fraction = {config.eval_fraction} holds no example out of {len(whole)}"
                 )
         return cls(training, held_out, config, documents.classes)
 
@@ -77,7 +85,7 @@ class Corpus:
         """The examples of shard ``number`` of ``count``.
 
         Raises:
-            ConfigError: there is no such shard, or the data cannot be dealt to so many.
+            ConfigError: there is no such shard, or the data cannot be partitioned into so many.
         """
         if not 0 <= number < count:
             raise ConfigError(f"a partition-id from 0 to below {count} expected, got {number}")
@@ -86,28 +94,39 @@ class Corpus:
         if count not in self._shards:
             c = self.config
             how = c.partitioner, c.seed, c.partition_alpha, c.partition_classes
-            dealt = partition(self.training.groups, count, *how)
-            self._shards[count] = [self.training.take(rows) for rows in dealt]
+            parts = partition(self.training.groups, count, *how)
+            self._shards[count] = [self.training.take(rows) for rows in parts]
         return self._shards[count][number]
 
     def evaluation(self) -> Tensor:
-        """All held-out examples as the task's rows."""
+        """All held-out examples as rows (n, length) of the task."""
         return torch.from_numpy(self.held_out.batch(torch.arange(len(self.held_out)).numpy()))
 
 
+def load_evaluation(corpus: Corpus, model: LanguageModel) -> Tensor:
+    """The rows that the server evaluates on: held out of ``eval-dataset``, or of the corpus.
+
+    No site trains on them.
+    """
+    config = corpus.config
+    if config.eval_dataset in ("", config.dataset):
+        return corpus.evaluation()
+    return Corpus.of(with_dataset(config, config.eval_dataset), model).evaluation()
+
+
 def with_dataset(config: Config, dataset: str) -> Config:
-    """The same run on another data set: what was said of parts of its own is not meant."""
+    """The same run on another data set, without the settings that select parts of its own."""
     return replace(config, dataset=dataset, max_samples=0, partition_by="", data_part="")
 
 
 def renumber_labels(documents: Documents, words: Sequence[str]) -> Documents:
-    """Labels of a folder's documents as every site numbers them: by the order of ``words``.
+    """Number the labels of a folder's documents as every site does: by the order of ``words``.
 
-    A class is called by its word or by its number: a folder may lack some classes, and how it would
-    number its own says nothing about the others'.
+    A class has its word or its number for a name. A folder may lack some classes, so its own
+    numbers for the classes may differ from those of other folders.
 
     Raises:
-        DataError: a class is called otherwise; names it, and the words.
+        DataError: a class has another name; names it, and the words.
     """
     known = {word: number for number, word in enumerate(words)}
     numbers = {str(number): number for number in range(len(words))}
@@ -125,8 +144,8 @@ def renumber_labels(documents: Documents, words: Sequence[str]) -> Documents:
     return replace(documents, labels=labels, classes=tuple(words), revision=revision)
 
 
-def _examples(config: Config, model: LanguageModel, documents: Documents) -> Examples:
-    """The task's examples, kept in the cache; those of bytes are as soon made as read."""
+def _make_examples(config: Config, model: LanguageModel, documents: Documents) -> Examples:
+    """Make the task's examples, or read them from the cache; those of bytes are not cached."""
     task = task_of(config, model)
 
     def make() -> Examples:

@@ -1,7 +1,7 @@
-"""Examples as Arrow files in the data cache, so that a text is tokenised once.
+"""Examples as Arrow files in the data cache: every text is tokenised once.
 
-A folder holds ``blocks.arrow`` and ``fingerprint.json``, which says what the examples were made of
-and the hash of the file. One that does not match is made anew; nothing is ever unpickled.
+A folder contains ``blocks.arrow`` and ``fingerprint.json`` with the sources of the examples and the
+hash of the file. A folder that does not match is made anew; nothing is ever unpickled.
 """
 
 import json
@@ -19,20 +19,21 @@ from shared.data.documents import Documents
 from shared.data.examples import Examples
 
 LOG = logging.getLogger("dandelion")
-FILE, FINGERPRINT = "blocks.arrow", "fingerprint.json"
-FORMAT = 1  # of the file; another one is made anew
+EXAMPLES_FILE, FINGERPRINT_FILE = "blocks.arrow", "fingerprint.json"
+FORMAT = 1  # of the file; a file of another format is made anew
+READ_BYTES = 1 << 20  # at once, for the hash
 
 
 def revision_of(documents: Documents) -> str:
-    """What the loader says names the contents, or else a hash of them."""
+    """The name that the loader gives to the documents' contents, or else a hash of them."""
     if documents.revision:
         return documents.revision
-    found = xxhash.xxh3_128()
+    digest = xxhash.xxh3_128()
     labels = documents.labels or [0] * len(documents.texts)
     for text, group, label in zip(documents.texts, documents.groups, labels, strict=True):
-        found.update(f"{len(text)} {group} {label} ".encode("utf-8", "replace"))
-        found.update(text.encode("utf-8", "replace"))
-    return found.hexdigest()
+        digest.update(f"{len(text)} {group} {label} ".encode("utf-8", "replace"))
+        digest.update(text.encode("utf-8", "replace"))
+    return digest.hexdigest()
 
 
 def load_or_make(
@@ -41,13 +42,13 @@ def load_or_make(
     documents: Documents,
     make: Callable[[], Examples],
 ) -> Examples:
-    """Read the examples that were made of the same, or make and keep them.
+    """Read the examples that were made of the same sources, or make and store them.
 
     Args:
-        settings: what else decides the examples; ``dataset`` and ``block size`` are among them.
+        settings: all others that the examples depend on, among them ``dataset`` and ``block size``.
         tokenizer: its identity.
-        documents: what they are made of; another revision of these takes the old one's place.
-        make: makes them.
+        documents: their source; a new revision of these replaces the old one.
+        make: makes the examples.
     """
     purpose = {**settings, "tokenizer": tokenizer, "held out": any(documents.held_out or ())}
     name = xxhash.xxh3_64(json.dumps(purpose, sort_keys=True).encode()).hexdigest()
@@ -55,44 +56,47 @@ def load_or_make(
     folder = cache_folder() / "blocks" / title
     fingerprint = {"format": FORMAT, "revision": revision_of(documents), **purpose}
     if folder.is_dir():
-        if (blocks := read(folder, fingerprint)) is not None:
-            return blocks
-        LOG.warning("%s is not what %s is now: made anew", folder, settings["dataset"])
+        if (cached := read(folder, fingerprint)) is not None:
+            return cached
+        LOG.warning("%s does not match %s: made anew", folder, settings["dataset"])
         shutil.rmtree(folder)
-    blocks = make()
+    examples = make()
     with atomic_folder(folder) as draft:
-        write(draft, blocks, fingerprint)
-    return blocks
+        write(draft, examples, fingerprint)
+    return examples
 
 
-def write(folder: Path, blocks: Examples, fingerprint: Mapping[str, object]) -> None:
+def write(folder: Path, examples: Examples, fingerprint: Mapping[str, object]) -> None:
     """Put examples and their fingerprint into a folder."""
     import pyarrow as pa
 
-    n, length = blocks.tokens.shape
+    n, length = examples.tokens.shape
     columns = {
-        "tokens": pa.FixedSizeListArray.from_arrays(pa.array(blocks.tokens.reshape(-1)), length),
-        "groups": pa.array(blocks.groups),
+        "tokens": pa.FixedSizeListArray.from_arrays(pa.array(examples.tokens.reshape(-1)), length),
+        "groups": pa.array(examples.groups),
     }
-    if blocks.labels is not None:
-        columns["labels"] = pa.array(blocks.labels)
+    if examples.labels is not None:
+        columns["labels"] = pa.array(examples.labels)
     batch = pa.record_batch(list(columns.values()), names=list(columns))
-    with pa.OSFile(str(folder / FILE), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
+    with (
+        pa.OSFile(str(folder / EXAMPLES_FILE), "wb") as sink,
+        pa.ipc.new_file(sink, batch.schema) as file,
+    ):
         file.write_batch(batch)
-    about = {**fingerprint, "examples": n, "names": blocks.names, "hash": _hash(folder)}
-    (folder / FINGERPRINT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    about = {**fingerprint, "examples": n, "names": examples.names, "hash": _hash(folder)}
+    (folder / FINGERPRINT_FILE).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
 def read(folder: Path, fingerprint: Mapping[str, object]) -> Examples | None:
-    """The examples, mapped from the file; nothing if they are damaged or of something else."""
+    """Map the examples from the file; None if it is damaged or has another fingerprint."""
     import pyarrow as pa
 
     try:
-        about: Mapping[str, object] = json.loads((folder / FINGERPRINT).read_text())
+        about: Mapping[str, object] = json.loads((folder / FINGERPRINT_FILE).read_text())
         expected = {**fingerprint, "hash": _hash(folder)}
         if any(about.get(key) != value for key, value in expected.items()):
             return None
-        batch = pa.ipc.open_file(pa.memory_map(str(folder / FILE))).get_batch(0)
+        batch = pa.ipc.open_file(pa.memory_map(str(folder / EXAMPLES_FILE))).get_batch(0)
     except (OSError, ValueError, AttributeError):
         return None
     tokens = batch["tokens"]
@@ -105,8 +109,8 @@ def read(folder: Path, fingerprint: Mapping[str, object]) -> Examples | None:
 
 
 def _hash(folder: Path) -> str:
-    found = xxhash.xxh3_128()
-    with (folder / FILE).open("rb") as file:
-        while part := file.read(1 << 20):
-            found.update(part)
-    return found.hexdigest()
+    digest = xxhash.xxh3_128()
+    with (folder / EXAMPLES_FILE).open("rb") as file:
+        while part := file.read(READ_BYTES):
+            digest.update(part)
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""A model that can be measured and stepped: module, replica and perturbed evaluation together."""
+"""The oracle of a run's model: loss, loss at θ ± εz, and gradient, on batches of its task."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,10 +23,12 @@ from shared.tasks.classification import label_words
 from shared.tasks.task import Task, task_of
 from shared.training.scopes import trainable
 
+EVALUATION_BATCH = 16  # examples of one forward pass
+
 
 @dataclass(frozen=True)
 class Oracle:
-    """What server and sites build alike from the same configuration."""
+    """Zeroth- and first-order oracle; server and sites build it from the same configuration."""
 
     language_model: LanguageModel
     task: Task
@@ -38,12 +40,13 @@ class Oracle:
         """The untrained model that ``config`` names, at round 0.
 
         Raises:
-            ConfigError: no such device, or blocks longer than the model reads.
+            ConfigError: no such device, blocks longer than the model reads, or a scope or task
+                that does not fit the model.
         """
         torch.set_num_threads(config.threads)
         if config.device != "cpu" and not torch.cuda.is_available():
             raise ConfigError(f"device {config.device!r}: no CUDA device is visible here; use cpu")
-        model = start_of(config)
+        model = load_start(config)
         if config.block_size > model.positions:
             raise ConfigError(
                 f"block-size up to {model.positions} expected for model {config.model!r}, "
@@ -51,7 +54,7 @@ class Oracle:
             )
         if config.scope == "lora":
             model = adapt_(model, config)
-        module = in_dtype_(model.module.to(config.device), config.dtype)
+        module = cast_(model.module.to(config.device), config.dtype)
         base = base_digest(module)
         replica = Replica.of(flatten(module, trainable(config, module)), config)
         return cls(model, task_of(config, model), replica, base)
@@ -63,7 +66,7 @@ class Oracle:
 
     @cached_property
     def frozen(self) -> FrozenPrefixCache:
-        """What of the model is computed once for a batch."""
+        """Caches the activations before the first trained parameter."""
         return FrozenPrefixCache(self.replica.model)
 
     @cached_property
@@ -74,37 +77,37 @@ class Oracle:
     def loss(self, rows: Tensor) -> float:
         """Mean loss in nats of a batch of the task's rows, at the model's current parameters."""
         with torch.inference_mode():
-            return float(self.task.loss(self.language_model.module, self._here(rows)))
+            return float(self.task.loss(self.language_model.module, self._to_device(rows)))
 
     def losses(self, rows: Tensor) -> Tensor:
         """Mean loss of each example of a batch, as (B,) float64 on the CPU."""
         with torch.inference_mode():
-            return self.task.each(self.language_model.module, self._here(rows)).cpu()
+            return self.task.each(self.language_model.module, self._to_device(rows)).cpu()
 
     def outcome(self, rows: Tensor) -> EvalSums:
-        """Loss and choices of a batch of the task's rows, at the model's current parameters."""
+        """Loss and scores of a batch of the task's rows, at the model's current parameters."""
         with torch.inference_mode():
-            return self.task.outcome(self.language_model.module, self._here(rows))
+            return self.task.outcome(self.language_model.module, self._to_device(rows))
 
     def gradient(self, rows: Tensor) -> tuple[float, Tensor]:
         """Loss of a batch, and its gradient (size,) by backpropagation, padding zero."""
         model = self.replica.model
         named = dict(model.module.named_parameters())
         chosen = {span.name: named[span.name] for span in model.layout.tensors}
-        loss = self.task.loss(self.language_model.module, self._here(rows))
-        found = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
+        loss = self.task.loss(self.language_model.module, self._to_device(rows))
+        gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
         parts = {
             name: torch.zeros_like(own) if part is None else part
-            for (name, own), part in zip(chosen.items(), found, strict=True)
+            for (name, own), part in zip(chosen.items(), gradients, strict=True)
         }
         return float(loss.detach()), model.gather(parts)
 
-    def _here(self, rows: Tensor) -> Tensor:
+    def _to_device(self, rows: Tensor) -> Tensor:
         return rows.to(self.replica.model.flat.device)
 
 
-def start_of(config: Config) -> LanguageModel:
-    """The model that a run starts from: untrained, or what another run (``init-from``) came to.
+def load_start(config: Config) -> LanguageModel:
+    """Load the model that a run starts from: untrained, or the result of another (``init-from``).
 
     Raises:
         DataError: that run left no model.
@@ -113,17 +116,17 @@ def start_of(config: Config) -> LanguageModel:
     if not config.init_from:
         return load_model(config.model, config.seed, labels)
     folder = Path(config.init_from)
-    found = folder / "model" if (folder / "model").is_dir() else folder
-    if not (found / "config.json").is_file():
+    source = folder / "model" if (folder / "model").is_dir() else folder
+    if not (source / "config.json").is_file():
         raise DataError(
             f"init-from: {folder} holds no model; a run with save-model = true leaves one, and so "
             f"does 'dandelion ledger replay {folder} --round N --out {folder / 'model'}'"
         )
-    return load_model(str(found), config.seed, labels)
+    return load_model(str(source), config.seed, labels)
 
 
-def in_dtype_(module: nn.Module, dtype: str) -> nn.Module:
-    """Hold a module's parameters in a type of numbers; buffers, such as angles, stay."""
+def cast_(module: nn.Module, dtype: str) -> nn.Module:
+    """Cast a module's parameters to a dtype; buffers, such as angles, stay as they are."""
     for parameter in module.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
     return module
@@ -131,17 +134,14 @@ def in_dtype_(module: nn.Module, dtype: str) -> nn.Module:
 
 def base_digest(module: nn.Module) -> bytes:
     """16 bytes over names and bits of all parameters and buffers, frozen ones included."""
-    found = xxhash.xxh3_128()
+    digest = xxhash.xxh3_128()
     tensors = [*module.named_parameters(), *module.named_buffers()]
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        found.update(name.encode())
-        found.update(digest_of(tensor.detach().contiguous()))
-    return found.digest()
-
-
-BATCH = 16  # examples at once
+        digest.update(name.encode())
+        digest.update(digest_of(tensor.detach().contiguous()))
+    return digest.digest()
 
 
 def evaluate(oracle: Oracle, rows: Tensor) -> EvalSums:
     """Loss and scores over all ``rows`` of the task, at the model's current parameters."""
-    return sum(map(oracle.outcome, torch.split(rows, BATCH)), EvalSums(0.0, 0))
+    return sum(map(oracle.outcome, torch.split(rows, EVALUATION_BATCH)), EvalSums(0.0, 0))

@@ -1,6 +1,6 @@
-"""Which parameters a run trains: all, last layers, biases, adapters, a head, or a pattern's.
+"""Scopes: a run trains all parameters, last layers, biases, adapters, a head, or a pattern's.
 
-Whatever is frozen is the same at every site, since the digest of the untrained model covers it too.
+Frozen parameters are the same at every site, since the digest of the untrained model covers them.
 """
 
 import re
@@ -15,22 +15,22 @@ from shared.models.model import CLASSIFIER
 
 BLOCK = re.compile(r"^(.*)\.(\d+)\.(.+)$")  # a parameter of one of several equal blocks
 MLP = re.compile(r"(^|\.)mlp\.|^intermediate\.|^output\.")  # the latter two: BERT's, with its norm
-MLP_NORM = ("ln_2.", "post_attention_layernorm.")  # as GPT-2 and Llama name what comes before it
+MLP_NORM = ("ln_2.", "post_attention_layernorm.")  # before the MLP, in GPT-2 and in Llama
 BIASES = re.compile(r"bias$|norm|(^|\.)ln_", re.IGNORECASE)  # with norms, by any usual name
 POOLER = re.compile(r"(^|\.)pooler\.")  # between an encoder and its head
 
 
 def trainable(config: Config, module: nn.Module) -> Callable[[str], bool]:
-    """Say of a parameter's name whether ``scope`` trains it.
+    """Return whether ``scope`` trains a parameter, as a function of its name.
 
     Raises:
-        ConfigError: the pattern is not one, or the module has no blocks whose last one to train.
+        ConfigError: the pattern is none, or the module has no such part.
     """
     if config.scope == "full":
         return lambda name: True
     if config.scope == "lora":
-        kept = head(module) if type(module).__name__.endswith(CLASSIFIER) else set[str]()
-        return lambda name: ".lora_" in name or name in kept
+        whole = head(module) if type(module).__name__.endswith(CLASSIFIER) else set[str]()
+        return lambda name: ".lora_" in name or name in whole
     if config.scope == "head":
         return head(module).__contains__
     if config.scope == "bias":
@@ -45,17 +45,16 @@ def trainable(config: Config, module: nn.Module) -> Callable[[str], bool]:
 
 
 def head(module: nn.Module) -> set[str]:
-    """Names of what stands on an encoder: the head, and the pooler that feeds it.
+    """Names of the parameters of an encoder's head, and of the pooler that feeds it.
 
-    Of a causal language model it is the output matrix, which may be the embedding as well.
+    The head of a causal language model is its output matrix, which may be its embedding too.
 
     Raises:
-        ConfigError: nothing does.
+        ConfigError: the module has no head.
     """
     any_module: Any = module
     if not type(module).__name__.endswith(CLASSIFIER):
-        outputs = {id(parameter) for parameter in any_module.get_output_embeddings().parameters()}
-        return {name for name, parameter in module.named_parameters() if id(parameter) in outputs}
+        return _output_matrix(module)
     body = f"{any_module.base_model_prefix}."
     names = [name for name, _ in module.named_parameters()]
     chosen = {name for name in names if not name.startswith(body) or POOLER.search(name)}
@@ -64,11 +63,23 @@ def head(module: nn.Module) -> set[str]:
     return {name for name in chosen if ".lora_" not in name}
 
 
-def biases(module: nn.Module) -> set[str]:
-    """Names of biases, of norms, and of a classifier's output; BitFit.
+def _output_matrix(module: nn.Module) -> set[str]:
+    find: Any = getattr(module, "get_output_embeddings", lambda: None)
+    layer = find()
+    if layer is None:
+        raise ConfigError(
+            "scope head: a PreTrainedModel of transformers with an output layer expected, "
+            f"got {type(module).__name__}"
+        )
+    outputs = {id(parameter) for parameter in layer.parameters()}
+    return {name for name, parameter in module.named_parameters() if id(parameter) in outputs}
 
-    Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199. Some thousandths of the parameters, so
-    that a zeroth-order estimate finds the way with few directions.
+
+def biases(module: nn.Module) -> set[str]:
+    """Names of biases, of norms, and of a classifier's output: BitFit.
+
+    Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199. They are some thousandths of the
+    parameters, so a zeroth-order estimate needs few directions.
 
     Raises:
         ConfigError: the module has none.
@@ -85,13 +96,13 @@ def biases(module: nn.Module) -> set[str]:
 def last_block(module: nn.Module) -> set[str]:
     """Names of the last block's MLP, of its norm, and of the head.
 
-    A head that shares its weights with the embedding brings that along: they are one tensor.
+    A head that shares its weights with the embedding includes it: they are one tensor.
 
     Raises:
         ConfigError: none of the module's blocks has an MLP.
     """
     names = [name for name, _ in module.named_parameters()]
-    blocks = [found.groups() for name in names if (found := BLOCK.match(name))]
+    blocks = [match.groups() for name in names if (match := BLOCK.match(name))]
     last = max((int(number) for _, number, _ in blocks), default=-1)
     chosen = {
         f"{stem}.{number}.{rest}"

@@ -1,4 +1,4 @@
-"""What sites measure on and what they backpropagate on: the same examples, or two sets."""
+"""The examples of a site: for its queries, for its gradients, and for its evaluation."""
 
 import logging
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ LOG = logging.getLogger("dandelion")
 
 @dataclass(frozen=True)
 class Shards:
-    """One site's examples."""
+    """One site's examples; often those of queries and gradients are the same object."""
 
     queries: Examples
     gradients: Examples
-    held_out: Examples | None = None  # what a site evaluates on, where sites do
+    held_out: Examples | None = None  # for the site's evaluation, if sites evaluate
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class SiteData:
     def of(
         cls, config: Config, model: LanguageModel, own: str = "", own_bp: str = ""
     ) -> "SiteData":
-        """Load what ``dataset`` and ``bp-dataset`` name, or a site's own data in their place.
+        """Load the data sets ``dataset`` and ``bp-dataset``, or a site's own in their place.
 
-        Says once if these are two.
+        Logs once if these are two.
         """
         queries = Corpus.own(with_dataset(config, own), model) if own else Corpus.of(config, model)
         name = own_bp or config.bp_dataset
@@ -56,11 +56,15 @@ class SiteData:
         """The examples of site ``number`` of ``count``.
 
         ``split-bp-zo-data`` gives a site's even examples to the gradients and its odd ones to the
-        queries; of one example, neither can do without, and two data sets are apart already.
-        ``bp-max-samples`` then thins the former.
+        queries, unless it has only one, or two data sets. ``bp-max-samples`` then thins those of
+        the gradients.
+
+        Raises:
+            ConfigError: there is no such shard.
+            DataError: the site has too few examples to hold any out.
         """
         queries, gradients = self.queries.shard(number, count), self.gradients.shard(number, count)
-        queries, held_out = self._kept(queries)
+        queries, held_out = self._hold_out(queries)
         if self.gradients is self.queries:
             gradients = queries
             if self.config.split_bp_zo_data and len(queries) > 1:
@@ -71,12 +75,8 @@ class SiteData:
             gradients = gradients.take(evenly_spaced(len(gradients), most))
         return Shards(queries, gradients, held_out)
 
-    def _kept(self, queries: Examples) -> tuple[Examples, Examples | None]:
-        """What a site measures on, and what of its examples it keeps for evaluation.
-
-        Raises:
-            DataError: it has too few of them.
-        """
+    def _hold_out(self, queries: Examples) -> tuple[Examples, Examples | None]:
+        """Split a site's examples into those for queries and those for its evaluation."""
         fraction, most = self.config.site_eval_fraction, self.config.eval_blocks
         if not fraction:
             return queries, None

@@ -9,8 +9,7 @@ from federation import config, federate, folder_of, resumed
 from server.ledger.run_folder import examples_of_round, resolve_epochs
 from shared.base.errors import ConfigError, DandelionError
 from shared.config.schema import Config
-from shared.training.corpus import Corpus
-from shared.training.held_out import held_out
+from shared.training.corpus import Corpus, load_evaluation
 from shared.training.oracle import Oracle
 
 
@@ -53,7 +52,7 @@ def test_another_set_is_evaluated_on_by_its_held_out_part(tmp_path):
     other = Config.from_run_config(
         chosen.to_run_config() | {"dataset": "stdlib", "max-samples": 0, "eval-dataset": ""}
     )
-    rows = held_out(Corpus.of(chosen, model), model)
+    rows = load_evaluation(Corpus.of(chosen, model), model)
     assert rows.tolist() == Corpus.of(other, model).evaluation().tolist()
     assert rows.tolist() != Corpus.of(chosen, model).evaluation().tolist()
     own = federate(config(tmp_path, "own"))

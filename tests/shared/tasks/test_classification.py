@@ -36,13 +36,13 @@ from shared.training.oracle import Oracle, evaluate
 from shared.training.site_data import SiteData
 
 
-def blocks_of(oracle, length=12):
+def examples_of(oracle, length=12):
     documents = Documents(TEXTS, TEXTS, [n % 2 for n in range(60)])
     return oracle.task.examples(documents, length)
 
 
 def rows_of(oracle, length=12):
-    return torch.from_numpy(blocks_of(oracle, length).batch(np.arange(8)))
+    return torch.from_numpy(examples_of(oracle, length).batch(np.arange(8)))
 
 
 @pytest.fixture(params=["head", "words"])
@@ -55,15 +55,15 @@ def chosen(request, folders):
 
 def test_an_example_is_its_class_its_tokens_and_padding():
     documents = Documents(["b b b", "a", "c"], ["y", "x", "y"], [1, 0, 1])
-    blocks = examples_with_labels(documents, 2, lambda text: np.arange(len(text.split())))
-    assert blocks.names == ("x", "y")
-    assert blocks.groups.tolist() == [0, 1, 1]
-    assert blocks.batch(np.arange(3)).tolist() == [
+    examples = examples_with_labels(documents, 2, lambda text: np.arange(len(text.split())))
+    assert examples.names == ("x", "y")
+    assert examples.groups.tolist() == [0, 1, 1]
+    assert examples.batch(np.arange(3)).tolist() == [
         [0, 0, -1, -1],
         [1, 0, 1, 2],
         [1, 0, -1, -1],
     ]
-    assert blocks.take(np.array([2])).labels.tolist() == [1]
+    assert examples.take(np.array([2])).labels.tolist() == [1]
 
 
 @pytest.mark.parametrize("labels", [None, [0, 2]])
@@ -103,9 +103,9 @@ def test_the_loss_of_a_head_is_transformers_own_without_dropout(folders, tmp_pat
 def test_a_folder_keeps_the_head_that_it_has(folders, tmp_path):
     model = load_model(folders["head"], 1, ("rotten", "fresh"))
     model.save(tmp_path / "saved")
-    kept = load_model(str(tmp_path / "saved"), 9, ("other", "names"))
-    assert torch.equal(kept.module.classifier.weight, model.module.classifier.weight)
-    assert kept.module.config.id2label == {0: "rotten", 1: "fresh"}
+    loaded = load_model(str(tmp_path / "saved"), 9, ("other", "names"))
+    assert torch.equal(loaded.module.classifier.weight, model.module.classifier.weight)
+    assert loaded.module.config.id2label == {0: "rotten", 1: "fresh"}
     three = config(tmp_path, **{**CLASSES, "label_words": "a, b, c"}, model=str(tmp_path / "saved"))
     with pytest.raises(ConfigError, match=r"label-words: 2 expected.*got .'a', 'b', 'c'."):
         Oracle.of(three)
@@ -150,7 +150,7 @@ def test_perturbed_parameters_of_a_classifier_are_those_in_place(folders):
                 one = float(task.loss(model.module, rows))
             DIRECTIONS["rademacher"](alone.layout).add_to_(alone.flat, [key], [0.05])
             assert one == pytest.approx(float(task.loss(model.module, rows)), abs=1e-6), span.name
-            flat = rebound(model.module, before)
+            flat = rebind(model.module, before)
     assert measured == pytest.approx(in_place, abs=1e-6)
 
 
@@ -164,7 +164,7 @@ def flatten_only(module, name):
     return flatten(module, lambda other: other == name)
 
 
-def rebound(module, before):
+def rebind(module, before):
     model = flatten(module)
     model.flat.copy_(before)
     return model
@@ -188,14 +188,14 @@ def test_the_loss_of_words_is_that_of_a_hand_computation(folders, tmp_path):
 
 def test_the_prompt_survives_a_text_that_is_too_long(folders):
     tokenizer = load_model(folders["words"], 1).tokenizer
-    made = Verbaliser.of(tokenizer, "the {text} It was", ("good", "bad"))
+    verbaliser = Verbaliser.of(tokenizer, "the {text} It was", ("good", "bad"))
     it, was = (small_models.VOCABULARY[word] for word in ("It", "was"))
-    found = made.encode("film " * 50, 8).tolist()
-    assert len(found) == 8
-    assert found[:2] == [small_models.VOCABULARY["the"], small_models.VOCABULARY["film"]]
-    assert found[-2:] == [it, was]
+    tokens = verbaliser.encode("film " * 50, 8).tolist()
+    assert len(tokens) == 8
+    assert tokens[:2] == [small_models.VOCABULARY["the"], small_models.VOCABULARY["film"]]
+    assert tokens[-2:] == [it, was]
     with pytest.raises(ConfigError, match="block-size above 3 expected"):
-        made.encode("film", 3)
+        verbaliser.encode("film", 3)
 
 
 def test_words_that_begin_alike_are_refused():
@@ -208,7 +208,7 @@ def test_words_that_begin_alike_are_refused():
 
 
 @pytest.mark.parametrize("words", ["", "one", "same, same"])
-def test_label_words_are_asked_for(words, folders, tmp_path):
+def test_label_words_are_required(words, folders, tmp_path):
     with pytest.raises(ConfigError, match="label-words: a word for each class expected"):
         Oracle.of(config(tmp_path, model=folders["words"], **{**CLASSES, "label_words": words}))
 
@@ -218,17 +218,17 @@ def test_label_words_are_asked_for(words, folders, tmp_path):
 
 def test_scores_are_those_of_the_definition():
     classes, choices = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([0, 1, 1, 1, 1, 1, 0])
-    found = confusion_of(classes, choices, 2)
-    assert found.tolist() == [[1, 2], [1, 3]]
+    confusion = confusion_of(classes, choices, 2)
+    assert confusion.tolist() == [[1, 2], [1, 3]]
     precision, recall = 3 / 5, 3 / 4
-    assert accuracy(found) == pytest.approx(4 / 7)
-    assert f1(found) == pytest.approx(2 * precision * recall / (precision + recall))
+    assert accuracy(confusion) == pytest.approx(4 / 7)
+    assert f1(confusion) == pytest.approx(2 * precision * recall / (precision + recall))
 
 
 def test_f1_of_several_classes_is_their_mean_and_absent_ones_count_nothing():
-    found = confusion_of(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), 3)
+    confusion = confusion_of(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), 3)
     each = [2 * 1 / (2 * 1 + 1), 2 * 2 / (2 * 2 + 1), 0]
-    assert f1(found) == pytest.approx(sum(each) / 3)
+    assert f1(confusion) == pytest.approx(sum(each) / 3)
     assert f1(np.zeros((2, 2), np.int64) + np.diag([4, 0])) == 0
 
 
@@ -249,27 +249,27 @@ def test_outcomes_add_up_whatever_the_batches():
 @pytest.mark.parametrize("mode", ["zo", "fo", "calibrate", "instruct", "fedavg"])
 def test_every_mode_steps_a_classifier_and_is_replayed(mode, chosen, tmp_path):
     c = config(tmp_path, mode=mode, num_clients=2, bp_interval=2, **chosen)
-    found = federate(c)
-    assert found.summary["refused_replies"] == 0
-    assert found.summary["evaluation_loss_last"] != found.summary["evaluation_loss_first"]
+    run = federate(c)
+    assert run.summary["refused_replies"] == 0
+    assert run.summary["evaluation_loss_last"] != run.summary["evaluation_loss_first"]
     with ledger_of(c) as ledger:
-        assert torch.equal(replayed(c, ledger, 3), found.flat)
+        assert torch.equal(replayed(c, ledger, 3), run.flat)
         names = ledger.rows("SELECT DISTINCT name FROM scores WHERE site = '' ORDER BY name")
     assert names == [("accuracy",), ("f1",)]
 
 
-def test_first_order_rounds_tell_the_classes_apart(chosen, tmp_path):
-    found = federate(config(tmp_path, mode="fo", num_rounds=20, learning_rate=0.1, num_clients=2,
+def test_first_order_rounds_learn_the_classes(chosen, tmp_path):
+    run = federate(config(tmp_path, mode="fo", num_rounds=20, learning_rate=0.1, num_clients=2,
                             bp_batch_size=16, **chosen))  # fmt: skip
-    assert found.summary["evaluation_accuracy_last"] == 1.0
-    assert found.summary["evaluation_f1_last"] == 1.0
+    assert run.summary["evaluation_accuracy_last"] == 1.0
+    assert run.summary["evaluation_f1_last"] == 1.0
 
 
 def test_scalars_alone_train_a_head(folders, tmp_path):
-    found = federate(config(tmp_path, model=folders["head"], scope="head", num_rounds=20,
+    run = federate(config(tmp_path, model=folders["head"], scope="head", num_rounds=20,
                             queries=16, learning_rate=0.02, num_clients=2, zo_batch_size=16,
                             **CLASSES))  # fmt: skip
-    assert found.summary["evaluation_loss_last"] < 0.9 * found.summary["evaluation_loss_first"]
+    assert run.summary["evaluation_loss_last"] < 0.9 * run.summary["evaluation_loss_first"]
 
 
 def test_a_frozen_encoder_leaves_the_head_and_its_pooler(folders, tmp_path):
@@ -300,23 +300,23 @@ def test_reduced_takes_an_encoders_last_block_and_head(folders, tmp_path):
     assert not any("layer.0" in name or "attention" in name for name in names)
 
 
-def test_a_head_trained_before_is_where_the_next_run_starts(folders, tmp_path):
+def test_a_run_starts_from_a_head_that_another_trained(folders, tmp_path):
     first = config(tmp_path, "base", model=folders["head"], mode="fo", scope="head",
                    learning_rate=0.5, num_rounds=4, save_model=True, **CLASSES)  # fmt: skip
     folder = run_local(first)
     second = config(tmp_path, "second", model="", init_from=str(folder), num_rounds=1, **CLASSES)
     reached = json.loads((folder / "summary.json").read_text())
-    found = federate(second)
-    assert found.summary["evaluation_loss_first"] == reached["evaluation_loss_last"]
-    assert found.summary["parameters"] > 4 * reached["parameters"]
+    run = federate(second)
+    assert run.summary["evaluation_loss_first"] == reached["evaluation_loss_last"]
+    assert run.summary["parameters"] > 4 * reached["parameters"]
 
 
 def test_a_classifier_in_bfloat16_stays_equal_everywhere(chosen, tmp_path):
     c = config(tmp_path, num_rounds=4, dtype="bfloat16", eps=0.01, **chosen)
-    found = federate(c)
-    assert found.summary["refused_replies"] == 0
+    run = federate(c)
+    assert run.summary["refused_replies"] == 0
     with ledger_of(c) as ledger:
-        assert torch.equal(replayed(c, ledger, 4), found.flat)
+        assert torch.equal(replayed(c, ledger, 4), run.flat)
 
 
 def test_methods_are_compared_by_accuracy_too(folders, tmp_path):
@@ -332,10 +332,10 @@ def test_methods_are_compared_by_accuracy_too(folders, tmp_path):
             (last,) = ledger.rows("SELECT value FROM scores WHERE round = 2 AND name = 'accuracy'")
         assert points[-1].accuracy == last[0]
         each = {"name": name, "to_target": None, "peak_memory_bytes": None}
-        found = [asdict(point) for point in points]
-        rows.append({**each, "final_loss": points[-1].loss, "points": found})
-    _, told = table_rows({"axes": AXES, "methods": rows})
-    assert told[0][-2] == f"{rows[0]['final_loss']:.4f}, {rows[0]['points'][-1]['accuracy']:.1%}"
+        curve = [asdict(point) for point in points]
+        rows.append({**each, "final_loss": points[-1].loss, "points": curve})
+    _, table = table_rows({"axes": AXES, "methods": rows})
+    assert table[0][-2] == f"{rows[0]['final_loss']:.4f}, {rows[0]['points'][-1]['accuracy']:.1%}"
 
 
 # --- evaluation at the sites
@@ -344,7 +344,7 @@ def test_methods_are_compared_by_accuracy_too(folders, tmp_path):
 def test_sites_evaluate_on_examples_that_they_never_train_on(chosen, tmp_path):
     c = config(tmp_path, **{**chosen, "partitioner": "natural"}, num_clients=2, eval_interval=2,
                site_eval_fraction=0.25)  # fmt: skip
-    found = federate(c)
+    run = federate(c)
     with ledger_of(c) as ledger:
         rows = ledger.rows("SELECT round, site, name, value FROM scores WHERE site != ''")
     assert {row[0] for row in rows} == {0, 2}
@@ -356,30 +356,30 @@ def test_sites_evaluate_on_examples_that_they_never_train_on(chosen, tmp_path):
         assert len(shards.held_out) + len(shards.queries) == len(whole)
         assert shards.gradients is shards.queries
         value = next(v for r, s, n, v in rows if (r, s, n) == (0, str(number), "loss"))
-        kept = torch.from_numpy(shards.held_out.batch(np.arange(len(shards.held_out))))
-        assert value == evaluate(Oracle.of(c), kept).loss
-    assert found.summary["sites_accuracy_last"] in {v for r, s, n, v in rows if n == "accuracy"}
+        held_out = torch.from_numpy(shards.held_out.batch(np.arange(len(shards.held_out))))
+        assert value == evaluate(Oracle.of(c), held_out).loss
+    assert run.summary["sites_accuracy_last"] in {v for r, s, n, v in rows if n == "accuracy"}
 
 
-def test_what_all_sites_reached_is_counted_over_all_their_examples(chosen, tmp_path):
+def test_the_score_of_all_sites_counts_all_their_examples(chosen, tmp_path):
     c = config(tmp_path, num_clients=3, num_rounds=1, site_eval_fraction=0.2, **chosen)
     federate(c)
     oracle = Oracle.of(c)
     data = SiteData.of(c, oracle.language_model)
-    held = [data.shard(number, 3).held_out for number in range(3)]
-    rows = [torch.from_numpy(blocks.batch(np.arange(len(blocks)))) for blocks in held]
+    parts = [data.shard(number, 3).held_out for number in range(3)]
+    rows = [torch.from_numpy(blocks.batch(np.arange(len(blocks)))) for blocks in parts]
     whole = sum((evaluate(oracle, part) for part in rows), EvalSums(0.0, 0))
     with ledger_of(c) as ledger:
-        told = dict(ledger.rows("SELECT name, value FROM scores WHERE site = 'all sites'"))
-    assert told == {"loss": whole.loss, **whole.scores()}
+        scores = dict(ledger.rows("SELECT name, value FROM scores WHERE site = 'all sites'"))
+    assert scores == {"loss": whole.loss, **whole.scores()}
 
 
 def test_language_models_are_evaluated_at_the_sites_too_and_digests_stay(tmp_path):
     more = {"num_rounds": 2, "site_eval_fraction": 0.3}
-    found = federate(config(tmp_path, eval_interval=1, **more))
-    assert "sites_loss_last" in found.summary
+    run = federate(config(tmp_path, eval_interval=1, **more))
+    assert "sites_loss_last" in run.summary
     again = federate(config(tmp_path, "again", eval_interval=0, **more))
-    assert again.digest == found.digest  # evaluating changes nothing that is trained
+    assert again.digest == run.digest  # evaluating changes nothing that is trained
 
 
 @pytest.mark.parametrize(
@@ -393,15 +393,15 @@ def test_language_models_are_evaluated_at_the_sites_too_and_digests_stay(tmp_pat
         (EvalSums(1.0, 0, np.zeros((2, 2), np.int64)), "bad outcome"),
     ],
 )
-def test_an_outcome_that_cannot_be_is_refused(outcome, reason, folders, tmp_path):
+def test_an_impossible_outcome_is_refused(outcome, reason, folders, tmp_path):
     c = config(tmp_path, model=folders["head"], num_rounds=1, site_eval_fraction=0.2, **CLASSES)
 
     def change(reply):
         wrong = is_reply(reply, 1)
         return [altered(reply, lambda m: replace(m, outcome=outcome)) if wrong else reply]
 
-    found = federate(c, Network(c, change=change))
-    assert found.summary["refusals"] == {reason: 1}
+    run = federate(c, Network(c, change=change))
+    assert run.summary["refusals"] == {reason: 1}
 
 
 @settings(max_examples=50)
@@ -435,20 +435,18 @@ SCOPES = ["head", "bias", "reduced", "lora", "full", r"regex:\.1\..*(bias|mlp)|c
 
 @pytest.mark.parametrize("kind", ["head", "words"])
 @pytest.mark.parametrize("scope", SCOPES)
-def test_frozen_parts_that_are_computed_once_change_no_bit(
-    folders, kind, scope, tmp_path, monkeypatch
-):
+def test_cached_activations_change_no_bit(folders, kind, scope, tmp_path, monkeypatch):
     chosen = config(tmp_path, model=folders[kind], scope=scope, **CLASSES)
-    found = measured(chosen, Oracle.of(chosen))
+    differences = measure(chosen, Oracle.of(chosen))
     monkeypatch.setattr("shared.estimation.activation_cache.MOST_MISSES", 0)
-    assert measured(chosen, Oracle.of(chosen)) == found
+    assert measure(chosen, Oracle.of(chosen)) == differences
 
 
-def measured(chosen, oracle, rounds=2):
+def measure(chosen, oracle, rounds=2):
     """Loss differences of some rounds at the base model."""
     site = SiteId(1, "0")
     return [
-        Queries(site, blocks_of(oracle), chosen, k).measure(oracle, 0.1, None).tolist()
+        Queries(site, examples_of(oracle), chosen, k).measure(oracle, 0.1, None).tolist()
         for k in range(1, rounds + 1)
     ]
 
@@ -458,5 +456,5 @@ def test_a_head_is_measured_by_one_pass_through_the_encoder(folders, tmp_path):
     oracle, passes = Oracle.of(chosen), []
     encoder = oracle.language_model.module.bert.encoder
     encoder.layer[0].register_forward_hook(lambda *_: passes.append(1))
-    measured(chosen, oracle, rounds=3)
+    measure(chosen, oracle, rounds=3)
     assert len(passes) == 2 + 1 + 1  # the first batch twice

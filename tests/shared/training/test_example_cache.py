@@ -12,7 +12,7 @@ from shared.data.examples import Examples
 from shared.models.load import load_model
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
 from shared.training.corpus import Corpus
-from shared.training.example_cache import FILE, FINGERPRINT, load_or_make, revision_of
+from shared.training.example_cache import EXAMPLES_FILE, FINGERPRINT_FILE, load_or_make, revision_of
 
 SETTINGS = {"dataset": "texts", "block size": 4}
 TEXTS = Documents(["one", "two"], ["a", "b"], [1, 0])
@@ -53,7 +53,7 @@ class Maker:
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 @pytest.mark.parametrize("labels", [None, np.array([2, 0, 1])])
-def test_what_was_kept_is_what_was_made(dtype, labels):
+def test_stored_examples_are_read_as_they_were_made(dtype, labels):
     make = Maker(some_blocks(dtype, labels))
     first, second = (load_or_make(SETTINGS, "t", TEXTS, make) for _ in range(2))
     assert make.times == 1
@@ -81,7 +81,7 @@ def test_another_purpose_or_revision_is_made_anew(other):
     assert make.times == 1
 
 
-def test_a_new_revision_takes_the_old_ones_place(cache, caplog):
+def test_a_new_revision_replaces_the_old_one(cache, caplog):
     load_or_make(SETTINGS, "t", replace(TEXTS, revision="1"), Maker(some_blocks()))
     load_or_make(SETTINGS, "t", replace(TEXTS, revision="2"), Maker(some_blocks()))
     assert len(list(cache.iterdir())) == 1
@@ -91,7 +91,7 @@ def test_a_new_revision_takes_the_old_ones_place(cache, caplog):
 def test_the_folder_says_what_the_examples_were_made_of(cache):
     load_or_make(SETTINGS, "t", TEXTS, Maker(some_blocks()))
     (folder,) = cache.iterdir()
-    about = json.loads((folder / FINGERPRINT).read_text())
+    about = json.loads((folder / FINGERPRINT_FILE).read_text())
     assert about["dataset"] == "texts"
     assert about["tokenizer"] == "t"
     assert about["block size"] == 4
@@ -107,14 +107,14 @@ def flip(path):
 
 
 @pytest.mark.parametrize("harm", [
-    lambda folder: flip(folder / FILE),
-    lambda folder: (folder / FILE).unlink(),
-    lambda folder: (folder / FILE).write_bytes(b""),
-    lambda folder: (folder / FINGERPRINT).unlink(),
-    lambda folder: (folder / FINGERPRINT).write_text("{"),
-    lambda folder: (folder / FINGERPRINT).write_text("[]"),
-    lambda folder: (folder / FINGERPRINT).write_text(
-        (folder / FINGERPRINT).read_text().replace('"format": 1', '"format": 0')
+    lambda folder: flip(folder / EXAMPLES_FILE),
+    lambda folder: (folder / EXAMPLES_FILE).unlink(),
+    lambda folder: (folder / EXAMPLES_FILE).write_bytes(b""),
+    lambda folder: (folder / FINGERPRINT_FILE).unlink(),
+    lambda folder: (folder / FINGERPRINT_FILE).write_text("{"),
+    lambda folder: (folder / FINGERPRINT_FILE).write_text("[]"),
+    lambda folder: (folder / FINGERPRINT_FILE).write_text(
+        (folder / FINGERPRINT_FILE).read_text().replace('"format": 1', '"format": 0')
     ),
 ])  # fmt: skip
 def test_a_damaged_cache_is_made_anew(cache, harm):
@@ -131,14 +131,14 @@ def test_a_damaged_cache_is_made_anew(cache, harm):
 
 @dataclass(frozen=True)
 class Counting(HubTokenizer):
-    """Bytes under another name, which counts what it is asked."""
+    """Bytes under another name, which notes the texts that it encodes."""
 
-    asked: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     size = 259
     identity = "counting"
 
     def encode(self, text):
-        self.asked.append(text)
+        self.texts.append(text)
         return ByteTokenizer().encode(text)
 
 
@@ -152,12 +152,12 @@ def test_a_corpus_is_tokenised_once_and_the_same_when_read(monkeypatch, cache):
     plain = Corpus.of(config, model)
     assert not cache.exists()
     first = Corpus.of(config, counting)
-    assert len(counting.tokenizer.asked) == 8
+    assert len(counting.tokenizer.texts) == 8
     second = Corpus.of(config, counting)
-    assert len(counting.tokenizer.asked) == 8
+    assert len(counting.tokenizer.texts) == 8
     for corpus in (first, second):
         assert same(corpus.training, plain.training)
         assert same(corpus.held_out, plain.held_out)
         assert same(corpus.shard(1, 4), plain.shard(1, 4))
     Corpus.of(replace(config, max_samples=4), counting)
-    assert len(counting.tokenizer.asked) == 12
+    assert len(counting.tokenizer.texts) == 12

@@ -13,9 +13,12 @@ from transformers import (
 )
 
 from shared.base.errors import ConfigError, DataError
+from shared.models.adapters import adapt_
 from shared.models.load import load_model
-from shared.training.oracle import Oracle, start_of
-from shared.training.scopes import biases
+from shared.models.model import LanguageModel
+from shared.models.tokenizers import ByteTokenizer
+from shared.training.oracle import Oracle, load_start
+from shared.training.scopes import biases, head
 
 PATTERN = r"regex:h\.1\.attn"
 SCOPES = ["reduced", "lora", "bias", PATTERN]
@@ -27,17 +30,17 @@ def names(oracle):
 
 
 def test_reduced_is_the_last_blocks_mlp_its_norm_and_the_head(tmp_path):
-    found = names(Oracle.of(config(tmp_path, scope="reduced")))
+    chosen = names(Oracle.of(config(tmp_path, scope="reduced")))
     block = "transformer.h.1."
-    assert found == {block + "ln_2.weight", block + "ln_2.bias", block + "mlp.c_fc.weight",
+    assert chosen == {block + "ln_2.weight", block + "ln_2.bias", block + "mlp.c_fc.weight",
                      block + "mlp.c_fc.bias", block + "mlp.c_proj.weight",
                      block + "mlp.c_proj.bias", "transformer.wte.weight"}  # fmt: skip
 
 
-def test_bias_is_biases_and_norms_by_any_name_and_a_classifiers_output(tmp_path):
-    found = names(Oracle.of(config(tmp_path, scope="bias")))
+def test_the_scope_bias_is_biases_and_norms_by_any_name_and_a_classifiers_output(tmp_path):
+    chosen = names(Oracle.of(config(tmp_path, scope="bias")))
     whole = names(Oracle.of(config(tmp_path)))
-    assert found == {name for name in whole if name.endswith("bias") or ".ln_" in name}
+    assert chosen == {name for name in whole if name.endswith("bias") or ".ln_" in name}
     tiny = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
     tiny |= {"num_hidden_layers": 1, "num_attention_heads": 2}
     llama = LlamaForCausalLM(LlamaConfig(**tiny))
@@ -84,9 +87,9 @@ def test_a_scope_works_in_every_mode_and_leaves_the_rest_alone(scope, mode, tmp_
         c = config(tmp_path, mode=mode, scope=scope, **more, **wide)
     else:
         c = of_mode(tmp_path, mode, scope=scope, **more, **wide)
-    found = federate(c)
-    assert found.losses[-1] < found.losses[0]
-    assert not found.refusals
+    run = federate(c)
+    assert run.losses[-1] < run.losses[0]
+    assert not run.refusals
 
 
 @every_scope
@@ -98,12 +101,12 @@ def test_the_saved_model_loads_in_transformers_and_computes_the_same(scope, tmp_
     expected = oracle.loss(blocks)
     oracle.language_model.save(tmp_path / "model")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    found = loaded(blocks, labels=blocks).loss
-    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+    loss = loaded(blocks, labels=blocks).loss
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
     assert oracle.loss(blocks) == expected  # saving touched nothing
 
 
-def test_a_run_starts_from_what_another_came_to(tmp_path):
+def test_a_run_starts_from_the_result_of_another(tmp_path):
     first = Oracle.of(config(tmp_path))
     first.replica.model.flat[:1000] += 0.1
     first.language_model.save(tmp_path / "first" / "model")
@@ -119,5 +122,16 @@ def test_a_run_starts_from_what_another_came_to(tmp_path):
 
 def test_a_run_that_left_no_model_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(DataError, match="holds no model; a run with save-model = true"):
-        start_of(config(tmp_path, init_from=str(tmp_path)))
+        load_start(config(tmp_path, init_from=str(tmp_path)))
     assert load_model("byte-gpt", 1).name == "byte-gpt"
+
+
+def test_a_module_without_an_output_layer_has_no_head():
+    with pytest.raises(ConfigError, match=r"scope head: a PreTrainedModel.*got Linear"):
+        head(nn.Linear(2, 2))
+
+
+def test_adapters_of_a_module_that_is_not_of_transformers_are_refused(tmp_path):
+    model = LanguageModel("mine", nn.Linear(2, 2), ByteTokenizer())
+    with pytest.raises(ConfigError, match="scope lora"):
+        adapt_(model, config(tmp_path, scope="lora"))

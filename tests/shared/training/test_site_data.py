@@ -1,4 +1,4 @@
-"""What is measured on and what is backpropagated on can be kept apart."""
+"""A site can measure on some of its examples and backpropagate on others."""
 
 import logging
 
@@ -14,30 +14,30 @@ def shards(tmp_path, **changes):
     return data, data.shard(1, 3)
 
 
-def rows(blocks):
-    return {row.tobytes() for row in blocks.tokens}
+def rows(examples):
+    return {row.tobytes() for row in examples.tokens}
 
 
 def test_by_default_both_are_the_same_examples(tmp_path):
-    _, found = shards(tmp_path)
-    assert found.queries is found.gradients
+    _, site = shards(tmp_path)
+    assert site.queries is site.gradients
 
 
 def test_split_halves_are_disjoint_and_complete(tmp_path):
     _, whole = shards(tmp_path)
-    _, found = shards(tmp_path, split_bp_zo_data=True)
-    assert abs(len(found.queries) - len(found.gradients)) <= 1
-    assert len(found.queries) + len(found.gradients) == len(whole.queries)
-    assert rows(found.queries) | rows(found.gradients) == rows(whole.queries)
+    _, site = shards(tmp_path, split_bp_zo_data=True)
+    assert abs(len(site.queries) - len(site.gradients)) <= 1
+    assert len(site.queries) + len(site.gradients) == len(whole.queries)
+    assert rows(site.queries) | rows(site.gradients) == rows(whole.queries)
 
 
-def test_at_most_so_many_examples_are_backpropagated_on(tmp_path):
-    _, found = shards(tmp_path, bp_max_samples=5)
-    assert len(found.gradients) == 5
-    assert rows(found.gradients) <= rows(found.queries)
+def test_bp_max_samples_bounds_the_examples_of_the_gradients(tmp_path):
+    _, site = shards(tmp_path, bp_max_samples=5)
+    assert len(site.gradients) == 5
+    assert rows(site.gradients) <= rows(site.queries)
 
 
-def test_another_data_set_is_said_once_with_both_names_and_sizes(tmp_path, caplog):
+def test_another_data_set_is_logged_once_with_both_names_and_sizes(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "dandelion"):
         c = config(tmp_path, mode="calibrate", dataset="topics", bp_dataset="stdlib",
                    max_samples=4, num_rounds=2, partitioner="iid")  # fmt: skip
@@ -50,5 +50,5 @@ def test_another_data_set_is_said_once_with_both_names_and_sizes(tmp_path, caplo
 
 def test_a_run_with_data_apart_lowers_the_loss(tmp_path):
     c = config(tmp_path, mode="instruct", split_bp_zo_data=True, bp_max_samples=20)
-    found = federate(c)
-    assert found.losses[-1] < found.losses[0]
+    run = federate(c)
+    assert run.losses[-1] < run.losses[0]
