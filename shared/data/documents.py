@@ -72,7 +72,7 @@ class Documents:
         rest = np.setdiff1d(np.arange(total), apart)
         few = max(few, most - len(rest))
         rows = np.concatenate(
-            [apart[evenly_spaced(len(apart), few)], rest[evenly_spaced(len(rest), most - few)]]
+            [apart[space_evenly(len(apart), few)], rest[space_evenly(len(rest), most - few)]]
         )
         return self.take(np.sort(rows).tolist())
 
@@ -133,7 +133,7 @@ def pick_texts(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
     return list(column[list(rows)])
 
 
-def evenly_spaced(total: int, count: int) -> NDArray[np.int64]:
+def space_evenly(total: int, count: int) -> NDArray[np.int64]:
     """Return ``count`` of the rows 0 .. total - 1, evenly spaced; distinct if count <= total."""
     return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
 

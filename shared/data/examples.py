@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.base.errors import ConfigError, DataError
-from shared.data.documents import Documents, evenly_spaced
+from shared.data.documents import Documents, space_evenly
 from shared.models.model import Tokenizer
 from shared.randomness.philox import DRAWS, words
 from shared.randomness.streams import Key
@@ -123,7 +123,7 @@ def hold_out(examples: Examples, fraction: float, most: int = 0) -> tuple[Exampl
     apart = last <= counts[examples.groups]
     evaluation = np.flatnonzero(apart)
     if 0 < most < len(evaluation):
-        evaluation = evaluation[evenly_spaced(len(evaluation), most)]
+        evaluation = evaluation[space_evenly(len(evaluation), most)]
     return examples.take(np.flatnonzero(~apart)), examples.take(evaluation)
 
 

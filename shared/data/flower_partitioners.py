@@ -49,7 +49,7 @@ def pathological(count: int, seed: int, alpha: float, classes: int) -> Any:  # n
     return PathologicalPartitioner(count, "id", classes, "first-deterministic", seed=seed)
 
 
-def sized(growth: str, count: int, seed: int, alpha: float, classes: int) -> Any:  # noqa: ANN401
+def grow(growth: str, count: int, seed: int, alpha: float, classes: int) -> Any:  # noqa: ANN401
     """Shards whose sizes grow with their number; the items are shuffled before."""
     import flwr_datasets.partitioner
 
@@ -58,12 +58,12 @@ def sized(growth: str, count: int, seed: int, alpha: float, classes: int) -> Any
 
 PARTITIONERS: dict[str, Callable[[int, int, float, int], Any]] = {
     "flower-dirichlet": dirichlet,
-    "flower-exponential": partial(sized, "Exponential"),
+    "flower-exponential": partial(grow, "Exponential"),
     "flower-iid": iid,
-    "flower-linear": partial(sized, "Linear"),
+    "flower-linear": partial(grow, "Linear"),
     "flower-natural": natural,
     "flower-pathological": pathological,
-    "flower-square": partial(sized, "Square"),
+    "flower-square": partial(grow, "Square"),
 }
 
 

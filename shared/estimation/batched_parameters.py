@@ -60,9 +60,7 @@ class BatchedParameters(Protocol):
         """Each point's tensor (P, *shape), of one that is no matrix."""
 
 
-def batched_parameters(
-    directions: Directions, keys: Sequence[Key], eps: float
-) -> BatchedParameters:
+def perturb_all(directions: Directions, keys: Sequence[Key], eps: float) -> BatchedParameters:
     """Make the parameters at +eps for every key, then at −eps for every key."""
     doubled, scales = [*keys, *keys], [eps] * len(keys) + [-eps] * len(keys)
     if isinstance(directions, Factored):

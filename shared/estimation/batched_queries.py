@@ -13,7 +13,7 @@ from shared.base.errors import ConfigError
 from shared.base.flat import FlatModel
 from shared.directions import Directions
 from shared.estimation.batched_mode import BatchedMode, DeferredProduct
-from shared.estimation.batched_parameters import BatchedParameters, batched_parameters
+from shared.estimation.batched_parameters import BatchedParameters, perturb_all
 from shared.estimation.blockwise import FlatParameter
 from shared.estimation.perturber import Perturber
 from shared.models.next_token import CHUNK_LOGITS, logits, next_token_loss
@@ -44,7 +44,7 @@ class BatchedQueries:
         Raises:
             ConfigError: the module does something with its parameters that cannot be batched.
         """
-        parameters = batched_parameters(self.directions, keys, eps)
+        parameters = perturb_all(self.directions, keys, eps)
         with torch.inference_mode():
             sums = self._sums(parameters, torch.cat([blocks, blocks]))
         losses = sums.view(2, -1) / (blocks.shape[1] * (blocks.shape[2] - 1))

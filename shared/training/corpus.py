@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shared.base.errors import ConfigError, DataError
 from shared.config.schema import Config
-from shared.data.documents import Documents, evenly_spaced
+from shared.data.documents import Documents, space_evenly
 from shared.data.examples import Examples, hold_out
 from shared.data.partition_rules import partition
 from shared.data.resolve import documents_of
@@ -71,7 +71,7 @@ class Corpus:
         if parts := documents.parts():
             training, held_out = map(examples, parts)
             most = min(config.eval_blocks, len(held_out))
-            held_out = held_out.take(evenly_spaced(len(held_out), most))
+            held_out = held_out.take(space_evenly(len(held_out), most))
         else:
             whole = examples(documents)
             training, held_out = hold_out(whole, config.eval_fraction, config.eval_blocks)

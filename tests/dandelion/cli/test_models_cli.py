@@ -54,7 +54,7 @@ def test_the_memory_said_is_the_memory_taken(dtype, model):
     flat = replica.model.flat
     assert found.replica == flat.nbytes
     perturber = Perturber(replica.model, replica.directions)
-    held = perturber._scratch.nbytes + perturber._vectors._rows.nbytes
+    held = perturber._scratch.nbytes + perturber._small._rows.nbytes
     assert found.query == held
     state = sum(tensor.nbytes for tensor in replica.optimizer.state().values() if tensor.dim())
     working = 4 * flat.numel() * (dtype == "bfloat16")

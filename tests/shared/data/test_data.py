@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shared.base.errors import ConfigError, DataError, UnknownNameError
 from shared.config.schema import Config
-from shared.data.documents import DATASETS, Documents, evenly_spaced
+from shared.data.documents import DATASETS, Documents, space_evenly
 from shared.data.examples import cut_blocks, draw, hold_out
 from shared.data.flower_partitioners import PARTITIONERS
 from shared.data.partition_rules import RULES, partition
@@ -93,7 +93,7 @@ def test_thinning_keeps_labels_with_their_texts():
 
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_evenly_spaced_rows_are_distinct_and_within_bounds(total, count):
-    rows = evenly_spaced(total, count)
+    rows = space_evenly(total, count)
     assert len(rows) == count
     assert 0 <= rows[0] <= rows[-1] < total
     assert len(set(rows)) == min(total, count)

@@ -46,12 +46,12 @@ class Sites(Network):
             context.node_config.update(more)
 
 
-def test_each_site_trains_on_what_is_in_its_folder(tmp_path):
+def test_each_site_trains_on_its_own_folder(tmp_path):
     own = [{"site": name, "data": notes(tmp_path, name, 2 + k)} for k, name in enumerate("abc")]
     chosen = config(tmp_path)
     nodes = Processes()
-    found = federate(chosen, Sites(chosen, own, nodes))
-    assert found.summary["rounds"] == 3
+    run = federate(chosen, Sites(chosen, own, nodes))
+    assert run.summary["rounds"] == 3
     for given, node in zip(own, (2, 3, 4), strict=True):
         host = nodes.host(node)
         examples = host._sites[given["site"]].examples
@@ -59,7 +59,7 @@ def test_each_site_trains_on_what_is_in_its_folder(tmp_path):
         assert set(np.unique(examples.tokens)) - {ends.end} == {*ends.encode(given["site"])}
         assert list(host._data) == [(given["data"], "")]  # and the run's was not even read
         assert host._data[given["data"], ""].queries.held_out.tokens.shape[0] == 0
-    sizes = {row[2]: row[3] for row in found.rows["contributions"]}
+    sizes = {row[2]: row[3] for row in run.rows["contributions"]}
     assert sizes["a"] < sizes["b"] < sizes["c"]
 
 
@@ -68,38 +68,38 @@ def test_one_site_has_its_own_and_others_a_share_of_the_runs(tmp_path):
              {"partition-id": 0, "num-partitions": 2},
              {"partition-id": 1, "num-partitions": 2}]  # fmt: skip
     chosen = config(tmp_path)
-    found = federate(chosen, Sites(chosen, given))
-    sites = {row[2] for row in found.rows["contributions"]}
+    run = federate(chosen, Sites(chosen, given))
+    sites = {row[2] for row in run.rows["contributions"]}
     assert sites == {"a", "0", "1"}
     whole = len(SiteData.of(chosen, load_model("byte-gpt", 1)).queries.training)
-    sizes = {row[2]: row[3] for row in found.rows["contributions"]}
+    sizes = {row[2]: row[3] for row in run.rows["contributions"]}
     assert sizes["0"] + sizes["1"] == whole
     assert '"examples"' in (folder_of(chosen) / "shards.json").read_text()
 
 
-def test_hosts_that_share_a_folder_need_no_data_set_that_can_be_dealt_to_as_many(tmp_path):
-    """The server's own has fewer groups than there are shards: who holds what is sizes alone."""
+def test_hosts_that_share_a_folder_need_no_run_data_set_with_as_many_groups(tmp_path):
+    """The server's own has fewer groups than shards: the data distribution is sizes alone."""
     own = notes(tmp_path, "ward", 8)
     server = notes(tmp_path, "server", 2)
     given = [{"data": own, "partition-id": k, "num-partitions": 3} for k in range(3)]
     chosen = config(tmp_path, dataset=server, max_samples=0, partitioner="natural")
-    found = federate(chosen, Sites(chosen, given))
-    assert found.summary["rounds"] == 3
+    run = federate(chosen, Sites(chosen, given))
+    assert run.summary["rounds"] == 3
     assert (folder_of(chosen) / "shards.json").exists()
 
 
-def test_what_is_wrong_with_a_sites_data_is_for_its_own_log(tmp_path, caplog):
+def test_errors_in_a_sites_data_stay_in_its_own_log(tmp_path, caplog):
     own = tmp_path / "ward"
     own.mkdir()
     (own / "jane-doe.txt").write_bytes(b"\xff\xfe\xfa")
     given = [{"site": "a", "data": str(own)}, {"partition-id": 0, "num-partitions": 2},
              {"partition-id": 1, "num-partitions": 2}]  # fmt: skip
     chosen = config(tmp_path, min_clients=2)
-    found = federate(chosen, Sites(chosen, given))
-    said = [row for row in found.rows["refusals"] if "own data" in row[4]]
-    assert said
-    assert "jane" not in str(found.rows["refusals"])
-    assert str(own) not in str(found.rows["refusals"])
+    run = federate(chosen, Sites(chosen, given))
+    refusals = [row for row in run.rows["refusals"] if "own data" in row[4]]
+    assert refusals
+    assert "jane" not in str(run.rows["refusals"])
+    assert str(own) not in str(run.rows["refusals"])
     assert "jane-doe.txt" in caplog.text
 
 
@@ -144,8 +144,8 @@ def test_a_folder_that_is_not_there_refuses_the_site_and_says_why(tmp_path):
              {"partition-id": 0, "num-partitions": 2},
              {"partition-id": 1, "num-partitions": 2}]  # fmt: skip
     chosen = config(tmp_path, min_clients=2)
-    found = federate(chosen, Sites(chosen, given))
-    assert {row[2] for row in found.rows["contributions"]} == {"0", "1"}
+    run = federate(chosen, Sites(chosen, given))
+    assert {row[2] for row in run.rows["contributions"]} == {"0", "1"}
 
 
 @pytest.mark.parametrize("name", ["./here", "~/there", "../up"])
