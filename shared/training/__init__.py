@@ -1,1 +1,1 @@
-"""What a run trains on and with: oracle, scope, corpus, data of a site."""
+"""Training: the oracle of a model, the scope that is trained, and the data of run and sites."""

@@ -1,1 +1,1 @@
-"""The data sets that are known by name: one module each."""
+"""Data sets that are registered under a name: one module each, or one for several small ones."""
