@@ -8,7 +8,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from federation import config
+from federation import config, rows_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -60,8 +60,8 @@ def commit(ledger, round_):
 def applied(ledger):
     """What replicas apply, and what it came from."""
     entries = ledger.payloads(0, ledger.last_round)
-    head = {key: ledger.head(key) for key in HEAD}
-    return entries, ledger.rows("SELECT * FROM contributions ORDER BY round, slot"), head
+    header = {key: ledger.header(key) for key in HEAD}
+    return entries, rows_of(ledger, "SELECT * FROM contributions ORDER BY round, slot"), header
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +96,10 @@ def test_what_is_committed_is_read_back_then_and_after_it_is_opened_again(tmp_pa
     with closing(Ledger.open(path)) as ledger:
         assert back.encode() == ledger.entry(1).encode() == entry(1).encode()
         assert applied(ledger) == before
-        assert {key: ledger.head(key) for key in HEAD} == HEAD
-        assert ledger.rows("SELECT site, reason FROM refusals") == [("site 2", "not finite")]
-        assert ledger.rows("SELECT payload, message FROM traffic") == [(100, 200)]
-        assert ledger.rows("SELECT loss, bytes_down FROM metrics") == [(2.5, 400)]
+        assert {key: ledger.header(key) for key in HEAD} == HEAD
+        assert ledger.refusals() == [Refusal(1, "site 2", "not finite", "nan")]
+        assert ledger.traffic() == transfers(1)
+        assert ledger.metrics() == [metrics(1)] == [ledger.metrics_of(1)]
 
 
 def test_the_entry_that_is_returned_is_the_one_that_was_written(tmp_path):
@@ -128,7 +128,7 @@ def test_a_round_that_cannot_be_written_whole_is_not_there(tmp_path):
         with pytest.raises(LedgerError, match=r"ledger\.sqlite: cannot be written"):
             ledger.commit(entry(1), twice, transfers(1), metrics(1))
         assert ledger.last_round == 0
-        assert not ledger.rows("SELECT * FROM traffic")
+        assert not ledger.traffic()
         commit(ledger, 1)
 
 
@@ -140,7 +140,7 @@ def test_what_is_noted_after_a_round_is_noted_once(tmp_path):
         ledger.record_evaluation(2, float("nan"))
         assert ledger.digest(1) == b"1" * 16
         assert ledger.digest(2) is None
-        assert ledger.rows("SELECT * FROM evaluations") == [(1, 2.0), (2, float("inf"))]
+        assert ledger.evaluations() == [(1, 2.0), (2, float("inf"))]
 
 
 def test_rounds_that_are_not_there_are_an_error(whole):

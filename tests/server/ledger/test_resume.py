@@ -118,7 +118,7 @@ def test_a_recorded_digest_that_is_not_met_stops_the_run(tmp_path):
     chosen = config(tmp_path)
     federate(chosen)
     with ledger_of(chosen) as ledger:
-        ledger._write("UPDATE digests SET digest = zeroblob(16) WHERE round = 3")
+        ledger._database.write("UPDATE digests SET digest = zeroblob(16) WHERE round = 3")
     with pytest.raises(DivergedError, match=f"round 3: digest {'00' * 16} expected"):
         federate(resumed(chosen, num_rounds=9))
 

@@ -258,5 +258,5 @@ def test_a_snapshot_is_only_named_when_its_file_is_whole(tmp_path, monkeypatch):
             federate(chosen)
     with ledger_of(chosen) as ledger:
         assert ledger.last_round == 2
-        assert not ledger.rows("SELECT * FROM snapshots")
+        assert not ledger.snapshots()
     assert [row[0] for row in federate(resumed(chosen)).rows["snapshots"]] == [2]
