@@ -46,7 +46,7 @@ CREATE TABLE metrics (
     forwards INTEGER NOT NULL, bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL,
     seconds REAL NOT NULL
 );
-CREATE TABLE sites (                -- who each site said it is, when it was last met
+CREATE TABLE sites (                -- each site, as it introduced itself last
     site TEXT PRIMARY KEY, slot INTEGER NOT NULL, device TEXT NOT NULL, dtype TEXT NOT NULL,
     threads INTEGER NOT NULL, examples INTEGER NOT NULL
 );

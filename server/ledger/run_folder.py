@@ -146,6 +146,15 @@ def _create(folder: Path, config: Config) -> Run:
 
 def _resume(folder: Path, config: Config) -> Run:
     ledger = Ledger.open(folder / LEDGER)
+    try:
+        return _restore(folder, config, ledger)
+    except BaseException:
+        ledger.close()
+        raise
+
+
+def _restore(folder: Path, config: Config, ledger: Ledger) -> Run:
+    """Check that a ledger is of this run, and bring a replica to its last round."""
     if changed := config.differences(read_config(ledger)):
         raise ConfigError(f"{folder}: cannot go on as another run: {'; '.join(changed)}")
     oracle = Oracle.of(config)

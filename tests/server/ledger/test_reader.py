@@ -1,13 +1,13 @@
 """A ledger is read through named questions alone, also from a folder that may not be written."""
 
 import ast
-import os
 import re
 import shutil
 import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from federation import config, federate, folder_of
@@ -42,21 +42,16 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def read_only(run, tmp_path):
+def read_only(run):
     """A copy of the run's folder in which neither file nor folder may be written."""
-    copy = shutil.copytree(run, tmp_path / "copy ?#%")
-    for path in (copy, *copy.rglob("*")):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    yield copy
-    for path in (copy, *filter(Path.is_dir, copy.rglob("*"))):
-        path.chmod(0o755)
-
-
-def reach(path):
-    """Let everyone look through the folders above a path, as far as these are ours."""
-    for folder in path.parents:
-        if folder.stat().st_uid == os.getuid() and folder.stat().st_mode & 0o055 != 0o055:
-            folder.chmod(folder.stat().st_mode | 0o055)
+    with TemporaryDirectory() as folder:  # not pytest's, which others may not even look into
+        Path(folder).chmod(0o755)
+        copy = shutil.copytree(run, Path(folder, "copy ?#%"))
+        for path in (copy, *copy.rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        yield copy
+        for path in (copy, *filter(Path.is_dir, copy.rglob("*"))):
+            path.chmod(0o755)
 
 
 READ = f"""
@@ -163,7 +158,6 @@ def test_a_reader_sees_what_a_writer_commits_meanwhile(tmp_path):
 
 
 def test_a_run_in_a_read_only_folder_can_be_read_and_its_snapshots_too(read_only):
-    reach(read_only / "ledger.sqlite")
     files = {path: path.read_bytes() for path in read_only.rglob("*") if path.is_file()}
     assert read_without_the_right_to_write(read_only) == "3 True\n"
     assert {path: path.read_bytes() for path in read_only.rglob("*") if path.is_file()} == files
@@ -174,5 +168,4 @@ def test_an_empty_log_beside_a_read_only_ledger_does_no_harm(read_only):
     read_only.chmod(0o755)
     (read_only / "ledger.sqlite-wal").touch()
     read_only.chmod(0o555)
-    reach(read_only / "ledger.sqlite")
     assert read_without_the_right_to_write(read_only) == "3 True\n"

@@ -75,7 +75,7 @@ class LedgerOf:
         return self._sites
 
 
-def test_sites_with_data_of_their_own_say_only_how_many(tmp_path):
+def test_of_sites_with_data_of_their_own_only_the_number_is_known(tmp_path):
     corpus = Corpus.of(config(tmp_path), load_model("byte-gpt", 1))
     sizes = [len(corpus.shard(number, 3)) for number in range(3)]
     partition = [(1 + number, str(number), size) for number, size in enumerate(sizes)]
