@@ -98,6 +98,6 @@ def test_a_changed_digest_of_a_dropped_gradient_is_found(ledger):
     bad = bytearray(ledger.payloads(0, 1)[0])
     entry = Entry.decode(bytes(bad))
     object.__setattr__(entry, "dropped", bytes(32))
-    ledger._write("UPDATE entries SET payload = ? WHERE round = 1", (entry.encode(),))
+    ledger._database.write("UPDATE entries SET payload = ? WHERE round = 1", (entry.encode(),))
     with pytest.raises(LedgerError, match="entries, row 1: does not fit its chain"):
         Ledger.open(ledger.path)
