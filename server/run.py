@@ -51,10 +51,8 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
 
     def shown(round_: int) -> None:
         report.add(round_)
-        if round_ and not (run.folder / data_distribution.FILE).exists():
-            data_distribution.write(
-                data_distribution.holdings_of_run(run.ledger, corpus), run.folder
-            )
+        if round_ and not (run.folder / data_distribution.SHARDS_JSON).exists():
+            data_distribution.write(data_distribution.summarize_run(run.ledger, corpus), run.folder)
         on_round(report, round_)
 
     rows = load_evaluation(corpus, run.oracle.language_model)

@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import sqlite3
 import sys
 import threading
 from pathlib import Path
@@ -97,13 +96,16 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
 
 
 @app.command()
-def plot(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+def plot(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path | None, typer.Option(help="The file; by default RUN/loss.png.")] = None,
+) -> None:
     """Draw loss.png of a run anew, also while it runs."""
     from server.reporting.loss_plot import draw_losses
 
     with ledger_cli.ledger_of(folder) as ledger:
-        draw_losses(ledger, folder / "loss.png")
-    console.print(f"{folder / 'loss.png'}", soft_wrap=True, highlight=False, markup=False)
+        draw_losses(ledger, path := out or folder / "loss.png")
+    console.print(f"{path}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -137,7 +139,7 @@ def entry() -> None:
     """Run the command; an error that is not ours to mend ends in one clear line and status 2."""
     try:
         app()
-    except (DandelionError, OSError, sqlite3.Error) as error:
+    except (DandelionError, OSError) as error:
         line = f"{type(error).__name__}: {error}"
         Console(stderr=True).print(line, style="red", soft_wrap=True, highlight=False, markup=False)
         sys.exit(2)

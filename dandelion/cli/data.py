@@ -14,7 +14,7 @@ from shared.data.documents import DATASETS, Documents
 from shared.data.resolve import documents_of, source_of
 
 if TYPE_CHECKING:
-    from server.reporting.data_distribution import Holding
+    from server.reporting.data_distribution import ShardSummary
     from shared.config.schema import Config
     from shared.data.examples import Examples
     from shared.training.corpus import Corpus
@@ -89,11 +89,11 @@ def inspect(
     """Deal a data set to sites as a run with these settings would, and draw who holds what."""
     from dandelion.settings.gather import gather
     from server.reporting.data_distribution import (
-        FILE,
-        PICTURE,
-        TABLE,
+        SHARDS_CSV,
+        SHARDS_JSON,
+        SHARDS_PNG,
         draw,
-        holdings_of_partition,
+        summarize_partition,
         title_of,
         write,
     )
@@ -103,12 +103,12 @@ def inspect(
     corpus = corpus_of(config, documents)
     held_out = ("held out", f"{len(corpus.held_out):,} examples, evaluated by the server")
     show(name, [*described(documents), held_out])
-    holdings = holdings_of_partition(corpus, config.num_clients)
-    console.print(table_of(holdings))
+    shards = summarize_partition(corpus, config.num_clients)
+    console.print(table_of(shards))
     out.mkdir(parents=True, exist_ok=True)
-    write(holdings, out)
-    draw(holdings, title_of(config), out / PICTURE)
-    for file in (FILE, TABLE, PICTURE):
+    write(shards, out)
+    draw(shards, title_of(config), out / SHARDS_PNG)
+    for file in (SHARDS_JSON, SHARDS_CSV, SHARDS_PNG):
         say(str(out / file))
 
 
@@ -147,24 +147,24 @@ def described(documents: Documents) -> list[tuple[str, str]]:
     return rows
 
 
-def table_of(holdings: "list[Holding]") -> Table:
+def table_of(shards: "list[ShardSummary]") -> Table:
     """One line per site: size, length, largest groups, classes."""
     right = [Column(title, justify="right") for title in ("site", "examples", "share", "tokens")]
-    table = Table(*right, "groups", *(["classes"] if holdings[0].classes else []), box=SIMPLE_HEAD)
-    total = sum(holding.examples for holding in holdings)
-    for holding in holdings:
-        low, middle, high = holding.lengths
-        largest = [f"{group} ({size:,})" for group, size in [*holding.groups.items()][:TOP]]
+    table = Table(*right, "groups", *(["classes"] if shards[0].classes else []), box=SIMPLE_HEAD)
+    total = sum(shard.examples for shard in shards)
+    for shard in shards:
+        low, middle, high = shard.lengths
+        largest = [f"{group} ({size:,})" for group, size in [*shard.groups.items()][:TOP]]
         row = [
-            holding.site,
-            f"{holding.examples:,}",
-            f"{holding.examples / total:.1%}",
+            shard.site,
+            f"{shard.examples:,}",
+            f"{shard.examples / total:.1%}",
             f"{low}" if low == high else f"{low} to {high}, median {middle}",
-            f"{len(holding.groups)}: {', '.join(largest)}",
+            f"{len(shard.groups)}: {', '.join(largest)}",
         ]
-        if holding.classes:
-            sizes = {name: size for name, size in holding.classes.items() if size}
-            row.append(", ".join(f"{n} {size / holding.examples:.0%}" for n, size in sizes.items()))
+        if shard.classes:
+            sizes = {name: size for name, size in shard.classes.items() if size}
+            row.append(", ".join(f"{n} {size / shard.examples:.0%}" for n, size in sizes.items()))
         table.add_row(*row)
     return table
 

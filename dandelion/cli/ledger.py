@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
-from server.ledger.ledger import Ledger
 from server.ledger.lineage import newest_dropped
+from server.ledger.reader import LedgerReader
 from server.reporting.status_line import size_text
 from shared.base.errors import ConfigError
 
@@ -32,10 +32,9 @@ Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 def show(run: Folder, last: Annotated[int, typer.Option(help="How many rounds.")] = 10) -> None:
     """Print what the ledger is of, and its last rounds."""
     with ledger_of(run) as ledger:
-        payload = sum(len(p) for p in ledger.payloads(0, ledger.last_round))
-        say(f"run    {ledger.head('run').hex()}")
-        say(f"base   {ledger.head('base').hex()}")
-        say(f"rounds {ledger.last_round:,} in {size_text(payload)} of entries")
+        say(f"run    {ledger.header('run').hex()}")
+        say(f"base   {ledger.header('base').hex()}")
+        say(f"rounds {ledger.last_round:,} in {size_text(ledger.entry_bytes())} of entries")
         columns = [Column(name, justify="right") for name in HEAD]
         table = Table(*columns, "digest", box=SIMPLE_HEAD, pad_edge=False)
         for round_ in range(max(1, ledger.last_round - last + 1), ledger.last_round + 1):
@@ -46,14 +45,16 @@ def show(run: Folder, last: Annotated[int, typer.Option(help="How many rounds.")
 @app.command()
 def verify(run: Folder) -> None:
     """Rebuild the parameters from base model and ledger; compare every recorded digest."""
-    from server.ledger.snapshots import rebuilt_
+    from server.ledger.snapshots import rebuild_each_
     from shared.replica.replica import check_digest
 
     with ledger_of(run) as ledger:
         replica, last = learner_of(ledger).replica, ledger.last_round
         compared = reached = 0
         start = [(0, replica.digest())]
-        for round_, digest in _shown(itertools.chain(start, rebuilt_(replica, ledger, last)), last):
+        for round_, digest in _shown(
+            itertools.chain(start, rebuild_each_(replica, ledger, last)), last
+        ):
             recorded = ledger.digest(round_)
             check_digest(round_, digest, recorded)
             compared += recorded is not None
@@ -91,15 +92,15 @@ def replay(
 
 
 @contextmanager
-def ledger_of(run: Path) -> Iterator[Ledger]:
+def ledger_of(run: Path) -> Iterator[LedgerReader]:
     """The ledger of a run folder, checked."""
     from server.ledger.run_folder import LEDGER
 
-    with closing(Ledger.open(run / LEDGER)) as ledger:
+    with closing(LedgerReader.open(run / LEDGER)) as ledger:
         yield ledger
 
 
-def learner_of(ledger: Ledger) -> "Oracle":
+def learner_of(ledger: LedgerReader) -> "Oracle":
     """The untrained model that a run started from.
 
     Raises:
@@ -139,14 +140,14 @@ def _numbers(entry: "Entry") -> str:
     return " + ".join(filter(None, [f"{len(entry.slots)} × {each}" if each else "", gradient]))
 
 
-def _row(ledger: Ledger, round_: int) -> tuple[str, ...]:
+def _row(ledger: LedgerReader, round_: int) -> tuple[str, ...]:
     entry, digest = ledger.entry(round_), ledger.digest(round_)
-    evaluated = ledger.rows("SELECT loss FROM evaluations WHERE round = ?", (round_,))
+    evaluation = ledger.evaluation(round_)
     return (
         str(round_),
         f"{entry.learning_rate:.3g}",
         _numbers(entry),
         str(len(entry.encode())),
-        f"{evaluated[0][0]:.4f}" if evaluated else "",
+        "" if evaluation is None else f"{evaluation:.4f}",
         digest.hex() if digest else "not noted",
     )

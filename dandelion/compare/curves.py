@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.ledger.ledger import Ledger
+from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import LEDGER
 
 AXES = {  # attribute of a point to what it is called
@@ -15,15 +15,6 @@ AXES = {  # attribute of a point to what it is called
     "forwards": "forward passes per client (a backward counts two)",
     "seconds": "seconds",
 }
-POINTS = """
-SELECT e.round, e.loss,
-  (SELECT coalesce(sum(payload), 0) FROM traffic t WHERE t.round <= e.round),
-  (SELECT coalesce(sum(message), 0) FROM traffic t WHERE t.round <= e.round),
-  (SELECT coalesce(sum(forwards), 0) FROM metrics m WHERE m.round <= e.round),
-  (SELECT coalesce(sum(seconds), 0) FROM metrics m WHERE m.round <= e.round),
-  (SELECT value FROM scores s WHERE s.round = e.round AND s.site = '' AND s.name = 'accuracy')
-FROM evaluations e WHERE e.round <= (SELECT coalesce(max(round), 0) FROM entries) ORDER BY e.round
-"""
 
 
 @dataclass(frozen=True)
@@ -41,11 +32,11 @@ class Point:
 
 def points_of(folder: Path) -> list[Point]:
     """The evaluations of a run in order, with their costs per client."""
-    with closing(Ledger.open(folder / LEDGER)) as ledger:
-        clients = ledger.rows("SELECT count(DISTINCT site) FROM contributions")[0][0] or 1
+    with closing(LedgerReader.open(folder / LEDGER)) as ledger:
+        clients = ledger.count_contributors() or 1
         return [
             Point(round_, loss, ours / clients, whole / clients, runs / clients, seconds, accuracy)
-            for round_, loss, ours, whole, runs, seconds, accuracy in ledger.rows(POINTS)
+            for round_, loss, ours, whole, runs, seconds, accuracy in ledger.cost_points()
         ]
 
 

@@ -26,12 +26,9 @@ class Budget:
 
     def spent(self, report: Report) -> bool:
         """Whether a run has used what it may."""
-        seconds, forwards, clients = report.ledger.rows(
-            "SELECT coalesce(sum(seconds), 0), coalesce(sum(forwards), 0), max(clients) "
-            "FROM metrics"
-        )[0]
-        each = forwards / (clients or 1)
-        return bool(0 < self.seconds <= seconds or 0 < self.forwards <= each)
+        totals = report.ledger.totals()
+        each = totals.forwards / (totals.clients or 1)
+        return 0 < self.seconds <= totals.seconds or 0 < self.forwards <= each
 
 
 class SpentError(Exception):

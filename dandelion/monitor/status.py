@@ -3,7 +3,6 @@
 import time
 import tomllib
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -12,40 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from dandelion.monitor.progress import time_text
-from server.ledger.ledger import Ledger
+from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import CONFIG, LEDGER, read_config
+from server.ledger.summaries import SiteState
 from server.reporting.status_line import size_text
 
-NODES = """
-SELECT t.site, (SELECT s.device FROM sites s WHERE s.site = t.site),
-       (SELECT max(c.round) FROM contributions c WHERE c.site = t.site),
-       (SELECT c.loss FROM contributions c WHERE c.site = t.site ORDER BY c.round DESC LIMIT 1),
-       (SELECT c.seconds FROM contributions c WHERE c.site = t.site ORDER BY c.round DESC LIMIT 1),
-       sum(t.payload * (t.direction = 'up')), sum(t.payload * (t.direction = 'down')),
-       (SELECT r.reason || ' in round ' || r.round || ': ' || r.detail FROM refusals r
-        WHERE r.site = t.site ORDER BY r.id DESC LIMIT 1)
-FROM traffic t GROUP BY t.site ORDER BY t.site"""
 LONGEST_ERROR = 70
 TEXTS = ("site", "device", "last error")
-
-
-@dataclass(frozen=True)
-class NodeRow:
-    """What the ledger knows of one site."""
-
-    site: str
-    device: str | None  # what it computes on; None: it was never taken in
-    round: int | None  # the last that it contributed to
-    loss: float | None
-    seconds: float | None
-    bytes_up: int
-    bytes_down: int
-    error: str | None
-
-
-def node_rows(ledger: Ledger) -> list[NodeRow]:
-    """Every site that was ever sent something."""
-    return [NodeRow(*row) for row in ledger.rows(NODES)]
 
 
 def picture_of(folder: Path) -> RenderableType:
@@ -54,12 +26,12 @@ def picture_of(folder: Path) -> RenderableType:
     Raises:
         LedgerError: the folder holds no ledger, or a damaged one.
     """
-    with closing(Ledger.open(folder / LEDGER)) as ledger:
+    with closing(LedgerReader.open(folder / LEDGER)) as ledger:
         rounds, last = rounds_of(folder, ledger), ledger.last_round
-        return Group(_head(folder, ledger, rounds), _nodes(node_rows(ledger), last))
+        return Group(_head(folder, ledger, rounds), _nodes(ledger.site_states(), last))
 
 
-def rounds_of(folder: Path, ledger: Ledger) -> int:
+def rounds_of(folder: Path, ledger: LedgerReader) -> int:
     """How many rounds the run is to have: as it was resumed last, or else as it was begun."""
     try:
         settings = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -79,25 +51,22 @@ def watch(folder: Path, console: Console, every_s: float) -> None:
             return
 
 
-def _head(folder: Path, ledger: Ledger, rounds: int) -> str:
-    last = ledger.rows(
-        "SELECT round, loss, seconds, timestamp FROM metrics ORDER BY round DESC LIMIT 1"
-    )
-    held_out = ledger.rows("SELECT loss FROM evaluations ORDER BY round DESC LIMIT 1")
-    skipped = ledger.rows("SELECT count(*) FROM skips")[0][0]
-    up, down = ledger.rows(
-        "SELECT coalesce(sum(payload * (direction = 'up')), 0), "
-        "coalesce(sum(payload * (direction = 'down')), 0) FROM traffic"
-    )[0]
-    parts = [f"run {escape(folder.name)}", f"round {last[0][0] if last else 0} of {rounds}"]
+def _head(folder: Path, ledger: LedgerReader, rounds: int) -> str:
+    last = ledger.metrics_of(ledger.last_round)
+    evaluations, skipped = ledger.evaluations(), ledger.count_skips()
+    up, down = ledger.traffic_totals("up").payload, ledger.traffic_totals("down").payload
+    parts = [f"run {escape(folder.name)}", f"round {last.round if last else 0} of {rounds}"]
     if last:
-        parts += [f"loss {last[0][1]:.3f}", f"last round {time_text(last[0][2])}, {last[0][3]}"]
-    parts += [f"held out {held_out[0][0]:.3f}"] if held_out else []
+        parts += [
+            f"loss {last.loss:.3f}",
+            f"last round {time_text(last.seconds)}, {last.timestamp}",
+        ]
+    parts += [f"held out {evaluations[-1].loss:.3f}"] if evaluations else []
     parts += [f"up {size_text(up)}", f"down {size_text(down)}"]
     return "  ".join([*parts, f"{skipped} rounds skipped"] if skipped else parts)
 
 
-def _nodes(nodes: list[NodeRow], last: int) -> Table:
+def _nodes(nodes: list[SiteState], last: int) -> Table:
     table = Table()
     for name in ("site", "device", "round", "lag", "loss", "measuring", "up", "down", "last error"):
         table.add_column(name, justify="left" if name in TEXTS else "right")

@@ -6,7 +6,7 @@ from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
-from server.ledger.ledger import Ledger
+from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import LEDGER
 
 # record: | length u64 | masked crc u32 of the length | data | masked crc u32 of the data |
@@ -14,13 +14,7 @@ from server.ledger.run_folder import LEDGER
 NAME = "events.out.tfevents.{:010d}.dandelion"
 VERSION = b"brain.Event:2"
 POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected
-ROUNDS = """
-SELECT round, timestamp, loss, gradient_norm, learning_rate, clients, bytes_up, bytes_down, seconds
-FROM metrics WHERE round > ? ORDER BY round"""
 TAGS = ("loss", "gradient norm", "learning rate", "clients", "bytes up", "bytes down", "seconds")
-HELD_OUT = """
-SELECT e.round, m.timestamp, e.loss FROM evaluations e JOIN metrics m USING (round)
-WHERE e.round > ? ORDER BY e.round"""
 
 
 def crc32c(data: bytes) -> int:
@@ -55,7 +49,7 @@ def write(folder: Path, follow_s: float = 0.0) -> Path:
         LedgerError: the folder holds no ledger, or a damaged one.
     """
     path, after = folder / "tensorboard" / NAME.format(int(time.time())), (0, 0)
-    with closing(Ledger.open(folder / LEDGER)) as ledger:
+    with closing(LedgerReader.open(folder / LEDGER)) as ledger:
         path.parent.mkdir(exist_ok=True)
         with path.open("wb") as file:
             file.write(record(event(time.time())))
@@ -68,19 +62,20 @@ def write(folder: Path, follow_s: float = 0.0) -> Path:
                 time.sleep(follow_s)
 
 
-def _since(ledger: Ledger, after: tuple[int, int]) -> tuple[bytes, tuple[int, int]]:
+def _since(ledger: LedgerReader, after: tuple[int, int]) -> tuple[bytes, tuple[int, int]]:
     """Records of what came after a round and an evaluation, and the last of both now."""
     parts: list[bytes] = []
     round_, evaluated = after
-    for round_, stamp, *values in ledger.rows(ROUNDS, (after[0],)):
-        seconds = datetime.fromisoformat(stamp).timestamp()
+    for metrics in ledger.metrics(after[0]):
+        round_, seconds = metrics.round, datetime.fromisoformat(metrics.timestamp).timestamp()
         parts += [
-            record(event(seconds, round_, f"round/{tag}", value))
-            for tag, value in zip(TAGS, values, strict=True)
+            record(event(seconds, round_, f"round/{tag}", getattr(metrics, tag.replace(" ", "_"))))
+            for tag in TAGS
         ]
-    for evaluated, stamp, loss in ledger.rows(HELD_OUT, (after[1],)):
-        seconds = datetime.fromisoformat(stamp).timestamp()
-        parts.append(record(event(seconds, evaluated, "held out/loss", loss)))
+    for evaluated, loss in ledger.evaluations(after[1]):
+        if (metrics_then := ledger.metrics_of(evaluated)) is not None:
+            seconds = datetime.fromisoformat(metrics_then.timestamp).timestamp()
+            parts.append(record(event(seconds, evaluated, "held out/loss", loss)))
     return b"".join(parts), (round_, evaluated)
 
 

@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from server.ledger.ledger import Ledger
+from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import LEDGER
 
 State = Literal["new", "interrupted", "done", "failed", "pruned"]
+NORM_ROUNDS = 10  # the newest, whose mean gradient norm is in the table
 MARKS: tuple[State, ...] = ("failed", "pruned")  # files beside the log, with a reason in them
-TOTALS = """
-SELECT coalesce(sum(forwards), 0), coalesce(sum(bytes_up), 0), coalesce(sum(bytes_down), 0),
-       coalesce(sum(seconds), 0.0), max(clients) FROM metrics"""
-NORMS = "SELECT avg(gradient_norm) FROM (SELECT gradient_norm FROM metrics WHERE clients > 0 ORDER BY round DESC LIMIT 10)"  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -109,13 +106,11 @@ class Outcome:
         state = files.state()
         if state in ("new", "failed") and not (files.run / LEDGER).exists():
             return cls(files.name, settings, state, files.reason(), folder=files.run)
-        with closing(Ledger.open(files.run / LEDGER)) as ledger:
-            losses = [
-                loss for (loss,) in ledger.rows("SELECT loss FROM evaluations ORDER BY round")
-            ]
-            forwards, up, down, seconds, clients = ledger.rows(TOTALS)[0]
+        with closing(LedgerReader.open(files.run / LEDGER)) as ledger:
+            losses = [loss for _, loss in ledger.evaluations()]
+            forwards, up, down, seconds, clients = ledger.totals()
             rounds, rewinds = ledger.last_round, len(ledger.rewinds())
-            norm, each = ledger.rows(NORMS)[0][0], clients or 1
+            norm, each = ledger.mean_gradient_norm(NORM_ROUNDS), clients or 1
         summary = files.run / "summary.json"
         digest = json.loads(summary.read_text())["digest"] if summary.exists() else ""
         return cls(

@@ -8,7 +8,7 @@ from typing import Any
 from dandelion.compare.curves import Point, points_of
 from dandelion.sweep.cells import Outcome
 from dandelion.sweep.table import ranked
-from server.ledger.ledger import Ledger
+from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import LEDGER
 from server.reporting.loss_plot import STYLE, smooth
 
@@ -92,14 +92,11 @@ def _finals(outcomes: Sequence[Outcome], key: str, keys: Sequence[str], path: Pa
 def _norms(outcomes: Sequence[Outcome], path: Path) -> Path:
     def paint(left: Any, right: Any) -> None:  # noqa: ANN401
         for each in outcomes:
-            with closing(Ledger.open(each.folder / LEDGER)) as ledger:
-                rows = ledger.rows(
-                    "SELECT round, gradient_norm, loss FROM metrics WHERE clients > 0 "
-                    "ORDER BY round"
-                )
-            rounds = [row[0] for row in rows]
-            left.plot(rounds, smooth([row[1] for row in rows]), lw=1.2, label=each.name)
-            right.plot(rounds, smooth([row[2] for row in rows]), lw=1.2)
+            with closing(LedgerReader.open(each.folder / LEDGER)) as ledger:
+                steps = [metrics for metrics in ledger.metrics() if metrics.clients > 0]
+            rounds = [step.round for step in steps]
+            left.plot(rounds, smooth([s.gradient_norm for s in steps]), lw=1.2, label=each.name)
+            right.plot(rounds, smooth([step.loss for step in steps]), lw=1.2)
         left.set(xlabel="round", ylabel="gradient norm, estimated", yscale="log")
         right.set(xlabel="round", ylabel="loss at the sites")
         if len(outcomes) <= 8:

@@ -1,1 +1,1 @@
-"""The ledger and what stands beside it in a run folder: the only truth about a run."""
+"""The ledger of a run, the only truth about it, and the other files of its folder."""

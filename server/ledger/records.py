@@ -1,18 +1,75 @@
-"""What the ledger keeps of a round beside its entry: who measured what, and what it cost."""
+"""The tables of a ledger file, and the records that are their rows."""
 
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.base.metrics import EvalSums
 
+VERSION = 3
+
+TABLES = """
+CREATE TABLE head (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE entries (
+    round INTEGER PRIMARY KEY,      -- 1, 2, 3 … without a gap
+    payload BLOB NOT NULL,          -- the encoded entry: what every replica applies
+    chain BLOB NOT NULL             -- sha256 of the chain before, the payload, the contributions
+);
+CREATE TABLE contributions (        -- who measured what: an entry can be recomputed from these
+    round INTEGER NOT NULL, slot INTEGER NOT NULL, site TEXT NOT NULL,
+    examples INTEGER NOT NULL, loss REAL NOT NULL, seconds REAL NOT NULL,
+    differences BLOB NOT NULL,      -- float32, as the site sent them
+    gradient BLOB NOT NULL,         -- SHA-256 of an encoded gradient that came with them, or empty
+    PRIMARY KEY (round, slot)
+) WITHOUT ROWID;
+CREATE TABLE digests (round INTEGER PRIMARY KEY, digest BLOB NOT NULL);
+CREATE TABLE refusals (
+    id INTEGER PRIMARY KEY, round INTEGER NOT NULL, site TEXT NOT NULL,
+    reason TEXT NOT NULL, detail TEXT NOT NULL
+);
+CREATE INDEX refusals_round ON refusals (round);
+CREATE TABLE skips (id INTEGER PRIMARY KEY, round INTEGER NOT NULL, detail TEXT NOT NULL);
+CREATE TABLE rewinds (              -- what entries of that kind say, and why
+    round INTEGER PRIMARY KEY, back_to INTEGER NOT NULL, scale REAL NOT NULL, reason TEXT NOT NULL
+);
+CREATE TABLE traffic (
+    id INTEGER PRIMARY KEY, round INTEGER NOT NULL, site TEXT NOT NULL, direction TEXT NOT NULL,
+    kind TEXT NOT NULL, payload INTEGER NOT NULL, message INTEGER NOT NULL
+);
+CREATE INDEX traffic_round ON traffic (round);
+CREATE TABLE metrics (
+    round INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, loss REAL NOT NULL,
+    gradient_norm REAL NOT NULL, learning_rate REAL NOT NULL, clients INTEGER NOT NULL,
+    forwards INTEGER NOT NULL, bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL,
+    seconds REAL NOT NULL
+);
+CREATE TABLE sites (                -- each site, as it introduced itself last
+    site TEXT PRIMARY KEY, slot INTEGER NOT NULL, device TEXT NOT NULL, dtype TEXT NOT NULL,
+    threads INTEGER NOT NULL, examples INTEGER NOT NULL
+);
+CREATE TABLE evaluations (round INTEGER PRIMARY KEY, loss REAL NOT NULL);
+CREATE TABLE scores (               -- of a task with classes: accuracy, f1, of a site also loss
+    round INTEGER NOT NULL, site TEXT NOT NULL,                 -- or SERVER, or ALL_SITES
+    name TEXT NOT NULL, value REAL NOT NULL,
+    PRIMARY KEY (round, site, name)
+) WITHOUT ROWID;
+CREATE TABLE snapshots (
+    round INTEGER PRIMARY KEY, file TEXT NOT NULL, bytes INTEGER NOT NULL,
+    digest BLOB NOT NULL            -- XXH3-128 of the file
+);
+"""
+
+# what stands in ``scores.site`` if the scores are those of no single site
+SERVER = ""  # of the server's held-out examples
+ALL_SITES = "all sites"  # of all sites' held-out examples together
+
 
 @dataclass(frozen=True)
 class Contribution:
-    """One site's valid reply, as it went into a round."""
+    """One site's valid reply, as a round was made from it."""
 
     round: int
     slot: int
@@ -22,24 +79,24 @@ class Contribution:
     seconds: float
     differences: NDArray[np.floating[Any]]  # (K*q,) float32, as the site sent them
     gradient: bytes = b""  # as the site encoded it; the ledger keeps its digest
-    outcome: EvalSums | None = None  # on the site's own held-out examples, where it evaluated
+    outcome: EvalSums | None = None  # on the site's own held-out examples, if it evaluated
 
     def order(self) -> tuple[object, ...]:
-        """Sorts contributions by slot, and copies of one by all that they say."""
-        said = self.differences.tobytes(), self.gradient
-        return (self.slot, *said, self.examples, self.loss, self.seconds)
+        """A key that sorts contributions by slot, and those of one slot by all their values."""
+        numbers = self.differences.tobytes(), self.gradient
+        return (self.slot, *numbers, self.examples, self.loss, self.seconds)
 
     def row(self) -> tuple[object, ...]:
-        """What the ledger keeps; of a gradient its digest."""
+        """The row of the table ``contributions``; it has the digest of a gradient."""
         values = np.asarray(self.differences, "<f4").tobytes()
-        sent = sha256(self.gradient).digest() if self.gradient else b""
+        gradient = sha256(self.gradient).digest() if self.gradient else b""
         about = self.round, self.slot, self.site, self.examples
-        return (*about, float(self.loss), float(self.seconds), values, sent)
+        return (*about, float(self.loss), float(self.seconds), values, gradient)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A reply that was not used, or that did not come."""
+    """A reply that was not used or did not arrive."""
 
     round: int
     site: str
@@ -59,7 +116,7 @@ class Rewind:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a round did, but for its evaluation, which comes after it is applied."""
+    """What a round did; its evaluation follows later, when the entry is applied."""
 
     round: int
     timestamp: str  # ISO 8601, UTC
@@ -71,3 +128,28 @@ class Metrics:
     bytes_up: int  # payload
     bytes_down: int
     seconds: float
+
+
+class Evaluation(NamedTuple):
+    """The server's held-out loss after a round."""
+
+    round: int  # 0: the untrained model
+    loss: float  # nats; infinite if it was NaN
+
+
+class RecordedSite(NamedTuple):
+    """A site as it introduced itself last."""
+
+    site: str
+    slot: int
+    device: str
+    examples: int
+
+
+class SnapshotRow(NamedTuple):
+    """A snapshot file, and what its bytes must be."""
+
+    round: int
+    size: int  # bytes
+    file: str  # its name in the folder of snapshots
+    digest: bytes  # XXH3-128

@@ -1,4 +1,4 @@
-"""A run's folder: created or resumed, locked, and checked before anything is trained."""
+"""A run's folder is created or resumed, locked, and checked before anything is trained."""
 
 import fcntl
 import logging
@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from server.ledger.ledger import Ledger
+from server.ledger.reader import LedgerReader
 from server.ledger.snapshots import Snapshots, follow_
 from shared.base.errors import ConfigError, DivergedError, LedgerError, SnapshotError
 from shared.base.source_digest import code_digest
@@ -22,16 +23,19 @@ from shared.replica.snapshot import encode_snapshot, load_snapshot_, write_atomi
 from shared.training.corpus import Corpus
 from shared.training.oracle import Oracle
 
+# A run folder has: the ledger, from which all else can be made again; the settings with which the
+# run was started or resumed last; a file that the process which trains keeps locked; the folder
+# ``snapshots``; and the files that ``server.reporting`` writes.
 LOG = logging.getLogger("dandelion")
 LEDGER, CONFIG, LOCK = "ledger.sqlite", "config.toml", "run.lock"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that this process alone is at.
+    """A run that is open for training, in this process alone.
 
-    Invariant: the oracle's replica is at the ledger's last round, or, with ``server-replica =
-    lazy``, at an earlier one, and every entry between can be applied.
+    Invariant: the oracle's replica is at the ledger's last round. With ``server-replica = lazy`` it
+    may be at an earlier one, and every entry between the two can be applied.
     """
 
     folder: Path
@@ -42,14 +46,14 @@ class Run:
     code: bytes  # 16, of the source files that server and sites must share
 
     def return_to(self, round_: int) -> None:
-        """Bring the replica back to an earlier round on its way.
+        """Bring the replica back to an earlier round of its lineage.
 
         Raises:
-            GapError: no snapshot leads there, and gradients on the way from the base were dropped.
+            GapError: no snapshot leads there, and gradients since the base model were dropped.
         """
         replica, snapshots = self.oracle.replica, Snapshots(self.ledger)
-        found = snapshots.latest(round_)
-        if found is not None and found[0] == round_:
+        newest = snapshots.latest(round_)
+        if newest is not None and newest.round == round_:
             try:
                 data, name = snapshots.read(round_), f"snapshot of round {round_}"
                 return load_snapshot_(replica, data, self.name, name)
@@ -61,20 +65,21 @@ class Run:
         load_snapshot_(replica, encode_snapshot(fresh, self.name), self.name)
 
     def catch_up(self) -> None:
-        """Bring the replica to the ledger's last round, and note or compare each round's digest.
+        """Bring the replica to the ledger's last round; compare or record each round's digest.
 
         Raises:
-            DivergedError: sites measured a round at other parameters than the ledger gives.
+            DivergedError: a recorded digest is not that of the parameters which the ledger gives.
         """
         follow_(self.oracle.replica, self.ledger, self.ledger.last_round)
 
 
 @contextmanager
 def open_run(config: Config) -> Iterator[Run]:
-    """Create the run folder, or open the one to resume, and keep others out of it.
+    """Create the run folder, or open the one to resume, and lock it.
 
     Raises:
-        ConfigError: another process is at it, a run is there already, or it is another run's.
+        ConfigError: another process has the lock, the folder to create has a run, or the settings
+            are not those of the run to resume.
         LedgerError: the ledger to resume is missing or damaged.
         DivergedError: model or seed give other parameters than the recorded ones.
     """
@@ -95,7 +100,7 @@ def open_run(config: Config) -> Iterator[Run]:
 
 
 def run_folder(config: Config) -> Path:
-    """Where the run's files are, absolute."""
+    """The absolute path of a run's folder; unless the run is named, it contains the time."""
     if config.resume:
         return Path(config.resume).resolve()
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -103,24 +108,27 @@ def run_folder(config: Config) -> Path:
     return (Path(config.output_dir) / name).resolve()
 
 
-def read_config(ledger: Ledger) -> Config:
-    """The configuration that a ledger's run was started with."""
+def read_config(ledger: LedgerReader) -> Config:
+    """The configuration that a ledger's run was started with.
+
+    Raises:
+        LedgerError: it cannot be read, or is not a valid configuration.
+    """
     try:
-        return Config.from_run_config(tomllib.loads(ledger.head("config").decode()))
+        return Config.from_run_config(tomllib.loads(ledger.header("config").decode()))
     except (ValueError, ConfigError) as error:
         raise LedgerError(f"{ledger.path}: table head, row config: {error}") from error
 
 
-def check_base(ledger: Ledger, oracle: Oracle) -> None:
+def check_base(ledger: LedgerReader, oracle: Oracle) -> None:
     """Compare an untrained model with the one that the run started from.
 
     Raises:
-        DivergedError: it is another.
+        DivergedError: the two differ.
     """
-    if oracle.base != ledger.head("base"):
+    if oracle.base != (base := ledger.header("base")):
         raise DivergedError(
-            f"{ledger.path}: base model {ledger.head('base').hex()} expected, "
-            f"this one is {oracle.base.hex()}"
+            f"{ledger.path}: base model {base.hex()} expected, this one is {oracle.base.hex()}"
         )
 
 
@@ -129,40 +137,49 @@ def _create(folder: Path, config: Config) -> Run:
         raise ConfigError(f"{folder}: a run is there; resume it, or choose another run-name")
     oracle, name = Oracle.of(config), secrets.token_bytes(16)
     config = resolve_epochs(config, oracle.language_model)
-    text = _text(config)
-    write_atomically(folder / CONFIG, text.encode())
-    head = {"run": name, "config": text.encode(), "base": oracle.base, "code": code_digest()}
-    ledger = Ledger.create(folder / LEDGER, head)
+    text = _config_bytes(config)
+    write_atomically(folder / CONFIG, text)
+    header = {"run": name, "config": text, "base": oracle.base, "code": code_digest()}
+    ledger = Ledger.create(folder / LEDGER, header)
     return Run(folder, config, ledger, oracle, name, code_digest())
 
 
 def _resume(folder: Path, config: Config) -> Run:
     ledger = Ledger.open(folder / LEDGER)
+    try:
+        return _restore(folder, config, ledger)
+    except BaseException:
+        ledger.close()
+        raise
+
+
+def _restore(folder: Path, config: Config, ledger: Ledger) -> Run:
+    """Check that a ledger is of this run, and bring a replica to its last round."""
     if changed := config.differences(read_config(ledger)):
         raise ConfigError(f"{folder}: cannot go on as another run: {'; '.join(changed)}")
     oracle = Oracle.of(config)
     check_base(ledger, oracle)
     config = resolve_epochs(config, oracle.language_model)
-    name, last = ledger.head("run"), ledger.last_round
+    name, last = ledger.header("run"), ledger.last_round
     for complaint in Snapshots(ledger).restore_(oracle.replica, name, last):
         LOG.warning("not used: %s", complaint)
     if (digest := ledger.digest(last)) is not None:
         oracle.replica.check(digest)
-    if ledger.head("code") != code_digest():
+    if ledger.header("code") != code_digest():
         LOG.warning("the source files are not those that the run was started with")
-    write_atomically(folder / CONFIG, _text(config).encode())  # operational keys may be new
+    write_atomically(folder / CONFIG, _config_bytes(config))  # operational keys may be new
     LOG.info("resumed at round %d: %s", last, folder)
     return Run(folder, config, ledger, oracle, name, code_digest())
 
 
-def _text(config: Config) -> str:
-    return to_toml(config.to_run_config() | {"resume": ""})
+def _config_bytes(config: Config) -> bytes:
+    return to_toml(config.to_run_config() | {"resume": ""}).encode()
 
 
 def resolve_epochs(config: Config, model: LanguageModel) -> Config:
-    """The configuration with ``epochs`` said as ``num-rounds``; as it is where there are none.
+    """The configuration with ``epochs`` converted to ``num-rounds``; the same if it has none.
 
-    Examples of a round are drawn anew, so a pass is one on average.
+    Every round draws its examples anew, so an epoch shows each example once on average.
     """
     if not config.epochs:
         return config
@@ -172,7 +189,7 @@ def resolve_epochs(config: Config, model: LanguageModel) -> Config:
 
 
 def examples_of_round(config: Config) -> int:
-    """Examples that all sites measure, or backpropagate, in one round."""
+    """Examples that all sites together measure or backpropagate in one round."""
     c = config
     backpropagates = c.mode in ("fo", "fedavg")
     batch = c.bp_batch_size if backpropagates else c.zo_batch_size

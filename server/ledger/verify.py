@@ -1,54 +1,79 @@
-"""A ledger is checked whole when it is opened, before anything of it is used."""
+"""The hash chain that binds a ledger's rows, and the check of it when a ledger is opened."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from typing import Any
 
-from server.ledger.hash_chain import chain_hash, seal
-from server.ledger.schema import VERSION
+from server.ledger.database import Database
+from server.ledger.records import VERSION
 from shared.base.errors import LedgerError, WireError
-from shared.protocol.entry import Entry
+from shared.protocol.entry import Entry, is_dense
 
-SEAL = "seal"  # the row of ``head`` that binds its other rows; the first chain starts from it
-
-
-class Rows(Protocol):
-    """What is checked: an open ledger file."""
-
-    path: Path
-
-    def head(self, key: str) -> bytes:
-        """A row of the table ``head``."""
-
-    def rows(self, query: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """Rows of a read-only query."""
+# chain 0 = seal: SHA-256 of all other header rows
+# chain r = SHA-256(chain r - 1 | entry r, lasting form | contributions of round r, by slot)
+SEAL = "seal"  # the header row that binds the other ones
 
 
-def check(ledger: Rows) -> None:
-    """Compare version, pages, seal, every round with its chain, and the rewinds with theirs.
+def seal(header: Iterable[tuple[str, bytes]]) -> bytes:
+    """SHA-256 of header rows, which must be sorted by key."""
+    digest = sha256()
+    for key, value in header:
+        digest.update(f"{key} {len(value)} ".encode() + value)
+    return digest.digest()
+
+
+def chain_hash(before: bytes, payload: bytes, contributions: Sequence[Sequence[object]]) -> bytes:
+    """The chain of a round: SHA-256 of the chain before, the entry and the contributions.
+
+    A dense gradient is bound by its digest, so that it can be dropped without breaking the chain.
+
+    Args:
+        before: chain of the round before, or the seal.
+        payload: the encoded entry.
+        contributions: rows of the round, sorted by slot.
+    """
+    digest = sha256(before + lasting_payload(payload))
+    for row in contributions:
+        digest.update(repr(tuple(row)).encode())
+    return digest.digest()
+
+
+def lasting_payload(payload: bytes) -> bytes:
+    """An encoded entry in the form that is never dropped: a digest replaces a dense gradient."""
+    try:
+        return Entry.decode(payload).without_payload().encode() if is_dense(payload) else payload
+    except WireError:
+        return payload  # damaged: no chain fits it
+
+
+def check(database: Database) -> None:
+    """Check version, pages, seal, the chain of every round, and the rewinds.
 
     Raises:
         LedgerError: one of them does not fit; names the file and the row.
     """
-    path, version = ledger.path, ledger.rows("PRAGMA user_version")[0][0]
+    path, version = database.path, database.rows("PRAGMA user_version")[0][0]
     if version != VERSION:
         raise LedgerError(f"{path}: ledger version {VERSION} expected, got {version}")
-    if (found := ledger.rows("PRAGMA quick_check(1)")[0][0]) != "ok":
-        raise LedgerError(f"{path}: damaged ({found})")
-    rest = ledger.rows("SELECT key, value FROM head WHERE key != ? ORDER BY key", (SEAL,))
-    if ledger.head(SEAL) != seal(rest):
+    if (damage := database.rows("PRAGMA quick_check(1)")[0][0]) != "ok":
+        raise LedgerError(f"{path}: damaged ({damage})")
+    header = dict(database.rows("SELECT key, value FROM head ORDER BY key"))
+    recorded = header.pop(SEAL, None)
+    if recorded is None or recorded != seal(header.items()):
         raise LedgerError(f"{path}: table head, row {SEAL}: does not fit the other rows")
-    _check_entries(ledger)
+    rewinds = _check_entries(database, recorded)
+    if database.rows("SELECT round, back_to, scale FROM rewinds ORDER BY round") != rewinds:
+        raise LedgerError(f"{path}: table rewinds: does not fit the entries")
 
 
-def _check_entries(ledger: Rows) -> None:
-    path, before, rewinds = ledger.path, ledger.head(SEAL), []
-    for expected, (round_, payload, chain) in enumerate(
-        ledger.rows("SELECT round, payload, chain FROM entries ORDER BY round"), 1
-    ):
+def _check_entries(database: Database, before: bytes) -> list[tuple[int, int | None, float]]:
+    """Check every entry against its chain; return round, target and scale of the rewinds."""
+    path, rewinds = database.path, []
+    entries = database.rows("SELECT round, payload, chain FROM entries ORDER BY round")
+    for expected, (round_, payload, chain) in enumerate(entries, 1):
         if round_ != expected:
             raise LedgerError(f"{path}: table entries: round {expected} is missing")
-        before = chain_hash(before, payload, _contributions(ledger, expected))
+        before = chain_hash(before, payload, _contributions(database, expected))
         if before != chain:
             raise LedgerError(f"{path}: table entries, row {round_}: does not fit its chain")
         try:
@@ -57,12 +82,11 @@ def _check_entries(ledger: Rows) -> None:
             raise LedgerError(f"{path}: table entries, row {round_}: {error}") from error
         if entry.undoes:
             rewinds.append((round_, entry.back_to, entry.learning_rate))
-    if ledger.rows("SELECT round, back_to, scale FROM rewinds ORDER BY round") != rewinds:
-        raise LedgerError(f"{path}: table rewinds: does not fit the entries")
+    return rewinds
 
 
-def _contributions(ledger: Rows, round_: int) -> list[tuple[Any, ...]]:
-    return ledger.rows(
+def _contributions(database: Database, round_: int) -> list[tuple[Any, ...]]:
+    return database.rows(
         "SELECT round, slot, site, examples, loss, seconds, differences, gradient "
         "FROM contributions WHERE round = ? ORDER BY slot",
         (round_,),

@@ -1,1 +1,1 @@
-"""What a run leaves for people: tables, plots, a line of state."""
+"""What people read of a run: tables, plots, a line of state; all read from the ledger."""

@@ -1,4 +1,4 @@
-"""Who holds what: how many examples of each group and class every site was dealt."""
+"""The data distribution: how many examples of each group and class every site has."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.ledger.ledger import Ledger
+from server.ledger.reader import LedgerReader
 from server.reporting.loss_plot import STYLE
 from shared.base.errors import ConfigError
 from shared.config.schema import Config
@@ -20,28 +20,34 @@ from shared.replica.snapshot import write_atomically
 from shared.training.corpus import Corpus
 from shared.training.site_data import SiteData
 
-FILE, TABLE, PICTURE = "shards.json", "shards.csv", "shards.png"
+SHARDS_JSON, SHARDS_CSV, SHARDS_PNG = "shards.json", "shards.csv", "shards.png"
 COLOURS = ["#5b7fa6", "#c8606e", "#7fa66b", "#d19a4e", "#8e76b0", "#5fa8a3", "#b9739b", "#9c8a5a",
            "#6d8f4f", "#4f6d8f", "#b0685a"]  # fmt: skip
 SHADES = ["#41648b", "#5b7fa6", "#7d9bbd", "#a1b7d0", "#d3d8df"]  # largest, …, all the rest
-WIDE = 0.04  # of the axis: a piece this wide is written upon
-LEAST_LETTERS = 4  # of a name that is cut
-SHOWN = 64  # sites that a picture has lines for
+LABEL_SHARE = 0.04  # of the axis: a wider piece of a bar is labelled
+LEAST_LETTERS = 4  # of a label that is cut
+MOST_BARS = 64  # the plot has a bar for each of the first so many sites
 
 
 @dataclass(frozen=True)
-class Holding:
-    """What one site holds."""
+class ShardSummary:
+    """What one site's shard consists of."""
 
     site: str
     examples: int
     lengths: tuple[int, int, int]  # tokens of the shortest, the median, the longest example
-    groups: dict[str, int]  # examples of each, the largest first; empty where it did not say
+    groups: dict[str, int]  # examples of each, the largest first; empty if unknown
     classes: dict[str, int]  # in the order of the labels
 
     @classmethod
-    def of(cls, site: str, blocks: Examples, classes: tuple[str, ...]) -> "Holding":
-        """Count a shard."""
+    def of(cls, site: str, blocks: Examples, classes: tuple[str, ...]) -> "ShardSummary":
+        """Count a shard.
+
+        Args:
+            site: its name.
+            blocks: the examples of the shard.
+            classes: names of the labels; their numbers if empty.
+        """
         sizes = np.bincount(blocks.groups, minlength=len(blocks.names))
         order = [p for p in np.argsort(-sizes, kind="stable") if sizes[p]]
         labels = np.zeros(0, np.int64) if blocks.labels is None else blocks.labels
@@ -60,66 +66,66 @@ class Holding:
         )
 
 
-def holdings_of_partition(corpus: Corpus, count: int) -> list[Holding]:
-    """What each of ``count`` sites holds of a corpus."""
+def summarize_partition(corpus: Corpus, count: int) -> list[ShardSummary]:
+    """The shards of a corpus that is partitioned among ``count`` sites."""
     return [
-        Holding.of(str(number), corpus.shard(number, count), corpus.classes)
+        ShardSummary.of(str(number), corpus.shard(number, count), corpus.classes)
         for number in range(count)
     ]
 
 
-def holdings_of_run(ledger: Ledger, corpus: Corpus) -> list[Holding]:
-    """What the sites of a run hold: as dealt, where their numbers of examples bear that out.
+def summarize_run(ledger: LedgerReader, corpus: Corpus) -> list[ShardSummary]:
+    """The shards of a run's sites: those of the partition, if the sizes agree with it.
 
-    Sites with data of their own say only how many examples these are.
+    Of sites with data of their own, only the number of examples is known.
     """
-    sites = ledger.rows("SELECT slot, site, examples FROM sites ORDER BY slot")
+    sites = ledger.sites()
     count = corpus.config.num_clients
-    if [slot for slot, _, _ in sites] == list(range(1, count + 1)):
+    if [site.slot for site in sites] == list(range(1, count + 1)):
         data = SiteData(corpus, corpus, corpus.config)
-        with suppress(ConfigError):  # the server's own data set may not be dealt to so many
+        with suppress(ConfigError):  # the server's data set may be too small for so many sites
             sizes = [len(data.shard(number, count).queries) for number in range(count)]
-            if sizes == [examples for _, _, examples in sites]:
-                return holdings_of_partition(corpus, count)
-    return [Holding(site, examples, (0, 0, 0), {}, {}) for _, site, examples in sites]
+            if sizes == [site.examples for site in sites]:
+                return summarize_partition(corpus, count)
+    return [ShardSummary(site.site, site.examples, (0, 0, 0), {}, {}) for site in sites]
 
 
 def title_of(config: Config) -> str:
-    """How the data were dealt, in a line."""
+    """How the data were partitioned, in one line."""
     by = f" by {config.partition_by}" if config.partition_by else ""
     alpha = f", alpha = {config.partition_alpha:g}" if "dirichlet" in config.partitioner else ""
-    return f"{Path(config.dataset).name} dealt{by}: {config.partitioner}{alpha}"
+    return f"{Path(config.dataset).name} partitioned{by}: {config.partitioner}{alpha}"
 
 
-def write(holdings: list[Holding], folder: Path) -> None:
+def write(shards: list[ShardSummary], folder: Path) -> None:
     """Write ``shards.csv`` and ``shards.json``."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("site", "kind", "name", "examples"))
-    for holding in holdings:
-        writer.writerow((holding.site, "all", "", holding.examples))
-        for kind, named in (("group", holding.groups), ("class", holding.classes)):
-            writer.writerows((holding.site, kind, name, size) for name, size in named.items())
-    text = json.dumps([vars(holding) for holding in holdings], indent=1, ensure_ascii=False)
-    write_atomically(folder / TABLE, table.getvalue().encode())
-    write_atomically(folder / FILE, f"{text}\n".encode())
+    for shard in shards:
+        writer.writerow((shard.site, "all", "", shard.examples))
+        for kind, named in (("group", shard.groups), ("class", shard.classes)):
+            writer.writerows((shard.site, kind, name, size) for name, size in named.items())
+    text = json.dumps([vars(shard) for shard in shards], indent=1, ensure_ascii=False)
+    write_atomically(folder / SHARDS_CSV, table.getvalue().encode())
+    write_atomically(folder / SHARDS_JSON, f"{text}\n".encode())
 
 
-def read(folder: Path) -> list[Holding]:
-    """What ``write`` wrote into a folder; nothing where it did not."""
-    path = folder / FILE
-    return [Holding(**row) for row in json.loads(path.read_text())] if path.exists() else []
+def read(folder: Path) -> list[ShardSummary]:
+    """The shards that ``write`` wrote into a folder; none if it did not."""
+    path = folder / SHARDS_JSON
+    return [ShardSummary(**row) for row in json.loads(path.read_text())] if path.exists() else []
 
 
-def draw(holdings: list[Holding], title: str, path: Path) -> None:
-    """Draw a bar for each site: its classes, or its few groups, or the largest of its many."""
+def draw(shards: list[ShardSummary], title: str, path: Path) -> None:
+    """Draw a bar for each site, divided into its classes, or its groups, or the largest of them."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = holdings[:SHOWN]
-    if len(shown) < len(holdings):
-        title += f" (the first {SHOWN} of {len(holdings)} sites)"
+    shown = shards[:MOST_BARS]
+    if len(shown) < len(shards):
+        title += f" (the first {MOST_BARS} of {len(shards)} sites)"
     named = [h.classes or h.groups or {"": h.examples} for h in shown]
     names = list(dict.fromkeys(name for pieces in named for name in pieces))
     with matplotlib.rc_context(STYLE):
@@ -141,7 +147,7 @@ def draw(holdings: list[Holding], title: str, path: Path) -> None:
 
 
 def _largest(named: dict[str, int]) -> list[tuple[str, int]]:
-    """The largest groups, and the rest as one, which has as many more names."""
+    """Names and sizes of the largest groups, and last of the rest as one."""
     items, few = list(named.items()), len(SHADES) - 1
     rest = items[few:]
     items = (items[:few] + [("", 0)] * few)[:few]
@@ -149,22 +155,22 @@ def _largest(named: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def _bars(axes: Any, pieces: list[list[tuple[str, int]]], colours: list[str]) -> None:  # noqa: ANN401
-    """Draw the pieces of every site, column by column, and write upon those that are wide."""
+    """Draw the pieces of every site, column by column, and label those that are wide enough."""
     sites, widest = np.arange(len(pieces)), axes.get_xlim()[1]
     start: NDArray[np.int64] = np.zeros(len(pieces), np.int64)
     for column, colour in zip(zip(*pieces, strict=True), colours, strict=False):
         sizes = np.array([size for _, size in column])
         axes.barh(sites, sizes, left=start, color=colour, edgecolor="white", lw=0.5, height=0.8)
-        for site in np.flatnonzero(sizes > WIDE * widest).tolist():
-            text = _fitting(column[site][0], int(110 * sizes[site] / widest))
+        for site in np.flatnonzero(sizes > LABEL_SHARE * widest).tolist():
+            text = _shorten(column[site][0], int(110 * sizes[site] / widest))
             light = "#333a44" if colour == SHADES[-1] else "white"
             axes.text(start[site] + sizes[site] / 2, site, text, ha="center", va="center",
                       fontsize=8, color=light, clip_on=True)  # fmt: skip
         start = start + sizes
 
 
-def _fitting(name: str, letters: int) -> str:
-    """A name, or so much of it as says something still; nothing where there is no room."""
+def _shorten(name: str, letters: int) -> str:
+    """A name cut to so many letters; empty if too few letters would be left."""
     if len(name) <= letters:
         return name
     return f"{name[: letters - 1]}…" if letters > LEAST_LETTERS else ""

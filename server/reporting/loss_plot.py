@@ -1,4 +1,4 @@
-"""The picture of a run: loss against rounds and against bytes."""
+"""The loss plot of a run: loss against rounds and against bytes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from server.ledger.ledger import Ledger
+from server.ledger.reader import LedgerReader
 
 SITES, HELD_OUT, INK = "#8093ab", "#c8374a", "#333a44"
 STYLE: dict[Any, Any] = {
     "font.size": 11,
-    "text.parse_math": False,  # a run's name may hold dollars
+    "text.parse_math": False,  # a run's name may contain dollars
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": "#b7bec8",
@@ -25,47 +25,43 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e4e7ec",
     "axes.axisbelow": True,
 }
-ACCURACY = """
-SELECT value FROM scores WHERE site = '' AND name = 'accuracy' AND round <= ? ORDER BY round"""
 SMOOTHED_FROM = 20  # rounds: a shorter curve is drawn as it is
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What is drawn: both losses, and what the rounds cost."""
+    """The values of a loss plot: both losses, and the bytes of each round."""
 
     rounds: Sequence[int]  # committed
     sites: Sequence[float]  # loss of each
     evaluated: Sequence[int]  # rounds, 0 is the untrained model
     held_out: Sequence[float]  # loss of each
-    spent: Sequence[float]  # payload bytes per client, both ways, after 0, 1, 2 … rounds
-    message_share: float  # bytes as serialised to bytes of payload
+    spent: Sequence[float]  # payload bytes per client, both directions, after 0, 1, 2 … rounds
+    message_share: float  # bytes as messages / bytes of payload
     accuracy: Sequence[float] = ()  # held out, of each evaluation; empty without classes
 
     @classmethod
-    def of(cls, ledger: Ledger) -> "Curves":
-        """Read them; a run that goes on meanwhile may have evaluated a round more."""
-        rows = ledger.rows(
-            "SELECT round, loss, bytes_up + bytes_down, clients FROM metrics ORDER BY round"
-        )
-        evaluations = ledger.rows(
-            "SELECT round, loss FROM evaluations WHERE round <= ? ORDER BY round", (len(rows),)
-        )
-        payload, message = ledger.rows("SELECT sum(payload), sum(message) FROM traffic")[0]
-        most = max((row[3] for row in rows), default=0) or 1  # a rewind has none of its own
+    def of(cls, ledger: LedgerReader) -> "Curves":
+        """Read the curves; a run that goes on may meanwhile have evaluated one more round."""
+        rounds = ledger.metrics()
+        evaluations = [e for e in ledger.evaluations() if e.round <= len(rounds)]
+        accuracies = ledger.scores().get("accuracy", [])
+        traffic = ledger.traffic_totals()
+        most = max((m.clients for m in rounds), default=0) or 1  # a rewind has no clients
+        costs = ((m.bytes_up + m.bytes_down) / (m.clients or most) for m in rounds)
         return cls(
-            [row[0] for row in rows],
-            [row[1] for row in rows],
-            [row[0] for row in evaluations],
-            [row[1] for row in evaluations],
-            list(accumulate((row[2] / (row[3] or most) for row in rows), initial=0.0)),
-            message / payload if payload else 1.0,
-            [value for (value,) in ledger.rows(ACCURACY, (len(rows),))],
+            [m.round for m in rounds],
+            [m.loss for m in rounds],
+            [e.round for e in evaluations],
+            [e.loss for e in evaluations],
+            list(accumulate(costs, initial=0.0)),
+            traffic.message / traffic.payload if traffic.payload else 1.0,
+            [value for round_, value in accuracies if round_ <= len(rounds)],
         )
 
     @property
     def headline(self) -> str:
-        """What the run reached, and at what cost."""
+        """The held-out loss and accuracy that the run reached, and its bytes."""
         unit, size = unit_of(self.spent[-1])
         payload, message = self.spent[-1] / size, self.spent[-1] * self.message_share / size
         cost = (
@@ -80,8 +76,8 @@ class Curves:
         return f"held-out loss {self.held_out[0]:.3f} → {self.held_out[-1]:.3f}{right} in {cost}"
 
 
-def draw_losses(ledger: Ledger, path: Path) -> None:
-    """Draw the sites' loss of every round and the evaluations into a PNG at ``path``."""
+def draw_losses(ledger: LedgerReader, path: Path) -> None:
+    """Draw the sites' loss of every round and the evaluations into a PNG file."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -98,12 +94,12 @@ def draw_losses(ledger: Ledger, path: Path) -> None:
         left.set(xlabel="round", ylabel=f"loss (nats per {of})")
         right.set(xlabel=f"payload per client, up and down ({unit})")
         left.legend(frameon=False, loc="upper right")
-        figure.suptitle(f"{path.parent.name}\n{curves.headline}", fontsize=12)
+        figure.suptitle(f"{ledger.path.absolute().parent.name}\n{curves.headline}", fontsize=12)
         figure.savefig(path, dpi=140)
 
 
 def unit_of(count: float) -> tuple[str, float]:
-    """The unit in which so many bytes are a handy number, and its size."""
+    """The largest unit that ``count`` bytes reach, and its size in bytes."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return unit, size
@@ -111,20 +107,20 @@ def unit_of(count: float) -> tuple[str, float]:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Mean over a window of a tenth of the values around each; narrower towards both ends."""
+    """Centred moving average (n,) over a tenth of the values; the window narrows at both ends."""
     reach, sums = len(values) // 20, np.cumsum([0.0, *values])
     narrow = [min(reach, i, len(values) - 1 - i) for i in range(len(values))]
     return [float((sums[i + n + 1] - sums[i - n]) / (2 * n + 1)) for i, n in enumerate(narrow)]
 
 
 def _draw(axes: Any, curves: Curves, at: Sequence[float]) -> None:  # noqa: ANN401
-    """Draw both losses; round r stands at ``at[r]``."""
-    places = [at[round_] for round_ in curves.rounds]
-    if len(places) >= SMOOTHED_FROM:
-        axes.plot(places, curves.sites, color=SITES, lw=0.8, alpha=0.45)
-        axes.plot(places, smooth(curves.sites), color=SITES, lw=2, label="at the sites (smoothed)")
+    """Draw both losses; ``at[r]`` is the abscissa of round r."""
+    xs = [at[round_] for round_ in curves.rounds]
+    if len(xs) >= SMOOTHED_FROM:
+        axes.plot(xs, curves.sites, color=SITES, lw=0.8, alpha=0.45)
+        axes.plot(xs, smooth(curves.sites), color=SITES, lw=2, label="at the sites (smoothed)")
     else:
-        axes.plot(places, curves.sites, color=SITES, lw=2, label="at the sites")
+        axes.plot(xs, curves.sites, color=SITES, lw=2, label="at the sites")
     evaluated = [at[round_] for round_ in curves.evaluated]
     line = {"lw": 2, "marker": "o", "ms": 4, "clip_on": False, "zorder": 3}
     axes.plot(evaluated, curves.held_out, color=HELD_OUT, label="held out", **line)

@@ -1,4 +1,4 @@
-"""A run's state in one line, for logs and terminals."""
+"""The state of a run in one line, for logs and terminals."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ EVERY_S = 5.0
 
 
 def size_text(count: float) -> str:
-    """Bytes for people: 812 B, 3.4 kB, 1.2 MB."""
+    """A number of bytes with its unit: 812 B, 3.4 kB, 1.2 MB; powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
@@ -22,19 +22,24 @@ def size_text(count: float) -> str:
 
 
 def state_text(report: "Report", round_: int) -> str:
-    """Losses and bytes of all sites so far, in one line."""
-    totals, evaluations = report.totals(), report.evaluations()
-    loss = report.ledger.rows("SELECT loss FROM metrics WHERE round = ?", (round_,))
-    parts = [f"loss {loss[0][0]:.3f}"] if loss else []
-    parts += [f"held out {evaluations[-1][1]:.3f}"] if evaluations else []
-    scores = report.scores().get("accuracy")
-    parts += [f"accuracy {scores[-1][1]:.1%}"] if scores else []
+    """What a run has reached and sent so far, in one line.
+
+    For example: ``loss 5.214  held out 5.198  up 1.2 kB  down 3.4 kB``. The loss is the sites' in
+    round ``round_``; the held-out loss and the accuracy are those of the last evaluation; the bytes
+    are the payload of all sites and rounds.
+    """
+    ledger = report.ledger
+    totals, evaluations, metrics = ledger.totals(), ledger.evaluations(), ledger.metrics_of(round_)
+    parts = [f"loss {metrics.loss:.3f}"] if metrics else []
+    parts += [f"held out {evaluations[-1].loss:.3f}"] if evaluations else []
+    accuracies = ledger.scores().get("accuracy")
+    parts += [f"accuracy {accuracies[-1][1]:.1%}"] if accuracies else []
     parts += [f"up {size_text(totals.bytes_up)}", f"down {size_text(totals.bytes_down)}"]
     return "  ".join(parts)
 
 
 class LineLog:
-    """Logs the state now and then; what ``flwr run --stream`` shows of a run."""
+    """Logs the state of a run at most every few seconds; ``flwr run --stream`` shows the lines."""
 
     def __init__(self) -> None:
         self._log = logging.getLogger("dandelion")
@@ -43,11 +48,11 @@ class LineLog:
         handler.setFormatter(logging.Formatter(PREFIX + "%(message)s"))
         self._log.addHandler(handler)
         self._log.propagate = False
-        self._said = 0.0
+        self._last_line_at = 0.0
 
     def __call__(self, report: "Report", round_: int) -> None:
-        """Log the state after ``round_``, the last in any case."""
+        """Log the state after a round, if the last line is ``EVERY_S`` old or the run is over."""
         rounds, now = report.config.num_rounds, time.monotonic()
-        if round_ >= rounds or now - self._said >= EVERY_S:
+        if round_ >= rounds or now - self._last_line_at >= EVERY_S:
             self._log.info("round %d/%d  %s", round_, rounds, state_text(report, round_))
-            self._said = now
+            self._last_line_at = now

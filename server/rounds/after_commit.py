@@ -3,12 +3,10 @@
 from collections.abc import Callable, Iterable
 
 from server.ledger.ledger import Ledger
-from server.ledger.records import Contribution
+from server.ledger.records import ALL_SITES, SERVER, Contribution
 from server.ledger.run_folder import Run
 from server.ledger.snapshots import Snapshots
 from shared.base.metrics import EvalSums
-
-SERVER, TOGETHER = "", "all sites"  # whose scores are those of no single site
 
 
 class AfterCommit:
@@ -34,13 +32,12 @@ class AfterCommit:
             return
         self._run.catch_up()
         ledger.record_digest(round_, replica.digest())
-        if snapshot and not ledger.rows("SELECT 1 FROM snapshots WHERE round = ?", (round_,)):
+        if snapshot and ledger.snapshot(round_) is None:
             before = self._snapshots.latest(round_)
             self._snapshots.write(replica, self._run.name)
             if before is not None:  # so that the newest snapshot can be lost, and the run not
-                ledger.drop_gradients(before[0])
-        evaluated = ledger.rows("SELECT 1 FROM evaluations WHERE round = ?", (round_,))
-        if evaluation and not evaluated:
+                ledger.drop_gradients(before.round)
+        if evaluation and ledger.evaluation(round_) is None:
             found = self._evaluate()
             ledger.record_scores(round_, SERVER, found.scores())
             ledger.record_evaluation(round_, found.loss)
@@ -63,7 +60,7 @@ def record_outcomes(ledger: Ledger, round_: int, sites: Iterable[Contribution]) 
     if not found:
         return
     whole = sum(found.values(), EvalSums(0.0, 0))
-    for name, outcome in {**found, TOGETHER: whole}.items():
+    for name, outcome in {**found, ALL_SITES: whole}.items():
         ledger.record_scores(round_, name, {"loss": outcome.loss, **outcome.scores()})
 
 

@@ -40,18 +40,18 @@ def catch_up(
     missed = entries_between(ledger, start, to)
     gone = newest_dropped(missed)
     found = None if config.catch_up == "replay" and not gone else snapshots.latest(to)
-    if gone and (found is None or found[0] < gone):
+    if gone and (found is None or found.round < gone):
         raise GapError(f"no snapshot of round {gone}, whose gradient was dropped, or a later one")
-    if found is None or found[0] <= start:
+    if found is None or found.round <= start:
         return CatchUp(missed, reset=unusable)
-    rest = entries_between(ledger, found[0], to)
-    if not gone and config.catch_up == "auto" and _size(missed) <= found[1] + _size(rest):
+    rest = entries_between(ledger, found.round, to)
+    if not gone and config.catch_up == "auto" and _size(missed) <= found.size + _size(rest):
         return CatchUp(missed, reset=unusable)
     try:
-        return CatchUp(rest, snapshots.read(found[0]), reset=True)
+        return CatchUp(rest, snapshots.read(found.round), reset=True)
     except SnapshotError as error:
         LOG.warning("not used: %s", error)
-        snapshots.forget(found[0])
+        snapshots.forget(found.round)
         return catch_up(config, ledger, snapshots, site_round, to)
 
 

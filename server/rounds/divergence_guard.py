@@ -19,21 +19,13 @@ from server.ledger.snapshots import Snapshots
 from server.rounds.round_log import RoundLog
 from shared.base.errors import GapError, StalledError
 from shared.modes.mode import measured_at
-from shared.protocol.entry import MAGIC_REWIND, Entry
+from shared.protocol.entry import Entry
 
 LOG = logging.getLogger("dandelion")
 WINDOW = 9  # rounds whose median is compared, so that a few bad batches are none's concern
 HISTORY = 200  # rounds that the bound is taken from
 LEAST = 3  # rounds before anything is judged
 SPREADS = 4.0  # a rise within so many standard deviations of a round's loss is noise
-NOT_FINITE = """
-SELECT count(DISTINCT site) FROM refusals
-WHERE round = ? AND (reason IN ('not finite', 'too large') OR detail LIKE '%finite%')"""
-ASKED = """
-SELECT count(DISTINCT site) FROM traffic
-WHERE round = ? AND direction = 'down' AND kind != 'control'"""
-
-REWOUND = "SELECT 1 FROM entries WHERE round IN (?, ?) AND substr(payload, 1, 2) = ?"
 
 
 @dataclass(frozen=True)
@@ -117,25 +109,22 @@ class DivergenceGuard:
         at, rewinds = measured_at(config, round_), ledger.rewinds()
         if not (bad := self._bad(round_)) or not at:
             return ""
-        if ledger.rows(REWOUND, (at, round_, MAGIC_REWIND.to_bytes(2, "little"))):
+        if ledger.is_rewind(at) or ledger.is_rewind(round_):
             return ""
         first = rewinds[-1].round + 1 + config.staleness if rewinds else 1
         return "" if self._bad(first) else bad
 
     def _bad(self, round_: int) -> str:
-        rows = self.run.ledger.rows
-        bad, asked = (rows(query, (round_,))[0][0] for query in (NOT_FINITE, ASKED))
-        return f"{bad} of {asked} sites measured no finite losses" if 2 * bad > asked else ""
+        bad, size = self.run.ledger.count_not_finite(round_), self.run.ledger.count_cohort(round_)
+        return f"{bad} of {size} sites measured no finite losses" if 2 * bad > size else ""
 
     def _recent(self, last: int) -> tuple[list[int], list[float]]:
         """The newest rounds on the way to ``last``, and the median of the sites' losses in each."""
         line, first = lineage(self.run.ledger, last), max(1, last - HISTORY + 1)
         for round_ in range(first, last + 1):
             if round_ not in self._losses:
-                rows = self.run.ledger.rows(
-                    "SELECT loss FROM contributions WHERE round = ?", (round_,)
-                )
-                self._losses[round_] = median(row[0] for row in rows) if rows else math.nan
+                losses = self.run.ledger.site_losses(round_)
+                self._losses[round_] = median(losses) if losses else math.nan
         self._losses = {k: loss for k, loss in self._losses.items() if k >= first}
         rounds = [
             k for k, loss in sorted(self._losses.items()) if k in line and not math.isnan(loss)
@@ -149,7 +138,7 @@ class DivergenceGuard:
         at = next(k for k in range(well, -1, -1) if k in line)
         while True:
             found = snapshots.latest(at)
-            to = found[0] if found else 0
+            to = found.round if found else 0
             try:
                 run.return_to(to)
             except GapError as error:  # a snapshot was lost, and gradients before it were dropped
@@ -163,13 +152,10 @@ class DivergenceGuard:
     def _metrics(self, entry: Entry, up: int, down: int) -> Metrics:
         """What the log says of a rewind: the loss where it went back to, and the new rate."""
         measured = entry.follows + self.run.config.staleness if entry.undoes else entry.follows - 1
-        rows = self.run.ledger.rows(
-            "SELECT loss FROM metrics WHERE round > ? ORDER BY round LIMIT 1", (measured,)
-        )
         return Metrics(
             round=entry.round,
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            loss=rows[0][0] if rows else 0.0,
+            loss=self.run.ledger.loss_after(measured) or 0.0,
             gradient_norm=0.0,
             learning_rate=self.run.config.learning_rate * entry.learning_rate,
             clients=0,

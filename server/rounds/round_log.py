@@ -42,8 +42,5 @@ class RoundLog:
 
     def payload(self, direction: Direction, round_: int, transfers: Iterable[Transfer]) -> int:
         """Bytes of a round that is about to be written, attempts that were skipped included."""
-        earlier = self._run.ledger.rows(
-            "SELECT coalesce(sum(payload), 0) FROM traffic WHERE round = ? AND direction = ?",
-            (round_, direction),
-        )[0][0]
-        return int(earlier) + sum(t.payload for t in transfers if t.direction == direction)
+        earlier = self._run.ledger.payload_bytes(round_, direction)
+        return earlier + sum(t.payload for t in transfers if t.direction == direction)

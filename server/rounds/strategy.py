@@ -88,8 +88,8 @@ class ScalarStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """One message for each site of the cohort: what it missed, and the round to measure."""
-        skips = self._run.ledger.rows("SELECT 1 FROM skips WHERE round = ?", (server_round,))
-        sites = self._cohort.draw(server_round, attempt=len(skips))
+        skips = self._run.ledger.count_skips(server_round)
+        sites = self._cohort.draw(server_round, attempt=skips)
         found = {
             site.node_id: self._request(site, server_round, self._before(site, server_round))
             for site in sites

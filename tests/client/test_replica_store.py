@@ -147,7 +147,7 @@ def run_name(found):
     from federation import ledger_of
 
     with ledger_of(found.config) as ledger:
-        return ledger.head("run").hex()
+        return ledger.header("run").hex()
 
 
 def test_a_store_of_an_earlier_run_is_replaced(tmp_path):

@@ -69,9 +69,9 @@ class Outcome:
         replica, ledger = run.oracle.replica, run.ledger
         self.folder, self.summary = run.folder, json.loads(json.dumps(report.summary()))
         self.digest, self.flat = replica.digest().hex(), replica.model.flat.clone()
-        self.losses = [loss for _, loss in report.evaluations()]
+        self.losses = [loss for _, loss in report.ledger.evaluations()]
         payloads = ledger.payloads(0, ledger.last_round)
         self.entries = [Entry.decode(payload) for payload in payloads]
-        self.forwards = [row[0] for row in ledger.rows("SELECT forwards FROM metrics")]
-        self.refusals = ledger.rows("SELECT reason, detail FROM refusals")
-        self.traffic = ledger.rows("SELECT round, direction, kind, payload FROM traffic")
+        self.forwards = [metrics.forwards for metrics in ledger.metrics()]
+        self.refusals = [(r.reason, r.detail) for r in ledger.refusals()]
+        self.traffic = [(t.round, t.direction, t.kind, t.payload) for t in ledger.traffic()]

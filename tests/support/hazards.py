@@ -11,7 +11,7 @@ from federation import Network, federate, folder_of, is_reply, resumed
 from flwr.app import Error, MessageType
 from flwr.common.serde import message_to_proto
 
-from server.ledger.ledger import Ledger
+from server.ledger.database import Database
 from shared.protocol.entry import Entry
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import Measured, decode_reply, decode_request
@@ -39,8 +39,8 @@ def crash_at(number):
 
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in (
-            (Ledger, "_write"),
-            (Ledger, "_write_all"),
+            (Database, "write"),
+            (Database, "write_all"),
             (os, "fsync"),
             (Path, "replace"),
             (Path, "rename"),

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from dandelion.monitor import progress as live
 from dandelion.monitor.progress import Live, show_summary, time_text
-from server.reporting.report import Totals
+from server.ledger.records import Evaluation
+from server.ledger.summaries import Totals
 from server.reporting.status_line import size_text
 from shared.base.errors import ConfigError
 from shared.config.schema import Config
@@ -43,10 +44,12 @@ def report(loss=4.4321, rounds=100):
     return SimpleNamespace(
         config=Config(num_rounds=rounds),
         folder="/runs/mine",
-        totals=lambda: Totals(53_700, 1_240_000, 12.0),
-        evaluations=lambda: [(0, 5.5), (10, 4.34567)],
-        scores=lambda: {},
-        ledger=SimpleNamespace(rows=lambda query, parameters: [(loss,)] if loss else []),
+        ledger=SimpleNamespace(
+            totals=lambda: Totals(96, 53_700, 1_240_000, 12.0, 3),
+            evaluations=lambda: [Evaluation(0, 5.5), Evaluation(10, 4.34567)],
+            scores=dict,
+            metrics_of=lambda round_: SimpleNamespace(loss=loss) if loss else None,
+        ),
     )
 
 

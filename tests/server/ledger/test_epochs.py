@@ -18,8 +18,8 @@ def test_a_pass_is_as_many_rounds_as_show_every_example_once(tmp_path):
     oracle = Oracle.of(chosen)
     examples = len(Corpus.of(chosen, oracle.language_model).training)
     expected = math.ceil(0.02 * examples / (3 * 2))
-    found = federate(chosen)
-    assert found.summary["rounds"] == expected > 1
+    outcome = federate(chosen)
+    assert outcome.summary["rounds"] == expected > 1
     assert f"num-rounds = {expected}\n" in (folder_of(chosen) / "config.toml").read_text()
     longer = federate(resumed(chosen, num_rounds=expected, epochs=0.04))
     assert longer.summary["rounds"] == math.ceil(0.04 * examples / (3 * 2))
@@ -56,18 +56,18 @@ def test_another_set_is_evaluated_on_by_its_held_out_part(tmp_path):
     assert rows.tolist() == Corpus.of(other, model).evaluation().tolist()
     assert rows.tolist() != Corpus.of(chosen, model).evaluation().tolist()
     own = federate(config(tmp_path, "own"))
-    found = federate(chosen)
-    assert found.digest == own.digest  # what is evaluated changes no bit
-    assert found.summary["evaluation_loss_last"] != own.summary["evaluation_loss_last"]
+    outcome = federate(chosen)
+    assert outcome.digest == own.digest  # what is evaluated changes no bit
+    assert outcome.summary["evaluation_loss_last"] != own.summary["evaluation_loss_last"]
     with pytest.raises(DandelionError, match="nonsense"):
         config(tmp_path, eval_dataset="nonsense")
 
 
 def test_logs_have_every_nth_round_and_the_last(tmp_path):
     chosen = config(tmp_path, num_rounds=7, log_interval=3)
-    found = federate(chosen)
+    outcome = federate(chosen)
     for name in ("metrics.csv", "clients.csv"):
         with (folder_of(chosen) / name).open() as file:
             rounds = [int(row["round"]) for row in csv.DictReader(file)]
         assert sorted(set(rounds)) == [3, 6, 7]
-    assert found.digest == federate(config(tmp_path, "all", num_rounds=7)).digest
+    assert outcome.digest == federate(config(tmp_path, "all", num_rounds=7)).digest

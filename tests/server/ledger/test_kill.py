@@ -95,7 +95,7 @@ def test_a_run_that_is_killed_twenty_times_ends_with_the_same_bits(tmp_path):
         assert [int(row["round"]) for row in csv.DictReader(file)] == [*range(1, ROUNDS + 1)]
     with closing(Ledger.open(tmp_path / "killed" / "ledger.sqlite")) as ledger:
         assert ledger.last_round == ROUNDS
-        kept = [round_ for (round_,) in ledger.rows("SELECT round FROM snapshots")]
-        assert kept == [*range(7, ROUNDS + 1, 7)]
+        rounds = [row.round for row in ledger.snapshots()]
+        assert rounds == [*range(7, ROUNDS + 1, 7)]
     files = {path.name for path in (tmp_path / "killed").rglob("*") if path.is_file()}
     assert not {name for name in files if name.startswith(".")}, "drafts were left behind"

@@ -1,4 +1,4 @@
-"""The ledger keeps whole rounds without a gap, and is never taken for whole when it is not."""
+"""The ledger has whole rounds without a gap, and damage to it is detected when it is opened."""
 
 import shutil
 import sqlite3
@@ -8,7 +8,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from federation import config
+from federation import config, rows_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ from shared.base.errors import ConfigError, GapError, LedgerError
 from shared.protocol.entry import Entry, SlotDifferences
 from shared.protocol.flower_records import Transfer
 
-HEAD = {"run": b"r" * 16, "config": b"seed = 1\n" * 40, "base": b"b" * 16, "code": b"c" * 16}
+HEADER = {"run": b"r" * 16, "config": b"seed = 1\n" * 40, "base": b"b" * 16, "code": b"c" * 16}
 ROUNDS = 6
 some_bytes = settings(
     deadline=None, max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -60,15 +60,15 @@ def commit(ledger, round_):
 def applied(ledger):
     """What replicas apply, and what it came from."""
     entries = ledger.payloads(0, ledger.last_round)
-    head = {key: ledger.head(key) for key in HEAD}
-    return entries, ledger.rows("SELECT * FROM contributions ORDER BY round, slot"), head
+    header = {key: ledger.header(key) for key in HEADER}
+    return entries, rows_of(ledger, "SELECT * FROM contributions ORDER BY round, slot"), header
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The path of a ledger that is closed, and what is in it."""
     path = tmp_path_factory.mktemp("ledger") / "ledger.sqlite"
-    with closing(Ledger.create(path, HEAD)) as ledger:
+    with closing(Ledger.create(path, HEADER)) as ledger:
         for round_ in range(1, ROUNDS + 1):
             commit(ledger, round_)
         return path, applied(ledger)
@@ -80,32 +80,32 @@ def copied(whole, tmp_path):
     return shutil.copy(whole[0], tmp_path / "copy.sqlite")
 
 
-def altered(path, *statements):
+def alter(path, *statements):
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         for statement in statements:
             connection.execute(statement)
     return path
 
 
-def test_what_is_committed_is_read_back_then_and_after_it_is_opened_again(tmp_path):
+def test_a_committed_round_is_read_back_then_and_after_the_ledger_is_opened_again(tmp_path):
     path = tmp_path / "ledger.sqlite"
-    with closing(Ledger.create(path, HEAD)) as ledger:
+    with closing(Ledger.create(path, HEADER)) as ledger:
         assert ledger.last_round == 0
         back = commit(ledger, 1)
         before = applied(ledger)
     with closing(Ledger.open(path)) as ledger:
         assert back.encode() == ledger.entry(1).encode() == entry(1).encode()
         assert applied(ledger) == before
-        assert {key: ledger.head(key) for key in HEAD} == HEAD
-        assert ledger.rows("SELECT site, reason FROM refusals") == [("site 2", "not finite")]
-        assert ledger.rows("SELECT payload, message FROM traffic") == [(100, 200)]
-        assert ledger.rows("SELECT loss, bytes_down FROM metrics") == [(2.5, 400)]
+        assert {key: ledger.header(key) for key in HEADER} == HEADER
+        assert ledger.refusals() == [Refusal(1, "site 2", "not finite", "nan")]
+        assert ledger.traffic() == transfers(1)
+        assert ledger.metrics() == [metrics(1)] == [ledger.metrics_of(1)]
 
 
 def test_the_entry_that_is_returned_is_the_one_that_was_written(tmp_path):
     """Numbers that were float64 come back as the float32 that everyone else will read."""
     exact = np.array([0.1, 1e-9])
-    with closing(Ledger.create(tmp_path / "ledger.sqlite", HEAD)) as ledger:
+    with closing(Ledger.create(tmp_path / "ledger.sqlite", HEADER)) as ledger:
         back = ledger.commit(Entry(1, 0.1, (SlotDifferences(0, exact),)), [], [], metrics(1))
     assert back.slots[0].differences.dtype == np.float32
     assert (back.slots[0].differences == exact.astype(np.float32)).all()
@@ -113,7 +113,7 @@ def test_the_entry_that_is_returned_is_the_one_that_was_written(tmp_path):
 
 @pytest.mark.parametrize("round_", [0, 1, 2, 4, 5])
 def test_a_round_that_does_not_follow_is_an_error_and_changes_nothing(tmp_path, round_):
-    with closing(Ledger.create(tmp_path / "ledger.sqlite", HEAD)) as ledger:
+    with closing(Ledger.create(tmp_path / "ledger.sqlite", HEADER)) as ledger:
         commit(ledger, 1)
         commit(ledger, 2)
         before = applied(ledger)
@@ -123,24 +123,24 @@ def test_a_round_that_does_not_follow_is_an_error_and_changes_nothing(tmp_path, 
 
 
 def test_a_round_that_cannot_be_written_whole_is_not_there(tmp_path):
-    with closing(Ledger.create(tmp_path / "ledger.sqlite", HEAD)) as ledger:
+    with closing(Ledger.create(tmp_path / "ledger.sqlite", HEADER)) as ledger:
         twice = contributions(1) + contributions(1)[:1]
         with pytest.raises(LedgerError, match=r"ledger\.sqlite: cannot be written"):
             ledger.commit(entry(1), twice, transfers(1), metrics(1))
         assert ledger.last_round == 0
-        assert not ledger.rows("SELECT * FROM traffic")
+        assert not ledger.traffic()
         commit(ledger, 1)
 
 
-def test_what_is_noted_after_a_round_is_noted_once(tmp_path):
-    with closing(Ledger.create(tmp_path / "ledger.sqlite", HEAD)) as ledger:
+def test_the_first_digest_and_evaluation_of_a_round_stay(tmp_path):
+    with closing(Ledger.create(tmp_path / "ledger.sqlite", HEADER)) as ledger:
         for digest, loss in ((b"1" * 16, 2.0), (b"2" * 16, 3.0)):
             ledger.record_digest(1, digest)
             ledger.record_evaluation(1, loss)
         ledger.record_evaluation(2, float("nan"))
         assert ledger.digest(1) == b"1" * 16
         assert ledger.digest(2) is None
-        assert ledger.rows("SELECT * FROM evaluations") == [(1, 2.0), (2, float("inf"))]
+        assert ledger.evaluations() == [(1, 2.0), (2, float("inf"))]
 
 
 def test_rounds_that_are_not_there_are_an_error(whole):
@@ -152,7 +152,7 @@ def test_rounds_that_are_not_there_are_an_error(whole):
 
 def test_a_ledger_is_not_overwritten(whole):
     with pytest.raises(LedgerError, match="there is a ledger already"):
-        Ledger.create(whole[0], HEAD)
+        Ledger.create(whole[0], HEADER)
 
 
 @pytest.mark.parametrize(
@@ -179,18 +179,18 @@ def test_a_ledger_is_not_overwritten(whole):
         ("PRAGMA user_version = 7", "version 3 expected, got 7"),
     ],
 )
-def test_what_was_changed_afterwards_is_found_and_named(copied, statement, row):
-    altered(copied, statement)
+def test_a_later_change_is_detected_and_its_row_is_named(copied, statement, row):
+    alter(copied, statement)
     with pytest.raises(LedgerError, match=rf"copy\.sqlite: .*{row}"):
         Ledger.open(copied)
 
 
 def test_a_round_of_another_history_does_not_fit(copied, tmp_path):
     """Its own chain is in order; only the rounds before it are not those that it followed."""
-    with closing(Ledger.create(tmp_path / "other.sqlite", HEAD)) as other:
+    with closing(Ledger.create(tmp_path / "other.sqlite", HEADER)) as other:
         other.commit(Entry(1, 0.5, entry(1).slots), contributions(1), [], metrics(1))
         commit(other, 2)
-    altered(
+    alter(
         copied,
         f"ATTACH '{tmp_path / 'other.sqlite'}' AS other",
         "INSERT OR REPLACE INTO entries SELECT * FROM other.entries WHERE round = 2",
@@ -213,7 +213,7 @@ def opens_or_says_so(path, expected):
 
 @given(st.data())
 @some_bytes
-def test_a_flipped_bit_is_found_or_does_no_harm(whole, tmp_path, data):
+def test_a_flipped_bit_is_detected_or_does_no_harm(whole, tmp_path, data):
     path, expected = whole
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
@@ -225,7 +225,7 @@ def test_a_flipped_bit_is_found_or_does_no_harm(whole, tmp_path, data):
 
 @given(st.data())
 @some_bytes
-def test_a_stretch_of_other_bytes_is_found_or_does_no_harm(whole, tmp_path, data):
+def test_a_stretch_of_other_bytes_is_detected_or_does_no_harm(whole, tmp_path, data):
     path, expected = whole
     content = bytearray(path.read_bytes())
     start, patch = data.draw(st.integers(0, len(content))), data.draw(st.binary(max_size=64))
@@ -257,17 +257,17 @@ def test_a_torn_write_ahead_log_gives_the_rounds_before_it(tmp_path, offset, bit
     """A machine that stops leaves the file and the log beside it, whose tail may be missing."""
     source, left = tmp_path / "source.sqlite", tmp_path / "left.sqlite"
     source.unlink(missing_ok=True)
-    with closing(Ledger.create(source, HEAD)) as ledger:
+    with closing(Ledger.create(source, HEADER)) as ledger:
         for round_ in (1, 2, 3):
             commit(ledger, round_)
         entries = ledger.payloads(0, 3)
         shutil.copy(source, left)
         log = bytearray(source.with_name("source.sqlite-wal").read_bytes())
-    place = offset % len(log)
+    cut_at = offset % len(log)
     if cut:
-        del log[place:]
+        del log[cut_at:]
     else:
-        log[place] ^= 1 << bit
+        log[cut_at] ^= 1 << bit
     left.with_name("left.sqlite-wal").write_bytes(log)
     try:
         with closing(Ledger.open(left)) as ledger:
@@ -277,7 +277,7 @@ def test_a_torn_write_ahead_log_gives_the_rounds_before_it(tmp_path, offset, bit
 
 
 @pytest.mark.parametrize("content", [b"", b"not a ledger", bytes(8192), b"SQLite format 3\0" * 512])
-def test_what_is_no_ledger_is_named(tmp_path, content):
+def test_a_file_that_is_no_ledger_is_named(tmp_path, content):
     path = tmp_path / "other.sqlite"
     path.write_bytes(content)
     with pytest.raises(LedgerError, match=r"other\.sqlite: "):
@@ -294,10 +294,10 @@ def test_another_process_cannot_open_a_run_that_is_being_worked_on(tmp_path):
     chosen = config(tmp_path)
     folder = run_folder(chosen)
     folder.mkdir()
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print('held')"
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print(1)"
     command = [sys.executable, "-uc", f"{hold}; input()", str(folder / LOCK)]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
-        assert process.stdout.readline() == "held\n"
+        assert process.stdout.readline() == "1\n"
         with pytest.raises(ConfigError, match="another process is at this run"), at_run(chosen):
             pass
         process.communicate("\n")

@@ -26,11 +26,11 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(tmp_path, whole, last, k
     with pytest.raises(Cut):
         federate(chosen, Network(chosen, nodes), cut_at(last))
     again = resumed(chosen)
-    found = federate(again, Network(again, nodes if keep else Processes()))
-    assert found.digest == whole.digest
-    assert found.entries == whole.entries
+    outcome = federate(again, Network(again, nodes if keep else Processes()))
+    assert outcome.digest == whole.digest
+    assert outcome.entries == whole.entries
     for key in ("rounds", "clients", "refusals", "skipped_rounds", "evaluation_loss_last"):
-        assert found.summary[key] == whole.summary[key]
+        assert outcome.summary[key] == whole.summary[key]
     with (folder_of(chosen) / "metrics.csv").open() as file:
         assert [row["round"] for row in csv.DictReader(file)] == ["1", "2", "3", "4", "5", "6"]
 
@@ -49,11 +49,11 @@ def test_a_run_cannot_be_resumed_as_another(tmp_path, changed):
     chosen = config(tmp_path, **CHANGES)
     with pytest.raises(Cut):
         federate(chosen, on_round=cut_at(1))
-    with pytest.raises(ConfigError, match="cannot go on as another run") as found:
+    with pytest.raises(ConfigError, match="cannot go on as another run") as error:
         federate(resumed(chosen, **changed))
     for key in changed:
-        assert f"{key.replace('_', '-')} = " in str(found.value)
-    assert "(recorded: " in str(found.value)
+        assert f"{key.replace('_', '-')} = " in str(error.value)
+    assert "(recorded: " in str(error.value)
 
 
 def test_what_does_not_change_the_run_may_be_changed(tmp_path, whole):
@@ -82,14 +82,14 @@ def test_there_must_be_a_run_to_resume(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_not_begun_where_there_is_one(tmp_path):
+def test_a_new_run_is_refused_in_a_folder_that_has_a_run(tmp_path):
     chosen = config(tmp_path, num_rounds=1)
     federate(chosen)
     with pytest.raises(ConfigError, match="a run is there; resume it"):
         federate(chosen)
 
 
-def test_a_run_that_never_got_a_ledger_is_begun_again(tmp_path, monkeypatch):
+def test_a_run_that_stopped_before_it_had_a_ledger_starts_again(tmp_path, monkeypatch):
     chosen = config(tmp_path, num_rounds=1)
 
     def cut(*_):
@@ -113,12 +113,12 @@ def test_a_damaged_ledger_is_named_and_nothing_is_trained(tmp_path):
     assert not list(path.parent.glob("*-wal"))  # the connection is closed
 
 
-def test_a_recorded_digest_that_is_not_met_stops_the_run(tmp_path):
+def test_a_digest_other_than_the_recorded_one_stops_the_run(tmp_path):
     """Another base model or a kernel with other bits: no round is better than a wrong one."""
     chosen = config(tmp_path)
     federate(chosen)
     with ledger_of(chosen) as ledger:
-        ledger._write("UPDATE digests SET digest = zeroblob(16) WHERE round = 3")
+        ledger._database.write("UPDATE digests SET digest = zeroblob(16) WHERE round = 3")
     with pytest.raises(DivergedError, match=f"round 3: digest {'00' * 16} expected"):
         federate(resumed(chosen, num_rounds=9))
 

@@ -1,4 +1,4 @@
-"""A snapshot gives back all of a replica, or is named as of no use and leaves all as it was."""
+"""A snapshot restores all of a replica, or it is refused by name and changes nothing."""
 
 import os
 from dataclasses import dataclass
@@ -49,8 +49,8 @@ def fresh(chosen):
 
 
 @dataclass
-class Kept:
-    """A snapshot, what it is of, and what it is loaded into."""
+class Sample:
+    """A snapshot, the contents of its replica, and the replica that it is loaded into."""
 
     data: bytes
     contents: tuple
@@ -58,12 +58,12 @@ class Kept:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    chosen = config(tmp_path_factory.mktemp("kept"), scope="regex:ln_f", **OPTIMIZERS[2])
+def sample(tmp_path_factory):
+    chosen = config(tmp_path_factory.mktemp("sample"), scope="regex:ln_f", **OPTIMIZERS[2])
     entries = federate(chosen).entries
     replica = fresh(chosen)
     replica.apply(map(Entry.decode, entries))
-    return Kept(encode_snapshot(replica, RUN), contents(replica), fresh(chosen))
+    return Sample(encode_snapshot(replica, RUN), contents(replica), fresh(chosen))
 
 
 @pytest.mark.parametrize("changes", OPTIMIZERS, ids=str)
@@ -79,82 +79,82 @@ def test_a_snapshot_gives_back_parameters_round_and_optimizer(tmp_path, changes)
     assert same(contents(restored), contents(whole))
 
 
-def refused(kept, data, match, run=RUN, target=None):
-    replica = target or kept.target
+def refuse(sample, data, match, run=RUN, target=None):
+    replica = target or sample.target
     before = contents(replica)
     with pytest.raises(SnapshotError, match=rf"the file: .*{match}"):
         load_snapshot_(replica, data, run, "the file")
     assert same(contents(replica), before)
 
 
-def test_a_snapshot_of_another_run_is_refused(kept):
-    refused(kept, kept.data, "a snapshot of run 6f6f", run=OTHER)
+def test_a_snapshot_of_another_run_is_refused(sample):
+    refuse(sample, sample.data, "a snapshot of run 6f6f", run=OTHER)
 
 
 @pytest.mark.parametrize("changes", [{}, {"scope": "regex:ln_f"}], ids=["model", "optimizer"])
-def test_a_snapshot_of_another_model_or_optimizer_is_refused(kept, tmp_path, changes):
-    refused(kept, kept.data, "expected, got", target=fresh(config(tmp_path, **changes)))
+def test_a_snapshot_of_another_model_or_optimizer_is_refused(sample, tmp_path, changes):
+    refuse(sample, sample.data, "expected, got", target=fresh(config(tmp_path, **changes)))
 
 
-def test_a_truncated_snapshot_is_refused_at_any_length(kept):
-    for length in {*range(0, len(kept.data), 997), *range(600), len(kept.data) - 1}:
-        refused(kept, kept.data[:length], "")
+def test_a_truncated_snapshot_is_refused_at_any_length(sample):
+    for length in {*range(0, len(sample.data), 997), *range(600), len(sample.data) - 1}:
+        refuse(sample, sample.data[:length], "")
 
 
-def test_a_longer_snapshot_is_refused(kept):
-    refused(kept, kept.data + b"\0", "")
+def test_a_longer_snapshot_is_refused(sample):
+    refuse(sample, sample.data + b"\0", "")
 
 
-def test_every_flipped_bit_of_the_header_is_found_or_harmless(kept):
+def test_every_flipped_bit_of_the_header_is_detected_or_harmless(sample):
     """Header and tensors are bound: also another round, name, shape or type must not pass."""
-    size = 8 + int.from_bytes(kept.data[:8], "little")
-    before, harmless = contents(kept.target), 0
+    size = 8 + int.from_bytes(sample.data[:8], "little")
+    before, harmless = contents(sample.target), 0
     for bit in range(8 * size):
-        data = bytearray(kept.data)
+        data = bytearray(sample.data)
         data[bit // 8] ^= 1 << bit % 8
         try:
-            load_snapshot_(kept.target, bytes(data), RUN)
+            load_snapshot_(sample.target, bytes(data), RUN)
         except SnapshotError:
-            assert same(contents(kept.target), before)
+            assert same(contents(sample.target), before)
             continue
         harmless += 1
-        assert same(contents(kept.target), kept.contents)
-        load_snapshot_(kept.target, encode(before, kept), RUN)
+        assert same(contents(sample.target), sample.contents)
+        load_snapshot_(sample.target, encode(before, sample), RUN)
     assert harmless < 8 * size / 50  # white space of the JSON
 
 
-def encode(before, kept):
+def encode(before, sample):
     """A snapshot of what the target was at first."""
     round_, flat, state = before
-    kept.target.model.flat.copy_(flat)
-    kept.target.optimizer.load_state(state)
-    kept.target.moved(round_)
-    return encode_snapshot(kept.target, RUN)
+    sample.target.model.flat.copy_(flat)
+    sample.target.optimizer.load_state(state)
+    sample.target.moved(round_)
+    return encode_snapshot(sample.target, RUN)
 
 
 @given(st.data())
 @settings(
     deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_other_bytes_among_the_tensors_are_found(kept, data):
-    size = 8 + int.from_bytes(kept.data[:8], "little")
-    damaged = bytearray(kept.data)
+def test_other_bytes_among_the_tensors_are_detected(sample, data):
+    size = 8 + int.from_bytes(sample.data[:8], "little")
+    damaged = bytearray(sample.data)
     damaged[data.draw(st.integers(size, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    refused(kept, bytes(damaged), "damaged, its digests do not fit its tensors")
+    refuse(sample, bytes(damaged), "damaged, its digests do not fit its tensors")
 
 
 @given(st.binary(max_size=300))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_is_no_snapshot_is_refused(kept, data):
-    refused(kept, data, "")
-    refused(kept, len(data).to_bytes(8, "little") + data, "")
+def test_bytes_that_are_no_snapshot_are_refused(sample, data):
+    refuse(sample, data, "")
+    refuse(sample, len(data).to_bytes(8, "little") + data, "")
 
 
-def test_the_header_alone_says_round_and_run(kept, tmp_path):
+def test_the_header_alone_says_round_and_run(sample, tmp_path):
     path = tmp_path / "x.safetensors"
-    path.write_bytes(kept.data)
+    path.write_bytes(sample.data)
     assert snapshot_position(path) == (3, RUN)
-    path.write_bytes(kept.data[:50])
+    path.write_bytes(sample.data[:50])
     with pytest.raises(SnapshotError, match=r"x\.safetensors: not a snapshot"):
         snapshot_position(path)
 
@@ -184,7 +184,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, step):
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
-def test_what_a_dead_process_left_is_cleared_away(tmp_path):
+def test_drafts_of_a_dead_process_are_deleted(tmp_path):
     path, living = tmp_path / "file", tmp_path / f".file.{os.getppid()}"
     for left in (tmp_path / ".file.999999999", living, tmp_path / ".file.note"):
         left.write_bytes(b"draft")
@@ -217,10 +217,10 @@ def test_a_damaged_snapshot_is_named_and_the_run_is_resumed_without_it(tmp_path,
     chosen = config(tmp_path, num_rounds=5, **changes)
     federate(chosen)
     damage(folder_of(chosen) / "snapshots" / "round-000004.safetensors", how)
-    found = federate(resumed(chosen, num_rounds=6))
-    assert found.digest == expected
+    outcome = federate(resumed(chosen, num_rounds=6))
+    assert outcome.digest == expected
     assert "round-000004.safetensors" in caplog.text
-    assert [row[0] for row in found.rows["snapshots"]] == [2, 6]  # that of round 4 is forgotten
+    assert [row[0] for row in outcome.rows["snapshots"]] == [2, 6]  # that of round 4 is forgotten
 
 
 @pytest.mark.parametrize("how", ["gone", "cut", "flipped", "other"])
@@ -233,11 +233,11 @@ def test_a_newcomer_is_served_without_the_damaged_snapshot(tmp_path, caplog, how
             damage(run.folder / "snapshots" / "round-000004.safetensors", how)
             nodes.memories.clear()
 
-    found = federate(chosen, Network(chosen, nodes), on_round)
-    assert found.digest == federate(config(tmp_path, "expected", **changes)).digest
+    outcome = federate(chosen, Network(chosen, nodes), on_round)
+    assert outcome.digest == federate(config(tmp_path, "expected", **changes)).digest
     assert "round-000004.safetensors" in caplog.text
-    assert not found.summary["refusals"]
-    kinds = [row[4] for row in found.rows["traffic"] if row[1:4] == (5, "1", "down")]
+    assert not outcome.summary["refusals"]
+    kinds = [row[4] for row in outcome.rows["traffic"] if row[1:4] == (5, "1", "down")]
     assert kinds in (["snapshot", "snapshot"], ["scalars", "snapshot"])
 
 
@@ -258,5 +258,5 @@ def test_a_snapshot_is_only_named_when_its_file_is_whole(tmp_path, monkeypatch):
             federate(chosen)
     with ledger_of(chosen) as ledger:
         assert ledger.last_round == 2
-        assert not ledger.rows("SELECT * FROM snapshots")
+        assert not ledger.snapshots()
     assert [row[0] for row in federate(resumed(chosen)).rows["snapshots"]] == [2]

@@ -1,4 +1,4 @@
-"""What a person reads of a run says what the ledger says, each round once, also after a crash."""
+"""The readable files of a run agree with its ledger, each round once, also after a crash."""
 
 import csv
 import json
@@ -35,8 +35,8 @@ SUMMARY = {"mode", "rounds", "parameters", "clients", "queries", "evaluation_los
            "message_bytes_down_per_client_round", "refused_replies", "skipped_rounds"}  # fmt: skip
 
 
-def config(folder, **given):
-    values = {key.replace("_", "-"): value for key, value in given.items()}
+def config(folder, **changes):
+    values = {key.replace("_", "-"): value for key, value in changes.items()}
     return Config.from_run_config({**TINY, "output-dir": str(folder), **values})
 
 
@@ -94,7 +94,7 @@ def test_metrics_say_what_the_round_was(folder):
     assert (row["bytes up"], row["bytes down"]) == (str(3 * 52), str(3 * (72 + 4 + 36)))
 
 
-def test_metrics_have_the_evaluation_where_there_was_one(folder):
+def test_metrics_have_the_evaluation_of_rounds_that_were_evaluated(folder):
     rows = read(folder / "metrics.csv")[1]
     assert [row["evaluation loss"] != "" for row in rows] == [False, True, False, True]
     assert float(rows[-1]["evaluation loss"]) == pytest.approx(
@@ -110,8 +110,8 @@ def test_numbers_have_as_many_digits_as_were_measured(folder):
 def test_clients_have_exactly_the_agreed_columns_and_each_site_once_a_round(folder):
     head, rows = read(folder / "clients.csv")
     assert head == CLIENTS
-    found = [(row["round"], row["site"]) for row in rows]
-    assert found == [(r, s) for r in ("1", "2", "3", "4") for s in ("0", "1", "2")]
+    pairs = [(row["round"], row["site"]) for row in rows]
+    assert pairs == [(r, s) for r in ("1", "2", "3", "4") for s in ("0", "1", "2")]
 
 
 def test_clients_say_what_each_site_measured_and_sent(folder):
@@ -143,7 +143,7 @@ def test_a_refused_reply_stands_with_its_reason_beside_its_site(troubled):
     assert summary["rounds"] == 4
 
 
-def test_the_summary_holds_what_was_agreed(folder):
+def test_the_summary_has_the_agreed_keys(folder):
     summary = summary_of(folder)
     assert set(summary) >= SUMMARY
     assert (summary["mode"], summary["rounds"], summary["parameters"]) == ("zo", 4, 124_864)
@@ -173,16 +173,16 @@ def test_after_a_resume_each_round_stands_once_in_both_logs(folder, resumed):
     for name, site in (("metrics.csv", None), ("clients.csv", "site")):
         whole, again = read(folder / name), read(resumed / name)
         assert again[0] == whole[0]
-        place = [(row["round"], row.get(site)) for row in again[1]]
-        assert place == [(row["round"], row.get(site)) for row in whole[1]]
+        pairs = [(row["round"], row.get(site)) for row in again[1]]
+        assert pairs == [(row["round"], row.get(site)) for row in whole[1]]
 
 
-def test_after_a_resume_the_logs_say_what_an_uninterrupted_run_says(folder, resumed):
+def test_the_logs_of_a_resumed_run_equal_those_of_an_uninterrupted_one(folder, resumed):
     for name, of_the_run in (("metrics.csv", {"timestamp"}), ("clients.csv", {"seconds"})):
         bytes_ = {"bytes up", "bytes down"}  # sites introduce themselves again
         for row, other in zip(read(folder / name)[1], read(resumed / name)[1], strict=True):
-            kept = row.keys() - of_the_run - bytes_
-            assert {key: row[key] for key in kept} == {key: other[key] for key in kept}
+            same = row.keys() - of_the_run - bytes_
+            assert {key: row[key] for key in same} == {key: other[key] for key in same}
     assert summary_of(resumed)["digest"] == summary_of(folder)["digest"]
 
 
@@ -241,6 +241,6 @@ def test_the_axis_has_the_unit_that_fits(count, unit):
     assert unit_of(count)[0] == unit
 
 
-def test_no_model_is_written_where_none_is_wanted(folder, resumed, troubled):
+def test_no_model_is_written_if_none_is_wanted(folder, resumed, troubled):
     assert (folder / "model" / "model.safetensors").exists()
     assert not (troubled / "model").exists()

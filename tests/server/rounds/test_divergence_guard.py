@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from dandelion.cli.ledger import replay, verify
 from server.ledger.lineage import Lineage, entries_between
 from server.ledger.run_folder import open_run
-from server.ledger.snapshots import Snapshots, rebuild_, rebuilt_
+from server.ledger.snapshots import Snapshots, rebuild_, rebuild_each_
 from server.rounds.divergence_guard import WINDOW, judge_losses, newest_sound
 from server.run import train
 from shared.base.errors import ConfigError, GapError, StalledError, WireError
@@ -95,7 +95,7 @@ def test_every_digest_is_met_whether_undone_rounds_are_rebuilt_or_not(tamed):
     chosen, found = tamed
     with ledger_of(chosen) as ledger:
         replica, reached = Oracle.of(chosen).replica, []
-        for round_, digest in rebuilt_(replica, ledger, 50):
+        for round_, digest in rebuild_each_(replica, ledger, 50):
             assert digest == ledger.digest(round_)
             reached.append(round_)
         assert torch.equal(replica.model.flat, found.flat)
@@ -108,7 +108,7 @@ def test_every_digest_is_met_whether_undone_rounds_are_rebuilt_or_not(tamed):
         replica.apply(Entry.decode(data) for data in entries_between(ledger, 0, dead))
         replica.check(ledger.digest(dead))
         replica = Oracle.of(chosen).replica
-        assert Snapshots(ledger).restore_(replica, ledger.head("run"), 50) == []
+        assert Snapshots(ledger).restore_(replica, ledger.header("run"), 50) == []
         replica.check(ledger.digest(50))
 
 
@@ -217,7 +217,7 @@ def test_any_mode_that_is_cut_off_while_it_diverges_ends_with_the_same_bits(chan
         assert found.summary["rewinds"] == expected.summary["rewinds"]
         with ledger_of(chosen) as ledger:
             replica = Oracle.of(chosen).replica
-            for round_, digest in rebuilt_(replica, ledger, chosen.num_rounds):
+            for round_, digest in rebuild_each_(replica, ledger, chosen.num_rounds):
                 assert digest == ledger.digest(round_)
             assert replica.digest().hex() == expected.digest
 
@@ -280,14 +280,12 @@ def test_metrics_and_traffic_have_the_same_bytes_also_of_a_rewind_after_a_skip(t
     with open_run(chosen) as run:
         train(Network(chosen), run, lambda report, round_: None)
         assert run.ledger.rewinds()
-        assert run.ledger.rows("SELECT 1 FROM skips")
-        for way_ in ("up", "down"):
-            each = run.ledger.rows(f"SELECT round, bytes_{way_} FROM metrics ORDER BY round")
-            total = run.ledger.rows(
-                "SELECT round, sum(payload) FROM traffic WHERE direction = ? AND round > 0 "
-                "GROUP BY round ORDER BY round", (way_,)
-            )  # fmt: skip
-            assert [row for row in each if row[1]] == total
+        assert run.ledger.count_skips()
+        metrics = run.ledger.metrics()
+        assert {t.round for t in run.ledger.traffic()} <= {0, *(m.round for m in metrics)}
+        for m in metrics:
+            assert m.bytes_up == run.ledger.payload_bytes(m.round, "up")
+            assert m.bytes_down == run.ledger.payload_bytes(m.round, "down")
 
 
 @pytest.mark.parametrize("rounds", [5, 6, 12])

@@ -9,7 +9,7 @@ from fleet import config, federate
 
 from dandelion.cli.ledger import verify
 from server.ledger.ledger import Ledger
-from server.ledger.snapshots import Snapshots, rebuilt_
+from server.ledger.snapshots import Snapshots, rebuild_each_
 from server.rounds.catch_up import catch_up
 from shared.base.errors import GapError, LedgerError
 from shared.config.schema import Config
@@ -49,7 +49,7 @@ def test_a_late_joiner_gets_a_snapshot_and_the_digest_proves_it(run, ledger):
         wanted = Config.from_run_config(c.to_run_config() | {"catch-up": choice})
         way = catch_up(wanted, ledger, Snapshots(ledger), 0, 7)
         replica = Oracle.of(c).replica
-        load_snapshot_(replica, way.snapshot, ledger.head("run"))
+        load_snapshot_(replica, way.snapshot, ledger.header("run"))
         assert replica.round == 6
         replica.apply(Entry.decode(data) for data in way.entries)
         replica.check(ledger.digest(7))
@@ -72,10 +72,10 @@ def test_a_replica_refuses_a_round_whose_gradient_was_dropped(run):
 
 def test_what_can_be_rebuilt_is_rebuilt_and_the_rest_said(run, ledger):
     replica = Oracle.of(run[0]).replica
-    assert [round_ for round_, _ in rebuilt_(replica, ledger, 7)] == [2, 4, 5, 6, 7]
+    assert [round_ for round_, _ in rebuild_each_(replica, ledger, 7)] == [2, 4, 5, 6, 7]
     assert torch.equal(replica.model.flat, run[1].flat)
     with pytest.raises(GapError, match=r"round 3 cannot be rebuilt.*the next round that can is 4"):
-        list(rebuilt_(Oracle.of(run[0]).replica, ledger, 3))
+        list(rebuild_each_(Oracle.of(run[0]).replica, ledger, 3))
 
 
 def test_verify_says_what_it_leapt_over(run, capsys):
@@ -98,6 +98,6 @@ def test_a_changed_digest_of_a_dropped_gradient_is_found(ledger):
     bad = bytearray(ledger.payloads(0, 1)[0])
     entry = Entry.decode(bytes(bad))
     object.__setattr__(entry, "dropped", bytes(32))
-    ledger._write("UPDATE entries SET payload = ? WHERE round = 1", (entry.encode(),))
+    ledger._database.write("UPDATE entries SET payload = ? WHERE round = 1", (entry.encode(),))
     with pytest.raises(LedgerError, match="entries, row 1: does not fit its chain"):
         Ledger.open(ledger.path)

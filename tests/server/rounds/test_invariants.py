@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.site.replica_host import ReplicaHost
-from server.ledger.hash_chain import lasting_payload
+from server.ledger.verify import lasting_payload
 from shared.base.errors import GapError
 from shared.modes.mode import measured_at
 from shared.protocol.entry import Entry

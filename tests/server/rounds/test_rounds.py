@@ -158,8 +158,8 @@ def test_a_site_with_other_code_does_not_measure_for_this_server(tmp_path, monke
     with pytest.raises(StalledError):
         federate(chosen)
     with ledger_of(chosen) as ledger:
-        assert ledger.rows("SELECT count(*) FROM refusals WHERE reason = 'error'") == [(3,)]
-        ((detail,),) = ledger.rows("SELECT DISTINCT detail FROM refusals")
+        assert [refusal.reason for refusal in ledger.refusals()] == ["error"] * 3
+        (detail,) = {refusal.detail for refusal in ledger.refusals()}
     assert "WireError: this site has other source files than the server" in detail
 
 

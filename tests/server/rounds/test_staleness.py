@@ -143,7 +143,7 @@ def ask_ahead(network, nodes, round_):
         at = ledger.last_round
         assert measured_at(path, round_) == at
         entry, digest, run, rate = (
-            ledger.payloads(at - 1, at), ledger.digest(at), ledger.head("run"),
+            ledger.payloads(at - 1, at), ledger.digest(at), ledger.header("run"),
             ledger.entry(at).learning_rate,
         )  # fmt: skip
     for number in (2, 3, 4):
@@ -228,7 +228,7 @@ def test_a_replica_does_not_go_back_by_itself(tmp_path):
     host, node = ReplicaHost(chosen), {"partition-id": 0, "num-partitions": 3}
     with ledger_of(chosen) as ledger:
         entries = ledger.payloads(0, 3)
-        run, digest, before = ledger.head("run"), ledger.digest(3), ledger.digest(2)
+        run, digest, before = ledger.header("run"), ledger.digest(3), ledger.digest(2)
     request = Request(5, 1e-3, digest, run, b"c" * 16, entries)
     assert np.isfinite(host.train(node, request, None).differences).all()
     behind = host.train(node, Request(4, 1e-3, before, run, b"c" * 16), None)

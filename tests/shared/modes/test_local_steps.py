@@ -63,7 +63,7 @@ def test_each_entry_holds_the_rate_of_its_round(tmp_path, schedule):
     federate(c)
     with ledger_of(c) as ledger:
         rates = [ledger.entry(round_).learning_rate for round_ in range(1, 7)]
-        noted = [rate for (rate,) in ledger.rows("SELECT learning_rate FROM metrics")]
+        noted = [metrics.learning_rate for metrics in ledger.metrics()]
     assert rates == noted
     assert rates[:3] == pytest.approx([c.learning_rate * k / 3 for k in (1, 2, 3)])
     assert rates[3] == c.learning_rate

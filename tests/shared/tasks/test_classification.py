@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import small_models
 import torch
-from federation import Network, altered, config, federate, is_reply, ledger_of, replayed
+from federation import Network, altered, config, federate, is_reply, ledger_of, replayed, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_reviews import BAD, CLASSES, GOOD, TEXTS, folders, reviews  # noqa: F401  (fixtures)
@@ -19,6 +19,7 @@ from dandelion.compare.curves import AXES, points_of
 from dandelion.compare.methods import configurations
 from dandelion.compare.page import table_rows
 from dandelion.engines.local import run_local
+from server.ledger.records import ALL_SITES
 from shared.base.errors import ConfigError, DataError, WireError
 from shared.base.flat import flatten
 from shared.base.metrics import EvalSums, accuracy, confusion_of, f1
@@ -254,8 +255,7 @@ def test_every_mode_steps_a_classifier_and_is_replayed(mode, chosen, tmp_path):
     assert run.summary["evaluation_loss_last"] != run.summary["evaluation_loss_first"]
     with ledger_of(c) as ledger:
         assert torch.equal(replayed(c, ledger, 3), run.flat)
-        names = ledger.rows("SELECT DISTINCT name FROM scores WHERE site = '' ORDER BY name")
-    assert names == [("accuracy",), ("f1",)]
+        assert list(ledger.scores()) == ["accuracy", "f1"]
 
 
 def test_first_order_rounds_learn_the_classes(chosen, tmp_path):
@@ -329,8 +329,8 @@ def test_methods_are_compared_by_accuracy_too(folders, tmp_path):
         points = points_of(tmp_path / name)
         assert [point.round for point in points] == [0, 2]
         with ledger_of(chosen) as ledger:
-            (last,) = ledger.rows("SELECT value FROM scores WHERE round = 2 AND name = 'accuracy'")
-        assert points[-1].accuracy == last[0]
+            last = ledger.scores()["accuracy"][-1]
+        assert (2, points[-1].accuracy) == last
         each = {"name": name, "to_target": None, "peak_memory_bytes": None}
         curve = [asdict(point) for point in points]
         rows.append({**each, "final_loss": points[-1].loss, "points": curve})
@@ -346,7 +346,7 @@ def test_sites_evaluate_on_examples_that_they_never_train_on(chosen, tmp_path):
                site_eval_fraction=0.25)  # fmt: skip
     run = federate(c)
     with ledger_of(c) as ledger:
-        rows = ledger.rows("SELECT round, site, name, value FROM scores WHERE site != ''")
+        rows = rows_of(ledger, "SELECT round, site, name, value FROM scores WHERE site != ''")
     assert {row[0] for row in rows} == {0, 2}
     assert {row[1] for row in rows} == {"0", "1", "all sites"}
     assert {row[2] for row in rows} == {"loss", "accuracy", "f1"}
@@ -370,8 +370,8 @@ def test_the_score_of_all_sites_counts_all_their_examples(chosen, tmp_path):
     rows = [torch.from_numpy(blocks.batch(np.arange(len(blocks)))) for blocks in parts]
     whole = sum((evaluate(oracle, part) for part in rows), EvalSums(0.0, 0))
     with ledger_of(c) as ledger:
-        scores = dict(ledger.rows("SELECT name, value FROM scores WHERE site = 'all sites'"))
-    assert scores == {"loss": whole.loss, **whole.scores()}
+        recorded = {name: series[-1][1] for name, series in ledger.scores(ALL_SITES).items()}
+    assert recorded == {"loss": whole.loss, **whole.scores()}
 
 
 def test_language_models_are_evaluated_at_the_sites_too_and_digests_stay(tmp_path):

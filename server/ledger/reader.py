@@ -1,0 +1,179 @@
+"""The questions that a ledger answers: each one has a name, and none writes."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from server.ledger.database import Database
+from server.ledger.records import (
+    SERVER,
+    Evaluation,
+    Metrics,
+    RecordedSite,
+    Refusal,
+    Rewind,
+    SnapshotRow,
+)
+from server.ledger.summaries import RunSummaries
+from server.ledger.verify import check
+from shared.base.errors import LedgerError
+from shared.protocol.entry import MAGIC_REWIND, Entry
+from shared.protocol.flower_records import Transfer
+
+
+class LedgerReader(RunSummaries):
+    """A ledger's rows as records; the only home of SQL, with its bases ``RunSummaries``.
+
+    Any number of readers may stand beside the one ``Ledger`` that writes.
+    """
+
+    writable = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(Database(path, self.writable))
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a ledger and check all of it before anything of it is used.
+
+        Raises:
+            LedgerError: missing, not a ledger, or damaged; names the file and the row.
+        """
+        if not path.is_file():
+            raise LedgerError(f"{path}: no ledger there")
+        ledger = cls(path)
+        try:
+            check(ledger._database)
+        except BaseException as error:
+            ledger.close()
+            if isinstance(error, TypeError | ValueError):  # a value is of another type
+                raise LedgerError(f"{path}: damaged ({error})") from error
+            raise
+        return ledger
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def header(self, key: str) -> bytes:
+        """The header row of a key: ``run``, ``config``, ``base`` or ``code``.
+
+        Raises:
+            LedgerError: there is none.
+        """
+        rows = self._rows("SELECT value FROM head WHERE key = ?", key)
+        if not rows:
+            raise LedgerError(f"{self.path}: table head has no row {key!r}")
+        return _bytes(rows[0][0])
+
+    @property
+    def last_round(self) -> int:
+        """The newest committed round; 0 at first."""
+        return int(self._value("SELECT coalesce(max(round), 0) FROM entries"))
+
+    def entry(self, round_: int) -> Entry:
+        """The entry of a round, decoded."""
+        return Entry.decode(self.payloads(round_ - 1, round_)[0])
+
+    def payloads(self, after: int, to: int) -> list[bytes]:
+        """The encoded entries of the rounds ``after`` + 1 to ``to``.
+
+        Raises:
+            LedgerError: some of these rounds are not there.
+        """
+        query = "SELECT payload FROM entries WHERE round > ? AND round <= ? ORDER BY round"
+        rows = self._rows(query, after, to)
+        if len(rows) != to - after:
+            raise LedgerError(
+                f"{self.path}: rounds {after + 1} to {to} expected, {len(rows)} are there"
+            )
+        return [_bytes(row[0]) for row in rows]
+
+    def rewinds(self) -> list[Rewind]:
+        """The rounds in which the run went back to an earlier one, in order."""
+        return [Rewind(*row) for row in self._rows("SELECT * FROM rewinds ORDER BY round")]
+
+    def is_rewind(self, round_: int) -> bool:
+        """Whether a round is a rewind, or a pause after one: its entry takes no step."""
+        query = "SELECT 1 FROM entries WHERE round = ? AND substr(payload, 1, 2) = ?"
+        return bool(self._rows(query, round_, MAGIC_REWIND.to_bytes(2, "little")))
+
+    def digest(self, round_: int) -> bytes | None:
+        """The recorded digest of the parameters after a round; None if none was recorded."""
+        rows = self._rows("SELECT digest FROM digests WHERE round = ?", round_)
+        return _bytes(rows[0][0]) if rows else None
+
+    def metrics(self, after: int = 0) -> list[Metrics]:
+        """The metrics of all rounds after ``after``, in order."""
+        rows = self._rows("SELECT * FROM metrics WHERE round > ? ORDER BY round", after)
+        return [Metrics(*row) for row in rows]
+
+    def metrics_of(self, round_: int) -> Metrics | None:
+        """The metrics of a round; None if it is not committed."""
+        rows = self._rows("SELECT * FROM metrics WHERE round = ?", round_)
+        return Metrics(*rows[0]) if rows else None
+
+    def site_losses(self, round_: int) -> list[float]:
+        """The loss of each site that contributed to a round."""
+        rows = self._rows("SELECT loss FROM contributions WHERE round = ?", round_)
+        return [loss for (loss,) in rows]
+
+    def loss_after(self, round_: int) -> float | None:
+        """The sites' loss in the first round after ``round_``; None if there is none."""
+        query = "SELECT loss FROM metrics WHERE round > ? ORDER BY round LIMIT 1"
+        rows = self._rows(query, round_)
+        return float(rows[0][0]) if rows else None
+
+    def evaluations(self, after: int = -1) -> list[Evaluation]:
+        """The server's evaluations of all rounds after ``after``, in order."""
+        rows = self._rows("SELECT * FROM evaluations WHERE round > ? ORDER BY round", after)
+        return [Evaluation(*row) for row in rows]
+
+    def evaluation(self, round_: int) -> float | None:
+        """The server's held-out loss after a round; None if it was not evaluated."""
+        rows = self._rows("SELECT loss FROM evaluations WHERE round = ?", round_)
+        return float(rows[0][0]) if rows else None
+
+    def scores(self, site: str = SERVER) -> dict[str, list[tuple[int, float]]]:
+        """Round and value of every score by its name.
+
+        Args:
+            site: a site's name, SERVER or ALL_SITES.
+        """
+        series: dict[str, list[tuple[int, float]]] = {}
+        query = "SELECT name, round, value FROM scores WHERE site = ? ORDER BY name, round"
+        for name, round_, value in self._rows(query, site):
+            series.setdefault(name, []).append((round_, value))
+        return series
+
+    def snapshots(self) -> list[SnapshotRow]:
+        """The snapshots that can be read, in order of their rounds."""
+        query = "SELECT round, bytes, file, digest FROM snapshots ORDER BY round"
+        return [SnapshotRow(*row) for row in self._rows(query)]
+
+    def snapshot(self, round_: int) -> SnapshotRow | None:
+        """The snapshot of a round; None if there is none."""
+        query = "SELECT round, bytes, file, digest FROM snapshots WHERE round = ?"
+        rows = self._rows(query, round_)
+        return SnapshotRow(*rows[0]) if rows else None
+
+    def sites(self) -> list[RecordedSite]:
+        """Every site that was accepted, by slot."""
+        rows = self._rows("SELECT site, slot, device, examples FROM sites ORDER BY slot")
+        return [RecordedSite(*row) for row in rows]
+
+    def refusals(self) -> list[Refusal]:
+        """Every refused or missing reply, in the order in which they were written."""
+        rows = self._rows("SELECT round, site, reason, detail FROM refusals ORDER BY id")
+        return [Refusal(*row) for row in rows]
+
+    def traffic(self) -> list[Transfer]:
+        """Every message, in the order in which they were written."""
+        query = "SELECT round, site, direction, kind, payload, message FROM traffic ORDER BY id"
+        return [Transfer(*row) for row in self._rows(query)]
+
+
+def _bytes(value: Any) -> bytes:  # noqa: ANN401
+    if not isinstance(value, bytes):
+        raise TypeError(f"bytes expected, got {value!r}")
+    return value
