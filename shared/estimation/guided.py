@@ -13,7 +13,7 @@ same u to the bit.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 from typing import Protocol
 
@@ -29,9 +29,8 @@ from shared.directions import Directions
 from shared.estimation.perturber import Perturber
 from shared.optimizers.gradient import add_scaled_
 from shared.randomness.philox import words
-from shared.randomness.streams import Key
+from shared.randomness.streams import Key, mask_key
 
-MASK_ROUND = 1 << 31  # set in the round word of no direction, no batch and no cohort
 WORD = 1 << 32
 
 
@@ -116,7 +115,7 @@ class Masked:
     def _kept(self, key: Key) -> tuple[Tensor, float]:
         limit = min(round(self.cosine**2 * WORD), WORD - 1)
         blocks = range(-(-self.guide.numel() // 4))
-        drawn = words(replace(key, round=key.round | MASK_ROUND), blocks).reshape(-1)
+        drawn = words(mask_key(key), blocks).reshape(-1)
         mask = torch.from_numpy(drawn[: self.guide.numel()] < limit).to(self.guide.device)
         kept = torch.where(mask, self.guide, torch.zeros((), device=self.guide.device))
         return kept, norm(kept)

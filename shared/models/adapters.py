@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from shared.base.errors import ConfigError
 from shared.config.schema import Config
 from shared.models.initial_weights import fill_normal_
-
-FIRST_TENSOR = 1 << 20  # numbers of adapters' tensors; a model's own are below
+from shared.randomness.streams import adapter_weights_key
 
 
 def adapt_(module: nn.Module, config: Config) -> None:
@@ -41,7 +40,7 @@ def adapt_(module: nn.Module, config: Config) -> None:
         if ".lora_A." in name:
             deviation = 1 / sqrt(3 * parameter.shape[1])
             weights = parameter.detach().view(-1).numpy()
-            fill_normal_(weights, config.seed, FIRST_TENSOR + number, deviation)
+            fill_normal_(weights, adapter_weights_key(config.seed, number), deviation)
 
 
 def merge_adapters(module: nn.Module) -> dict[str, Tensor]:

@@ -11,10 +11,10 @@ from shared.models.gguf import SUFFIX, convert, gguf_of
 from shared.models.initial_weights import fill_normal_
 from shared.models.model import CLASSIFIER, LanguageModel, Tokenizer, model_names
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
+from shared.randomness.streams import head_weights_key
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how classes of causal models end
 BIDIRECTIONAL = ("bert", "electra", "roberta", "albert", "camembert", "xlm-roberta")
-FIRST_TENSOR = 1 << 21  # numbers of a new head's tensors; other tensors' are below
 
 
 def load(name: str, place: str, seed: int, labels: Sequence[str]) -> LanguageModel:
@@ -153,7 +153,7 @@ def _with_head(
         if key in missing:
             weights = parameter.detach()
             if parameter.dim() > 1:
-                fill_normal_(weights.view(-1).numpy(), seed, FIRST_TENSOR + number, std)
+                fill_normal_(weights.view(-1).numpy(), head_weights_key(seed, number), std)
             else:
                 weights.fill_(float(key.endswith("norm.weight")))
     return module

@@ -19,17 +19,11 @@ from shared.optimizers import OPTIMIZERS, Optimizer
 from shared.optimizers.gradient import DenseGradient, Gradient, SumGradient, ZerothOrderGradient
 from shared.optimizers.restore import restore_
 from shared.protocol.entry import Entry
-from shared.randomness.streams import Key
+from shared.randomness.streams import SHARED_SLOT, Key, direction_keys, rounding_key
 from shared.replica.replay import KEYS, Step, add_proven_steps_, add_steps_
 from shared.replica.stochastic_rounding import add_, step_
 
-SHARED_SLOT = 0
 GUIDANCE = "guidance"  # the name of the last dense gradient among a snapshot's tensors
-
-
-def keys_of(seed: int, round_: int, slot: int, first: int, count: int) -> list[Key]:
-    """The keys ``first`` to ``first + count`` of a slot in a round, in the order of application."""
-    return [Key(seed, round_, slot, index) for index in range(first, first + count)]
 
 
 def digest_of(tensor: Tensor, seed: int = 0) -> bytes:
@@ -108,7 +102,7 @@ class Replica:
             elif self._adds(entry):
                 digests = self._add_(lot, proving)
             else:
-                key = Key(self.seed, entry.round, SHARED_SLOT, 0)
+                key = rounding_key(self.seed, entry.round, SHARED_SLOT, 0)
                 gradient, rate = self.gradient(entry), entry.learning_rate
                 step_(self.optimizer, self.model.flat, gradient, rate, key)
                 self.model.layout.clear_padding_(self.model.flat)
@@ -176,7 +170,7 @@ class Replica:
         keys: list[Key] = []
         coefficients: list[float] = []
         for group in entry.slots:
-            keys += keys_of(self.seed, entry.round, group.slot, 0, len(group.differences))
+            keys += direction_keys(self.seed, entry.round, group.slot, 0, len(group.differences))
             scale = 2 * self.eps * self.queries
             coefficients += [float(value) / scale for value in group.differences]
         return ZerothOrderGradient(self.directions, keys, coefficients)

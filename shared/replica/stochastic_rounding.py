@@ -7,7 +7,7 @@ round and the number's address, so that replicas stay equal to the bit; a number
 rounding stays as it is.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from shared.optimizers.gradient import CHUNK, Gradient
 from shared.randomness.philox import words
 from shared.randomness.streams import Key
 
-ROUNDING = 1 << 30  # set in the round word of no direction, no batch and no cohort
 DRAWN = 8  # numbers rounded with one block of the generator: 16 bits each
 TOLERATED = 0.01  # share of parameters that may not notice a perturbation without a warning
 
@@ -33,7 +32,7 @@ def reference(values: NDArray[np.float32], key: Key, start: int) -> NDArray[np.u
     """
     addresses = np.arange(start, start + len(values))
     blocks, inverse = np.unique(addresses // DRAWN, return_inverse=True)
-    drawn = words(_named(key), blocks)[inverse, addresses % DRAWN // 2]
+    drawn = words(key, blocks)[inverse, addresses % DRAWN // 2]
     odds = drawn >> (16 * (addresses % 2)).astype(np.uint32) & np.uint32(0xFFFF)
     bits = values.view(np.uint32)
     finite = bits & 0x7F800000 != 0x7F800000
@@ -47,11 +46,11 @@ def round_(out: Tensor, values: Tensor, key: Key, start: int) -> None:
     if values.is_cpu:
         from shared.directions.kernels import rounding_cpu
 
-        rounding_cpu.round_(out, values, _named(key), start)
+        rounding_cpu.round_(out, values, key, start)
     else:
         from shared.directions.kernels import plain_torch
 
-        plain_torch.round_(out, values, _named(key), start)
+        plain_torch.round_(out, values, key, start)
 
 
 def step_(
@@ -111,7 +110,3 @@ def lost(flat: Tensor, layout: Layout, eps: float) -> Lost:
     ninety_nine = int((sizes.cumsum(0) < 0.99 * layout.parameters).sum())
     needed = 2.0 ** (ninety_nine - 256 - 1) * torch.finfo(flat.dtype).eps
     return Lost(counts / layout.parameters, tuple(names), needed)
-
-
-def _named(key: Key) -> Key:
-    return replace(key, round=key.round | ROUNDING)

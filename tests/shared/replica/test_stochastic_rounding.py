@@ -17,11 +17,11 @@ from shared.base.flat import Layout, flatten
 from shared.directions import DIRECTIONS
 from shared.directions.kernels import plain_torch as rounding_torch
 from shared.directions.kernels import rounding_cpu
-from shared.randomness.streams import Key
-from shared.replica.stochastic_rounding import ROUNDING, lost, reference, round_
+from shared.randomness.streams import Key, rounding_key
+from shared.replica.stochastic_rounding import lost, reference, round_
 from shared.training.oracle import Oracle
 
-KEY = Key(7, 3 | ROUNDING, 0, 0)
+KEY = rounding_key(7, 3, 0, 0)
 SPECIAL = [0.0, -0.0, 1.0, -2.5, math.nan, math.inf, -math.inf, 1e-40, 3.3e38]
 LOW = {"dtype": "bfloat16"}
 
@@ -42,7 +42,7 @@ def rounded(values, key=KEY, start=0):
 def test_a_kernel_equals_the_reference(kernel, size, start, seed):
     values = torch.randn(size, generator=torch.Generator().manual_seed(size))
     values[: len(SPECIAL)] = torch.tensor(SPECIAL[:size])
-    key, out = Key(seed, 3 | ROUNDING, 1, 2), torch.empty(size, dtype=torch.bfloat16)
+    key, out = rounding_key(seed, 3, 1, 2), torch.empty(size, dtype=torch.bfloat16)
     kernel.round_(out, values, key, start)
     assert (bits(out).numpy().view(np.uint16) == reference(values.numpy(), key, start)).all()
 
@@ -68,7 +68,7 @@ def test_what_needs_no_rounding_stays():
 def test_small_steps_add_up_where_rounding_to_nearest_loses_them():
     weights, nearest = torch.ones(4096).bfloat16(), torch.ones(4096).bfloat16()
     for step in range(100):
-        round_(weights, weights.float() + 1e-4, Key(1, step | ROUNDING, 0, 0), 0)
+        round_(weights, weights.float() + 1e-4, rounding_key(1, step, 0, 0), 0)
         nearest += 1e-4
     assert (nearest == 1).all()
     assert weights.float().mean().item() == pytest.approx(1.01, abs=5e-4)
@@ -85,7 +85,7 @@ def test_any_slice_at_any_number_of_threads_is_rounded_alike():
     for start, stop in ((3, 70), (1 << 12, 1 << 18), (12345, 12346)):
         part = rounded(values[start:stop].clone(), start=start)
         assert torch.equal(bits(part), bits(whole[start:stop]))
-    assert not torch.equal(bits(rounded(values, Key(7, 4 | ROUNDING, 0, 0))), bits(whole))
+    assert not torch.equal(bits(rounded(values, rounding_key(7, 4, 0, 0))), bits(whole))
 
 
 # --- replicas in bfloat16
