@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from shared.base.errors import ConfigError
 
 TILE = 2048  # elements: every tensor starts at a multiple of it, so kernels work on whole tiles
+TILE_BLOCKS = 16  # of the random generator: a tile has one random bit for each element,
+TILE_WORDS = 64  # which are 16 blocks of 4 words of 32 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,16 @@ class TensorSpan:
     def stop(self) -> int:
         """The address after the tensor's last element; padding follows up to the next tile."""
         return self.start + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A matrix that lies in the flat vector, as the right factor of a product."""
+
+    values: Tensor  # (height * width,)
+    start: int  # flat address of the first element, a multiple of TILE
+    shape: tuple[int, int]  # (height, width)
+    transposed: bool  # the factor is (width, height), as in x @ W.t()
 
 
 @dataclass(frozen=True)

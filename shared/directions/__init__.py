@@ -1,11 +1,11 @@
 """Random directions in parameter space, each a pure function of a key and an address."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from shared.base.flat import Matrix
 from shared.base.registry import Registry
 from shared.randomness.streams import Key
 
@@ -34,21 +34,11 @@ class Directions(Protocol):
         Each coefficient is rounded to float32 once; each product and each sum is rounded alone.
         """
 
-    def perturbed_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
+    def perturb_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
         """Write source + scale * z(key) into ``out``; both (n,), at address ``start``."""
 
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
         """Add scale * z to ``rows`` (m, width); row i is row ids[i] of the matrix at ``start``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """A matrix at a flat address, as the right factor of a product."""
-
-    values: Tensor  # (height * width,)
-    start: int  # flat address of the first, a whole tile
-    shape: tuple[int, int]
-    transposed: bool  # the factor is (width, height), as in x @ W.t()
 
 
 @runtime_checkable

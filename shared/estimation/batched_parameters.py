@@ -163,5 +163,5 @@ class StackedParameters:
     def stack(self, held: FlatParameter) -> Tensor:
         stacked = held.values.new_empty(len(self.keys), held.values.numel())
         for g, (key, scale) in enumerate(zip(self.keys, self.scales, strict=True)):
-            self.directions.perturbed_(stacked[g], held.values, held.start, key, scale)
+            self.directions.perturb_(stacked[g], held.values, held.start, key, scale)
         return stacked.view(-1, *held.shape)

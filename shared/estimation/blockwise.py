@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from shared.base.flat import TILE, ask_for_huge_pages
-from shared.directions import Directions, Matrix, Multiplies
+from shared.base.flat import TILE, Matrix, ask_for_huge_pages
+from shared.directions import Directions, Multiplies
 from shared.randomness.streams import Key
 
 
@@ -42,7 +42,7 @@ class PerturbedPoint:
         if held.copy is not None:
             return held.copy
         out = torch.empty_like(held.values)
-        self.directions.perturbed_(out, held.values, held.start, self.key, self.scale)
+        self.directions.perturb_(out, held.values, held.start, self.key, self.scale)
         return out.view(held.shape)
 
     def rows(self, ids: Tensor, held: FlatParameter) -> Tensor:
@@ -113,7 +113,7 @@ class PerturbedPoint:
             rows = slice(first, min(height, first + step))
             begin, end = rows.start * width, rows.stop * width
             block, source = self.scratch[: end - begin], held.values[begin:end]
-            self.directions.perturbed_(block, source, held.start + begin, self.key, self.scale)
+            self.directions.perturb_(block, source, held.start + begin, self.key, self.scale)
             yield rows, block.view(-1, width)
 
 

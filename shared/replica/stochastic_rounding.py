@@ -16,11 +16,12 @@ from torch import Tensor
 
 from shared.base.flat import Layout
 from shared.optimizers import Optimizer
-from shared.optimizers.gradient import CHUNK, Gradient
+from shared.optimizers.gradient import Gradient
 from shared.randomness.philox import words
 from shared.randomness.streams import Key
 
-DRAWN = 8  # numbers rounded with one block of the generator: 16 bits each
+PER_BLOCK = 8  # numbers that one block of the generator rounds, 16 bits each
+PIECE = 1 << 20  # elements that are rounded at a time: temporaries stay this small
 TOLERATED = 0.01  # share of parameters that may not notice a perturbation without a warning
 
 
@@ -31,8 +32,8 @@ def reference(values: NDArray[np.float32], key: Key, start: int) -> NDArray[np.u
     This defines the rounding; every kernel equals it.
     """
     addresses = np.arange(start, start + len(values))
-    blocks, inverse = np.unique(addresses // DRAWN, return_inverse=True)
-    drawn = words(key, blocks)[inverse, addresses % DRAWN // 2]
+    blocks, inverse = np.unique(addresses // PER_BLOCK, return_inverse=True)
+    drawn = words(key, blocks)[inverse, addresses % PER_BLOCK // 2]
     odds = drawn >> (16 * (addresses % 2)).astype(np.uint32) & np.uint32(0xFFFF)
     bits = values.view(np.uint32)
     finite = bits & 0x7F800000 != 0x7F800000
@@ -75,8 +76,8 @@ def add_(flat: Tensor, gradient: Gradient, scale: float, key: Key) -> None:
     if flat.dtype is torch.float32:
         gradient.add_to_(flat, scale)
         return
-    for start in range(0, flat.numel(), CHUNK):
-        part = flat[start : start + CHUNK]
+    for start in range(0, flat.numel(), PIECE):
+        part = flat[start : start + PIECE]
         work = part.float()
         gradient.add_to_(work, scale, start)
         round_(part, work, key, start)

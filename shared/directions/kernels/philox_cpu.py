@@ -14,8 +14,8 @@ M0, M1 = np.uint64(MULTIPLIERS[0]), np.uint64(MULTIPLIERS[1])
 W0, W1 = np.uint64(WEYL[0]), np.uint64(WEYL[1])
 
 
-def numbers(key: Key) -> tuple[int, int, int, int, int]:
-    """Return a key as five numbers of 32 bits: the seed's low and high half, index, round, slot."""
+def key_numbers(key: Key) -> tuple[int, int, int, int, int]:
+    """Return a key as five 32-bit numbers: the seed's low and high half, index, round and slot."""
     return key.seed & 0xFFFFFFFF, key.seed >> 32, key.index, key.round, key.slot
 
 
@@ -45,5 +45,6 @@ def words(key: Key, blocks: Tensor) -> Tensor:
     """Return the words (4, n) as int64 of these blocks (n,) of a key."""
     chosen = blocks.contiguous()
     drawn = torch.empty((4, chosen.numel()), dtype=torch.int64)
-    _words(drawn.data_ptr(), chosen.data_ptr(), chosen.numel(), np.array(numbers(key), np.uint32))
+    numbers = np.array(key_numbers(key), np.uint32)
+    _words(drawn.data_ptr(), chosen.data_ptr(), chosen.numel(), numbers)
     return drawn
