@@ -8,9 +8,10 @@ import xxhash
 from server.ledger.ledger import Ledger
 from server.ledger.lineage import Lineage, lineage
 from shared.base.errors import GapError, SnapshotError
+from shared.base.files import write_atomically
 from shared.protocol.entry import Entry
 from shared.replica.replica import Replica, check_digest
-from shared.replica.snapshot import encode_snapshot, load_snapshot_, write_atomically
+from shared.replica.snapshot import encode_snapshot, load_snapshot_
 
 Line = range | Lineage
 

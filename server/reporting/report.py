@@ -11,10 +11,10 @@ from server.ledger.ledger import Ledger
 from server.reporting import data_distribution
 from server.reporting.loss_plot import draw_losses
 from server.rounds.after_commit import TOGETHER
+from shared.base.files import write_atomically
 from shared.config.schema import Config
 from shared.models.model import LanguageModel
 from shared.replica.replica import Replica
-from shared.replica.snapshot import write_atomically
 
 METRICS_HEAD = (
     "timestamp",

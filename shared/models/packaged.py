@@ -7,8 +7,7 @@ from pathlib import Path
 from shared.base.errors import DataError
 from shared.models.gguf import convert
 from shared.models.tokenizers import HubTokenizer, LateTokenizer
-from shared.packages.catalogue import CARRIERS
-from shared.packages.package import fetch
+from shared.packages.package import CARRIERS, fetch
 
 BPE = 50_257  # GPT-2's vocabulary, whose last token ends a text
 

