@@ -88,7 +88,7 @@ def follow_(replica: Replica, ledger: Ledger, to: int) -> None:
         DivergedError: the parameters of a round are not those that were recorded.
     """
     entries = _entries(ledger, replica.round, to, lineage(ledger, to))
-    for round_, digest in replica.proven(entries):
+    for round_, digest in replica.apply_with_digests(entries):
         check_digest(round_, digest, ledger.digest(round_))
         ledger.record_digest(round_, digest)
 
@@ -122,7 +122,8 @@ def _stretch(
     at = after
     while at < to:
         entries = _entries(ledger, at, to, line)
-        for round_, digest in replica.proven(takewhile(lambda e: not e.dropped, entries)):
+        whole = takewhile(lambda entry: not entry.dropped, entries)
+        for round_, digest in replica.apply_with_digests(whole):
             at = round_
             yield round_, digest
         if at < to:

@@ -1,7 +1,7 @@
 """Directions over parameters in bfloat16: the sum is taken in float32 and rounded to nearest.
 
 A perturbation that is much smaller than a parameter is lost by this rounding, so it is not
-measured; ``lost`` in ``shared/replica/stochastic_rounding.py`` counts such parameters.
+measured; ``count_unperturbed`` in ``shared/replica/stochastic_rounding.py`` counts them.
 """
 
 from collections.abc import Sequence

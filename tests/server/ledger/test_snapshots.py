@@ -124,7 +124,7 @@ def encode(before, kept):
     round_, flat, state = before
     kept.target.model.flat.copy_(flat)
     kept.target.optimizer.load_state(state)
-    kept.target.moved(round_)
+    kept.target.set_round(round_)
     return encode_snapshot(kept.target, RUN)
 
 

