@@ -1,7 +1,7 @@
-"""Philox4x32-10: random words that are a pure function of a counter and a key.
+"""Philox4x32-10, a random generator whose words are a pure function of a counter and a seed.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11. It uses
-integers only, so every machine draws the same words. This is the reference that kernels must equal.
+integers only, so every machine draws the same words. Every kernel must equal this reference.
 """
 
 import numpy as np

@@ -104,17 +104,17 @@ def test_pip_without_a_way_to_the_index_says_what_to_fetch_and_where_to_put_it(t
 
 
 def test_a_wheel_of_one_platform_is_asked_for_by_its_tags_wherever_this_runs(tmp_path, monkeypatch):
-    options = []
+    arguments = []
 
     def run(command, **options):
-        options.extend(command)
+        arguments.extend(command)
         return subprocess.CompletedProcess(command, 1, "", "no")
 
     monkeypatch.setattr(subprocess, "run", run)
     wheel_name = "seed-1.0-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl"
     with pytest.raises(DataError, match=r"pip cannot fetch seed==1\.0"):
         INDEXES["pypi"]("seed", "1.0", tmp_path / wheel_name)
-    assert options[-6:] == [
+    assert arguments[-6:] == [
         "--python-version=311", "--implementation=cp", "--abi=cp311",
         "--platform=manylinux_2_27_x86_64", "--platform=manylinux_2_28_x86_64", "seed==1.0",
     ]  # fmt: skip
