@@ -55,5 +55,10 @@ class LowPrecision:
 
 
 def lower_precision(directions: Directions, dtype: torch.dtype) -> Directions:
-    """Return ``directions`` in a form that parameters of ``dtype`` can take."""
+    """Return a family's directions for parameters of ``dtype``.
+
+    Args:
+        directions: a family that adds to float32 only.
+        dtype: float32, for which the family is returned as it is, or bfloat16.
+    """
     return directions if dtype is torch.float32 else LowPrecision(directions)

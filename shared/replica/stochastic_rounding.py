@@ -45,9 +45,9 @@ def reference(values: NDArray[np.float32], key: Key, start: int) -> NDArray[np.u
 def round_(out: Tensor, values: Tensor, key: Key, start: int) -> None:
     """Round ``values`` (n,) float32, which begin at ``start``, into ``out`` (n,) bfloat16."""
     if values.is_cpu:
-        from shared.directions.kernels import rounding_cpu
+        from shared.directions.kernels import philox_cpu
 
-        rounding_cpu.round_(out, values, key, start)
+        philox_cpu.round_(out, values, key, start)
     else:
         from shared.directions.kernels import plain_torch
 

@@ -28,7 +28,7 @@ def draw_tile(words, tile, key):
 
 
 @njit(inline="always")
-def _whole(out, source, words, scale, ahead):
+def _write_tile(out, source, words, scale, ahead):
     """Write source + scale * z for a whole tile; ``ahead`` fetches the tile that follows."""
     bit, following = np.uint32(1), np.int64(source.ctypes.data) + 4 * TILE
     for row in range(0, TILE, TILE_WORDS):
@@ -41,7 +41,7 @@ def _whole(out, source, words, scale, ahead):
 
 
 @njit(inline="always")
-def _ragged(out, source, skip, words, scale):
+def _write_part(out, source, skip, words, scale):
     """Write source + scale * z for elements ``skip`` onwards of a tile, row by row."""
     done = 0
     while done < out.size:
@@ -63,9 +63,9 @@ def _add_run(flat, start, keys, scales):
         for k in range(scales.size):
             draw_tile(words, tile, keys[k])
             if piece.size == TILE:
-                _whole(piece, piece, words, scales[k], k == 0)
+                _write_tile(piece, piece, words, scales[k], k == 0)
             else:
-                _ragged(piece, piece, first - tile * TILE, words, scales[k])
+                _write_part(piece, piece, first - tile * TILE, words, scales[k])
 
 
 @njit(inline="always")
@@ -77,9 +77,9 @@ def _perturb_run(out, source, start, key, scale):
         target, origin = out[first - start : stop - start], source[first - start : stop - start]
         draw_tile(words, tile, key)
         if target.size == TILE:
-            _whole(target, origin, words, scale, True)
+            _write_tile(target, origin, words, scale, True)
         else:
-            _ragged(target, origin, first - tile * TILE, words, scale)
+            _write_part(target, origin, first - tile * TILE, words, scale)
 
 
 @njit(inline="always")

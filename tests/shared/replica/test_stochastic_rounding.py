@@ -15,8 +15,8 @@ from dandelion.cli.app import app
 from shared.base.errors import ConfigError
 from shared.base.flat import Layout, flatten
 from shared.directions import DIRECTIONS
+from shared.directions.kernels import philox_cpu as rounding_cpu
 from shared.directions.kernels import plain_torch as rounding_torch
-from shared.directions.kernels import rounding_cpu
 from shared.randomness.streams import Key, rounding_key
 from shared.replica.stochastic_rounding import count_unperturbed, reference, round_
 from shared.training.oracle import Oracle
