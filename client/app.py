@@ -7,7 +7,7 @@ from flwr.clientapp import ClientApp
 
 from client.site.node_config import NodeConfig
 from shared.base.errors import WireError
-from shared.base.source_digest import code_digest
+from shared.base.files import code_digest
 from shared.protocol.flower_records import pack, unpack
 from shared.protocol.messages import Measured, decode_reply, decode_request
 

@@ -15,7 +15,7 @@ from server.rounds.cohort import Cohort
 from server.rounds.strategy import ScalarStrategy
 from shared.config.schema import Config
 from shared.protocol.messages import Hello
-from shared.replica.stochastic_rounding import lost
+from shared.replica.stochastic_rounding import count_unperturbed
 from shared.training.corpus import Corpus, load_evaluation
 from shared.training.oracle import evaluate
 
@@ -69,7 +69,7 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
 def warn_of_rounding(run: Run) -> None:
     """Say how many parameters do not notice eps, where these are more than a few."""
     model, eps = run.oracle.replica.model, run.config.eps
-    found = lost(model.flat, model.layout, eps)
+    found = count_unperturbed(model.flat, model.layout, eps)
     if run.config.mode == "fo" or not found.matters:
         return
     LOG.warning(

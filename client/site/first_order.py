@@ -9,9 +9,8 @@ from shared.codecs import Codec
 from shared.codecs.error_feedback import ErrorFeedback
 from shared.config.schema import Config
 from shared.data.examples import Examples, draw
+from shared.randomness.streams import gradient_batch_key
 from shared.training.oracle import Oracle
-
-FIRST_BATCH = 1 << 16  # batches of queries have lower numbers
 
 
 @dataclass
@@ -42,8 +41,8 @@ class GradientSender:
 
 def batch_of(config: Config, examples: Examples, slot: int, round_: int, step: int) -> Tensor:
     """The examples (bp-batch-size, T) of one backward pass: a pure function of its arguments."""
-    number = FIRST_BATCH + step
-    rows = draw(config.seed, slot, round_, number, len(examples), config.bp_batch_size)
+    key = gradient_batch_key(config.seed, round_, slot, step)
+    rows = draw(key, len(examples), config.bp_batch_size)
     return torch.from_numpy(examples.batch(rows))
 
 

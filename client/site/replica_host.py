@@ -13,7 +13,7 @@ from client.site.node_config import NodeConfig
 from client.site.replica_store import ReplicaStore
 from client.site.site import LocalSite
 from shared.base.errors import DandelionError, DataError, DivergedError, GapError, SnapshotError
-from shared.base.source_digest import code_digest
+from shared.base.files import code_digest
 from shared.config.schema import OPERATIONAL, Config
 from shared.modes.mode import MEASURE, measured_at, plan_of
 from shared.protocol.entry import Entry

@@ -5,13 +5,9 @@ import time
 from pathlib import Path
 
 from shared.base.errors import SnapshotError
+from shared.base.files import write_atomically
 from shared.replica.replica import Replica
-from shared.replica.snapshot import (
-    encode_snapshot,
-    load_snapshot_,
-    snapshot_position,
-    write_atomically,
-)
+from shared.replica.snapshot import encode_snapshot, load_snapshot_, snapshot_position
 
 LOG = logging.getLogger("dandelion")
 

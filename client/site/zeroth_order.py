@@ -1,7 +1,7 @@
 """Loss differences: K steps of q queries each, along plain directions or along guided ones."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,8 +13,13 @@ from shared.data.examples import Examples, draw
 from shared.estimation.guided import directions_along
 from shared.estimation.two_point import radius, two_point, two_point_along
 from shared.protocol.site_id import SiteId
-from shared.randomness.streams import Key
-from shared.replica.replica import SHARED_SLOT, keys_of
+from shared.randomness.streams import (
+    SHARED_SLOT,
+    Key,
+    direction_keys,
+    query_batch_key,
+    rounding_key,
+)
 from shared.training.oracle import Oracle
 
 
@@ -87,7 +92,7 @@ class Queries:
         """The directions of a step, in the order of their numbers."""
         c = self.config
         slot = SHARED_SLOT if c.seed_schedule == "shared" else self.id.slot
-        return keys_of(c.seed, self.round, slot, step * c.queries, c.queries)
+        return direction_keys(c.seed, self.round, slot, step * c.queries, c.queries)
 
     def _loss(self, oracle: Oracle, step: int) -> Callable[[int], float]:
         """The loss of a query's batch, noted; both signs of a query see the same batch."""
@@ -105,7 +110,8 @@ class Queries:
         """The examples (B, T) of a step, or of a query where each has its own."""
         c = self.config
         size = c.zo_batch_size * (c.queries if c.query_data == "shared" else 1)
-        rows = draw(c.seed, self.id.slot, self.round, number, len(self.examples), size)
+        key = query_batch_key(c.seed, self.round, self.id.slot, number)
+        rows = draw(key, len(self.examples), size)
         return torch.from_numpy(self.examples.batch(rows))
 
     def _step_(
@@ -114,4 +120,5 @@ class Queries:
         c = self.config
         scale = -rate / (2 * c.eps * c.queries)
         scaled = [scale * float(value) for value in differences]
-        oracle.replica.drift_(keys, scaled, replace(keys[0], slot=self.id.slot))
+        rounding = rounding_key(c.seed, self.round, self.id.slot, keys[0].index)
+        oracle.replica.drift_(keys, scaled, rounding)

@@ -24,7 +24,7 @@ from client.worker.protocol import (
     path,
 )
 from shared.base.errors import WorkerError
-from shared.base.source_digest import code_digest
+from shared.base.files import code_digest
 
 LOG = logging.getLogger("dandelion")
 ROOT = Path(__file__).resolve().parents[2]

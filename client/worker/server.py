@@ -22,7 +22,7 @@ from client.worker.protocol import (
     decode_frame,
     encode_frame,
 )
-from shared.base.source_digest import code_digest
+from shared.base.files import code_digest
 
 LOG = logging.getLogger("dandelion")
 LOOK_S = 0.2  # how often it looks whether it should stop

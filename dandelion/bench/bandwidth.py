@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dandelion.bench.rows import Row, alternate
 from shared.base.errors import ConfigError
-from shared.base.flat import Layout
-from shared.directions import DIRECTIONS, Matrix, Multiplies
+from shared.base.flat import Layout, Matrix
+from shared.directions import DIRECTIONS, Multiplies
 from shared.estimation.perturber import THREAD_SCRATCH
 from shared.randomness.streams import Key
 
@@ -56,7 +56,7 @@ def ways(layout: Layout, source: Tensor) -> dict[str, Callable[[], object]]:
     found: dict[str, Callable[[], object]] = {COPY: partial(out.copy_, source)}
     for name in ("rademacher", "lowrank"):
         family = DIRECTIONS[name](layout)
-        found[f"{name}: perturb"] = partial(family.perturbed_, out, source, 0, keys[0], SCALE)
+        found[f"{name}: perturb"] = partial(family.perturb_, out, source, 0, keys[0], SCALE)
         found[f"{name}: add one"] = partial(family.add_to_, out, keys[:1], [SCALE])
         found[f"{name}: add {FUSED} fused"] = partial(family.add_to_, out, keys, [SCALE] * FUSED)
     found |= _products(layout, source)

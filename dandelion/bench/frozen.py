@@ -14,7 +14,7 @@ from shared.directions import DIRECTIONS
 from shared.estimation.activation_cache import FrozenPrefixCache
 from shared.estimation.perturber import Perturber
 from shared.estimation.two_point import two_point
-from shared.replica.replica import SHARED_SLOT, keys_of
+from shared.randomness.streams import SHARED_SLOT, direction_keys
 from shared.training.scopes import trainable
 
 SCOPES = ("head", "reduced", "bias")
@@ -52,7 +52,7 @@ def ways(scope: str) -> dict[str, Callable[[], object]]:
             return float(module(tokens, labels=labels).loss)
 
     def queries(remember: bool) -> None:
-        keys = keys_of(1, 1, SHARED_SLOT, 0, QUERIES)
+        keys = direction_keys(1, 1, SHARED_SLOT, 0, QUERIES)
         with part.reuse() if remember else nullcontext():
             two_point(loss, perturber, keys, EPS)
 

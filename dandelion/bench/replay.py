@@ -37,7 +37,7 @@ def _rows(repeats: int, size: str, rounds: int) -> list[Row]:
         PASS: (rounds * QUERIES, lambda: _replica(model).apply(entries)),
         f"{len(short)} rounds in one pass, every digest": (
             len(short) * QUERIES,
-            lambda: list(_replica(model).proven(short)),
+            lambda: list(_replica(model).apply_with_digests(short)),
         ),
         f"{len(short)} rounds, one by one": (len(short) * QUERIES, lambda: _each(model, short)),
         "pool replay (FedKSeed)": (POOL, lambda: _pool(model)),

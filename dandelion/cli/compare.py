@@ -34,8 +34,8 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     from dandelion.compare.pictures import draw
     from dandelion.compare.runner import Budget
     from dandelion.compare.runner import compare as run_all
+    from shared.base.files import write_atomically
     from shared.models.load import check_name
-    from shared.replica.snapshot import write_atomically
 
     if preset and methods:
         raise ConfigError("--methods or --preset expected, got both")

@@ -164,7 +164,7 @@ def _base(file: Path | None, pairs: Sequence[str]) -> dict[str, Value]:
 
 
 def _begun(plan: Plan, name: str) -> tuple[Path, Plan]:
-    from shared.replica.snapshot import write_atomically
+    from shared.base.files import write_atomically
 
     if not plan.grid and not plan.search:
         raise ConfigError("--grid key=value,value,… or --search key=low..high expected")

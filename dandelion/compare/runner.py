@@ -11,8 +11,8 @@ from dandelion.compare.memory import client_memory
 from dandelion.compare.methods import FIRST_ORDER
 from dandelion.engines.local import run_local
 from server.reporting.report import Report
+from shared.base.files import write_atomically
 from shared.config.schema import Config
-from shared.replica.snapshot import write_atomically
 
 FILE = "comparison.json"
 

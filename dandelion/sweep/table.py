@@ -7,8 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from dandelion.sweep.cells import Outcome
+from shared.base.files import write_atomically
 from shared.config.schema import Value
-from shared.replica.snapshot import write_atomically
 
 NOT_COLUMNS = ("settings", "folder")
 

@@ -24,7 +24,8 @@ from shared.estimation.two_point import radius
 from shared.modes.mode import cost, plan_of
 from shared.optimizers.gradient import add_scaled_
 from shared.protocol.entry import Entry, SlotDifferences
-from shared.replica.replica import SHARED_SLOT, Replica, keys_of
+from shared.randomness.streams import SHARED_SLOT, direction_keys
+from shared.replica.replica import Replica
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Combiner:
     def _estimate(self, site: Contribution, guide: Tensor) -> Estimate:
         c, replica = self.config, self.replica
         slot = SHARED_SLOT if c.seed_schedule == "shared" else site.slot
-        keys = keys_of(c.seed, site.round, slot, 0, len(site.differences))
+        keys = direction_keys(c.seed, site.round, slot, 0, len(site.differences))
         lean = directions_along(c, replica.model, replica.directions, guide)
         found = lean.estimate(keys, self._slopes(site))
         return found if found.dense is None else replace(found, dense=found.dense.cpu())

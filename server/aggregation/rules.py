@@ -14,7 +14,7 @@ from torch import Tensor
 from server.ledger.records import Contribution
 from shared.config.schema import Config
 from shared.protocol.entry import SlotDifferences
-from shared.replica.replica import SHARED_SLOT
+from shared.randomness.streams import SHARED_SLOT
 
 RULES: dict[str, Callable[[Config], FedAvg]] = {
     "mean": lambda config: FedAvg(),

@@ -15,11 +15,11 @@ from server.ledger.ledger import Ledger
 from server.ledger.reader import LedgerReader
 from server.ledger.snapshots import Snapshots, follow_
 from shared.base.errors import ConfigError, DivergedError, LedgerError, SnapshotError
-from shared.base.source_digest import code_digest
+from shared.base.files import code_digest, write_atomically
 from shared.config.schema import Config
 from shared.config.toml_text import to_toml
 from shared.models.model import LanguageModel
-from shared.replica.snapshot import encode_snapshot, load_snapshot_, write_atomically
+from shared.replica.snapshot import encode_snapshot, load_snapshot_
 from shared.training.corpus import Corpus
 from shared.training.oracle import Oracle
 

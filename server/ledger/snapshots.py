@@ -10,8 +10,9 @@ from server.ledger.lineage import Line, entries_along, lineage
 from server.ledger.reader import LedgerReader
 from server.ledger.records import SnapshotRow
 from shared.base.errors import GapError, SnapshotError
+from shared.base.files import write_atomically
 from shared.replica.replica import Replica, check_digest
-from shared.replica.snapshot import encode_snapshot, load_snapshot_, write_atomically
+from shared.replica.snapshot import encode_snapshot, load_snapshot_
 
 
 class SnapshotReader:
@@ -93,7 +94,7 @@ def follow_(replica: Replica, ledger: Ledger, to: int) -> None:
         DivergedError: the parameters of a round are not those that were recorded.
     """
     entries = entries_along(ledger, replica.round, lineage(ledger, to), to)
-    for round_, digest in replica.proven(entries):
+    for round_, digest in replica.apply_with_digests(entries):
         check_digest(round_, digest, ledger.digest(round_))
         ledger.record_digest(round_, digest)
 
@@ -143,7 +144,9 @@ def _rebuild_stretch_(
     at = after
     while at < to:
         entries = entries_along(ledger, at, line, to)
-        for round_, digest in replica.proven(takewhile(lambda e: not e.dropped, entries)):
+        for round_, digest in replica.apply_with_digests(
+            takewhile(lambda e: not e.dropped, entries)
+        ):
             at = round_
             yield round_, digest
         if at < to:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from server.preflight.probe import Probe, rms, split_examples
 from shared.base.errors import ConfigError
+from shared.base.files import write_atomically
 from shared.config.schema import Config
 from shared.modes.mode import plan_of
 from shared.optimizers.gradient import Gradient
-from shared.replica.snapshot import write_atomically
 from shared.training.oracle import Oracle
 
 FILE = "preflight.json"

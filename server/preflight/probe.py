@@ -12,13 +12,17 @@ from torch import Tensor
 
 from shared.config.schema import Config
 from shared.optimizers.gradient import DenseGradient, Gradient, ZerothOrderGradient
-from shared.randomness.streams import Key
-from shared.replica.replica import SHARED_SLOT, keys_of
+from shared.randomness.streams import (
+    FIRST_PROBE,
+    SHARED_SLOT,
+    Key,
+    probe_keys,
+    rounding_key,
+)
 from shared.replica.stochastic_rounding import step_
 from shared.training.oracle import Oracle
 
 Numbers = NDArray[np.float64]
-FIRST_KEY = 1 << 20  # keys of runs have lower indexes
 NOISE_POINTS, NOISE_ORDER = 7, 4  # evaluations along a line, and the differences that are taken
 NOISE_STEP = 1e-4  # of the parameters' root mean square: smooth functions are polynomials there
 MOST_SITES, MOST_PAIRS = 8, 256  # batches of a trial round, and directions times batches
@@ -97,7 +101,8 @@ class Probe:
 
     def _step(self, gradient: Gradient, rate: float) -> None:
         replica = self.oracle.replica
-        step_(replica.optimizer, replica.model.flat, gradient, rate, self._keys(1)[0])
+        rounding = rounding_key(self.config.seed, 1, SHARED_SLOT, FIRST_PROBE)
+        step_(replica.optimizer, replica.model.flat, gradient, rate, rounding)
         replica.model.layout.clear_padding_(replica.model.flat)
 
     @contextmanager
@@ -118,7 +123,7 @@ class Probe:
         return self.rows[places]
 
     def _keys(self, count: int, trial: int = 0) -> list[Key]:
-        return keys_of(self.config.seed, 1 + trial, SHARED_SLOT, FIRST_KEY, count)
+        return probe_keys(self.config.seed, count, trial)
 
     def _difference(self, key: Key, eps: float, number: int) -> float:
         batch = self.batch(number)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from server.ledger.reader import LedgerReader
 from server.reporting.loss_plot import STYLE
 from shared.base.errors import ConfigError
+from shared.base.files import write_atomically
 from shared.config.schema import Config
 from shared.data.examples import Examples
-from shared.replica.snapshot import write_atomically
 from shared.training.corpus import Corpus
 from shared.training.site_data import SiteData
 

@@ -10,10 +10,10 @@ from server.ledger.reader import LedgerReader
 from server.ledger.records import ALL_SITES, SERVER
 from server.reporting import data_distribution
 from server.reporting.loss_plot import draw_losses
+from shared.base.files import write_atomically
 from shared.config.schema import Config
 from shared.models.model import LanguageModel
 from shared.replica.replica import Replica
-from shared.replica.snapshot import write_atomically
 
 METRICS_COLUMNS = (
     "timestamp",

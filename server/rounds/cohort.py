@@ -16,14 +16,13 @@ from shared.protocol.flower_records import Transfer, pack, unpack
 from shared.protocol.messages import Hello, decode_hello
 from shared.protocol.site_id import SiteId
 from shared.randomness.philox import words
-from shared.randomness.streams import Key
+from shared.randomness.streams import cohort_key
 
 LOG = logging.getLogger("dandelion")
 HELLO_TIMEOUT_S = 120.0  # round-timeout where that is less
 ASK_AGAIN_S = 60.0  # a node that was refused may have been mended, or its rival be gone
 UNANSWERED_S = 300.0  # the question or its answer may be lost; or the node still builds its model
 REFUSALS = 2  # of one node in a row: nothing will come of it by itself
-COHORT_ROUND_BITS = 3 << 30  # set in the round word of no direction and no batch
 
 
 @dataclass
@@ -113,7 +112,7 @@ class Cohort:
         count = self._config.clients_per_round
         if not 0 < count < len(sites):
             return sites
-        key = Key(self._config.seed, round_ | COHORT_ROUND_BITS, 0, attempt)
+        key = cohort_key(self._config.seed, round_, attempt)
         lots = words(key, range(len(sites)))[:, 0]
         chosen = sorted(range(len(sites)), key=lambda index: (int(lots[index]), index))[:count]
         return [sites[index] for index in sorted(chosen)]

@@ -1,1 +1,1 @@
-"""Ground floor: errors, registry, files, flat parameters, sums and metrics for everyone."""
+"""What every other folder builds on: errors, registry, files, flat parameters, sums, metrics."""

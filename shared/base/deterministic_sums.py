@@ -1,8 +1,8 @@
-"""Sums whose order is fixed, so that they have the same bits at any thread count, on any device.
+"""Sums in a fixed order, which have the same bits at any number of threads and on any device.
 
-Products of two float32 numbers are exact in float64. Sums are halved: the second half of an array
-is added to the first, element by element, until one number is left; each addition is an operation
-of its own on elements, which IEEE 754 rounds alike everywhere.
+The product of two float32 numbers is exact in float64. A sum is taken by pairwise halving: the
+second half of an array is added to the first, element by element, until one number is left. Every
+addition is an element-wise operation, which IEEE 754 rounds alike everywhere.
 """
 
 from math import sqrt
@@ -10,28 +10,28 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 20  # elements: a power of two; temporaries stay this small
+PIECE = 1 << 20  # elements of a temporary: a power of two
 
 
 def dot(a: Tensor, b: Tensor) -> float:
-    """The dot product of two float32 vectors (n,), summed in float64 in a fixed order."""
+    """Return the dot product of two float32 vectors (n,), summed in float64."""
     sums = [
-        _halved(a[start : start + CHUNK].double() * b[start : start + CHUNK].double())
-        for start in range(0, a.numel(), CHUNK)
+        _sum_halves(a[start : start + PIECE].double() * b[start : start + PIECE].double())
+        for start in range(0, a.numel(), PIECE)
     ]
-    return float(_halved(torch.stack(sums))) if sums else 0.0
+    return float(_sum_halves(torch.stack(sums))) if sums else 0.0
 
 
 def norm(a: Tensor) -> float:
-    """The Euclidean length of a float32 vector (n,)."""
+    """Return the Euclidean norm of a float32 vector (n,)."""
     return sqrt(dot(a, a))
 
 
-def _halved(values: Tensor) -> Tensor:
-    """The sum () of float64 ``values`` (n,)."""
+def _sum_halves(values: Tensor) -> Tensor:
+    """Return the sum () of float64 ``values`` (n,)."""
     while values.numel() > 1:
         half = (values.numel() + 1) // 2
-        head, tail = values[:half].clone(), values[half:]
-        head[: tail.numel()] += tail
-        values = head
+        first, second = values[:half].clone(), values[half:]
+        first[: second.numel()] += second
+        values = first
     return values[0]

@@ -1,4 +1,4 @@
-"""The errors that dandelion raises; each message says what was expected, came and is known."""
+"""The errors that dandelion raises; a message says what was expected and what came instead."""
 
 from collections.abc import Iterable
 
@@ -19,11 +19,11 @@ class UnknownNameError(ConfigError):
 
 
 class WireError(DandelionError):
-    """Bytes from a peer that cannot be read, or that answer another question."""
+    """A peer's bytes cannot be read, or they answer another request."""
 
 
 class LedgerError(DandelionError):
-    """A ledger that is missing, corrupt, or not the one of this run; names file and row."""
+    """A ledger is missing, corrupt, or of another run; the message names file and row."""
 
 
 class GapError(DandelionError):
@@ -35,16 +35,16 @@ class DivergedError(DandelionError):
 
 
 class SnapshotError(DandelionError):
-    """A snapshot or a client's store is damaged or of another run; names the file."""
+    """A snapshot or a client's store is damaged or of another run; the message names the file."""
 
 
 class DataError(DandelionError):
-    """Data that cannot be had or does not fit; says what to download and where to put it."""
+    """Data is missing or does not fit; the message says what to download and where to put it."""
 
 
 class StalledError(DandelionError):
-    """Too many rounds in a row found too few valid replies."""
+    """Too many rounds in a row had too few valid replies."""
 
 
 class WorkerError(DandelionError):
-    """A node's resident worker cannot be started, died, or says why it refuses."""
+    """A node's resident worker cannot be started, died, or refused a call."""

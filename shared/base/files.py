@@ -1,18 +1,25 @@
-"""The data cache: what can be had or made again, each folder whole or not there."""
+"""Files that are whole or absent, the cache folder, and digests of files and of our own source.
+
+A process that dies while it writes leaves a draft, whose name ends with the process's number. The
+next write of the same file or folder removes it.
+"""
 
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import xxhash
 
-CHUNK = 1 << 20  # bytes read at a time
+READ_BYTES = 1 << 20  # of a file at a time
+OWN_PACKAGES = ("client", "server", "shared")
 
 
 def cache_folder() -> Path:
-    """``DANDELION_CACHE``, else ``dandelion`` where the desktop standard (XDG) puts caches."""
+    """Return ``DANDELION_CACHE``, else ``dandelion`` in the user's cache folder (XDG)."""
     if own := os.environ.get("DANDELION_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dandelion"
@@ -20,16 +27,14 @@ def cache_folder() -> Path:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty draft that becomes ``folder`` at the end, or vanishes with the error.
+    """Yield an empty draft that becomes ``folder`` at the end, or is removed after an error.
 
-    Of two processes that make the same folder at once, the first one's is kept. A draft that a
-    crash left behind is removed by the next that makes this folder.
+    If two processes make the same folder at once, the folder of the first one stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        if not Path("/proc", left.suffix[1:]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    for draft in _abandoned_drafts(folder):
+        shutil.rmtree(draft, ignore_errors=True)
+    draft = _draft_of(folder)
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
@@ -43,10 +48,59 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a crash leaves the old file or the new one, never a part.
+
+    File and folder are flushed to the disk before this returns.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for draft in _abandoned_drafts(path):
+        draft.unlink(missing_ok=True)
+    draft = _draft_of(path)
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _abandoned_drafts(path: Path) -> Iterator[Path]:
+    """Yield the drafts of ``path`` whose processes are gone."""
+    for draft in path.parent.glob(f".{path.name}.*"):
+        process = draft.suffix[1:]
+        if process.isdigit() and not Path("/proc", process).exists():
+            yield draft
+
+
 def file_hash(path: Path) -> str:
-    """XXH3 (128 bits) of a file's bytes, as hexadecimal text: finds damage, not forgery."""
-    found = xxhash.xxh3_128()
+    """Return XXH3 (128 bits) of a file's bytes in hexadecimal: it finds damage, not forgery."""
+    digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while part := file.read(CHUNK):
-            found.update(part)
-    return found.hexdigest()
+        while part := file.read(READ_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+@cache
+def code_digest() -> bytes:
+    """Return 16 bytes over names and contents of every ``.py`` file of client, server and shared.
+
+    Server and sites must run the same source to compute the same bits. Flower's simulation can
+    load another app's ``client`` package unnoticed, so a site compares its digest with the
+    server's before it does anything.
+    """
+    root, digest = Path(__file__).resolve().parents[2], sha256()
+    for package in OWN_PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+            digest.update(path.read_bytes() + b"\0")
+    return digest.digest()[:16]

@@ -1,4 +1,4 @@
-"""All trainable numbers of a module as views of one vector, each tensor on a tile boundary."""
+"""The flat vector of all trainable parameters, in which each tensor starts on a tile boundary."""
 
 import ctypes
 import mmap
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from shared.base.errors import ConfigError
 
 TILE = 2048  # elements: every tensor starts at a multiple of it, so kernels work on whole tiles
+TILE_BLOCKS = 16  # of the random generator: a tile has one random bit for each element,
+TILE_WORDS = 64  # which are 16 blocks of 4 words of 32 bits
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpan:
-    """Where one tensor lies in the flat vector."""
+    """The addresses of one tensor in the flat vector."""
 
     name: str
     shape: tuple[int, ...]
@@ -25,24 +27,34 @@ class TensorSpan:
 
     @property
     def size(self) -> int:
-        """Elements of the tensor, without padding."""
+        """Number of elements, without padding."""
         return prod(self.shape)
 
     @property
     def stop(self) -> int:
-        """The address after the tensor's last element; padding follows up to the next tile."""
+        """The address after the last element; padding follows up to the next tile."""
         return self.start + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A matrix that lies in the flat vector, as the right factor of a product."""
+
+    values: Tensor  # (height * width,)
+    start: int  # flat address of the first element, a multiple of TILE
+    shape: tuple[int, int]  # (height, width)
+    transposed: bool  # the factor is (width, height), as in x @ W.t()
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The address space: tensors in the module's own order, zeros between them."""
+    """The address space of the flat vector: tensors in the module's order, zeros between them."""
 
     tensors: tuple[TensorSpan, ...]
 
     @classmethod
     def of(cls, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> "Layout":
-        """Lay tensors of these names and shapes out one after the other."""
+        """Return the layout of tensors of these names and shapes, one after the other."""
         spans, start = [], 0
         for name, shape in shapes:
             spans.append(TensorSpan(name, tuple(shape), start))
@@ -56,15 +68,15 @@ class Layout:
 
     @cached_property
     def parameters(self) -> int:
-        """How many numbers are trained (d), padding not counted."""
+        """Number of trainable parameters (d), without padding."""
         return sum(span.size for span in self.tensors)
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Every tensor of the layout as a view of ``flat`` (size,)."""
+        """Return every tensor of the layout, by name, as a view of ``flat`` (size,)."""
         return {p.name: flat[p.start : p.stop].view(p.shape) for p in self.tensors}
 
     def clear_padding_(self, flat: Tensor) -> None:
-        """Set what lies between the tensors of ``flat`` (size,) back to zero."""
+        """Set the padding between the tensors of ``flat`` (size,) to zero."""
         for span in self.tensors:
             if span.stop % TILE:
                 flat[span.stop : -(-span.stop // TILE) * TILE] = 0
@@ -72,7 +84,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class FlatModel:
-    """A module whose trainable parameters are views of ``flat``; tied parameters lie there once."""
+    """A module whose trainable parameters are views of ``flat``; a tied one is there once."""
 
     module: nn.Module
     layout: Layout
@@ -80,12 +92,12 @@ class FlatModel:
 
     @cached_property
     def addresses(self) -> dict[int, int]:
-        """``id`` of each trainable parameter to the flat address of its first element."""
+        """The flat address of each trainable parameter, by the ``id`` of the parameter."""
         named = dict(self.module.named_parameters())
         return {id(named[span.name]): span.start for span in self.layout.tensors}
 
     def gather(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Lay tensors of the layout's names and shapes out in float32 (size,), padding zero."""
+        """Return tensors of the layout's names and shapes as one float32 vector (size,)."""
         vector = torch.zeros(self.layout.size, device=self.flat.device)
         for name, view in self.layout.views(vector).items():
             view.copy_(tensors[name])
@@ -96,7 +108,7 @@ def flatten(module: nn.Module, trainable: Callable[[str], bool] = lambda name: T
     """Move the parameters that ``trainable`` names into one vector and bind them to it.
 
     The others are frozen (``requires_grad`` off). The module computes what it computed before.
-    Each tensor is let go once it is copied, so that the two are never there as a whole.
+    Each tensor is freed once it is copied, so memory never holds all parameters twice.
 
     Raises:
         ConfigError: nothing is trainable, or the trainable tensors differ in dtype or device.
@@ -120,13 +132,16 @@ def flatten(module: nn.Module, trainable: Callable[[str], bool] = lambda name: T
     return FlatModel(module, layout, flat)
 
 
-WORTHWHILE = 1 << 22  # bytes: below, a few faults more do not matter
+HUGE_FROM = 1 << 22  # bytes: page faults of smaller tensors do not matter
 
 
 def ask_for_huge_pages(tensor: Tensor) -> Tensor:
-    """Return ``tensor``, whose memory should not have been touched yet; small ones are left."""
+    """Advise the system to use huge pages for a tensor on the CPU, if it is large; return it.
+
+    Its memory should not have been touched yet.
+    """
     size = tensor.numel() * tensor.element_size()
-    if tensor.is_cpu and size >= WORTHWHILE and (madvise := _madvise()) is not None:
+    if tensor.is_cpu and size >= HUGE_FROM and (madvise := _madvise()) is not None:
         first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (tensor.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
         madvise(first, last - first, mmap.MADV_HUGEPAGE)
@@ -135,7 +150,7 @@ def ask_for_huge_pages(tensor: Tensor) -> Tensor:
 
 @cache
 def _madvise() -> "ctypes._NamedFuncPointer | None":
-    """Return the C library's function, or None where this system has no such pages."""
+    """Return the C library's function, or None if this system has no huge pages."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     madvise = ctypes.CDLL(None).madvise

@@ -1,4 +1,4 @@
-"""Loss, accuracy and F1, from sums that can be added over batches and sites in any order."""
+"""Loss, accuracy and F1, computed from sums that add up over batches and sites in any order."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,21 +9,21 @@ from numpy.typing import NDArray
 Counts = NDArray[np.int64]
 
 
-def _none() -> Counts:
+def _empty() -> Counts:
     return np.zeros((0, 0), np.int64)
 
 
 @dataclass(frozen=True)
 class EvalSums:
-    """What a model did on some examples."""
+    """Sums over the examples that a model was evaluated on."""
 
     total: float  # loss in nats, summed over the examples
     examples: int
-    confusion: Counts = field(default_factory=_none)  # [class, choice]; empty without classes
+    confusion: Counts = field(default_factory=_empty)  # [class, choice]; empty without classes
 
     @property
     def classes(self) -> int:
-        """How many classes the task has; 0: none."""
+        """Number of the task's classes; 0 if it has none."""
         return len(self.confusion)
 
     def __add__(self, other: "EvalSums") -> "EvalSums":
@@ -38,27 +38,27 @@ class EvalSums:
         return self.total / self.examples
 
     def scores(self) -> Mapping[str, float]:
-        """Accuracy and F1 by name; nothing for a task without classes."""
+        """Return accuracy and F1 by name; nothing for a task without classes."""
         if not self.confusion.size:
             return {}
         return {"accuracy": accuracy(self.confusion), "f1": f1(self.confusion)}
 
 
 def confusion_of(classes: Counts, choices: Counts, count: int) -> Counts:
-    """How often each of ``count`` classes (n,) was given each choice (n,), as (count, count)."""
+    """Count how often each class got each choice; both (n,), the result (count, count)."""
     pairs = np.bincount(classes * count + choices, minlength=count * count)
     return pairs.astype(np.int64).reshape(count, count)
 
 
 def accuracy(confusion: Counts) -> float:
-    """The share of right choices."""
+    """Return the share of right choices."""
     return float(np.trace(confusion) / confusion.sum())
 
 
 def f1(confusion: Counts) -> float:
-    """2 · right / (chosen + there): of class 1 where there are two, else the mean over all classes.
+    """Return 2 · right / (chosen + present): of class 1 if there are two, else the mean over all.
 
-    A class that is neither there nor chosen counts 0 (van Rijsbergen 1979; scikit-learn's binary
+    A class that is neither present nor chosen counts 0 (van Rijsbergen 1979; scikit-learn's binary
     and macro averages).
     """
     right = np.diag(confusion)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from shared.base.errors import ConfigError, DataError
 from shared.data.documents import Documents, space_evenly
 from shared.models.model import Tokenizer
-from shared.randomness.philox import DRAWS, words
+from shared.randomness.philox import words
 from shared.randomness.streams import Key
 
 Rows = NDArray[np.int64]
@@ -127,8 +127,8 @@ def hold_out(examples: Examples, fraction: float, most: int = 0) -> tuple[Exampl
     return examples.take(np.flatnonzero(~apart)), examples.take(evaluation)
 
 
-def draw(seed: int, slot: int, round_: int, step: int, count: int, batch: int) -> Rows:
-    """Draw the rows (batch,) of ``count`` examples that the site of ``slot`` measures in one step.
+def draw(key: Key, count: int, batch: int) -> Rows:
+    """Draw the rows (batch,) of ``count`` examples, as the ``key`` of a batch says.
 
     A pure function of its arguments (invariant I7). Rows are distinct if there are enough, by
     Floyd's algorithm (Bentley and Floyd 1987). Else each row comes ``batch // count`` times, and
@@ -139,10 +139,8 @@ def draw(seed: int, slot: int, round_: int, step: int, count: int, batch: int) -
     """
     if count < 1 or batch < 1:
         raise DataError(f"a batch of at least 1 from at least 1 example expected: {batch}, {count}")
-    if round_ < 1 or not 0 <= slot < DRAWS:
-        raise ValueError(f"a round from 1 and a slot below {DRAWS} expected, got {round_}, {slot}")
     whole, rest = divmod(batch, count)
-    bits = words(Key(seed, round_, DRAWS | slot, step), range(-(-rest // 4))).reshape(-1).tolist()
+    bits = words(key, range(-(-rest // 4))).reshape(-1).tolist()
     chosen: dict[int, None] = {}  # keeps the order
     for top, word in zip(range(count - rest, count), bits, strict=False):
         row = word * (top + 1) >> 32

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.data.flower_partitioners import PARTITIONERS, owners_by
-from shared.randomness.philox import DRAWS, words
-from shared.randomness.streams import Key
+from shared.randomness.philox import words
+from shared.randomness.streams import partition_key
 
 Ids = NDArray[np.int64]
 Rule = Callable[[Ids, int, int, float], Ids]  # (ids (n,), count, seed, alpha) -> owners (n,)
 
-SLOT = DRAWS + 1  # in round 0, where no direction and no example is drawn
 ONE = 1 << 16  # alpha is a multiple of 1 / ONE
 ATTEMPTS = 10
 
@@ -127,7 +126,7 @@ def _urn(ids: Ids, count: int, weight: int, draws: NDArray[np.uint64]) -> Ids:
 
 def _words64(seed: int, index: int, count: int) -> NDArray[np.uint64]:
     """Return ``count`` words of 64 bits."""
-    pairs = words(Key(seed, 0, SLOT, index), range(-(-count // 2))).astype(np.uint64)
+    pairs = words(partition_key(seed, index), range(-(-count // 2))).astype(np.uint64)
     return (pairs[:, 0::2] << np.uint64(32) | pairs[:, 1::2]).reshape(-1)[:count]
 
 

@@ -1,11 +1,11 @@
-"""Random directions in parameter space, each a pure function of a key and an address."""
+"""Families of random directions: each number is a pure function of a key and an address."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from shared.base.flat import Matrix
 from shared.base.registry import Registry
 from shared.randomness.streams import Key
 
@@ -13,18 +13,18 @@ from shared.randomness.streams import Key
 class Directions(Protocol):
     """A family of directions z over the flat address space of a layout.
 
-    ``start`` is the flat address of the first element of the tensor that is handed in, so any slice
-    of the parameters can be treated alone and gives the same numbers as within the whole.
-    Padding that a slice covers is written too; ``Layout.clear_padding_`` resets it.
+    ``start`` is the flat address of the first element of the tensor that is passed in. So any slice
+    of the parameters can be treated alone, with the same result as within the whole. Padding that a
+    slice covers is written too; ``Layout.clear_padding_`` resets it.
     """
 
     @property
     def exact(self) -> bool:
-        """Whether it is the same bits on every device, at any thread count."""
+        """Whether its bits are the same on every device, at any number of threads."""
 
     @property
     def pointwise(self) -> bool:
-        """Whether a number depends on its address alone, not on the tensor around it."""
+        """Whether an element depends on its address alone, not on the tensor around it."""
 
     def add_to_(
         self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0
@@ -34,26 +34,16 @@ class Directions(Protocol):
         Each coefficient is rounded to float32 once; each product and each sum is rounded alone.
         """
 
-    def perturbed_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
+    def perturb_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
         """Write source + scale * z(key) into ``out``; both (n,), at address ``start``."""
 
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
-        """Add scale * z to ``rows`` (m, width); row i is row ids[i] of the matrix at ``start``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """A matrix at a flat address, as the right factor of a product."""
-
-    values: Tensor  # (height * width,)
-    start: int  # flat address of the first, a whole tile
-    shape: tuple[int, int]
-    transposed: bool  # the factor is (width, height), as in x @ W.t()
+        """Add scale * z to ``rows`` (m, width): row i is row ids[i] of the matrix at ``start``."""
 
 
 @runtime_checkable
 class Multiplies(Protocol):
-    """A family that multiplies with perturbed matrices itself, quicker than block by block."""
+    """A family with its own product with a perturbed matrix, faster than block by block."""
 
     def product(
         self,
@@ -66,9 +56,9 @@ class Multiplies(Protocol):
     ) -> Tensor | None:
         """Return x (m, k) times the matrix plus scale * z(key), plus bias (n,), as (m, n).
 
-        None where the family has no product for this processor or shape; scratch is overwritten.
+        None if the family has no product for this processor or shape. ``scratch`` is overwritten.
         """
 
 
-# Made of the layout; what else a family asks for by name, it gets from the settings.
+# A family is called with the layout; its other parameters are settings of the same names.
 DIRECTIONS: Registry[Callable[..., Directions]] = Registry("directions", "shared.directions")

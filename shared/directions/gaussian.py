@@ -4,8 +4,8 @@ Element e takes number e % 4 of block e // 4. Two words w, w' make two numbers, 
 with r = sqrt(-2 ln((w + 1) / 2**32)) and a = 2 pi w' / 2**32: words 0 and 1 of the block make its
 numbers 0 and 1, words 2 and 3 its numbers 2 and 3. None exceeds 6.7.
 
-The words are exact but the last bits of logarithm and cosine depend on the device, so replicas on
-different kinds of device would drift apart: a mixed fleet is refused for this family.
+The words are exact, but the last bits of logarithm and cosine depend on the device. Replicas on
+different kinds of device would drift apart, so the server refuses a mixed fleet for this family.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,18 +19,19 @@ from torch.nn.functional import pad
 
 from shared.base.flat import Layout
 from shared.directions import DIRECTIONS
+from shared.directions.backends import words_on
 from shared.randomness.streams import Key
 
 PER_BLOCK = 4  # normals of one block
-CHUNK = 1 << 15  # elements drawn at a time on the CPU: temporaries stay in cache
-DEVICE_CHUNK = 1 << 22  # the same on devices that want long launches
-VECTOR = 64  # blocks: torch's loops treat what exceeds a whole vector with other instructions
+CPU_ELEMENTS = 1 << 15  # drawn at a time on the CPU: temporaries stay in cache
+DEVICE_ELEMENTS = 1 << 22  # the same on devices that want long launches
+VECTOR = 64  # blocks: torch computes a remainder below this with other instructions
 
 
 def normals(key: Key, blocks: Tensor) -> Tensor:
     """Return the normals (n, 4) of these blocks (n,) of a key; each row is its block's alone."""
     padded = pad(blocks, (0, -blocks.numel() % VECTOR))
-    w0, a0, w1, a1 = _words(key, padded)
+    w0, a0, w1, a1 = words_on(key, padded)
     numbers = []
     for word, other in ((w0, a0), (w1, a1)):
         uniform = (word + 1).to(torch.float32) * 2.0**-32  # in (0, 1]
@@ -40,25 +41,14 @@ def normals(key: Key, blocks: Tensor) -> Tensor:
     return torch.stack(numbers, 1)[: blocks.numel()]
 
 
-def _words(key: Key, blocks: Tensor) -> Tensor:
-    """Return the words (4, n) of these blocks (n,) on the device where they are."""
-    if blocks.is_cpu:
-        from shared.directions.kernels import philox_cpu
-
-        return philox_cpu.words(key, blocks)
-    from shared.directions.kernels import plain_torch
-
-    return plain_torch.words(key, blocks)
-
-
-def _run(key: Key, start: int, size: int, device: torch.device) -> Tensor:
+def _draw(key: Key, start: int, size: int, device: torch.device) -> Tensor:
     """Return z (size,) at the addresses from ``start``."""
     first, stop = start // PER_BLOCK, -(-(start + size) // PER_BLOCK)
     drawn = normals(key, torch.arange(first, stop, device=device)).view(-1)
     return drawn[start - first * PER_BLOCK :][:size]
 
 
-def _rows(key: Key, starts: Tensor, width: int) -> Tensor:
+def _draw_rows(key: Key, starts: Tensor, width: int) -> Tensor:
     """Return z (m, width) of rows that begin at these addresses (m,)."""
     columns = torch.arange(width, device=starts.device)
     blocks = torch.arange(width // PER_BLOCK + 2, device=starts.device)  # enough for any start
@@ -68,7 +58,7 @@ def _rows(key: Key, starts: Tensor, width: int) -> Tensor:
 
 
 def _parts(size: int, device: torch.device) -> Iterator[slice]:
-    step = CHUNK if device.type == "cpu" else DEVICE_CHUNK
+    step = CPU_ELEMENTS if device.type == "cpu" else DEVICE_ELEMENTS
     return (slice(at, min(at + step, size)) for at in range(0, size, step))
 
 
@@ -88,19 +78,19 @@ class Gaussian:
     ) -> None:
         for part in _parts(flat.numel(), flat.device):
             for key, coefficient in zip(keys, coefficients, strict=True):
-                z = _run(key, start + part.start, part.stop - part.start, flat.device)
+                z = _draw(key, start + part.start, part.stop - part.start, flat.device)
                 flat[part] += z * float(np.float32(coefficient))
 
     @torch.no_grad()
-    def perturbed_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
+    def perturb_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
         for part in _parts(out.numel(), out.device):
-            z = _run(key, start + part.start, part.stop - part.start, out.device)
+            z = _draw(key, start + part.start, part.stop - part.start, out.device)
             torch.add(source[part], z * float(np.float32(scale)), out=out[part])
 
     @torch.no_grad()
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
         width = rows.shape[1]
-        starts, step = start + ids.to(torch.int64) * width, max(1, CHUNK // width)
+        starts, step = start + ids.to(torch.int64) * width, max(1, CPU_ELEMENTS // width)
         for at in range(0, len(rows), step):
             part = slice(at, at + step)
-            rows[part] += _rows(key, starts[part], width) * float(np.float32(scale))
+            rows[part] += _draw_rows(key, starts[part], width) * float(np.float32(scale))

@@ -1,7 +1,7 @@
-"""Directions over parameters of fewer bits: added in float32, rounded to nearest at the end.
+"""Directions over parameters in bfloat16: the sum is taken in float32 and rounded to nearest.
 
-What is so small that it is rounded away is not measured;
-``shared/replica/stochastic_rounding.py`` says how much.
+A perturbation that is much smaller than a parameter is lost by this rounding, so it is not
+measured; ``count_unperturbed`` in ``shared/replica/stochastic_rounding.py`` counts them.
 """
 
 from collections.abc import Sequence
@@ -13,38 +13,38 @@ from torch import Tensor
 from shared.directions import Directions
 from shared.randomness.streams import Key
 
-CHUNK = 1 << 16  # elements: what is added to stays in a core's cache
+PIECE = 1 << 16  # elements of a float32 copy: it stays in a core's cache
 
 
 @dataclass(frozen=True)
 class LowPrecision:
-    """Another family's directions; vectors that are in float32 pass through."""
+    """The directions of another family, for parameters that are not in float32."""
 
     inner: Directions
 
     @property
     def exact(self) -> bool:
-        """As the family itself: rounding to nearest is the same everywhere."""
+        """As in the other family: rounding to nearest is the same everywhere."""
         return self.inner.exact
 
     @property
     def pointwise(self) -> bool:
-        """As the family itself."""
+        """As in the other family."""
         return self.inner.pointwise
 
     def add_to_(
         self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0
     ) -> None:
-        """Add to ``flat`` (n,) in float32; parameters are rounded stochastically elsewhere."""
+        """Add to ``flat`` (n,), which is in float32; a step of the parameters is rounded later."""
         self.inner.add_to_(flat, keys, coefficients, start)
 
     @torch.no_grad()
-    def perturbed_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
+    def perturb_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
         """Write source + scale * z(key), rounded, into ``out``; both (n,), at address ``start``."""
-        for at in range(0, out.numel(), CHUNK):
-            work = source[at : at + CHUNK].float()
+        for at in range(0, out.numel(), PIECE):
+            work = source[at : at + PIECE].float()
             self.inner.add_to_(work, [key], [scale], start + at)
-            out[at : at + CHUNK] = work
+            out[at : at + PIECE] = work
 
     @torch.no_grad()
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
@@ -55,5 +55,10 @@ class LowPrecision:
 
 
 def lower_precision(directions: Directions, dtype: torch.dtype) -> Directions:
-    """The directions for parameters of ``dtype``."""
+    """Return a family's directions for parameters of ``dtype``.
+
+    Args:
+        directions: a family that adds to float32 only.
+        dtype: float32, for which the family is returned as it is, or bfloat16.
+    """
     return directions if dtype is torch.float32 else LowPrecision(directions)

@@ -1,12 +1,12 @@
-"""Low-rank directions: a matrix's z is a few outer products of signs, which need not be built.
+"""Low-rank directions: a matrix's z is a sum of a few outer products of random signs.
 
-For a matrix (m, n), z = Σ_j a_j·b_jᵀ / √r over j < r, the rank; a_j (m,) and b_j (n,) are signs.
-Any other tensor gets independent signs. The signs are ``rademacher``'s, but in an address space of
-their own, in which a matrix takes r·m and then r·n of them, each lot from a whole tile on.
+For a matrix (m, n) and rank r, z = Σ_j a_j·b_jᵀ / √r over j < r; a_j (m,) and b_j (n,) are signs.
+Any other tensor has independent signs. The signs are those of ``rademacher``, in an address space
+of their own: a matrix takes r·m signs and then r·n, each of the two from the start of a tile.
 
-A product x·(W + εz)ᵀ is x·Wᵀ + ε·(x·b)·aᵀ, so many directions share one batched forward: EGGROLL
-(Sarkar et al. 2025, https://arxiv.org/abs/2511.16652). Each of the r products is added and rounded
-alone, and a coefficient times a sign is exact: every device computes the same sums.
+Source: EGGROLL (Sarkar et al. 2025, https://arxiv.org/abs/2511.16652). A product x·(W + εz)ᵀ is
+x·Wᵀ + ε·(x·b)·aᵀ, so many directions can share one batched forward pass. Each of the r products is
+added and rounded alone, and a coefficient times a sign is exact: every device has the same sums.
 """
 
 from bisect import bisect_right
@@ -24,42 +24,43 @@ from torch import Tensor
 from shared.base.errors import ConfigError
 from shared.base.flat import TILE, Layout, TensorSpan
 from shared.directions import DIRECTIONS
-from shared.directions.rademacher import kernels_at, kernels_for, signs
+from shared.directions.backends import check_tensor, kernels_for
+from shared.directions.rademacher import signs
 from shared.randomness.streams import Key
 
-FUSED = 1 << 22  # signs of a matrix's factors that are held at once: keys that share a pass
+FUSED_SIGNS = 1 << 22  # of a matrix's factors that one pass holds: it bounds the keys of a pass
 
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """Where a tensor's signs are: r·m for the rows of a matrix, r·n for its columns."""
+    """The addresses of a tensor's signs: r·m for the rows of a matrix, r·n for its columns."""
 
     span: TensorSpan
-    rows: int  # address of the first, in the factors' own space
-    columns: int  # the same; not used where the tensor is no matrix
+    rows: int  # address of the first sign, in the factors' own space
+    columns: int  # the same; not used if the tensor is no matrix
 
     @property
     def is_matrix(self) -> bool:
-        """Whether z is a product here; otherwise signs are independent."""
+        """Whether z is a sum of products here; otherwise its signs are independent."""
         return len(self.span.shape) == 2
 
 
 def factors_of(layout: Layout, rank: int) -> list[Factors]:
-    """The factors' address space: tensor after tensor, each lot of signs at a whole tile."""
-    found, address = [], 0
+    """Lay out the factors' address space: tensor after tensor, rows and columns on whole tiles."""
+    factors, address = [], 0
     for span in layout.tensors:
         matrix = len(span.shape) == 2
-        lots = [rank * size for size in span.shape] if matrix else [span.size, 0]
-        first, second = (-(-size // TILE) * TILE for size in lots)
-        found.append(Factors(span, address, address + first))
+        counts = [rank * size for size in span.shape] if matrix else [span.size, 0]
+        first, second = (-(-count // TILE) * TILE for count in counts)
+        factors.append(Factors(span, address, address + first))
         address += first + second
-    return found
+    return factors
 
 
 def reference(factors: Factors, rank: int, key: Key, coefficient: float) -> NDArray[np.float32]:
     """Return coefficient * z of a whole tensor (r, size): the r terms that are added in turn.
 
-    Every kernel must equal it; where the tensor is no matrix, there is one term.
+    Every kernel must equal it. A tensor that is no matrix has one term.
     """
     span = factors.span
     if not factors.is_matrix:
@@ -87,38 +88,38 @@ class Lowrank:
             raise ConfigError(f"direction-rank of at least 1 expected, got {direction_rank}")
         self.rank = direction_rank
         self._factors = factors_of(layout, direction_rank)
-        self._starts = [found.span.start for found in self._factors]
+        self._starts = [factors.span.start for factors in self._factors]
 
     def add_to_(
         self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0
     ) -> None:
         if len(keys) != len(coefficients):
             raise ValueError(f"{len(keys)} keys came with {len(coefficients)} coefficients")
-        for found, part, first in self._parts(flat, start):
-            if found.is_matrix:
-                self._add_products_(part, part, found, first, keys, coefficients)
+        for factors, part, first in self._parts(flat, start):
+            if factors.is_matrix:
+                self._add_products_(part, part, factors, first, keys, coefficients)
             elif keys:
-                kernels_for(part).add_to_(part, keys, coefficients, found.rows + first)
+                kernels_for(part).add_to_(part, keys, coefficients, factors.rows + first)
 
-    def perturbed_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
+    def perturb_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
         if out.numel() != source.numel():
             raise ValueError(f"out {tuple(out.shape)} does not fit source {tuple(source.shape)}")
         done = 0
-        for found, part, first in self._parts(out, start):
-            at = found.span.start + first - start
+        for factors, part, first in self._parts(out, start):
+            at = factors.span.start + first - start
             out[done:at] = source[done:at]
             done = at + part.numel()
-            if found.is_matrix:
-                self._add_products_(part, source[at:done], found, first, [key], [scale])
+            if factors.is_matrix:
+                self._add_products_(part, source[at:done], factors, first, [key], [scale])
             else:
-                origin, address = source[at:done], found.rows + first
-                kernels_for(part).perturbed_(part, origin, address, key, scale)
+                origin, address = source[at:done], factors.rows + first
+                kernels_for(part).perturb_(part, origin, address, key, scale)
         out[done:] = source[done:]
 
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
         if rows.shape[:-1] != ids.shape:
             raise ValueError(f"ids {tuple(ids.shape)} do not name rows {tuple(rows.shape)}")
-        kernels_for(rows)
+        check_tensor(rows)
         a, b = self.factors([key], start, rows.device)
         weight = float(np.float32(scale / sqrt(self.rank)))
         for j in range(self.rank):
@@ -127,68 +128,68 @@ class Lowrank:
     def factors(
         self, keys: Sequence[Key], start: int, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """The signs a (K, r, m) and b (K, r, n) of the matrix that begins at ``start``."""
-        found = self._at(start)
-        m, n = found.span.shape
-        a = _drawn(keys, found.rows, self.rank * m, device)
-        b = _drawn(keys, found.columns, self.rank * n, device)
+        """Draw the signs a (K, r, m) and b (K, r, n) of the matrix that begins at ``start``."""
+        factors = self._factors_at(start)
+        m, n = factors.span.shape
+        a = _draw_signs(keys, factors.rows, self.rank * m, device)
+        b = _draw_signs(keys, factors.columns, self.rank * n, device)
         return a.view(-1, self.rank, m), b.view(-1, self.rank, n)
 
     def signs(self, keys: Sequence[Key], start: int, device: torch.device) -> Tensor:
-        """The direction z (K, size) of the tensor, no matrix, that begins at ``start``."""
-        found = self._at(start)
-        return _drawn(keys, found.rows, found.span.size, device)
+        """Draw z (K, size) of the tensor that begins at ``start`` and is no matrix."""
+        factors = self._factors_at(start)
+        return _draw_signs(keys, factors.rows, factors.span.size, device)
 
-    def _at(self, start: int) -> Factors:
+    def _factors_at(self, start: int) -> Factors:
         return self._factors[bisect_right(self._starts, start) - 1]
 
     def _parts(self, flat: Tensor, start: int) -> Iterator[tuple[Factors, Tensor, int]]:
-        """The tensors that ``flat`` (n,) has parts of: which, the part, its first element."""
+        """Yield factors, part and the part's first element of each tensor in ``flat`` (n,)."""
         number = max(bisect_right(self._starts, start) - 1, 0)
-        for found in self._factors[number:]:
-            low, high = max(found.span.start, start), min(found.span.stop, start + flat.numel())
-            if found.span.start >= start + flat.numel():
+        for factors in self._factors[number:]:
+            span = factors.span
+            low, high = max(span.start, start), min(span.stop, start + flat.numel())
+            if span.start >= start + flat.numel():
                 return
             if low < high:
-                yield found, flat[low - start : high - start], low - found.span.start
+                yield factors, flat[low - start : high - start], low - span.start
 
     def _add_products_(
         self,
         out: Tensor,
         source: Tensor,
-        found: Factors,
+        factors: Factors,
         first: int,
         keys: Sequence[Key],
         coefficients: Sequence[float],
     ) -> None:
         """Write source + Σ coefficient * z into ``out`` (n,), elements of a matrix from ``first``.
 
-        So many keys share a pass that their signs stay few, however many keys there are.
+        The keys are taken in passes, so that memory does not grow with their number.
         """
-        m, n = found.span.shape
+        m, n = factors.span.shape
         top, bottom = first // n, -(-(first + out.numel()) // n)
-        step = max(1, FUSED // (self.rank * (bottom - top + n)))
-        kernels = _kernels_for(out)
+        step = max(1, FUSED_SIGNS // (self.rank * (bottom - top + n)))
+        kernels = _products_for(out)
         for at in range(0, len(keys), step):
             some = keys[at : at + step]
             scales = np.array(coefficients[at : at + step], np.float64) / sqrt(self.rank)
-            starts = range(found.rows + top, found.rows + self.rank * m, m)
-            lots = [_drawn(some, start, bottom - top, out.device) for start in starts]
-            a = torch.stack(lots, 1).view(-1, bottom - top)
-            b = _drawn(some, found.columns, self.rank * n, out.device).view(-1, n)
+            starts = range(factors.rows + top, factors.rows + self.rank * m, m)
+            rows = [_draw_signs(some, start, bottom - top, out.device) for start in starts]
+            a = torch.stack(rows, 1).view(-1, bottom - top)
+            b = _draw_signs(some, factors.columns, self.rank * n, out.device).view(-1, n)
             kernels.add_products_(out, source, first - top * n, a, b, np.repeat(scales, self.rank))
             source = out
 
 
-def _drawn(keys: Sequence[Key], address: int, count: int, device: torch.device) -> Tensor:
-    """Signs (K, count) of the factors' space from ``address`` on."""
+def _draw_signs(keys: Sequence[Key], address: int, count: int, device: torch.device) -> Tensor:
+    """Draw the signs (K, count) of the factors' space from ``address`` on."""
     drawn = torch.zeros(len(keys), count, device=device)
     if count:
         kernels_for(drawn).add_each_(drawn, keys, address)
     return drawn
 
 
-def _kernels_for(tensor: Tensor) -> ModuleType:
-    """Return the module whose products work where ``tensor`` is, once it is what they trust."""
-    kernels_for(tensor)
-    return kernels_at("lowrank", tensor.device.type)
+def _products_for(tensor: Tensor) -> ModuleType:
+    """Return the module with products of signs for the device of ``tensor``."""
+    return kernels_for(tensor, "lowrank")

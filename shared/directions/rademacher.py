@@ -1,18 +1,14 @@
 """Sign directions: each z_i is +1 or -1 with probability 1/2, one random bit each.
 
 ``signs`` defines them. A tile is 2,048 elements = 16 consecutive blocks of the generator x 4 words
-x 32 bits: element e of a tile takes bit e // 64 of word (e % 64) // 16 of block e % 16, and a set
-bit means -1. So neighbours take the same bit of neighbouring words, as vector units want it.
+x 32 bits. Element e of a tile takes bit e // 64 of word (e % 64) // 16 of block e % 16, and a set
+bit means -1. Neighbours take the same bit of neighbouring words, which suits vector units.
 
-A coefficient times a sign is exact: even a fused multiply-add changes no bit, and every device
+A coefficient times a sign is exact, so even a fused multiply-add changes no bit and every device
 computes the same sums. Source of the estimate along signs: Spall, IEEE TAC 37(3), 1992.
 """
 
 from collections.abc import Sequence
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
@@ -20,22 +16,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.base.flat import TILE, Layout
-from shared.directions import DIRECTIONS, Matrix
+from shared.base.flat import TILE, TILE_BLOCKS, TILE_WORDS, Layout, Matrix
+from shared.directions import DIRECTIONS
+from shared.directions.backends import kernels_for, products_at
 from shared.randomness.philox import words
 from shared.randomness.streams import Key
-
-BLOCKS = 16  # of a tile
-WORDS = 64  # of a tile
 
 
 def signs(key: Key, addresses: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return z (n,) at these flat addresses (n,): the reference that every kernel must equal."""
     tile, element = np.divmod(addresses, TILE)
-    lane = element % WORDS
-    drawn = words(key, tile * BLOCKS + lane % BLOCKS)  # (n, 4)
-    word = drawn[np.arange(len(drawn)), lane // BLOCKS]
-    bit = word >> (element // WORDS).astype(np.uint32) & np.uint32(1)
+    lane = element % TILE_WORDS
+    drawn = words(key, tile * TILE_BLOCKS + lane % TILE_BLOCKS)  # (n, 4)
+    word = drawn[np.arange(len(drawn)), lane // TILE_BLOCKS]
+    bit = word >> (element // TILE_WORDS).astype(np.uint32) & np.uint32(1)
     return np.where(bit, np.float32(-1), np.float32(1))
 
 
@@ -57,11 +51,11 @@ class Rademacher:
         if keys:
             kernels_for(flat).add_to_(flat, keys, coefficients, start)
 
-    def perturbed_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
+    def perturb_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
         kernels = kernels_for(out)
         if out.numel() != source.numel() or kernels is not kernels_for(source):
             raise ValueError(f"out {out.shape} on {out.device} does not fit source {source.shape}")
-        kernels.perturbed_(out, source, start, key, scale)
+        kernels.perturb_(out, source, start, key, scale)
 
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
         if rows.shape[:-1] != ids.shape:
@@ -84,28 +78,3 @@ class Rademacher:
             return None
         out: Tensor = products.product(x, matrix, bias, key, scale, scratch)
         return out
-
-
-def kernels_for(tensor: Tensor) -> ModuleType:
-    """Return the module whose functions work where ``tensor`` is, once it is what they trust."""
-    if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
-        raise ValueError(f"contiguous float32 expected, got {tensor.dtype} {tensor.stride()}")
-    return kernels_at("rademacher", tensor.device.type)
-
-
-@cache
-def kernels_at(family: str, device: str) -> ModuleType:
-    """Return a family's fastest kernels for a kind of device: its own, or those in plain torch."""
-    own = {"cpu": "cpu", "cuda": "triton"}.get(device)
-    if own is None or (own == "triton" and find_spec("triton") is None):
-        return import_module("shared.directions.kernels.plain_torch")
-    return import_module(f"shared.directions.kernels.{family}_{own}")
-
-
-@cache
-def products_at(device: str) -> ModuleType | None:
-    """Return the module with products of a kind of device, if it has some."""
-    found = {"cpu": "rademacher_products", "cuda": "rademacher_products_triton"}.get(device)
-    if found is None or (device == "cuda" and find_spec("triton") is None):
-        return None
-    return import_module(f"shared.directions.kernels.{found}")

@@ -167,5 +167,5 @@ class StackedParameters:
     def stack(self, parameter: FlatParameter) -> Tensor:
         stacked = parameter.values.new_empty(len(self.keys), parameter.values.numel())
         for p, (key, scale) in enumerate(zip(self.keys, self.scales, strict=True)):
-            self.directions.perturbed_(stacked[p], parameter.values, parameter.start, key, scale)
+            self.directions.perturb_(stacked[p], parameter.values, parameter.start, key, scale)
         return stacked.view(-1, *parameter.shape)

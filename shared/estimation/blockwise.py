@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from shared.base.flat import TILE, ask_for_huge_pages
-from shared.directions import Directions, Matrix, Multiplies
+from shared.base.flat import TILE, Matrix, ask_for_huge_pages
+from shared.directions import Directions, Multiplies
 from shared.randomness.streams import Key
 
 
@@ -43,7 +43,7 @@ class PerturbedPoint:
         if parameter.copy is not None:
             return parameter.copy
         out = torch.empty_like(parameter.values)
-        self.directions.perturbed_(out, parameter.values, parameter.start, self.key, self.scale)
+        self.directions.perturb_(out, parameter.values, parameter.start, self.key, self.scale)
         return out.view(parameter.shape)
 
     def rows(self, ids: Tensor, parameter: FlatParameter) -> Tensor:
@@ -114,7 +114,7 @@ class PerturbedPoint:
             rows = slice(first, min(height, first + step))
             begin, end = rows.start * width, rows.stop * width
             block, source = self.scratch[: end - begin], parameter.values[begin:end]
-            self.directions.perturbed_(block, source, parameter.start + begin, self.key, self.scale)
+            self.directions.perturb_(block, source, parameter.start + begin, self.key, self.scale)
             yield rows, block.view(-1, width)
 
 

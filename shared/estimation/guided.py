@@ -13,7 +13,7 @@ the same u to the bit.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 from typing import Protocol
 
@@ -29,9 +29,8 @@ from shared.directions import Directions
 from shared.estimation.two_point import Shifts
 from shared.optimizers.gradient import add_scaled_
 from shared.randomness.philox import words
-from shared.randomness.streams import Key
+from shared.randomness.streams import Key, mask_key
 
-MASK_ROUND = 1 << 31  # set in the round word of no direction, no batch and no cohort
 WORD = 1 << 32
 
 
@@ -114,7 +113,7 @@ class Masked:
         """ĝ on the coordinates that a key chooses (size,), and its length."""
         limit = min(round(self.cosine**2 * WORD), WORD - 1)
         blocks = range(-(-self.guide.numel() // 4))
-        drawn = words(replace(key, round=key.round | MASK_ROUND), blocks).reshape(-1)
+        drawn = words(mask_key(key), blocks).reshape(-1)
         mask = torch.from_numpy(drawn[: self.guide.numel()] < limit).to(self.guide.device)
         part = torch.where(mask, self.guide, torch.zeros((), device=self.guide.device))
         return part, norm(part)

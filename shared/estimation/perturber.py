@@ -92,7 +92,7 @@ class Perturber:
 
     @contextmanager
     def _swap(self, key: Key, scale: float) -> Iterator[None]:
-        self._directions.perturbed_(self._scratch, self._model.flat, 0, key, scale)
+        self._directions.perturb_(self._scratch, self._model.flat, 0, key, scale)
         try:
             for parameter, _, perturbed in self._pairs:
                 parameter.data = perturbed

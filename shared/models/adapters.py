@@ -15,8 +15,7 @@ from shared.base.errors import ConfigError
 from shared.config.schema import Config
 from shared.models.initial_weights import fill_normal_
 from shared.models.model import LanguageModel
-
-FIRST_TENSOR = 1 << 20  # numbers of adapters' tensors; a model's own are below
+from shared.randomness.streams import adapter_weights_key
 
 
 def adapt_(model: LanguageModel, config: Config) -> LanguageModel:
@@ -54,7 +53,7 @@ def _initialise_(module: nn.Module, seed: int) -> None:
         if ".lora_A." in name:
             deviation = 1 / sqrt(3 * parameter.shape[1])
             weights = parameter.detach().view(-1).numpy()
-            fill_normal_(weights, seed, FIRST_TENSOR + number, deviation)
+            fill_normal_(weights, adapter_weights_key(seed, number), deviation)
 
 
 def merge_adapters(module: nn.Module) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from shared.models.initial_weights import fill_normal_
 from shared.models.model import FORWARDS, MODELS, LanguageModel
 from shared.models.packaged import BPE, gpt2_tokenizer
 from shared.models.tokenizers import ByteTokenizer
+from shared.randomness.streams import model_weights_key
 
 BYTES = ByteTokenizer().size
 
@@ -97,7 +98,7 @@ def initialise_(module: nn.Module, seed: int, layers: int) -> None:
             weights.fill_(1)
         else:
             std = 0.02 / sqrt(2 * layers) if name.endswith("c_proj.weight") else 0.02
-            fill_normal_(weights.view(-1).numpy(), seed, number, std)
+            fill_normal_(weights.view(-1).numpy(), model_weights_key(seed, number), std)
 
 
 @FORWARDS.register("GPT2LMHeadModel")

@@ -11,10 +11,10 @@ from shared.models.initial_weights import fill_normal_
 from shared.models.model import CLASSIFIER, LanguageModel, Tokenizer
 from shared.models.packaged import model_names
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
+from shared.randomness.streams import head_weights_key
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how classes of causal models end
 BIDIRECTIONAL = ("bert", "electra", "roberta", "albert", "camembert", "xlm-roberta")
-FIRST_TENSOR = 1 << 21  # numbers of a new head's tensors; other tensors' are below
 
 
 def load_pretrained(name: str, source: str, seed: int, labels: Sequence[str]) -> LanguageModel:
@@ -142,7 +142,7 @@ def _initialise_(module: Any, missing: set[str], seed: int, std: float) -> None:
         if key in missing:
             weights = parameter.detach()
             if parameter.dim() > 1:
-                fill_normal_(weights.view(-1).numpy(), seed, FIRST_TENSOR + number, std)
+                fill_normal_(weights.view(-1).numpy(), head_weights_key(seed, number), std)
             else:
                 weights.fill_(float(key.endswith("norm.weight")))
 

@@ -7,25 +7,23 @@ from os import cpu_count
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.randomness.philox import DRAWS, words
+from shared.randomness.philox import words
 from shared.randomness.streams import Key
 
-SLOT = DRAWS  # in round 0, where no direction and no example is drawn
 TASK_WEIGHTS = 1 << 14  # of one thread's task: its temporaries stay in a core's cache
 
 _MEAN = 4 * 0xFFFF // 2
 _DEVIATION = sqrt(4 * (2**32 - 1) / 12)
 
 
-def fill_normal_(weights: NDArray[np.float32], seed: int, tensor: int, std: float) -> None:
+def fill_normal_(weights: NDArray[np.float32], key: Key, std: float) -> None:
     """Fill ``weights`` (n,) with numbers of mean 0 and deviation ``std``.
 
     torch's own ``normal_`` gives other numbers with other vector instructions and on other devices.
     Here a weight is the sum of four uniform 16-bit integers (Irwin 1927, Hall 1927) less its mean,
     exact, times one float32, rounded once. It lies within 3.46 ``std``; excess kurtosis
-    is -0.3. Tensor number ``tensor`` takes two words a weight; any part of it can be drawn alone.
+    is -0.3. A weight takes two words of ``key``; any part of a tensor can be drawn alone.
     """
-    key = Key(seed, 0, SLOT, tensor)
     scale = np.float32(std / _DEVIATION)
 
     def fill(start: int) -> None:

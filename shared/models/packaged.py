@@ -8,8 +8,7 @@ from shared.base.errors import DataError
 from shared.models.gguf import convert
 from shared.models.model import MODELS
 from shared.models.tokenizers import HubTokenizer, LazyTokenizer
-from shared.packages.catalogue import CARRIERS
-from shared.packages.package import fetch
+from shared.packages.package import CARRIERS, fetch
 
 BPE = 50_257  # GPT-2's vocabulary, whose last token ends a text
 

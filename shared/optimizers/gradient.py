@@ -2,15 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.directions import Directions
 from shared.randomness.streams import Key
 
 CHUNK = 1 << 20  # elements: temporaries of element-wise work stay this small
+
+Numbers = TypeVar("Numbers", float, NDArray[np.float64])
+
+
+def coefficients_of(differences: Numbers, eps: float, queries: int) -> Numbers:
+    """Return the coefficients of directions in the two-point estimate (SPSA, Spall 1992).
+
+    A difference is L(θ+εz) − L(θ−εz); its direction's coefficient is difference / (2·ε·q), so that
+    the estimate (1/q)·Σ (difference / 2ε)·z is the sum of coefficients times directions.
+    """
+    return differences / (2 * eps * queries)
+
+
+def differences_of(coefficients: Numbers, eps: float, queries: int) -> Numbers:
+    """Return the differences whose coefficients these are: the inverse of ``coefficients_of``."""
+    return coefficients * (2 * eps * queries)
 
 
 class Gradient(Protocol):

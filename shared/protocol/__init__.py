@@ -1,1 +1,1 @@
-"""What travels between server and sites, and how its bytes are laid out."""
+"""The messages between server and sites, and the layout of their bytes."""

@@ -1,4 +1,4 @@
-"""One round's record: the numbers from which every replica takes the same step."""
+"""The ledger's entry of a round: the numbers from which every replica takes the same step."""
 
 import struct
 from collections.abc import Sequence
@@ -19,43 +19,43 @@ from shared.base.errors import WireError
 #        all rates are multiplied by from here on
 HEADER = struct.Struct("<HHIId")
 SLOT = struct.Struct("<I")
-GUIDED = struct.Struct("<dI")
+GUIDE = struct.Struct("<dI")
 MAGIC, MAGIC_DENSE, MAGIC_DROPPED, MAGIC_REWIND = 0xDE01, 0xDE02, 0xDE03, 0xDE04
-TAILED = (MAGIC_DENSE, MAGIC_DROPPED)
+WITH_GUIDE = (MAGIC_DENSE, MAGIC_DROPPED)
 DIGEST = 32  # bytes
 
 
 @dataclass(frozen=True)
 class SlotDifferences:
-    """Loss differences along the directions of one slot; a site's weight is multiplied in."""
+    """Loss differences along the directions of one slot, multiplied by the weight of its site."""
 
-    slot: int  # of the keys: 0 for directions that all sites share, else one site's own
+    slot: int  # of the keys: 0 if all sites share the directions, else one site's own
     differences: NDArray[np.float32]  # (K*q,) step by step
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The step of one round, complete but for the directions, which its keys name.
+    """The step of one round, complete except for the directions, which its keys name.
 
-    The gradient is guide * dense + the slots' estimate. ``dense`` is the decoded payload, or,
-    where the entry has a guide but no payload, that of the last entry that had one.
+    The gradient is guide * dense + the estimate of the slots. ``dense`` is the decoded payload. An
+    entry with a guide but without a payload uses that of the last entry that had one.
 
-    A *rewind* takes no step: parameters and optimizer state are again those of round ``back_to``,
-    and its learning rate is what the rates of all later rounds are multiplied by. One to the round
-    before it undoes nothing: a *pause*, a round without a step.
+    A *rewind* takes no step: parameters and optimizer state become those of round ``back_to``
+    again, and its learning rate multiplies the rates of all later rounds. A rewind to the round
+    before it undoes nothing: it is a *pause*, a round without a step.
     """
 
     round: int  # 1-based, no gaps
     learning_rate: float
     slots: Sequence[SlotDifferences]  # in slot order, all of one length
-    guide: float = 0.0  # how much of the dense gradient; 0: none of it
-    payload: bytes = b""  # a dense gradient as its codec encoded it; the payload names the codec
-    dropped: bytes = b""  # SHA-256 of a payload that was there
+    guide: float = 0.0  # factor of the dense gradient
+    payload: bytes = b""  # a dense gradient as its codec encoded it, with the codec's name
+    dropped: bytes = b""  # SHA-256 of a payload that was removed
     back_to: int | None = None  # of a rewind: an earlier round; 0 is the base model
 
     @property
     def follows(self) -> int:
-        """The round that a replica must be at to take this one."""
+        """The round at which a replica must be to take this step."""
         return self.round - 1 if self.back_to is None else self.back_to
 
     @property
@@ -64,15 +64,15 @@ class Entry:
         return self.back_to is not None and self.back_to < self.round - 1
 
     def encode(self) -> bytes:
-        """Bytes of the drawing above: 24 + slots * (4 + 4 * K * q), + 12 + payload if dense."""
+        """Return the bytes of the drawing above: 24 + slots * (4 + 4 * K * q), + 12 + payload."""
         numbers = self.back_to or (len(self.slots[0].differences) if self.slots else 0)
         magic = self._magic()
         parts = [HEADER.pack(magic, len(self.slots), self.round, numbers, self.learning_rate)]
-        for group in self.slots:
-            parts += [SLOT.pack(group.slot), group.differences.astype("<f4").tobytes()]
-        if magic in TAILED:
+        for slot in self.slots:
+            parts += [SLOT.pack(slot.slot), slot.differences.astype("<f4").tobytes()]
+        if magic in WITH_GUIDE:
             tail = self.dropped or self.payload
-            parts += [GUIDED.pack(self.guide, len(tail)), tail]
+            parts += [GUIDE.pack(self.guide, len(tail)), tail]
         body = b"".join(parts)
         return body + SLOT.pack(crc32(body))
 
@@ -82,7 +82,7 @@ class Entry:
         return MAGIC_DROPPED if self.dropped else MAGIC_DENSE if self.guide else MAGIC
 
     def without_payload(self) -> "Entry":
-        """The entry with its payload replaced by the digest that still proves it."""
+        """Return the entry with its payload replaced by its SHA-256, by which it can be checked."""
         if not self.payload:
             return self
         return replace(self, payload=b"", dropped=sha256(self.payload).digest())
@@ -92,7 +92,7 @@ class Entry:
         """Read what ``encode`` wrote.
 
         Raises:
-            WireError: truncated, overlong, corrupt, or not an entry at all.
+            WireError: the bytes are truncated, too long, corrupt, or no entry.
         """
         if len(data) < HEADER.size + SLOT.size:
             raise WireError(
@@ -100,34 +100,34 @@ class Entry:
             )
         magic, slots, round_, numbers, learning_rate = HEADER.unpack_from(data)
         size = HEADER.size + slots * (SLOT.size + 4 * numbers)
-        guide, tail = _tail(data, magic, size)
-        size += SLOT.size + (GUIDED.size + len(tail) if magic in TAILED else 0)
-        if magic not in (MAGIC, *TAILED, MAGIC_REWIND) or len(data) != size:
+        guide, tail = _decode_guide(data, magic, size)
+        size += SLOT.size + (GUIDE.size + len(tail) if magic in WITH_GUIDE else 0)
+        if magic not in (MAGIC, *WITH_GUIDE, MAGIC_REWIND) or len(data) != size:
             raise WireError(
                 f"entry {MAGIC:#x} of {size} bytes expected, got {magic:#x} of {len(data)}"
             )
         if SLOT.unpack_from(data, size - SLOT.size)[0] != crc32(data[: -SLOT.size]):
             raise WireError(f"entry of round {round_} is corrupt: its checksum does not fit")
         if magic == MAGIC_REWIND:
-            return _rewind(round_, learning_rate, slots, numbers)
-        read = tuple(_slots(data, slots, numbers))
+            return _decode_rewind(round_, learning_rate, slots, numbers)
+        read = tuple(_decode_slots(data, slots, numbers))
         if magic == MAGIC_DROPPED:
             return cls(round_, learning_rate, read, guide, dropped=tail)
         return cls(round_, learning_rate, read, guide, tail)
 
 
-def _rewind(round_: int, scale: float, slots: int, back_to: int) -> Entry:
+def _decode_rewind(round_: int, scale: float, slots: int, back_to: int) -> Entry:
     if slots or back_to >= round_:
         raise WireError(f"round {round_}: a rewind to an earlier round expected, got {back_to}")
     return Entry(round_, scale, (), back_to=back_to)
 
 
 def is_dense(data: bytes) -> bool:
-    """Whether an encoded entry carries a gradient of one number per parameter."""
+    """Tell whether an encoded entry carries a gradient of one number per parameter."""
     return data[:2] == MAGIC_DENSE.to_bytes(2, "little") and Entry.decode(data).payload != b""
 
 
-def _slots(data: bytes, slots: int, numbers: int) -> list[SlotDifferences]:
+def _decode_slots(data: bytes, slots: int, numbers: int) -> list[SlotDifferences]:
     at, read = HEADER.size, []
     for _ in range(slots):
         (slot,) = SLOT.unpack_from(data, at)
@@ -137,14 +137,18 @@ def _slots(data: bytes, slots: int, numbers: int) -> list[SlotDifferences]:
     return read
 
 
-def _tail(data: bytes, magic: int, at: int) -> tuple[float, bytes]:
-    """Guide and payload (or its digest) of an entry that has them; not checked against the end."""
-    if magic not in TAILED:
+def _decode_guide(data: bytes, magic: int, at: int) -> tuple[float, bytes]:
+    """Return an entry's guide and its payload or the payload's digest, if it has them.
+
+    Raises:
+        WireError: the bytes end too early.
+    """
+    if magic not in WITH_GUIDE:
         return 0.0, b""
-    if len(data) < at + GUIDED.size:
-        raise WireError(f"entry of at least {at + GUIDED.size} bytes expected, got {len(data)}")
-    guide, length = GUIDED.unpack_from(data, at)
-    start = at + GUIDED.size
+    if len(data) < at + GUIDE.size:
+        raise WireError(f"entry of at least {at + GUIDE.size} bytes expected, got {len(data)}")
+    guide, length = GUIDE.unpack_from(data, at)
+    start = at + GUIDE.size
     if len(data) < start + length or (magic == MAGIC_DROPPED and length != DIGEST):
         raise WireError(f"entry with {length} bytes more expected, got {len(data) - start}")
     return guide, data[start : start + length]

@@ -1,4 +1,4 @@
-"""Payloads as Flower's records, and every byte counted where it is made."""
+"""Messages as Flower's records, and the number of bytes that each of them takes."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.serde import message_to_proto
 
 from shared.base.errors import WireError
-from shared.protocol.messages import begins_behind
+from shared.protocol.messages import is_behind_reply
 
 Direction = Literal["up", "down"]
 Kind = Literal["scalars", "gradient", "snapshot", "control"]
@@ -15,56 +15,60 @@ Kind = Literal["scalars", "gradient", "snapshot", "control"]
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One message's bytes: as encoded by us, and as serialised with Flower's envelope."""
+    """The bytes of one message: of our payload, and of the message as Flower serialises it."""
 
     round: int
     site: str
     direction: Direction  # up: from a site to the server
-    kind: Kind  # scalars: loss differences and entries; control: introductions, refusals
+    kind: Kind  # scalars: loss differences and entries; control: introductions and refusals
     payload: int
     message: int
 
 
 DENSE = "g"  # the record of a payload that holds a gradient
-RAW = "bytes"  # how a snapshot or a gradient is serialised within Flower's array: not at all
+RAW = "bytes"  # the serialisation type of Flower's arrays: the bytes as they are
 
 
 def pack(payload: bytes, snapshot: bytes | None = None, dense: bool = False) -> RecordDict:
-    """One record that carries ``payload``; a snapshot goes beside it, which Flower chunks.
+    """Return records that carry ``payload`` and a snapshot, which Flower sends in chunks.
 
-    A payload with gradients (``dense``) is chunked too, and is told by it where bytes are counted.
+    A payload with gradients (``dense``) is sent in chunks too; ``is_dense`` recognises it.
     """
     if dense:
-        content = RecordDict({DENSE: ArrayRecord({DENSE: _array(payload)})})
+        content = RecordDict({DENSE: ArrayRecord({DENSE: _to_array(payload)})})
     else:
         content = RecordDict({"d": ConfigRecord({"b": payload})})
     if snapshot is not None:
-        content["s"] = ArrayRecord({"s": _array(snapshot)})
+        content["s"] = ArrayRecord({"s": _to_array(snapshot)})
     return content
 
 
-def _array(data: bytes) -> Array:
+def _to_array(data: bytes) -> Array:
     return Array(dtype="uint8", shape=(len(data),), stype=RAW, data=data)
 
 
 def is_dense(content: RecordDict) -> bool:
-    """Whether ``pack`` was told that gradients are in it."""
+    """Tell whether ``pack`` was called with ``dense``."""
     return DENSE in content
 
 
 def unpack(content: RecordDict) -> tuple[bytes, bytes | None]:
-    """What ``pack`` was given; WireError where the record is another."""
+    """Return the payload and the snapshot that ``pack`` was called with.
+
+    Raises:
+        WireError: these are not the records that ``pack`` returns.
+    """
     record, arrays = content.get("d"), content.get("s")
     payload = record.get("b") if isinstance(record, ConfigRecord) and len(record) == 1 else None
     if DENSE in content:
-        payload = _only(content, DENSE)
+        payload = _unpack_array(content, DENSE)
     if not isinstance(payload, bytes) or len(content) != 1 + (arrays is not None):
         raise WireError(f"a record 'd' with bytes 'b' expected, got {sorted(content)}")
-    return payload, None if arrays is None else _only(content, "s")
+    return payload, None if arrays is None else _unpack_array(content, "s")
 
 
-def _only(content: RecordDict, name: str) -> bytes:
-    """The bytes of the one array of an array record, both of one name."""
+def _unpack_array(content: RecordDict, name: str) -> bytes:
+    """Return the bytes of the only array of an array record, both of one name."""
     arrays = content.get(name)
     array = arrays.get(name) if isinstance(arrays, ArrayRecord) and len(arrays) == 1 else None
     if array is None or array.stype != RAW:
@@ -74,15 +78,15 @@ def _only(content: RecordDict, name: str) -> bytes:
 
 
 def says_behind(message: Message) -> bool:
-    """Whether a reply begins as one of a site that is behind does; the rest is not looked at."""
+    """Tell from its magic number whether a message is the reply of a site that is behind."""
     try:
-        return not message.has_error() and begins_behind(unpack(message.content)[0])
+        return not message.has_error() and is_behind_reply(unpack(message.content)[0])
     except WireError:
         return False
 
 
 def payload_bytes(message: Message) -> int:
-    """Bytes of ours in a message, without Flower's envelope; 0 in an error."""
+    """Return the bytes of our records in a message, without Flower's envelope; 0 in an error."""
     if message.has_error():
         return 0
     return sum(
@@ -94,5 +98,5 @@ def payload_bytes(message: Message) -> int:
 
 
 def message_bytes(message: Message) -> int:
-    """Length of a message as serialised, its payload included."""
+    """Return the length of a message as Flower serialises it, payload included."""
     return int(message_to_proto(message).ByteSize())

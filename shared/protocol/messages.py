@@ -1,4 +1,4 @@
-"""What travels between server and sites, byte for byte; a message carries it (``envelope``)."""
+"""Messages between server and sites, byte for byte; ``flower_records`` wraps them for Flower."""
 
 import json
 import struct
@@ -25,47 +25,47 @@ BEHIND = struct.Struct("<HHI")
 OUTCOME = struct.Struct("<dII")
 LENGTH = struct.Struct("<I")
 MAGIC_REQUEST, MAGIC_MEASURED, MAGIC_BEHIND = 0xDE11, 0xDE12, 0xDE13
-RESET = 1  # flag: forget the replica and start from the base model (or the snapshot that comes)
-EVALUATE = 2  # flag: evaluate the parameters that the round is measured at
-GRADIENT, EVALUATED = 1, 2  # flags: an encoded gradient follows, an outcome follows the numbers
+RESET = 1  # flag: start again from the base model, or from the snapshot that comes along
+EVALUATE = 2  # flag: evaluate the parameters before the round is measured
+GRADIENT, OUTCOME_FOLLOWS = 1, 2  # flags: the reply ends with a gradient, holds an outcome
 MOST_CLASSES = 1 << 12
-UNKNOWN = bytes(16)  # in a request: a server whose replica is behind does not know the digest
-MISSING, DIVERGED = 0, 1  # reasons of a site that is behind
-LONGEST_HELLO, LONGEST_TEXT = 4096, 200  # bytes, characters: no site needs more to introduce itself
-LARGEST = 1 << 31  # numbers of an introduction are below it, slots above 0
+UNKNOWN = bytes(16)  # a request's digest if the server's own replica is not at the round
+MISSING, DIVERGED = 0, 1  # reasons of a site that is behind: entries lack, digests differ
+LONGEST_HELLO, LONGEST_TEXT = 4096, 200  # bytes of an introduction, characters of its texts
+HELLO_NUMBERS = 1 << 31  # all numbers of an introduction are below it
 
 
 @dataclass(frozen=True)
 class Request:
     """Server to site: catch up, then measure round ``round``."""
 
-    round: int  # to be measured
+    round: int  # the one to measure
     learning_rate: float  # of this round, for local steps
-    digest: bytes  # 16, of the parameters that it is to be measured at, or UNKNOWN
+    digest: bytes  # 16, of the parameters at which the round is measured, or UNKNOWN
     run: bytes  # 16, names the run
     code: bytes  # 16, of the server's source files
-    entries: Sequence[bytes] = ()  # what the site missed, oldest first
+    entries: Sequence[bytes] = ()  # those that the site lacks, oldest first
     reset: bool = False
     evaluate: bool = False
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Site to server: what it measured."""
+    """Site to server: the loss differences of a round, or its gradient, or both."""
 
     round: int
     differences: NDArray[np.float32]  # (K*q,) L(θ+εz) − L(θ−εz)
     examples: int
     loss: float  # mean over the examples and evaluations; float32
     seconds: float
-    digest: bytes  # 16, of the parameters that it measured at
-    gradient: bytes = b""  # as its codec encoded it, where the round asks for one
-    outcome: EvalSums | None = None  # on the site's own held-out examples, where asked for
+    digest: bytes  # 16, of the parameters at which the site measured
+    gradient: bytes = b""  # as its codec encoded it, if the round has one
+    outcome: EvalSums | None = None  # on the site's own held-out examples, if requested
 
 
 @dataclass(frozen=True)
 class Behind:
-    """Site to server: I cannot measure this round, my replica is at another one."""
+    """Site to server: the replica here cannot be brought to the round that was requested."""
 
     round: int
     reason: int  # MISSING or DIVERGED
@@ -73,7 +73,7 @@ class Behind:
 
 @dataclass(frozen=True)
 class Hello:
-    """Site to server, when first met: who and where it is."""
+    """Site to server, on first contact: its name, its state and its device."""
 
     site: str  # the name from the node's config
     slot: int
@@ -89,8 +89,8 @@ class Hello:
 
 
 def encode_request(request: Request) -> bytes:
-    """Bytes of the drawing above."""
-    head = REQUEST.pack(
+    """Return the bytes of the drawing above."""
+    header = REQUEST.pack(
         MAGIC_REQUEST,
         RESET * request.reset | EVALUATE * request.evaluate,
         request.round,
@@ -100,12 +100,16 @@ def encode_request(request: Request) -> bytes:
         request.run,
         request.code,
     )
-    return _sealed(b"".join([head, *(LENGTH.pack(len(e)) + e for e in request.entries)]))
+    return _seal(b"".join([header, *(LENGTH.pack(len(e)) + e for e in request.entries)]))
 
 
 def decode_request(data: bytes) -> Request:
-    """Read a request; WireError where it is damaged."""
-    body = _unsealed(data, REQUEST, MAGIC_REQUEST)
+    """Read a request.
+
+    Raises:
+        WireError: the bytes are damaged or are no request.
+    """
+    body = _unseal(data, REQUEST, MAGIC_REQUEST)
     _, flags, round_, count, rate, digest, run, code = REQUEST.unpack_from(body)
     at = REQUEST.size
     entries: list[bytes] = []
@@ -122,12 +126,12 @@ def decode_request(data: bytes) -> Request:
 
 
 def encode_reply(reply: Measured | Behind) -> bytes:
-    """Bytes of the drawing above: 44 + 4 * K * q + outcome + gradient for a measurement."""
+    """Return the bytes of the drawing above: 44 + 4 * K * q + outcome + gradient if measured."""
     if isinstance(reply, Behind):
-        return _sealed(BEHIND.pack(MAGIC_BEHIND, reply.reason, reply.round))
-    head = MEASURED.pack(
+        return _seal(BEHIND.pack(MAGIC_BEHIND, reply.reason, reply.round))
+    header = MEASURED.pack(
         MAGIC_MEASURED,
-        GRADIENT * bool(reply.gradient) | EVALUATED * (reply.outcome is not None),
+        GRADIENT * bool(reply.gradient) | OUTCOME_FOLLOWS * (reply.outcome is not None),
         reply.round,
         len(reply.differences),
         reply.examples,
@@ -135,20 +139,24 @@ def encode_reply(reply: Measured | Behind) -> bytes:
         reply.seconds,
         reply.digest,
     )
-    outcome = _encoded(reply.outcome)
-    return _sealed(head + reply.differences.astype("<f4").tobytes() + outcome + reply.gradient)
+    numbers, outcome = reply.differences.astype("<f4").tobytes(), _encode_outcome(reply.outcome)
+    return _seal(header + numbers + outcome + reply.gradient)
 
 
 def decode_reply(data: bytes) -> Measured | Behind:
-    """Read a reply; WireError where it is damaged."""
-    if begins_behind(data):
-        _, reason, round_ = BEHIND.unpack(_unsealed(data, BEHIND, MAGIC_BEHIND, exact=True))
+    """Read a reply.
+
+    Raises:
+        WireError: the bytes are damaged or are no reply.
+    """
+    if is_behind_reply(data):
+        _, reason, round_ = BEHIND.unpack(_unseal(data, BEHIND, MAGIC_BEHIND, exact=True))
         return Behind(round_, reason)
-    body = _unsealed(data, MEASURED, MAGIC_MEASURED)
+    body = _unseal(data, MEASURED, MAGIC_MEASURED)
     _, flags, round_, numbers, examples, loss, seconds, digest = MEASURED.unpack_from(body)
     end = MEASURED.size + 4 * numbers
-    outcome = _decoded(body, end) if flags & EVALUATED else None
-    end += outcome_bytes(outcome)
+    outcome = _decode_outcome(body, end) if flags & OUTCOME_FOLLOWS else None
+    end += _outcome_bytes(outcome)
     if len(body) < end or (len(body) > end) != bool(flags & GRADIENT):
         raise WireError(
             f"{numbers} numbers expected, got {len(body) - MEASURED.size} bytes of them"
@@ -157,24 +165,23 @@ def decode_reply(data: bytes) -> Measured | Behind:
     return Measured(round_, values, examples, loss, seconds, digest, body[end:], outcome)
 
 
-def begins_behind(data: bytes) -> bool:
-    """Whether a reply begins as that of a site that is behind; the rest is not looked at."""
+def is_behind_reply(data: bytes) -> bool:
+    """Tell from the magic number alone whether a reply is that of a site that is behind."""
     return int.from_bytes(data[:2], "little") == MAGIC_BEHIND
 
 
-def outcome_bytes(outcome: EvalSums | None) -> int:
-    """How many bytes an outcome takes."""
+def _outcome_bytes(outcome: EvalSums | None) -> int:
     return OUTCOME.size + 4 * outcome.confusion.size if outcome is not None else 0
 
 
-def _encoded(outcome: EvalSums | None) -> bytes:
+def _encode_outcome(outcome: EvalSums | None) -> bytes:
     if outcome is None:
         return b""
-    head = OUTCOME.pack(outcome.total, outcome.examples, len(outcome.confusion))
-    return head + outcome.confusion.astype("<u4").tobytes()
+    header = OUTCOME.pack(outcome.total, outcome.examples, len(outcome.confusion))
+    return header + outcome.confusion.astype("<u4").tobytes()
 
 
-def _decoded(body: bytes, at: int) -> EvalSums:
+def _decode_outcome(body: bytes, at: int) -> EvalSums:
     if len(body) < at + OUTCOME.size:
         raise WireError(f"an outcome of {OUTCOME.size} bytes expected, got {len(body) - at}")
     total, examples, classes = OUTCOME.unpack_from(body, at)
@@ -186,12 +193,16 @@ def _decoded(body: bytes, at: int) -> EvalSums:
 
 
 def encode_hello(hello: Hello) -> bytes:
-    """A JSON object of the fields."""
+    """Return a JSON object of the fields."""
     return json.dumps(asdict(hello)).encode()
 
 
 def decode_hello(data: bytes) -> Hello:
-    """Read an introduction; WireError where a field lacks, is of another type, or out of range."""
+    """Read an introduction.
+
+    Raises:
+        WireError: a field is missing, of another type, or out of range.
+    """
     if len(data) > LONGEST_HELLO:
         raise WireError(f"an introduction of at most {LONGEST_HELLO} bytes expected: {len(data)}")
     try:
@@ -206,18 +217,19 @@ def decode_hello(data: bytes) -> Hello:
 
 
 def _sensible(name: str, value: str | int | bool) -> bool:
-    """Whether a value can go into logs, the ledger, and the words of a key."""
+    """Tell whether a value can go into logs, the ledger, and the words of a key."""
     if isinstance(value, str):
         return len(value) <= LONGEST_TEXT and value.isprintable() and bool(value or name == "run")
-    return (name == "slot") <= value < LARGEST
+    return (name == "slot") <= value < HELLO_NUMBERS
 
 
-def _sealed(body: bytes) -> bytes:
+def _seal(body: bytes) -> bytes:
     return body + LENGTH.pack(crc32(body))
 
 
-def _unsealed(data: bytes, head: struct.Struct, magic: int, exact: bool = False) -> bytes:
-    size = head.size + LENGTH.size
+def _unseal(data: bytes, header: struct.Struct, magic: int, exact: bool = False) -> bytes:
+    """Return the bytes before the checksum, once length, magic number and checksum are right."""
+    size = header.size + LENGTH.size
     if len(data) < size or (exact and len(data) != size):
         raise WireError(f"{'' if exact else 'at least '}{size} bytes expected, got {len(data)}")
     if (got := int.from_bytes(data[:2], "little")) != magic:

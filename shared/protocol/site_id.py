@@ -1,4 +1,4 @@
-"""Who a site is: the name and slot that its node's config gives it."""
+"""The identity of a site: the name and the slot that its node's config gives it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,25 +7,25 @@ from hashlib import sha256
 from shared.base.errors import ConfigError
 
 NAMED = 1 << 30  # slots of named sites have this bit, those of numbered ones do not: all < 2**31
-LONGEST = 200  # characters of a name
+LONGEST_NAME = 200  # characters
 
 
 @dataclass(frozen=True, order=True)
 class SiteId:
     """A data owner, ordered by slot; the same after any restart, unlike Flower's node id."""
 
-    slot: int  # 1 + partition for numbered sites, a hash for named ones; 0 is nobody's
+    slot: int  # 1 + partition for numbered sites, a hash for named ones; 0 is no site's
     name: str
 
 
 def site_of(node_config: Mapping[str, object]) -> SiteId:
-    """Name a site by ``site``, or else by ``partition-id``, of its node's config.
+    """Return the identity that ``site`` or else ``partition-id`` of a node's config gives.
 
     Raises:
         ConfigError: the node's config has neither, or they are not a name and a number.
     """
     name, partition = node_config.get("site"), node_config.get("partition-id")
-    if isinstance(name, str) and 0 < len(name) <= LONGEST and name.isprintable():
+    if isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable():
         word = int.from_bytes(sha256(name.encode()).digest()[:4], "little")
         return SiteId(NAMED | word % NAMED, name)
     if name in (None, "") and type(partition) is int and 0 <= partition < NAMED - 1:

@@ -1,1 +1,1 @@
-"""Random numbers that are named, never carried: a counter-based generator and its streams."""
+"""A counter-based random generator, and the table of what its counters are used for."""

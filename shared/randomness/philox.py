@@ -1,7 +1,7 @@
-"""Philox4x32-10: random words that are a pure function of a counter and a key.
+"""Philox4x32-10, a random generator whose words are a pure function of a counter and a seed.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11. It uses
-integers only, so every machine draws the same words. This is the reference that kernels must equal.
+integers only, so every machine draws the same words. Every kernel must equal this reference.
 """
 
 import numpy as np
@@ -12,7 +12,6 @@ from shared.randomness.streams import Key
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the two key words after every round
-DRAWS = 1 << 31  # slots below it name directions; any other draw sets this bit of its key's slot
 
 _LOW = np.uint64(0xFFFFFFFF)
 _HIGH = np.uint64(32)
@@ -33,7 +32,11 @@ def philox4x32(counters: NDArray[np.uint32], seed: int) -> NDArray[np.uint32]:
 
 
 def words(key: Key, blocks: NDArray[np.integer] | range) -> NDArray[np.uint32]:
-    """Return the words (n, 4) of these n blocks of a key; every part of it is in the counter."""
+    """Return the words (n, 4) of the blocks (n,) of a key.
+
+    Raises:
+        ValueError: the key's seed does not fit into 64 bits.
+    """
     counters = np.empty((len(blocks), 4), np.uint32)
     counters[:, 0] = blocks
     counters[:, 1:] = key.index, key.round, key.slot

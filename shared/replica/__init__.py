@@ -1,1 +1,1 @@
-"""A model that follows the ledger: replay, rounding and snapshots with the same bits everywhere."""
+"""Copies of the model that follow the ledger with the same bits: replay, rounding, snapshots."""

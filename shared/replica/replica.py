@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
@@ -16,24 +17,24 @@ from shared.config.schema import Config
 from shared.directions import DIRECTIONS, Directions
 from shared.directions.low_precision import lower_precision
 from shared.optimizers import OPTIMIZERS, Optimizer
-from shared.optimizers.gradient import DenseGradient, Gradient, SumGradient, ZerothOrderGradient
+from shared.optimizers.gradient import (
+    DenseGradient,
+    Gradient,
+    SumGradient,
+    ZerothOrderGradient,
+    coefficients_of,
+)
 from shared.optimizers.restore import restore_
 from shared.protocol.entry import Entry
-from shared.randomness.streams import Key
-from shared.replica.replay import KEYS, Step, add_proven_steps_, add_steps_
+from shared.randomness.streams import SHARED_SLOT, Key, direction_keys, rounding_key
+from shared.replica.replay import PASS_KEYS, Step, add_steps_, add_steps_with_digests_
 from shared.replica.stochastic_rounding import add_, step_
 
-SHARED_SLOT = 0
 GUIDANCE = "guidance"  # the name of the last dense gradient among a snapshot's tensors
 
 
-def keys_of(seed: int, round_: int, slot: int, first: int, count: int) -> list[Key]:
-    """The keys ``first`` to ``first + count`` of a slot in a round, in the order of application."""
-    return [Key(seed, round_, slot, index) for index in range(first, first + count)]
-
-
 def digest_of(tensor: Tensor, seed: int = 0) -> bytes:
-    """16 bytes that name the bits of a tensor (XXH3-128: finds faults, stops no forger)."""
+    """Return 16 bytes that name the bits of a tensor (XXH3-128: it finds faults, not forgery)."""
     bytes_ = tensor.detach().cpu().view(-1).view(torch.uint8)
     return xxhash.xxh3_128_digest(bytes_.numpy().data, seed)
 
@@ -46,7 +47,7 @@ def _taken(made: Callable[..., object], values: Mapping[str, Any]) -> dict[str, 
 
 @dataclass
 class Replica:
-    """Parameters, optimizer state and the round that they are of.
+    """Parameters and optimizer state of a round.
 
     Invariant: after round t the parameters are a pure function of the base model and the entries
     1 to t, whichever process, device or number of threads computed them.
@@ -59,13 +60,13 @@ class Replica:
     queries: int
     eps: float
     codec: Codec  # of the entries' dense gradients
-    guidance: Tensor | None = None  # (size,) the last dense gradient, where a mode reuses it
-    round: int = 0  # the last entry that is applied
+    guidance: Tensor | None = None  # (size,) the last dense gradient, if the mode reuses it
+    round: int = 0  # of the last entry that was applied
     _digest: bytes = b""  # of the parameters at this round; empty: not computed yet
 
     @classmethod
     def of(cls, model: FlatModel, config: Config) -> "Replica":
-        """A replica at round 0 of the run that ``config`` describes."""
+        """Return a replica at round 0 of the run that ``config`` describes."""
         optimizer, family = OPTIMIZERS[config.optimizer], DIRECTIONS[config.directions]
         values = asdict(config) | {"epsilon": config.adam_epsilon}
         if config.mode == "fedavg":  # sites decay their weights themselves; here they are averaged
@@ -83,106 +84,109 @@ class Replica:
         )
 
     def apply(self, entries: Iterable[Entry]) -> None:
-        """Take the step of each entry; one that is applied already is passed over.
+        """Take the step of each entry; skip entries that were applied before.
 
-        Where steps are plain additions, many rounds are one pass over the parameters. A rewind
-        follows the round that it goes back to: a replica that is past that round has to be brought
-        there first, from a snapshot or the base model.
+        Rounds whose steps only add directions are taken together, in one pass over the parameters.
+        A rewind follows the round that it goes back to: a replica that is past that round must be
+        brought there first, from a snapshot or the base model.
 
         Raises:
             GapError: an entry does not follow the replica's round, or its dense gradient was
                 dropped from the ledger; nothing of it is applied.
         """
-        for _ in self._through(entries, proving=False):
+        for _ in self._apply(entries, with_digests=False):
             pass
 
-    def proven(self, entries: Iterable[Entry]) -> Iterator[tuple[int, bytes]]:
-        """Do as ``apply`` does; yield each round, with the digest of the parameters after it."""
-        return self._through(entries, proving=True)
+    def apply_with_digests(self, entries: Iterable[Entry]) -> Iterator[tuple[int, bytes]]:
+        """Do as ``apply`` does; yield each round with the digest of the parameters after it."""
+        return self._apply(entries, with_digests=True)
 
-    def _through(self, entries: Iterable[Entry], proving: bool) -> Iterator[tuple[int, bytes]]:
-        for lot in self._lots(entries):
-            entry, digests, kept = lot[0], list[bytes](), b""
+    def _apply(self, entries: Iterable[Entry], with_digests: bool) -> Iterator[tuple[int, bytes]]:
+        for batch in self._batch(entries):
+            entry, digests, unchanged = batch[0], list[bytes](), b""
             if entry.back_to is not None:
-                kept = self._digest
+                unchanged = self._digest
             elif self._adds(entry):
-                digests = self._add_(lot, proving)
+                digests = self._add_(batch, with_digests)
             else:
-                key = Key(self.seed, entry.round, SHARED_SLOT, 0)
+                key = rounding_key(self.seed, entry.round, SHARED_SLOT, 0)
                 gradient, rate = self.gradient(entry), entry.learning_rate
                 step_(self.optimizer, self.model.flat, gradient, rate, key)
                 self.model.layout.clear_padding_(self.model.flat)
-            self.moved(lot[-1].round, kept)
-            if proving:
+            self.set_round(batch[-1].round, unchanged)
+            if with_digests:
                 digests = digests or [self.digest()]
                 self._digest = digests[-1]
-                yield from zip((entry.round for entry in lot), digests, strict=True)
+                yield from zip((entry.round for entry in batch), digests, strict=True)
 
-    def _lots(self, entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-        """Entries that follow the replica's round: one, or some whose steps are plain additions."""
-        lot: list[Entry] = []
-        at, held = self.round, 0
+    def _batch(self, entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+        """Yield the entries that are new to this replica: one, or several that only add."""
+        batch: list[Entry] = []
+        at, keys = self.round, 0
         for entry in entries:
             if entry.round <= at:
                 continue
-            wrong, count = _wrong(entry, at), sum(len(g.differences) for g in entry.slots)
-            if lot and (wrong or not self._adds(entry) or held + count > KEYS):
-                yield lot
-                lot, held = [], 0
-            if wrong:
-                raise GapError(wrong)
+            fault, count = _find_fault(entry, at), sum(len(s.differences) for s in entry.slots)
+            if batch and (fault or not self._adds(entry) or keys + count > PASS_KEYS):
+                yield batch
+                batch, keys = [], 0
+            if fault:
+                raise GapError(fault)
             at = entry.round
-            lot, held = [*lot, entry], held + count
+            batch, keys = [*batch, entry], keys + count
             if not self._adds(entry):
-                yield lot
-                lot, held = [], 0
-        if lot:
-            yield lot
+                yield batch
+                batch, keys = [], 0
+        if batch:
+            yield batch
 
     def _adds(self, entry: Entry) -> bool:
-        """Whether an entry's step is directions added to the parameters, and nothing else."""
+        """Tell whether an entry's step only adds directions to the parameters."""
         rounded = self.model.flat.dtype is not torch.float32 or entry.back_to is not None
         return self.optimizer.additive and not entry.guide and not rounded
 
-    def _add_(self, lot: Sequence[Entry], proving: bool) -> list[bytes]:
-        """Take steps of plain additions; the digest after each, where asked for and at hand."""
-        steps = []
-        for entry in lot:
-            found = self._measured(entry)
-            scales = [-entry.learning_rate * value for value in found.coefficients]
-            steps.append(Step(found.keys, scales))
-        model = self.model
-        if proving and model.flat.is_cpu:
-            return add_proven_steps_(model.flat, model.layout, self.directions, steps)
-        if proving and len(steps) > 1:
-            return [self._added(step) for step in steps]
+    def _add_(self, batch: Sequence[Entry], with_digests: bool) -> list[bytes]:
+        """Take steps that only add; return the digest after each if they had to be computed."""
+        model, steps = self.model, [self._step_of(entry) for entry in batch]
+        if with_digests and model.flat.is_cpu:
+            return add_steps_with_digests_(model.flat, model.layout, self.directions, steps)
+        if with_digests and len(steps) > 1:
+            return [self._add_step_(step) for step in steps]
         add_steps_(model.flat, model.layout, self.directions, steps)
         return []
 
-    def _added(self, step: Step) -> bytes:
+    def _step_of(self, entry: Entry) -> Step:
+        estimate = self._estimate(entry)
+        scales = [-entry.learning_rate * value for value in estimate.coefficients]
+        return Step(estimate.keys, scales)
+
+    def _add_step_(self, step: Step) -> bytes:
         add_steps_(self.model.flat, self.model.layout, self.directions, [step])
         return digest_of(self.model.flat)
 
     def gradient(self, entry: Entry) -> Gradient:
-        """What an entry says of the gradient: its dense part, and the estimate of its groups."""
-        measured = self._measured(entry)
-        if not entry.guide:
-            return measured
-        dense = self._dense(entry)
-        return SumGradient(DenseGradient(dense), entry.guide, measured)
+        """Return an entry's gradient: guide * its dense gradient + the estimate of its slots.
 
-    def _measured(self, entry: Entry) -> ZerothOrderGradient:
-        """The estimate (1/q) * sum of difference / 2eps * z, group by group."""
+        Raises:
+            GapError: the entry needs an earlier entry's dense gradient, which is not kept here.
+        """
+        estimate = self._estimate(entry)
+        if not entry.guide:
+            return estimate
+        return SumGradient(DenseGradient(self._dense(entry)), entry.guide, estimate)
+
+    def _estimate(self, entry: Entry) -> ZerothOrderGradient:
+        """Return the two-point estimate of an entry, slot by slot."""
         keys: list[Key] = []
         coefficients: list[float] = []
-        for group in entry.slots:
-            keys += keys_of(self.seed, entry.round, group.slot, 0, len(group.differences))
-            scale = 2 * self.eps * self.queries
-            coefficients += [float(value) / scale for value in group.differences]
+        for slot in entry.slots:
+            differences = slot.differences.astype(np.float64)
+            keys += direction_keys(self.seed, entry.round, slot.slot, 0, len(differences))
+            coefficients += coefficients_of(differences, self.eps, self.queries).tolist()
         return ZerothOrderGradient(self.directions, keys, coefficients)
 
     def _dense(self, entry: Entry) -> Tensor:
-        """The decoded gradient that an entry brings, or the last one that was brought."""
+        """Return the entry's decoded gradient (size,), or else that of an earlier entry."""
         if not entry.payload:
             if self.guidance is None:
                 raise GapError(f"round {entry.round} goes along a guidance that is not kept here")
@@ -192,55 +196,60 @@ class Replica:
             self.guidance.copy_(dense)
         return dense
 
-    def drift_(self, keys: list[Key], coefficients: list[float], step: Key) -> None:
-        """Add coefficients[k] * z(keys[k]) to the parameters, which whoever calls puts back.
+    def drift_(self, keys: list[Key], coefficients: list[float], rounding: Key) -> None:
+        """Add coefficients[k] * z(keys[k]) to the parameters; the caller must restore them.
 
-        ``step`` names what is drawn to round them, where they are rounded.
+        ``rounding`` is the key of the bits that round parameters in bfloat16.
         """
-        add_(self.model.flat, ZerothOrderGradient(self.directions, keys, coefficients), 1.0, step)
+        estimate = ZerothOrderGradient(self.directions, keys, coefficients)
+        add_(self.model.flat, estimate, 1.0, rounding)
 
     def state(self) -> Mapping[str, Tensor]:
-        """What a snapshot must hold beside the parameters: live tensors by name."""
-        kept = {} if self.guidance is None else {GUIDANCE: self.guidance}
-        return {**self.optimizer.state(), **kept}
+        """Return what a snapshot must hold beside the parameters: live tensors by name."""
+        guidance = {} if self.guidance is None else {GUIDANCE: self.guidance}
+        return {**self.optimizer.state(), **guidance}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what ``state()`` gave; SnapshotError where it does not fit."""
+        """Copy what ``state()`` returned into this replica.
+
+        Raises:
+            SnapshotError: a tensor is missing or has another shape; nothing is copied.
+        """
         restore_(self.state(), state)
 
     def digest(self) -> bytes:
-        """16 bytes that two replicas share exactly when their parameters are the same bits."""
+        """Return 16 bytes that are equal in two replicas if their parameters have the same bits."""
         if not self._digest:
             self._digest = digest_of(self.model.flat)
         return self._digest
 
-    def moved(self, round_: int, digest: bytes = b"") -> None:
-        """Say that the parameters are now those of ``round_``; their digest, where it is known."""
+    def set_round(self, round_: int, digest: bytes = b"") -> None:
+        """Note that the parameters are now those of ``round_``, and their digest if it is known."""
         self.round, self._digest = round_, digest
 
     def check(self, digest: bytes) -> None:
-        """Compare with a recorded digest.
+        """Compare the parameters' digest with a recorded one.
 
         Raises:
-            DivergedError: the parameters are others.
+            DivergedError: the digests differ.
         """
         check_digest(self.round, self.digest(), digest)
 
 
-def check_digest(round_: int, found: bytes, recorded: bytes | None) -> None:
-    """Compare a round's digest with the recorded one, where there is one.
+def check_digest(round_: int, digest: bytes, recorded: bytes | None) -> None:
+    """Compare a round's digest with the recorded one, if there is one.
 
     Raises:
-        DivergedError: the parameters are others.
+        DivergedError: the digests differ.
     """
-    if recorded is not None and found != recorded:
+    if recorded is not None and digest != recorded:
         raise DivergedError(
-            f"round {round_}: digest {recorded.hex()} expected, this replica has {found.hex()}"
+            f"round {round_}: digest {recorded.hex()} expected, this replica has {digest.hex()}"
         )
 
 
-def _wrong(entry: Entry, at: int) -> str:
-    """Why an entry cannot be applied after round ``at``; nothing where it can."""
+def _find_fault(entry: Entry, at: int) -> str:
+    """Return why an entry cannot be applied after round ``at``, or an empty string."""
     if entry.follows != at:
         return f"entry of round {at + 1} expected, got {entry.round}, which follows {entry.follows}"
     if entry.dropped:

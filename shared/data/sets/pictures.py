@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from shared.base.errors import DataError
 from shared.data.documents import DATASETS, Documents, Source
-from shared.packages.catalogue import CARRIERS
-from shared.packages.package import fetch
+from shared.packages.package import CARRIERS, fetch
 
 RAMP = " .:-=+*#%@"  # each a byte, brighter to the right
 DIGITS = "sklearn/datasets/data/digits.csv.gz"

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.data.documents import DATASETS, Documents, Source
-from shared.packages.catalogue import CARRIERS
-from shared.packages.package import fetch
+from shared.packages.package import CARRIERS, fetch
 
 SPEAKER = re.compile(r"\*\*(.+)\*\*")
 HEADING = re.compile(r"#+ (.+)")

@@ -1,1 +1,1 @@
-"""Fast forms of the families, each imported when a tensor first needs it, never to list names."""
+"""Fast kernels for the families of directions: each module is imported when a tensor needs it."""

@@ -14,12 +14,15 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from shared.base import flat
+from shared.randomness import philox
+
 PARALLEL_FROM = 1 << 17  # additions: below, a launch costs more than a second thread saves
 
 
 @cache
 def most_threads() -> int:
-    """Launch numba's threads and return how many there are: one where only its work queue loads.
+    """Launch numba's threads and return how many there are: one if only its work queue loads.
 
     The work queue ends the process when two Python threads use it at once, and was no faster than
     one thread when measured; OpenMP and TBB are safe. Numba's launch sets the number of threads of
@@ -42,7 +45,7 @@ def shares(additions: int, pieces: int) -> int:
 
 
 def kernel(signature: str, **options: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile at import, or load from the cache; where no folder takes a cache, compile each time.
+    """Compile at import or load from the cache; without a writable folder, compile each time.
 
     A function has one signature, so processes that compile at once write files of equal content.
     """
@@ -50,24 +53,24 @@ def kernel(signature: str, **options: bool) -> Callable[[Callable[..., Any]], Ca
     if "parallel" in options:
         most_threads()  # or compiling would launch them
 
-    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
-            with _cached():
+            with _use_cache_folder():
                 return njit(signature, cache=True, **options)(function)
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise
             return njit(signature, **options)(function)
 
-    return compiled
+    return compile_
 
 
 @contextmanager
-def _cached() -> Iterator[None]:
-    """Let numba's cache lie in a folder named after all of this package's sources.
+def _use_cache_folder() -> Iterator[None]:
+    """Let numba keep its cache in a folder that is named after all sources that are compiled in.
 
-    On its own it looks at one file's age only, and functions of other files are built in. A folder
-    that the user names (NUMBA_CACHE_DIR) takes its place.
+    Numba itself looks at the age of one file only, but functions and constants of other files are
+    compiled in. A folder that the user names (NUMBA_CACHE_DIR) takes its place.
     """
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = before or str(_folder())
@@ -80,7 +83,7 @@ def _cached() -> Iterator[None]:
 @cache
 def _folder() -> Path:
     own = Path(__file__).parent
-    sources = sorted(own.parent.rglob("*.py"))
+    sources = [*sorted(own.glob("*.py")), Path(flat.__file__), Path(philox.__file__)]
     digest = sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     return own / "__pycache__" / digest[:16]
 

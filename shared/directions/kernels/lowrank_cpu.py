@@ -1,6 +1,6 @@
 """Low-rank directions on the CPU: every product is added to a row while the row is in cache.
 
-Each thread takes a run of whole rows, so no bit depends on how many threads there are.
+Each thread takes consecutive whole rows, so no bit depends on how many threads there are.
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ def _add(out, source, size, skip, a, b, width, scales, height, part, parts):
     "void(int64, int64, int64, int64, int64, int64, int64, float32[::1], int64, int64)",
     parallel=True,
 )
-def _add_shared(out, source, size, skip, a, b, width, scales, height, parts):
+def _add_in_parallel(out, source, size, skip, a, b, width, scales, height, parts):
     for part in prange(parts):
         _add(out, source, size, skip, a, b, width, scales, height, part, parts)
 
@@ -55,9 +55,9 @@ def add_products_(
     begins ``skip`` elements into its first row.
     """
     height, width, rounded = a.shape[1], b.shape[1], scales.astype(np.float32)
-    what = out.data_ptr(), source.data_ptr(), out.numel(), skip, a.data_ptr(), b.data_ptr()
+    operands = out.data_ptr(), source.data_ptr(), out.numel(), skip, a.data_ptr(), b.data_ptr()
     threads = shares(out.numel() * len(scales), height)
     if threads == 1:
-        _add(*what, width, rounded, height, 0, 1)
+        _add(*operands, width, rounded, height, 0, 1)
     else:
-        _add_shared(*what, width, rounded, height, threads)
+        _add_in_parallel(*operands, width, rounded, height, threads)

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.base.flat import TILE
-from shared.directions.rademacher import BLOCKS, WORDS
+from shared.base.flat import TILE, TILE_BLOCKS, TILE_WORDS
 from shared.randomness.philox import MULTIPLIERS, ROUNDS, WEYL
 from shared.randomness.streams import Key
 
@@ -36,63 +35,63 @@ def words(key: Key, blocks: Tensor) -> Tensor:
     return torch.stack([c0, c1, c2, c3])
 
 
-CHUNK = 1 << 20  # elements drawn at a time
+SIGNS = 1 << 20  # drawn at a time
 
 
-def _run(key: Key, start: int, size: int, device: torch.device) -> Tensor:
+def _draw_run(key: Key, start: int, size: int, device: torch.device) -> Tensor:
     """Return z (size,) at the addresses from ``start``: whole tiles, cut at the ends."""
     first, stop = start // TILE, -(-(start + size) // TILE)
-    blocks = torch.arange(first * BLOCKS, stop * BLOCKS, device=device)
-    lanes = words(key, blocks).view(4, -1, BLOCKS).transpose(0, 1).reshape(-1, 1, WORDS)
-    bits = lanes >> torch.arange(TILE // WORDS, device=device)[:, None] & 1  # (tiles, 32, 64)
-    return _signs(bits).view(-1)[start - first * TILE :][:size]
+    blocks = torch.arange(first * TILE_BLOCKS, stop * TILE_BLOCKS, device=device)
+    lanes = words(key, blocks).view(4, -1, TILE_BLOCKS).transpose(0, 1).reshape(-1, 1, TILE_WORDS)
+    bits = lanes >> torch.arange(TILE // TILE_WORDS, device=device)[:, None] & 1  # (tiles, 32, 64)
+    return _to_signs(bits).view(-1)[start - first * TILE :][:size]
 
 
-def _at(key: Key, addresses: Tensor) -> Tensor:
+def _draw_at(key: Key, addresses: Tensor) -> Tensor:
     """Return z (n,) at any addresses (n,); draws a block for each."""
     element = addresses % TILE
-    lane = element % WORDS
-    drawn = words(key, addresses // TILE * BLOCKS + lane % BLOCKS)  # (4, n)
-    word = drawn.gather(0, (lane // BLOCKS)[None])[0]
-    return _signs(word >> element // WORDS & 1)
+    lane = element % TILE_WORDS
+    drawn = words(key, addresses // TILE * TILE_BLOCKS + lane % TILE_BLOCKS)  # (4, n)
+    word = drawn.gather(0, (lane // TILE_BLOCKS)[None])[0]
+    return _to_signs(word >> element // TILE_WORDS & 1)
 
 
-def _signs(bits: Tensor) -> Tensor:
+def _to_signs(bits: Tensor) -> Tensor:
     return 1 - 2 * bits.to(torch.float32)
 
 
-def _rounded(scale: float) -> float:
+def _to_float32(scale: float) -> float:
     return float(np.float32(scale))
 
 
 @torch.no_grad()
 def add_to_(flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int) -> None:
     """Add sum of coefficients[k] * z(keys[k]) to ``flat`` (n,) at address ``start``."""
-    for at in range(0, flat.numel(), CHUNK):
-        part = flat[at : at + CHUNK]
+    for at in range(0, flat.numel(), SIGNS):
+        part = flat[at : at + SIGNS]
         for key, coefficient in zip(keys, coefficients, strict=True):
-            z = _run(key, start + at, part.numel(), flat.device)
-            part += z.mul_(_rounded(coefficient))
+            z = _draw_run(key, start + at, part.numel(), flat.device)
+            part += z.mul_(_to_float32(coefficient))
 
 
 @torch.no_grad()
-def perturbed_(out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
+def perturb_(out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
     """Write source + scale * z(key) into ``out`` (n,), which lies at address ``start``."""
-    for at in range(0, out.numel(), CHUNK):
-        part = slice(at, at + CHUNK)
-        z = _run(key, start + at, out[part].numel(), out.device)
-        torch.add(source[part], z.mul_(_rounded(scale)), out=out[part])
+    for at in range(0, out.numel(), SIGNS):
+        part = slice(at, at + SIGNS)
+        z = _draw_run(key, start + at, out[part].numel(), out.device)
+        torch.add(source[part], z.mul_(_to_float32(scale)), out=out[part])
 
 
 @torch.no_grad()
 def add_rows_(rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
     """Add scale * z to ``rows`` (m, width): row i holds row ids[i] of the matrix at ``start``."""
     width = rows.shape[1]
-    columns, step = torch.arange(width, device=rows.device), max(1, CHUNK // width)
+    columns, step = torch.arange(width, device=rows.device), max(1, SIGNS // width)
     for at in range(0, len(rows), step):
         part = rows[at : at + step]
         addresses = start + ids[at : at + step, None].to(torch.int64) * width + columns
-        part += _at(key, addresses.view(-1)).mul_(_rounded(scale)).view_as(part)
+        part += _draw_at(key, addresses.view(-1)).mul_(_to_float32(scale)).view_as(part)
 
 
 def add_each_(rows: Tensor, keys: Sequence[Key], start: int) -> None:
@@ -101,7 +100,7 @@ def add_each_(rows: Tensor, keys: Sequence[Key], start: int) -> None:
         add_to_(row, [key], [1.0], start)
 
 
-CHUNK = 1 << 22  # elements of a product that are built at a time
+PRODUCTS = 1 << 22  # elements of a product that are built at a time
 
 
 @torch.no_grad()
@@ -114,7 +113,7 @@ def add_products_(
     begins ``skip`` elements into its first row.
     """
     width = b.shape[1]
-    step = max(1, CHUNK // width)
+    step = max(1, PRODUCTS // width)
     for top in range(0, a.shape[1], step):
         rows = a[:, top : top + step]
         low = max(top * width - skip, 0)
@@ -126,28 +125,28 @@ def add_products_(
         out[low:high] = total
 
 
-DRAWN = 8  # numbers of one block
-CHUNK = 1 << 20  # numbers at a time
+PER_BLOCK = 8  # numbers that one block of the generator rounds, 16 bits each
+ROUNDED = 1 << 20  # numbers at a time
 EXPONENT, FRACTION, QUIET = 0x7F800000, 0x7FFFFF, 0x40
 
 
 @torch.no_grad()
 def round_(out: Tensor, values: Tensor, key: Key, start: int) -> None:
     """Round ``values`` (n,) float32, which begin at ``start``, into ``out`` (n,) bfloat16."""
-    for at in range(0, values.numel(), CHUNK):
-        part = values[at : at + CHUNK]
+    for at in range(0, values.numel(), ROUNDED):
+        part = values[at : at + ROUNDED]
         bits = part.view(torch.int32).long() & 0xFFFFFFFF
-        odds = _odds(key, start + at, part.numel(), part.device)
+        odds = _draw_odds(key, start + at, part.numel(), part.device)
         finite = bits & EXPONENT != EXPONENT
         upper = bits + torch.where(finite, odds, 0) >> 16
         upper |= QUIET * (~finite & (bits & FRACTION != 0))
         signed = torch.where(upper >= 1 << 15, upper - (1 << 16), upper)
-        out[at : at + CHUNK].view(torch.int16).copy_(signed)
+        out[at : at + ROUNDED].view(torch.int16).copy_(signed)
 
 
-def _odds(key: Key, start: int, size: int, device: torch.device) -> Tensor:
-    """The 16 bits (size,) of the addresses from ``start``."""
-    first, stop = start // DRAWN, -(-(start + size) // DRAWN)
+def _draw_odds(key: Key, start: int, size: int, device: torch.device) -> Tensor:
+    """Draw the 16 random bits (size,) of each address from ``start`` on."""
+    first, stop = start // PER_BLOCK, -(-(start + size) // PER_BLOCK)
     drawn = words(key, torch.arange(first, stop, device=device)).T  # (blocks, 4)
     halves = torch.stack([drawn & 0xFFFF, drawn >> 16], 2).reshape(-1)
-    return halves[start - first * DRAWN :][:size]
+    return halves[start - first * PER_BLOCK :][:size]

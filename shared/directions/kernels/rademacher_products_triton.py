@@ -1,10 +1,10 @@
 """Products of few activations with a weight plus signs, on CUDA: the weight is read once.
 
-A forward of few tokens is bound by reading the weights, and block by block through a scratch also
-by starting two kernels for each block. Here a first kernel draws the matrix's words, one bit for an
-element (1/32 of its bytes), and a second one adds the signs to a block of the weight in registers
-on its way into the product. The inner dimension is cut into parts, so that every multiprocessor has
-one, and the parts are added up by a third: the same bits each time.
+A forward pass of few tokens is bound by reading the weights and, block by block through a scratch,
+also by starting two kernels for each block. Here a first kernel draws the matrix's words, one bit
+for an element (1/32 of its bytes). A second kernel adds the signs to a block of the weight in
+registers on its way into the product. The inner dimension is cut into parts, so that every
+multiprocessor has one. A third kernel adds the parts up, in the same order each time.
 """
 
 import torch
@@ -12,17 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from shared.base.flat import TILE
-from shared.directions import Matrix
-from shared.directions.kernels.rademacher_triton import LANES, LENGTH, _draw, named
-from shared.directions.rademacher import WORDS
+from shared.base.flat import TILE, TILE_WORDS, Matrix
+from shared.directions.kernels.rademacher_triton import LANES, LENGTH, draw, key_numbers
 from shared.randomness.streams import Key
 
-MOST = 64  # rows of activations; with more, a block's product outweighs drawing and storing it
+MOST_ROWS = 64  # rows of activations; with more, a block's product outweighs drawing and storing it
 INNER, OUTER, WARPS = 32, 32, 8  # of a program's block: what registers hold, with 64 rows too
 PROGRAMS = 264  # two for each multiprocessor of the largest cards
-TILES = 8  # that a program draws the words of
-COUNT = tl.constexpr(WORDS)
+TILES = 8  # whose words a program draws
+COUNT = tl.constexpr(TILE_WORDS)
 
 
 @triton.jit
@@ -30,7 +28,7 @@ def _words(out, first, count, key, tiles: tl.constexpr):
     """Write the words (count, 64) of tiles from number ``first`` on."""
     row = tl.program_id(0) * tiles + tl.arange(0, tiles)
     lane = tl.arange(0, LANES)[None, :]
-    w0, w1, w2, w3 = _draw((first + row.to(tl.int64))[:, None] * LANES + lane, key)
+    w0, w1, w2, w3 = draw((first + row.to(tl.int64))[:, None] * LANES + lane, key)
     at, here = out + row[:, None] * COUNT + lane, (row < count)[:, None] & (lane < LANES)
     tl.store(at, w0.to(tl.int32, bitcast=True), mask=here)
     tl.store(at + LANES, w1.to(tl.int32, bitcast=True), mask=here)
@@ -65,14 +63,14 @@ def _product(
         bit = (word >> (at % LENGTH // COUNT).to(tl.int32)) & 1
         value += tl.where(right, tl.where(bit != 0, -scale, scale), 0.0)
         total = tl.dot(a, value, total, input_precision="ieee")
-    place = (tl.program_id(1) * m + row[:, None]) * n + column[None, :]
-    tl.store(out + place, total, mask=(row < m)[:, None] & (column < n)[None, :])
+    target = (tl.program_id(1) * m + row[:, None]) * n + column[None, :]
+    tl.store(out + target, total, mask=(row < m)[:, None] & (column < n)[None, :])
 
 
 def fits(x: Tensor, matrix: Matrix, scratch: Tensor) -> bool:
     """Tell whether a product with ``x`` (m, k) is quicker here than block by block."""
     del matrix, scratch  # any shape; the words take their own memory
-    return 0 < x.shape[0] <= MOST
+    return 0 < x.shape[0] <= MOST_ROWS
 
 
 def product(
@@ -85,8 +83,9 @@ def product(
     along_k, along_n = (1, width) if matrix.transposed else (width, 1)
     first, skip = divmod(matrix.start, TILE)
     tiles = -(-(skip + height * width) // TILE)
-    words = torch.empty(tiles * WORDS, dtype=torch.int32, device=x.device)
-    _words[(triton.cdiv(tiles, TILES),)](words, first, tiles, named([key], x.device), tiles=TILES)
+    words = torch.empty(tiles * TILE_WORDS, dtype=torch.int32, device=x.device)
+    numbers = key_numbers([key], x.device)
+    _words[(triton.cdiv(tiles, TILES),)](words, first, tiles, numbers, tiles=TILES)
     across, deep = triton.cdiv(n, OUTER), triton.cdiv(k, INNER)
     share = triton.cdiv(deep, min(deep, triton.cdiv(PROGRAMS, across))) * INNER
     parts = triton.cdiv(k, share)

@@ -13,19 +13,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from shared.base.flat import TILE
-from shared.directions.rademacher import BLOCKS
+from shared.base.flat import TILE, TILE_BLOCKS
 from shared.randomness.philox import MULTIPLIERS, ROUNDS, WEYL
 from shared.randomness.streams import Key
 
 TILES = 8  # of a program
 M0, M1 = (tl.constexpr(number) for number in MULTIPLIERS)
 W0, W1 = (tl.constexpr(number) for number in WEYL)
-TIMES, LENGTH, LANES = tl.constexpr(ROUNDS), tl.constexpr(TILE), tl.constexpr(BLOCKS)
+TIMES, LENGTH, LANES = tl.constexpr(ROUNDS), tl.constexpr(TILE), tl.constexpr(TILE_BLOCKS)
 
 
 @triton.jit
-def _draw(block, key):
+def draw(block, key):
     """Return the four words of each block under the five numbers at ``key``."""
     k0, k1 = tl.load(key).to(tl.uint32), tl.load(key + 1).to(tl.uint32)
     c0 = block.to(tl.uint32)
@@ -42,7 +41,7 @@ def _draw(block, key):
 
 
 @triton.jit
-def _signed(words, rows, scale):
+def _choose_sign(words, rows, scale):
     """Return ±scale (tiles, 32, 16) for one word (tiles, 16) of each block."""
     bits = (words[:, None, :] >> rows) & 1
     return tl.where(bits != 0, -scale, scale)
@@ -74,11 +73,11 @@ def _add(out, source, starts, width, groups, keys, scales, count, apart, tiles: 
     t3 = tl.load(source + base + at + 3 * LANES, mask=m3)
     for k in range(count):
         scale = tl.load(scales + k)
-        w0, w1, w2, w3 = _draw(block, keys + (row * apart + k) * 5)
-        t0 += _signed(w0, rows, scale)
-        t1 += _signed(w1, rows, scale)
-        t2 += _signed(w2, rows, scale)
-        t3 += _signed(w3, rows, scale)
+        w0, w1, w2, w3 = draw(block, keys + (row * apart + k) * 5)
+        t0 += _choose_sign(w0, rows, scale)
+        t1 += _choose_sign(w1, rows, scale)
+        t2 += _choose_sign(w2, rows, scale)
+        t3 += _choose_sign(w3, rows, scale)
     tl.store(out + base + at, t0, mask=m0)
     tl.store(out + base + at + LANES, t1, mask=m1)
     tl.store(out + base + at + 2 * LANES, t2, mask=m2)
@@ -99,7 +98,7 @@ def _launch(
         return
     tiles = min(TILES, triton.next_power_of_2(-(-width // TILE) + 1))
     groups = -(-(-(-width // TILE) + 1) // tiles)  # a row may begin and end within a tile
-    rounded = torch.from_numpy(np.array(scales, np.float32)).to(out.device)
+    factors = torch.from_numpy(np.array(scales, np.float32)).to(out.device)
     count = 1 if apart else len(keys)
     _add[(rows * groups,)](
         out,
@@ -107,16 +106,16 @@ def _launch(
         starts,
         width,
         groups,
-        named(keys, out.device),
-        rounded,
+        key_numbers(keys, out.device),
+        factors,
         count,
         int(apart),
         tiles=tiles,
     )
 
 
-def named(keys: Sequence[Key], device: torch.device) -> Tensor:
-    """Return the five numbers (keys, 5) of each key, as ``_draw`` reads them."""
+def key_numbers(keys: Sequence[Key], device: torch.device) -> Tensor:
+    """Return the five numbers (keys, 5) of each key, as ``draw`` reads them."""
     numbers = [(k.seed & 0xFFFFFFFF, k.seed >> 32, k.index, k.round, k.slot) for k in keys]
     return torch.tensor(numbers, dtype=torch.int64).to(device)
 
@@ -126,7 +125,7 @@ def add_to_(flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], st
     _launch(flat[None], flat[None], _starts(flat, start), keys, coefficients)
 
 
-def perturbed_(out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
+def perturb_(out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
     """Write source + scale * z(key) into ``out`` (n,), which lies at address ``start``."""
     _launch(out[None], source[None], _starts(out, start), [key], [scale])
 

@@ -1,9 +1,8 @@
 """Pieces of a matrix product in vector code: a tile of sums in registers, signs, a transpose.
 
-In LLVM's own language, since a compiled loop would not keep the sums of a tile in registers. Shape
-and order are those of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication",
-TOMS 34(3), 2008. Functions take addresses; strides count elements. Numba's cache looks only at the
-file of the caller: after a change here, delete ``__pycache__``.
+Written in LLVM's own language, because a compiled loop would not keep the sums of a tile in
+registers. Shape and order are those of Goto and van de Geijn, "Anatomy of high-performance matrix
+multiplication", TOMS 34(3), 2008. Functions take addresses; strides count elements.
 """
 
 from functools import cache
@@ -13,12 +12,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from shared.base.flat import TILE_WORDS
+
 LANES = 16  # float32 of a vector register
 ROWS = 8  # of a tile
 VECTORS = 2  # of a tile's row
 COLUMNS = VECTORS * LANES
 STEPS = 8  # along the inner dimension that one turn of the loop takes
-CHUNK = 64  # neighbours that take the same bit of as many words
+BIT_ELEMENTS = TILE_WORDS  # consecutive elements that take the same bit of as many words
 
 FLOAT, WORD, INTEGER, BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
 VECTOR, MASK = ir.VectorType(FLOAT, LANES), ir.VectorType(WORD, LANES)
@@ -26,7 +27,7 @@ CELLS = [(row, vector) for row in range(ROWS) for vector in range(VECTORS)]
 
 
 @cache
-def supported() -> bool:
+def is_supported() -> bool:
     """Tell whether this processor has registers for a tile."""
     return bool(binding.get_host_cpu_features().get("avx512f"))
 
@@ -40,11 +41,11 @@ class _Code:
     def pointer(self, address, kind=FLOAT):
         return self.builder.inttoptr(address, kind.as_pointer())
 
-    def moved(self, pointer, count, stride=None):
-        """The pointer ``count`` elements on, or ``count`` strides."""
+    def offset(self, pointer, count, stride=None):
+        """Return the pointer ``count`` elements on, or ``count`` strides."""
         count = INTEGER(count) if isinstance(count, int) else count
-        offset = count if stride is None else self.builder.mul(stride, count)
-        return self.builder.gep(pointer, [offset])
+        elements = count if stride is None else self.builder.mul(stride, count)
+        return self.builder.gep(pointer, [elements])
 
     def load(self, pointer, kind=VECTOR):
         loaded = self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()))
@@ -56,13 +57,14 @@ class _Code:
             vector, self.builder.bitcast(pointer, vector.type.as_pointer())
         ).align = 4
 
-    def mixed(self, one, other, lanes):
-        """The vector of these lanes of two, those of ``other`` counted on from LANES."""
+    def shuffle(self, one, other, lanes):
+        """Return the vector of these lanes of two; those of ``other`` are counted from LANES on."""
         return self.builder.shuffle_vector(one, other, ir.Constant(MASK, [WORD(i) for i in lanes]))
 
-    def repeated(self, number, kind=VECTOR):
+    def broadcast(self, number, kind=VECTOR):
+        """Return the vector whose every lane is ``number``."""
         empty = ir.Constant(kind, ir.Undefined)
-        return self.mixed(self.builder.insert_element(empty, number, WORD(0)), empty, [0] * LANES)
+        return self.shuffle(self.builder.insert_element(empty, number, WORD(0)), empty, [0] * LANES)
 
     def call(self, name, kind, *arguments):
         function = ir.FunctionType(kind, [argument.type for argument in arguments])
@@ -76,7 +78,7 @@ class _Code:
         self.builder.asm(nothing, "", "~{memory}", [], side_effect=True)
 
     def fetch(self, pointer):
-        """Ask for a line that will be read, into the second cache."""
+        """Prefetch a cache line that will be read, into the second-level cache."""
         byte = self.builder.bitcast(pointer, BYTE.as_pointer())
         read, level, data = WORD(0), WORD(2), WORD(1)
         self.call("llvm.prefetch.p0", ir.VoidType(), byte, read, level, data)
@@ -104,8 +106,8 @@ def _loop(code, depth, sums, body):
 
 def _rank_one(code, sums, rows, panel):
     """Add to each sum the number at its row times its vector of the panel's line."""
-    factors = [code.load(code.moved(panel, vector * LANES)) for vector in range(VECTORS)]
-    numbers = [code.repeated(code.builder.load(row)) for row in rows]
+    factors = [code.load(code.offset(panel, vector * LANES)) for vector in range(VECTORS)]
+    numbers = [code.broadcast(code.builder.load(row)) for row in rows]
     fma = f"llvm.fma.v{LANES}f32"
     cells = zip(CELLS, sums, strict=True)
     return [code.call(fma, VECTOR, numbers[i], factors[j], total) for (i, j), total in cells]
@@ -124,45 +126,48 @@ def multiply_tile(context, a, lda, b, depth, init, ldi, c, ldc, ahead, gap):
         depth, gap = arguments[3], arguments[9]
         lda, ldi, ldc = (arguments[i] for i in (1, 5, 7))
         a, b, init, c, ahead = (code.pointer(arguments[i]) for i in (0, 2, 4, 6, 8))
-        lines = [code.moved(a, row, lda) for row in range(ROWS)]
-        streams = [ahead, code.moved(ahead, gap)]
+        lines = [code.offset(a, row, lda) for row in range(ROWS)]
+        streams = [ahead, code.offset(ahead, gap)]
 
         def turn(step, sums):
             for stream in streams:
-                code.fetch(code.moved(stream, step))
-            panel = code.moved(b, step, INTEGER(COLUMNS))
+                code.fetch(code.offset(stream, step))
+            panel = code.offset(b, step, INTEGER(COLUMNS))
             for at in range(STEPS):
                 code.fence()
-                places = [code.moved(line, builder.add(step, INTEGER(at))) for line in lines]
-                sums = _rank_one(code, sums, places, code.moved(panel, at * COLUMNS))
+                addresses = [code.offset(line, builder.add(step, INTEGER(at))) for line in lines]
+                sums = _rank_one(code, sums, addresses, code.offset(panel, at * COLUMNS))
             return sums
 
         def cell(pointer, row, vector, stride):
-            return code.moved(code.moved(pointer, row, stride), vector * LANES)
+            return code.offset(code.offset(pointer, row, stride), vector * LANES)
 
-        sums = [code.load(cell(init, *place, ldi)) for place in CELLS]
-        for place, total in zip(CELLS, _loop(code, depth, sums, turn), strict=True):
-            code.store(total, cell(c, *place, ldc))
+        sums = [code.load(cell(init, *position, ldi)) for position in CELLS]
+        for position, total in zip(CELLS, _loop(code, depth, sums, turn), strict=True):
+            code.store(total, cell(c, *position, ldc))
         return context.get_dummy_value()
 
     return types.none(*[types.int64] * 10), generate
 
 
 @intrinsic
-def perturb_chunk(context, out, second, source, words, bit, scale):
-    """Write source (CHUNK,) + scale * z to two places, half to each; a set ``bit`` means -scale."""
+def perturb_run(context, out, second, source, words, bit, scale):
+    """Write source (BIT_ELEMENTS,) + scale * z, half to ``out``, half to ``second``.
+
+    A set ``bit`` of an element's word means -scale.
+    """
 
     def generate(context, builder, signature, arguments):
         code = _Code(builder)
         halves, source = [code.pointer(i) for i in arguments[:2]], code.pointer(arguments[2])
-        words, bits = code.pointer(arguments[3], WORD), code.repeated(arguments[4], MASK)
-        plus, minus = (code.repeated(i) for i in (arguments[5], builder.fneg(arguments[5])))
-        for at in range(0, CHUNK, LANES):
-            chosen = builder.and_(code.load(code.moved(words, at), MASK), bits)
+        words, bits = code.pointer(arguments[3], WORD), code.broadcast(arguments[4], MASK)
+        plus, minus = (code.broadcast(i) for i in (arguments[5], builder.fneg(arguments[5])))
+        for at in range(0, BIT_ELEMENTS, LANES):
+            chosen = builder.and_(code.load(code.offset(words, at), MASK), bits)
             unset = builder.icmp_unsigned("==", chosen, ir.Constant(MASK, [WORD(0)] * LANES))
-            number = code.load(code.moved(source, at))
-            place = code.moved(halves[at // COLUMNS], at % COLUMNS)
-            code.store(builder.fadd(number, builder.select(unset, plus, minus)), place)
+            number = code.load(code.offset(source, at))
+            target = code.offset(halves[at // COLUMNS], at % COLUMNS)
+            code.store(builder.fadd(number, builder.select(unset, plus, minus)), target)
         return context.get_dummy_value()
 
     addresses = [types.int64] * 4
@@ -176,14 +181,14 @@ def transpose(context, out, ldo, source, lds):
     def generate(context, builder, signature, arguments):
         code, (out, ldo, source, lds) = _Code(builder), arguments
         out, source, half = code.pointer(out), code.pointer(source), LANES // 2
-        rows = [code.load(code.moved(source, row, lds)) for row in range(LANES)]
+        rows = [code.load(code.offset(source, row, lds)) for row in range(LANES)]
         low = [lane for i in range(half) for lane in (i, LANES + i)]
         high = [lane + half for lane in low]
         for _ in range(LANES.bit_length() - 1):
             pairs = zip(rows[:half], rows[half:], strict=True)
-            rows = [code.mixed(*pair, lanes) for pair in pairs for lanes in (low, high)]
+            rows = [code.shuffle(*pair, lanes) for pair in pairs for lanes in (low, high)]
         for row, numbers in enumerate(rows):
-            code.store(numbers, code.moved(out, row, ldo))
+            code.store(numbers, code.offset(out, row, ldo))
         return context.get_dummy_value()
 
     return types.none(*[types.int64] * 4), generate

@@ -10,14 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.base.errors import SnapshotError
+from shared.base.files import write_atomically
 from shared.protocol.entry import Entry
 from shared.replica.replica import Replica
-from shared.replica.snapshot import (
-    encode_snapshot,
-    load_snapshot_,
-    snapshot_position,
-    write_atomically,
-)
+from shared.replica.snapshot import encode_snapshot, load_snapshot_, snapshot_position
 from shared.training.oracle import Oracle
 
 RUN, OTHER = b"r" * 16, b"o" * 16
@@ -128,7 +124,7 @@ def encode(before, sample):
     round_, flat, state = before
     sample.target.model.flat.copy_(flat)
     sample.target.optimizer.load_state(state)
-    sample.target.moved(round_)
+    sample.target.set_round(round_)
     return encode_snapshot(sample.target, RUN)
 
 

@@ -239,7 +239,7 @@ def test_i7_a_round_that_is_asked_for_again_gives_the_same_numbers(changes, roun
     )  # the second is a process that was started again
     for host in hosts:
         host._run = b"r" * 16
-        host._learner.replica.moved(measured_at(chosen, round_))
+        host._learner.replica.set_round(measured_at(chosen, round_))
     request = asked(hosts[0]._learner, round_)
     first, again, other, later = (
         encode_reply(replace(host.train(node(number, 3), request, None), seconds=0.0))

@@ -43,7 +43,7 @@ def test_what_the_ledger_holds_is_what_is_measured_at_those_parameters(tmp_path,
             flat = replayed(chosen, ledger, at)
             assert digest_of(flat) == ledger.digest(at)
             replica.model.flat.copy_(flat)
-            replica.moved(at)
+            replica.set_round(at)
             rate = ledger.entry(round_).learning_rate
             request = Request(round_, rate, replica.digest(), b"r" * 16, b"c" * 16)
             node = {"partition-id": int(site), "num-partitions": chosen.num_clients}

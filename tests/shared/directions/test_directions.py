@@ -51,7 +51,7 @@ def test_perturbing_is_copying_and_adding(family):
         part, added = source[span.start : span.stop], before[span.start : span.stop].clone()
         family.add_to_(added, [KEY], [1e-3], span.start)
         out = torch.empty_like(part)
-        family.perturbed_(out, part, span.start, KEY, 1e-3)
+        family.perturb_(out, part, span.start, KEY, 1e-3)
         assert torch.equal(out, added)
     assert torch.equal(source, before)
 

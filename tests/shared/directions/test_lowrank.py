@@ -33,9 +33,9 @@ def expected(vector, rank, keys, coefficients, layout=LAYOUT):
     """vector + sum of coefficients times z, each term rounded alone."""
     total = vector.numpy().copy()
     for key, coefficient in zip(keys, coefficients, strict=True):
-        for found in factors_of(layout, rank):
-            for term in reference(found, rank, key, coefficient):
-                total[found.span.start : found.span.stop] += term
+        for factors in factors_of(layout, rank):
+            for term in reference(factors, rank, key, coefficient):
+                total[factors.span.start : factors.span.stop] += term
     return total
 
 
@@ -56,10 +56,10 @@ def test_kernels_equal_the_reference(kernels, rank, number, low, size, coefficie
     torch.set_num_threads(number)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threads, "PARALLEL_FROM", 1)
-        patch.setattr(module, "_kernels_for", lambda tensor: kernels)
-        patch.setattr(lowrank_torch, "CHUNK", 300)
-        patch.setattr(module, "FUSED", 500)  # so that keys take several passes
-        family.perturbed_(alone[low:high], vector[low:high], low, keys[0], coefficients[0])
+        patch.setattr(module, "_products_for", lambda tensor: kernels)
+        patch.setattr(lowrank_torch, "PRODUCTS", 300)
+        patch.setattr(module, "FUSED_SIGNS", 500)  # so that keys take several passes
+        family.perturb_(alone[low:high], vector[low:high], low, keys[0], coefficients[0])
         family.add_to_(vector[low:high], keys, coefficients, low)
     assert np.array_equal(vector[low:high].numpy(), together[low:high])
     first = expected(torch.linspace(-2, 2, LAYOUT.size), rank, keys[:1], coefficients[:1])
@@ -95,14 +95,14 @@ def test_directions_of_any_rank_have_variance_one():
 
 def test_no_two_tensors_share_signs():
     for rank in (1, 3):
-        found = factors_of(LAYOUT, rank)
-        lots = []
-        for f in found:
+        tensors = factors_of(LAYOUT, rank)
+        ranges = []
+        for f in tensors:
             m, n = f.span.shape if f.is_matrix else (f.span.size, 0)
-            lots += [(f.rows, f.rows + rank * m if n else f.rows + m)]
-            lots += [(f.columns, f.columns + rank * n)] if n else []
-        assert all(low % TILE == 0 for low, _ in lots)
-        assert all(a[1] <= b[0] for a, b in pairwise(lots))
+            ranges += [(f.rows, f.rows + rank * m if n else f.rows + m)]
+            ranges += [(f.columns, f.columns + rank * n)] if n else []
+        assert all(low % TILE == 0 for low, _ in ranges)
+        assert all(a[1] <= b[0] for a, b in pairwise(ranges))
 
 
 def test_the_numbers_are_those_that_they_always_were():
@@ -125,7 +125,7 @@ def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="2 keys"):
         family.add_to_(vector, [KEY, KEY], [1.0])
     with pytest.raises(ValueError, match="source"):
-        family.perturbed_(vector, vector[:4], 0, KEY, 1.0)
+        family.perturb_(vector, vector[:4], 0, KEY, 1.0)
     with pytest.raises(ValueError, match="ids"):
         family.add_rows_(vector.view(2, 4), torch.tensor([1]), 0, KEY, 1.0)
     with pytest.raises(ValueError, match="contiguous float32"):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.base.flat import TILE, Layout
+from shared.base.flat import TILE, Layout, Matrix
 from shared.directions import DIRECTIONS, Matrix
 from shared.estimation.perturber import THREAD_SCRATCH
 from shared.randomness.streams import Key
@@ -33,7 +33,7 @@ def matrix(height, width, transposed):
 def factor(family, m):
     """The right factor (k, n) as the family perturbs it element by element."""
     out = torch.empty_like(m.values)
-    family.perturbed_(out, m.values, m.start, KEY, SCALE)
+    family.perturb_(out, m.values, m.start, KEY, SCALE)
     return out.view(m.shape).t() if m.transposed else out.view(m.shape)
 
 

@@ -74,7 +74,7 @@ def test_kernels_equal_the_reference(kernels, number, start, size, coefficients)
     alone, out = reference(vector, start, keys[:1], coefficients[:1]), torch.full((size,), 9.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threads, "PARALLEL_FROM", 1)
-        kernels.perturbed_(out, vector, start, keys[0], coefficients[0])
+        kernels.perturb_(out, vector, start, keys[0], coefficients[0])
         kernels.add_to_(vector, keys, coefficients, start)
     assert np.array_equal(vector.numpy(), expected)
     assert np.array_equal(out.numpy(), alone)
@@ -146,7 +146,7 @@ def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="2 keys"):
         FAMILY.add_to_(vector, [KEY, KEY], [1.0])
     with pytest.raises(ValueError, match="source"):
-        FAMILY.perturbed_(vector, vector[:4], 0, KEY, 1.0)
+        FAMILY.perturb_(vector, vector[:4], 0, KEY, 1.0)
     with pytest.raises(ValueError, match="ids"):
         FAMILY.add_rows_(vector.view(2, 4), torch.tensor([1]), 0, KEY, 1.0)
 

@@ -11,12 +11,13 @@ import torch
 
 pytest.importorskip("triton", reason="triton is installed with the dev extra")
 
-from shared.base.flat import TILE, Layout
-from shared.directions import Matrix, lowrank
+from shared.base.flat import TILE, Layout, Matrix
+from shared.directions import lowrank
+from shared.directions.backends import kernels_at, products_at
 from shared.directions.kernels import lowrank_triton, rademacher_products_triton, rademacher_triton
-from shared.directions.kernels.rademacher_cpu import perturbed_
+from shared.directions.kernels.rademacher_cpu import perturb_
 from shared.directions.lowrank import Lowrank, factors_of, reference
-from shared.directions.rademacher import kernels_at, products_at, signs
+from shared.directions.rademacher import signs
 from shared.randomness.streams import Key
 
 KEY = Key(seed=2**63 + 11, round=5, slot=3, index=7)
@@ -36,7 +37,7 @@ def test_signs_equal_the_reference(key, start, size):
     for each, coefficient in zip(keys, coefficients, strict=True):
         expected += np.float32(coefficient) * signs(each, addresses)
     alone, out = vector.numpy() + np.float32(0.3) * signs(key, addresses), torch.full((size,), 9.0)
-    rademacher_triton.perturbed_(out, vector, start, key, 0.3)
+    rademacher_triton.perturb_(out, vector, start, key, 0.3)
     rademacher_triton.add_to_(vector, keys, coefficients, start)
     assert np.array_equal(out.numpy(), alone)
     assert np.array_equal(vector.numpy(), expected)
@@ -67,9 +68,9 @@ def test_each_row_may_have_a_key_of_its_own():
 def test_the_unit_matrix_times_a_matrix_gives_its_perturbed_numbers(shape, start, transposed):
     values = torch.linspace(-2, 2, shape[0] * shape[1])
     matrix, expected = Matrix(values, start, shape, transposed), torch.empty_like(values)
-    perturbed_(expected, values, start, KEY, 0.3)
+    perturb_(expected, values, start, KEY, 0.3)
     right = expected.view(shape).t() if transposed else expected.view(shape)
-    for rows in torch.eye(len(right)).split(rademacher_products_triton.MOST):
+    for rows in torch.eye(len(right)).split(rademacher_products_triton.MOST_ROWS):
         out = rademacher_products_triton.product(rows, matrix, None, KEY, 0.3, values)
         assert torch.equal(out, rows @ right)
 
@@ -79,7 +80,7 @@ def test_the_unit_matrix_times_a_matrix_gives_its_perturbed_numbers(shape, start
 def test_products_are_those_of_torch_to_rounding(rows, transposed):
     values = torch.linspace(-2, 2, 130 * 300)
     matrix, expected = Matrix(values, 700, (130, 300), transposed), torch.empty_like(values)
-    perturbed_(expected, values, 700, LARGE, 1e-2)
+    perturb_(expected, values, 700, LARGE, 1e-2)
     right = expected.view(130, 300).t() if transposed else expected.view(130, 300)
     x, bias = torch.randn(len(right), rows).t(), torch.randn(right.shape[1])
     assert rademacher_products_triton.fits(x, matrix, values)
@@ -94,10 +95,10 @@ def test_low_rank_products_equal_the_reference(rank, monkeypatch):
     keys, coefficients = [replace(KEY, index=k) for k in range(2)], [0.3, -7.7]
     expected = vector.numpy().copy()
     for key, coefficient in zip(keys, coefficients, strict=True):
-        for found in factors_of(layout, rank):
-            for term in reference(found, rank, key, coefficient):
-                expected[found.span.start : found.span.stop] += term
-    monkeypatch.setattr(lowrank, "_kernels_for", lambda tensor: lowrank_triton)
+        for factors in factors_of(layout, rank):
+            for term in reference(factors, rank, key, coefficient):
+                expected[factors.span.start : factors.span.stop] += term
+    monkeypatch.setattr(lowrank, "_products_for", lambda tensor: lowrank_triton)
     for low, high in ((0, 150), (150, 4799), (4799, layout.size)):
         family.add_to_(vector[low:high], keys, coefficients, low)
     assert np.array_equal(vector.numpy(), expected)
@@ -113,7 +114,7 @@ def test_devices_get_their_own_kernels(monkeypatch):
     assert products_at("mps") is None
     kernels_at.cache_clear()
     products_at.cache_clear()
-    monkeypatch.setattr("shared.directions.rademacher.find_spec", lambda name: None)
+    monkeypatch.setattr("shared.directions.backends.find_spec", lambda name: None)
     assert kernels_at("rademacher", "cuda").__name__.endswith("plain_torch")
     assert products_at("cuda") is None
     kernels_at.cache_clear()
@@ -137,7 +138,7 @@ KERNELS = [
     (low._add, dict(rows=low.ROWS, cols=low.COLUMNS), {}),
     (products._words, dict(tiles=products.TILES), {"out": "*i32"}),
     *((products._product, dict(rows=r, inner=products.INNER, outer=products.OUTER), {})
-      for r in (16, products.MOST)),
+      for r in (16, products.MOST_ROWS)),
 ]
 for kernel, constants, other in KERNELS:
     types = {**POINTERS, **dict.fromkeys(constants, "constexpr"), **other}
@@ -157,9 +158,9 @@ def test_the_kernels_compile_for_cards_that_are_not_here(tmp_path):
 
 COMPARED = """
 import torch
-from shared.directions import DIRECTIONS, Matrix
+from shared.base.flat import Layout, Matrix
+from shared.directions import DIRECTIONS
 from shared.randomness.streams import Key
-from shared.base.flat import Layout
 layout = Layout.of([("m", (300, 700)), ("bias", (70,)), ("wide", (3, 7000))])
 keys = [Key(2**63 + 11, 5, 3, k) for k in range(5)]
 for name in ("rademacher", "lowrank"):
@@ -173,7 +174,7 @@ family, x = DIRECTIONS["rademacher"](layout), torch.randn(8, 700)
 for device in ("cpu", "cuda"):
     values = torch.linspace(-2, 2, 300 * 700).to(device)
     expected = torch.empty_like(values)
-    family.perturbed_(expected, values, 0, keys[0], 0.3)
+    family.perturb_(expected, values, 0, keys[0], 0.3)
     out = family.product(
         x.to(device), Matrix(values, 0, (300, 700), True), None, keys[0], 0.3, values
     )

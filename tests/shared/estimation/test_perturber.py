@@ -169,9 +169,9 @@ class Counting:
     def add_to_(self, flat, keys, coefficients, start=0):
         self._inner.add_to_(flat, keys, coefficients, start)
 
-    def perturbed_(self, out, source, start, key, scale):
+    def perturb_(self, out, source, start, key, scale):
         self.sizes.append(out.numel())
-        self._inner.perturbed_(out, source, start, key, scale)
+        self._inner.perturb_(out, source, start, key, scale)
 
     def add_rows_(self, rows, ids, start, key, scale):
         self._inner.add_rows_(rows, ids, start, key, scale)

@@ -16,8 +16,8 @@ from shared.models.initial_weights import TASK_WEIGHTS, fill_normal_
 from shared.models.load import load_model
 from shared.models.model import FORWARDS, MODELS, LanguageModel
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
-from shared.randomness.philox import DRAWS, words
-from shared.randomness.streams import Key
+from shared.randomness.philox import words
+from shared.randomness.streams import model_weights_key
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of transformers
 
@@ -80,8 +80,8 @@ def test_initial_weights_have_gpt2s_deviations(model):
 
 def test_a_weight_is_the_sum_of_four_uniform_halves_of_words():
     weights = np.empty(7, np.float32)
-    fill_normal_(weights, 5, 2, 0.5)
-    drawn = words(Key(5, 0, DRAWS, 2), range(4)).reshape(-1, 2).tolist()[:7]
+    fill_normal_(weights, model_weights_key(5, 2), 0.5)
+    drawn = words(model_weights_key(5, 2), range(4)).reshape(-1, 2).tolist()[:7]
     scale = np.float32(0.5 / (4 * (2**32 - 1) / 12) ** 0.5)
     sums = [sum(word >> 16 for word in pair) + sum(w & 0xFFFF for w in pair) for pair in drawn]
     assert weights.tolist() == [float(np.float32(s - 131_070) * scale) for s in sums]
@@ -89,8 +89,8 @@ def test_a_weight_is_the_sum_of_four_uniform_halves_of_words():
 
 def test_weights_do_not_depend_on_how_many_are_drawn():
     short, long = np.empty(TASK_WEIGHTS + 3, np.float32), np.empty(3 * TASK_WEIGHTS + 1, np.float32)
-    fill_normal_(short, 0, 0, 1.0)
-    fill_normal_(long, 0, 0, 1.0)
+    fill_normal_(short, model_weights_key(0, 0), 1.0)
+    fill_normal_(long, model_weights_key(0, 0), 1.0)
     assert np.array_equal(short, long[: len(short)])
     assert abs(long.mean()) < 5 / len(long) ** 0.5
     assert long.std() == pytest.approx(1, abs=0.02)

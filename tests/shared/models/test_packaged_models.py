@@ -9,8 +9,7 @@ from shared.base.errors import DataError
 from shared.models import packaged
 from shared.models.load import load_model
 from shared.models.packaged import BPE, PACKAGED, gpt2_tokenizer
-from shared.packages.catalogue import CARRIERS
-from shared.packages.package import is_cached
+from shared.packages.package import CARRIERS, is_cached
 
 
 def cached(carrier):

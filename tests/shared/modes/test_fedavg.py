@@ -29,7 +29,7 @@ def test_training_at_a_site_leaves_the_replica_as_it_was(tmp_path):
     site = host._site({"partition-id": 0, "num-partitions": 3})
     before = host._learner.replica.digest()
     train_locally(c, host._learner, site.examples, 1, 1, 0.01)
-    host._learner.replica.moved(0)
+    host._learner.replica.set_round(0)
     assert host._learner.replica.digest() == before
 
 

@@ -8,7 +8,7 @@ from client.site.site import LocalSite
 from shared.data.examples import draw
 from shared.protocol.messages import Request
 from shared.protocol.site_id import SiteId
-from shared.replica.replica import keys_of
+from shared.randomness.streams import direction_keys, query_batch_key
 from shared.training.corpus import Corpus
 from shared.training.oracle import Oracle
 
@@ -21,10 +21,10 @@ def trajectory(c, oracle, shard, start, round_, rate):
     number, blocks = shard
     theta = start.clone()
     for step in range(c.local_steps):
-        rows = draw(c.seed, 1 + number, round_, step, len(blocks), c.zo_batch_size)
+        rows = draw(query_batch_key(c.seed, round_, 1 + number, step), len(blocks), c.zo_batch_size)
         batch, gradient = torch.from_numpy(blocks.batch(rows)), torch.zeros_like(theta)
         slot = 0 if c.seed_schedule == "shared" else 1 + number
-        for key in keys_of(c.seed, round_, slot, step * c.queries, c.queries):
+        for key in direction_keys(c.seed, round_, slot, step * c.queries, c.queries):
             z = torch.zeros_like(theta)
             oracle.replica.directions.add_to_(z, [key], [1.0])
             layout.clear_padding_(z)

@@ -7,7 +7,13 @@ import torch
 from shared.base.flat import Layout
 from shared.directions import DIRECTIONS
 from shared.optimizers import gradient
-from shared.optimizers.gradient import DenseGradient, ZerothOrderGradient, add_scaled_
+from shared.optimizers.gradient import (
+    DenseGradient,
+    ZerothOrderGradient,
+    add_scaled_,
+    coefficients_of,
+    differences_of,
+)
 from shared.randomness.streams import Key
 
 LAYOUT = Layout.of([("w", (50, 61)), ("b", (61,))])
@@ -82,3 +88,11 @@ def test_both_kinds_agree_where_they_say_the_same(flat):
     DenseGradient(z).add_to_(dense, -0.37)
     ZerothOrderGradient(directions, KEYS[:1], [1.0]).add_to_(scalar, -0.37)
     assert torch.equal(dense, scalar)
+
+
+def test_a_coefficient_is_the_slope_along_a_direction_shared_among_the_queries():
+    differences = np.array([0.3, -1.7, 0.0])
+    coefficients = coefficients_of(differences, 1e-3, 3)
+    assert coefficients.tolist() == [d / (2 * 1e-3 * 3) for d in differences.tolist()]
+    assert coefficients_of(0.3, 1e-3, 3) == coefficients[0]
+    assert np.allclose(differences_of(coefficients, 1e-3, 3), differences, rtol=1e-15)

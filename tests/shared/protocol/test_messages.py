@@ -83,9 +83,9 @@ def test_a_request_comes_back_as_it_was_sent(request):
 @given(st.one_of(measured, behind))
 @settings(deadline=None)
 def test_a_reply_comes_back_as_it_was_sent(reply):
-    found = decode_reply(encode_reply(reply))
-    assert type(found) is type(reply)
-    assert fields_of(found) == fields_of(reply)
+    decoded = decode_reply(encode_reply(reply))
+    assert type(decoded) is type(reply)
+    assert fields_of(decoded) == fields_of(reply)
 
 
 @given(requests)
@@ -223,9 +223,9 @@ def test_payload_bytes_are_ours_and_message_bytes_are_all():
 
 @pytest.mark.usefixtures("identity")
 def test_a_message_with_an_error_holds_no_bytes_of_ours():
-    asked = Message(pack(b"123"), dst_node_id=1, message_type="train")
-    asked.metadata.__dict__["_message_id"] = "asked"
-    failed = Message(Error(code=2, reason="it broke"), reply_to=asked)
+    request = Message(pack(b"123"), dst_node_id=1, message_type="train")
+    request.metadata.__dict__["_message_id"] = "request"
+    failed = Message(Error(code=2, reason="it broke"), reply_to=request)
     assert payload_bytes(failed) == 0
     assert message_bytes(failed) > 0
 

@@ -11,9 +11,9 @@ MOST = 400
 QUERIES = {"queries": 64, "zo_batch_size": 1, "num_rounds": 2, "eval_blocks": 1}
 
 
-def payloads(found):
+def payloads(result):
     """Payload bytes of every message of a round: round, site, direction, bytes."""
-    return [row[1:4] + row[5:6] for row in found.rows["traffic"] if row[4] != "control"]
+    return [row[1:4] + row[5:6] for row in result.rows["traffic"] if row[4] != "control"]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def test_64_queries_take_at_most_400_bytes_up_and_down(small):
 
 @pytest.mark.slow
 def test_no_other_client_makes_it_more(tmp_path, small):
-    found = federate(config(tmp_path, num_clients=3, **QUERIES))
-    assert {row[2:] for row in payloads(found)} == {row[2:] for row in payloads(small)}
+    result = federate(config(tmp_path, num_clients=3, **QUERIES))
+    assert {row[2:] for row in payloads(result)} == {row[2:] for row in payloads(small)}
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_a_model_140_times_as_large_takes_the_same_bytes(tmp_path, small):
     large = load_model("20M", 1)
     LanguageModel("20M", large.module, ByteTokenizer()).save(tmp_path / "20M")
     chosen = {"model": str(tmp_path / "20M"), "num_clients": 1, "snapshot_interval": 0}
-    found = federate(config(tmp_path, **chosen, **QUERIES))
-    assert found.summary["parameters"] > 140 * small.summary["parameters"]
-    assert payloads(found) == payloads(small)
-    assert max(row[-1] for row in payloads(found)) <= MOST
+    result = federate(config(tmp_path, **chosen, **QUERIES))
+    assert result.summary["parameters"] > 140 * small.summary["parameters"]
+    assert payloads(result) == payloads(small)
+    assert max(row[-1] for row in payloads(result)) <= MOST

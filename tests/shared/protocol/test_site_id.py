@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from shared.base.errors import ConfigError
 from shared.protocol.site_id import NAMED, SiteId, site_of
-from shared.randomness.philox import DRAWS
+from shared.randomness.streams import SLOTS
 
 
 def test_a_numbered_site_has_the_slot_after_its_partition():
@@ -26,7 +26,7 @@ def test_an_empty_name_is_no_name():
 
 @given(st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=200))
 def test_named_slots_meet_no_numbered_one_and_fit_a_key(name):
-    assert NAMED <= site_of({"site": name}).slot < DRAWS
+    assert NAMED <= site_of({"site": name}).slot < SLOTS
 
 
 @given(st.integers(0, NAMED - 2))

@@ -42,12 +42,12 @@ def dense(round_, follower):
 def one_by_one(follower, entries):
     """Digests by round, the steps taken as an optimizer takes them."""
     digests = {}
-    for found in entries:
+    for entry_ in entries:
         flat = follower.model.flat
-        follower.optimizer.step_(flat, follower.gradient(found), found.learning_rate)
+        follower.optimizer.step_(flat, follower.gradient(entry_), entry_.learning_rate)
         follower.model.layout.clear_padding_(flat)
-        follower.moved(found.round)
-        digests[found.round] = digest_of(flat)
+        follower.set_round(entry_.round)
+        digests[entry_.round] = digest_of(flat)
     return digests
 
 
@@ -63,7 +63,7 @@ def _threads():
 @pytest.mark.parametrize("keys", [1, 7, 1 << 14])
 def test_all_rounds_at_once_are_the_rounds_one_by_one(family, keys, threads, monkeypatch):
     torch.set_num_threads(threads)
-    monkeypatch.setattr(module, "KEYS", keys)
+    monkeypatch.setattr(module, "PASS_KEYS", keys)
     monkeypatch.setattr(replay, "PIECE", 2 * 2048)
     monkeypatch.setattr("shared.directions.kernels.compiled.PARALLEL_FROM", 1)
     entries = [entry(r, slots=(1, 4) if r % 3 else (2,)) for r in range(1, ROUNDS + 1)]
@@ -71,7 +71,7 @@ def test_all_rounds_at_once_are_the_rounds_one_by_one(family, keys, threads, mon
     digests = one_by_one(expected, entries)
     fused.apply(entries)
     assert torch.equal(fused.model.flat, expected.model.flat)
-    assert dict(proving.proven(entries)) == digests
+    assert dict(proving.apply_with_digests(entries)) == digests
     assert torch.equal(proving.model.flat, expected.model.flat)
     assert fused.round == proving.round == ROUNDS
     assert fused.digest() == proving.digest() == digests[ROUNDS]
@@ -86,10 +86,10 @@ def test_what_cannot_be_fused_is_taken_in_its_turn(changes):
     expected = replica(mode="calibrate", **changes)
     entries = [dense(r, expected) if r in (3, 6) else entry(r) for r in range(1, ROUNDS + 1)]
     digests = one_by_one(expected, entries)
-    found, proving = replica(mode="calibrate", **changes), replica(mode="calibrate", **changes)
-    found.apply(entries)
-    assert dict(proving.proven(entries)) == digests
-    assert found.digest() == proving.digest() == digests[ROUNDS]
+    follower, proving = replica(mode="calibrate", **changes), replica(mode="calibrate", **changes)
+    follower.apply(entries)
+    assert dict(proving.apply_with_digests(entries)) == digests
+    assert follower.digest() == proving.digest() == digests[ROUNDS]
 
 
 class Counting:
@@ -105,24 +105,24 @@ class Counting:
 
 @pytest.mark.parametrize(("changes", "passes"), [({}, 1), ({"momentum": 0.5}, ROUNDS)])
 def test_plain_steps_are_one_pass_and_others_one_each(changes, passes):
-    found = replica(**changes)
-    found.directions = Counting(found.directions)
-    found.apply(entry(r) for r in range(1, ROUNDS + 1))
-    assert found.directions.passes == passes
+    follower = replica(**changes)
+    follower.directions = Counting(follower.directions)
+    follower.apply(entry(r) for r in range(1, ROUNDS + 1))
+    assert follower.directions.passes == passes
 
 
 def test_a_gap_is_an_error_after_what_came_before_it():
-    found, expected = replica(), replica()
+    follower, expected = replica(), replica()
     with pytest.raises(GapError, match="round 4 expected, got 5"):
-        found.apply([entry(1), entry(2), entry(2), entry(3), entry(5)])
+        follower.apply([entry(1), entry(2), entry(2), entry(3), entry(5)])
     expected.apply([entry(1), entry(2), entry(3)])
-    assert found.round == 3
-    assert torch.equal(found.model.flat, expected.model.flat)
+    assert follower.round == 3
+    assert torch.equal(follower.model.flat, expected.model.flat)
 
 
 def test_rounds_that_are_applied_already_change_nothing():
-    found = replica()
-    found.apply([entry(1), entry(2)])
-    before = found.digest()
-    assert list(found.proven([entry(1), entry(2)])) == []
-    assert found.digest() == before
+    follower = replica()
+    follower.apply([entry(1), entry(2)])
+    before = follower.digest()
+    assert list(follower.apply_with_digests([entry(1), entry(2)])) == []
+    assert follower.digest() == before

@@ -15,13 +15,13 @@ from dandelion.cli.app import app
 from shared.base.errors import ConfigError
 from shared.base.flat import Layout, flatten
 from shared.directions import DIRECTIONS
+from shared.directions.kernels import philox_cpu as rounding_cpu
 from shared.directions.kernels import plain_torch as rounding_torch
-from shared.directions.kernels import rounding_cpu
-from shared.randomness.streams import Key
-from shared.replica.stochastic_rounding import ROUNDING, lost, reference, round_
+from shared.randomness.streams import Key, rounding_key
+from shared.replica.stochastic_rounding import count_unperturbed, reference, round_
 from shared.training.oracle import Oracle
 
-KEY = Key(7, 3 | ROUNDING, 0, 0)
+KEY = rounding_key(7, 3, 0, 0)
 SPECIAL = [0.0, -0.0, 1.0, -2.5, math.nan, math.inf, -math.inf, 1e-40, 3.3e38]
 LOW = {"dtype": "bfloat16"}
 
@@ -42,7 +42,7 @@ def rounded(values, key=KEY, start=0):
 def test_a_kernel_equals_the_reference(kernel, size, start, seed):
     values = torch.randn(size, generator=torch.Generator().manual_seed(size))
     values[: len(SPECIAL)] = torch.tensor(SPECIAL[:size])
-    key, out = Key(seed, 3 | ROUNDING, 1, 2), torch.empty(size, dtype=torch.bfloat16)
+    key, out = rounding_key(seed, 3, 1, 2), torch.empty(size, dtype=torch.bfloat16)
     kernel.round_(out, values, key, start)
     assert (bits(out).numpy().view(np.uint16) == reference(values.numpy(), key, start)).all()
 
@@ -68,7 +68,7 @@ def test_what_needs_no_rounding_stays():
 def test_small_steps_add_up_where_rounding_to_nearest_loses_them():
     weights, nearest = torch.ones(4096).bfloat16(), torch.ones(4096).bfloat16()
     for step in range(100):
-        round_(weights, weights.float() + 1e-4, Key(1, step | ROUNDING, 0, 0), 0)
+        round_(weights, weights.float() + 1e-4, rounding_key(1, step, 0, 0), 0)
         nearest += 1e-4
     assert (nearest == 1).all()
     assert weights.float().mean().item() == pytest.approx(1.01, abs=5e-4)
@@ -85,7 +85,7 @@ def test_any_slice_at_any_number_of_threads_is_rounded_alike():
     for start, stop in ((3, 70), (1 << 12, 1 << 18), (12345, 12346)):
         part = rounded(values[start:stop].clone(), start=start)
         assert torch.equal(bits(part), bits(whole[start:stop]))
-    assert not torch.equal(bits(rounded(values, Key(7, 4 | ROUNDING, 0, 0))), bits(whole))
+    assert not torch.equal(bits(rounded(values, rounding_key(7, 4, 0, 0))), bits(whole))
 
 
 # --- replicas in bfloat16
@@ -100,15 +100,15 @@ def test_any_slice_at_any_number_of_threads_is_rounded_alike():
 )  # fmt: skip
 def test_a_bfloat16_run_is_replayed_to_the_bit_and_resumed(tmp_path, more):
     c = config(tmp_path, snapshot_interval=2, num_rounds=3, **LOW, **more)
-    found = federate(c)
-    assert found.flat.dtype == torch.bfloat16
-    assert not found.summary["refused_replies"]
+    result = federate(c)
+    assert result.flat.dtype == torch.bfloat16
+    assert not result.summary["refused_replies"]
     with ledger_of(c) as ledger:
         if c.mode not in ("fo", "instruct"):  # whose gradients give way to snapshots
-            assert torch.equal(bits(replayed(c, ledger, 3)), bits(found.flat))
+            assert torch.equal(bits(replayed(c, ledger, 3)), bits(result.flat))
     further = federate(resumed(c, num_rounds=5))
     whole = federate(config(tmp_path, "whole", snapshot_interval=2, num_rounds=5, **LOW, **more))
-    assert further.digest == whole.digest != found.digest
+    assert further.digest == whole.digest != result.digest
     done = CliRunner().invoke(app, ["ledger", "verify", str(folder_of(c))])
     assert done.exit_code == 0, done.output
     assert f"digest {further.digest}" in done.output
@@ -155,26 +155,26 @@ def test_what_eps_does_not_move_is_counted_exactly():
     module.small = torch.nn.Parameter(torch.full((3000,), 0.02).bfloat16())
     module.gains = torch.nn.Parameter(torch.ones(1000).bfloat16())
     model = flatten(module)
-    found = lost(model.flat, model.layout, 1e-3)
-    assert found.share == 0.25
-    assert found.tensors == ("gains",)
-    assert found.matters
-    assert found.needed == 2**-7  # the spacing above 1
-    assert not lost(model.flat, model.layout, found.needed).share
-    assert lost(model.flat, model.layout, 1e-6).share == 1
+    unperturbed = count_unperturbed(model.flat, model.layout, 1e-3)
+    assert unperturbed.share == 0.25
+    assert unperturbed.tensors == ("gains",)
+    assert unperturbed.matters
+    assert unperturbed.needed == 2**-7  # the spacing above 1
+    assert not count_unperturbed(model.flat, model.layout, unperturbed.needed).share
+    assert count_unperturbed(model.flat, model.layout, 1e-6).share == 1
 
 
 def test_float32_notices_the_usual_eps():
     layout = Layout.of([("w", (4096,))])
-    assert lost(torch.randn(4096), layout, 1e-3).share == 0
-    assert lost(torch.ones(4096), layout, 1e-9).share == 1
+    assert count_unperturbed(torch.randn(4096), layout, 1e-3).share == 0
+    assert count_unperturbed(torch.ones(4096), layout, 1e-9).share == 1
 
 
 def test_a_run_whose_eps_is_lost_warns_with_numbers(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "dandelion"):
         federate(config(tmp_path, num_rounds=1, **LOW))
         federate(config(tmp_path, "wide", num_rounds=1))
-    (said,) = [r.getMessage() for r in caplog.records if "rounding" in r.getMessage()]
-    assert "eps = 0.001 is lost to rounding at 0.26 % of the parameters in bfloat16" in said
-    assert "99 % of them would notice eps = 0.00024" in said
-    assert "5 tensors such as transformer.h.0.ln_1.weight" in said
+    (warning,) = [r.getMessage() for r in caplog.records if "rounding" in r.getMessage()]
+    assert "eps = 0.001 is lost to rounding at 0.26 % of the parameters in bfloat16" in warning
+    assert "99 % of them would notice eps = 0.00024" in warning
+    assert "5 tensors such as transformer.h.0.ln_1.weight" in warning
