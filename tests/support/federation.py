@@ -126,10 +126,10 @@ def federate(config, grid=None, on_round=lambda run, round_: None):
 def tables(ledger):
     """The rows of a ledger's tables."""
     names = ("entries", "contributions", "refusals", "skips", "traffic", "snapshots", "metrics")
-    return {name: rows_of(ledger, f"SELECT * FROM {name}") for name in names}
+    return {name: select(ledger, f"SELECT * FROM {name}") for name in names}
 
 
-def rows_of(ledger, query):
+def select(ledger, query):
     """Rows of a ledger's file, for what no named question of the ledger asks."""
     with closing(sqlite3.connect(f"{ledger.path.as_uri()}?mode=ro", uri=True)) as connection:
         return connection.execute(query).fetchall()

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from federation import config, rows_of
+from federation import config, select
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -61,7 +61,7 @@ def applied(ledger):
     """What replicas apply, and what it came from."""
     entries = ledger.payloads(0, ledger.last_round)
     header = {key: ledger.header(key) for key in HEADER}
-    return entries, rows_of(ledger, "SELECT * FROM contributions ORDER BY round, slot"), header
+    return entries, select(ledger, "SELECT * FROM contributions ORDER BY round, slot"), header
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """A server that follows its ledger lazily makes the same run, and still proves every round."""
 
 import pytest
-from federation import Network, altered, config, federate, is_reply, ledger_of, rows_of
+from federation import Network, altered, config, federate, is_reply, ledger_of, select
 from hazards import Crash, crash_at, go_on
 
 from dandelion.cli.ledger import verify
@@ -56,9 +56,7 @@ def test_a_lazy_server_makes_the_run_of_an_eager_one(tmp_path, changes):
     assert found.entries == eager.entries
     with ledger_of(eager.config) as one, ledger_of(found.config) as other:
         for table in ("digests", "evaluations"):
-            assert rows_of(one, f"SELECT * FROM {table}") == rows_of(
-                other, f"SELECT * FROM {table}"
-            )
+            assert select(one, f"SELECT * FROM {table}") == select(other, f"SELECT * FROM {table}")
     verify(tmp_path / "lazy")
 
 
@@ -119,7 +117,7 @@ def test_a_lazy_run_goes_on_after_a_crash_at_any_point(tmp_path):
         found = go_on(chosen)
         assert (found.digest, found.entries) == (expected.digest, expected.entries)
         with ledger_of(chosen) as ledger:
-            assert [row[0] for row in rows_of(ledger, "SELECT round FROM digests")] == [*range(4)]
+            assert [row[0] for row in select(ledger, "SELECT round FROM digests")] == [*range(4)]
 
 
 def test_a_lazy_run_may_go_on_as_an_eager_one(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import small_models
 import torch
-from federation import Network, altered, config, federate, is_reply, ledger_of, replayed, rows_of
+from federation import Network, altered, config, federate, is_reply, ledger_of, replayed, select
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_reviews import BAD, CLASSES, GOOD, TEXTS, folders, reviews  # noqa: F401  (fixtures)
@@ -346,7 +346,7 @@ def test_sites_evaluate_on_examples_that_they_never_train_on(chosen, tmp_path):
                site_eval_fraction=0.25)  # fmt: skip
     run = federate(c)
     with ledger_of(c) as ledger:
-        rows = rows_of(ledger, "SELECT round, site, name, value FROM scores WHERE site != ''")
+        rows = select(ledger, "SELECT round, site, name, value FROM scores WHERE site != ''")
     assert {row[0] for row in rows} == {0, 2}
     assert {row[1] for row in rows} == {"0", "1", "all sites"}
     assert {row[2] for row in rows} == {"loss", "accuracy", "f1"}
