@@ -18,7 +18,7 @@ from shared.base.errors import ConfigError, DandelionError
 from shared.config.schema import Config
 from shared.config.toml_text import to_toml
 
-APP = Path(__file__).resolve().parents[2]  # pyproject.toml, server/, client/, shared/
+ROOT = Path(__file__).resolve().parents[2]  # of pyproject.toml, server/, client/, shared/
 CONNECTION = "simulation"
 START_TIMEOUT_S = 90.0
 POLL_S = 3.0  # asking Flower for its status costs a second of a core
@@ -51,8 +51,8 @@ def run_flower(config: Config, console: Console) -> Path:
         run_folder,  # torch takes a second, and ``--help`` needs none of it
     )
 
-    if not (APP / "pyproject.toml").exists():
-        raise EngineError(f"{APP}: no pyproject.toml; --engine flower runs from a checkout")
+    if not (ROOT / "pyproject.toml").exists():
+        raise EngineError(f"{ROOT}: no pyproject.toml; --engine flower runs from a checkout")
     check_unmerged(config, "--engine flower")
     if config.error_feedback:
         raise ConfigError(
@@ -165,7 +165,7 @@ def _start(file: Path, config: Config, environment: Mapping[str, str]) -> str:
         [
             "flwr",
             "run",
-            str(APP),
+            str(ROOT),
             CONNECTION,
             "--run-config",
             str(file),

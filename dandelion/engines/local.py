@@ -95,15 +95,17 @@ class LocalGrid(Grid):
         name = f"local-{next(self._numbers)}"
         message.metadata.__dict__["_message_id"] = name
         try:
-            reply = self._client(copied(message), self._contexts[message.metadata.dst_node_id])
+            reply = self._client(
+                copy_message(message), self._contexts[message.metadata.dst_node_id]
+            )
         except Exception as failure:  # the process boundary: a SuperNode reports these as errors
             reason = f"{type(failure).__name__}: {failure}"
             reply = Message(Error(code=ERROR_IN_CLIENT, reason=reason), reply_to=message)
-        self._inbox[name] = copied(reply)
+        self._inbox[name] = copy_message(reply)
         return name
 
 
-def copied(message: Message) -> Message:
+def copy_message(message: Message) -> Message:
     """A message that shares nothing with the original that can be changed; bytes are shared.
 
     Five times faster than ``copy.deepcopy``, which would be a third of a round of many clients.
@@ -112,12 +114,12 @@ def copied(message: Message) -> Message:
     twin.__dict__["_metadata"] = copy.copy(message.metadata)
     if message.has_content():
         twin.__dict__["_content"] = RecordDict(
-            {name: _copied_record(record) for name, record in message.content.items()}
+            {name: _copy_record(record) for name, record in message.content.items()}
         )
     return twin
 
 
-def _copied_record(record: Any) -> Any:  # noqa: ANN401  (Flower's three kinds of records)
+def _copy_record(record: Any) -> Any:  # noqa: ANN401  (Flower's three kinds of records)
     twin = copy.copy(record)
     twin.__dict__["_data"] = {
         key: list(value) if isinstance(value, list) else value for key, value in record.items()

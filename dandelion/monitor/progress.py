@@ -63,7 +63,7 @@ class Live:
         self._progress.stop()
         if kind is not None and self._report is not None:
             self._console.print(
-                f"stopped; go on with: dandelion run --resume {self._report.folder}",
+                f"stopped; continue with: dandelion run --resume {self._report.folder}",
                 soft_wrap=True,
                 highlight=False,
                 markup=False,

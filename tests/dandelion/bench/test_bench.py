@@ -37,7 +37,7 @@ def test_the_replay_is_timed_in_every_way():
 
 def test_batched_queries_are_timed_against_one_by_one_and_plain():
     shape = Shape(16, 1, 2, 16, 259)
-    rows = parallel.parallel(1, (parallel.Case(1, 8, 2),), shape)
+    rows = parallel.parallel(1, (parallel.BatchCase(1, 8, 2),), shape)
     bases = ("one by one, lowrank", "one by one, rademacher", "plain forwards")
     assert {row.note for row in rows} == {f"to {base}" for base in bases}
     assert len({row.name for row in rows}) == len(rows) - 2  # the batched one has three ratios
@@ -69,7 +69,7 @@ def test_without_cuda_the_bandwidth_table_says_so(monkeypatch):
     for arguments in (["--device", "cuda"], ["bandwidth", "--device", "cuda"]):
         done = CliRunner().invoke(app, arguments)
         assert isinstance(done.exception, ConfigError)
-        assert "where torch sees a CUDA device" in str(done.exception)
+        assert "if torch sees a CUDA device" in str(done.exception)
 
 
 def test_a_bench_without_a_name_shows_what_there_is():

@@ -5,7 +5,7 @@ import small_models
 import torch
 from typer.testing import CliRunner
 
-from dandelion.bench.memory_estimate import described, footprint
+from dandelion.bench.memory import estimate, shapes_of
 from dandelion.cli.app import app
 from shared.base.errors import ConfigError
 from shared.config.schema import Config
@@ -49,7 +49,7 @@ def test_a_misspelt_name_lists_the_known_ones():
 @pytest.mark.parametrize("model", ["byte-gpt", "20M"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_memory_said_is_the_memory_taken(dtype, model):
-    found = footprint(described(model)[0], dtype)
+    found = estimate(shapes_of(model)[0], dtype)
     replica = Oracle.of(Config(dtype=dtype, optimizer="adam", model=model)).replica
     flat = replica.model.flat
     assert found.replica == flat.nbytes

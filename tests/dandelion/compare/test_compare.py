@@ -11,10 +11,9 @@ from fleet import SMALL
 from typer.testing import CliRunner
 
 from dandelion.cli.app import app
-from dandelion.compare.curves import Point, common_target, reached
+from dandelion.compare.curves import CurvePoint, common_target, find_first_at, verdicts
 from dandelion.compare.methods import METHODS, PRESETS, configurations
-from dandelion.compare.page import page
-from dandelion.compare.runner import verdicts
+from dandelion.compare.presentation import page
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.config.schema import Config
 
@@ -86,14 +85,14 @@ def test_a_budget_alone_says_when_a_method_ends(tmp_path):
 
 
 def point(round_, loss):
-    return Point(round_, loss, round_, round_, round_, round_)
+    return CurvePoint(round_, loss, round_, round_, round_, round_)
 
 
 def test_the_target_is_the_first_evaluation_at_the_loss_and_by_default_one_that_all_reach():
     slow, fast = [point(0, 5.0), point(1, 4.0)], [point(0, 5.0), point(1, 3.0), point(2, 3.5)]
     assert common_target([slow, fast]) == 4.0
-    assert reached(slow, 4.0) == slow[1]
-    assert reached(slow, 3.9) is None
+    assert find_first_at(slow, 4.0) == slow[1]
+    assert find_first_at(slow, 3.9) is None
 
 
 def test_where_first_order_methods_win_is_said_first_and_who_never_arrives_last():
@@ -150,10 +149,10 @@ PROBE = """<script>addEventListener("load", async () => {
   const wait = () => new Promise(done => setTimeout(done, 600));
   const said = {points: document.querySelectorAll("#chart .trace").length};
   const first = () => chart.data[0].visible;
-  for (const axis of Object.keys(found.axes)) {
+  for (const axis of Object.keys(comparison.axes)) {
     document.querySelector(`[data-axis=${axis}]`).click(); await wait();
-    said[axis] = chart.data[0].x.join() === found.methods[0].points.map(p => p[axis]).join()
-      && chart.layout.xaxis.title.text === found.axes[axis];
+    said[axis] = chart.data[0].x.join() === comparison.methods[0].points.map(p => p[axis]).join()
+      && chart.layout.xaxis.title.text === comparison.axes[axis];
   }
   const toggle = chart.querySelector(".legendtoggle");
   for (const kind of ["mousedown", "mouseup"])

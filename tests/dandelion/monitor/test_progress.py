@@ -134,7 +134,7 @@ def test_a_run_that_is_stopped_says_how_to_go_on():
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert "stopped; go on with: dandelion run --resume /runs/mine\n" in console.file.getvalue()
+    assert "stopped; continue with: dandelion run --resume /runs/mine\n" in console.file.getvalue()
 
 
 def test_a_run_that_never_began_says_nothing_of_going_on():

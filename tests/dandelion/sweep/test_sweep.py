@@ -1,4 +1,4 @@
-"""A sweep runs every cell at a place of its own, outlives cells that fail, and can be cut off."""
+"""A sweep runs every cell at a slot of its own, outlives cells that fail, and can be cut off."""
 
 import csv
 import json
@@ -14,11 +14,10 @@ from typer.testing import CliRunner
 
 from dandelion.cli import sweep as sweep_cli
 from dandelion.cli.app import app
-from dandelion.sweep.cells import Files
+from dandelion.sweep.cells import CellFiles
 from dandelion.sweep.grid import Cell, axes_of, cells_of, name_of
-from dandelion.sweep.resources import places_of
-from dandelion.sweep.runner import Listed, Runner
-from dandelion.sweep.search import Searched, ranges_of
+from dandelion.sweep.runner import ListedCells, Runner, make_slots
+from dandelion.sweep.search import SearchedCells, ranges_of
 from server.ledger.run_folder import LEDGER
 from shared.base.errors import ConfigError
 from shared.config.toml_text import to_toml
@@ -92,10 +91,10 @@ def test_a_cell_has_what_its_task_or_model_brings_and_keeps_its_own():
 
 def test_what_only_some_cells_can_use_is_no_reason_to_refuse_the_sweep(tmp_path):
     options = ["--grid", "optimizer=adam,sgd", "--set", "beta1=0.95"]
-    plan = sweep_cli.Plan(options[1:2], [], 1, sweep_cli._base(None, options[3:]))
+    plan = sweep_cli.SweepPlan(options[1:2], [], 1, sweep_cli._base(None, options[3:]))
     sweep_cli._check(plan)
     with pytest.raises(ConfigError, match="has no effect with optimizer 'sgd'"):
-        sweep_cli._check(sweep_cli.Plan(["queries=1,2"], [], 1, plan.base))
+        sweep_cli._check(sweep_cli.SweepPlan(["queries=1,2"], [], 1, plan.base))
 
 
 def test_values_that_would_share_a_folder_are_refused():
@@ -104,15 +103,15 @@ def test_values_that_would_share_a_folder_are_refused():
 
 
 def test_places_share_cores_and_gpus_evenly():
-    places = places_of(2, ["0", "1"], [0, 1, 2, 3])
-    assert [place.cores for place in places] == [(0, 1), (2, 3)]
-    assert [place.settings() for place in places] == [{"threads": 2, "device": "cuda"}] * 2
-    assert places[1].environment()["CUDA_VISIBLE_DEVICES"] == "1"
-    assert places[0].environment()["OMP_NUM_THREADS"] == "2"
-    assert [place.cores for place in places_of(3, [], [5, 7])] == [(5,), (7,), (5,)]
-    assert "device" not in places_of(1)[0].settings()
+    slots = make_slots(2, ["0", "1"], [0, 1, 2, 3])
+    assert [slot.cores for slot in slots] == [(0, 1), (2, 3)]
+    assert [slot.settings() for slot in slots] == [{"threads": 2, "device": "cuda"}] * 2
+    assert slots[1].environment()["CUDA_VISIBLE_DEVICES"] == "1"
+    assert slots[0].environment()["OMP_NUM_THREADS"] == "2"
+    assert [slot.cores for slot in make_slots(3, [], [5, 7])] == [(5,), (7,), (5,)]
+    assert "device" not in make_slots(1)[0].settings()
     with pytest.raises(ConfigError, match="--parallel"):
-        places_of(0)
+        make_slots(0)
 
 
 def test_what_is_sought_is_read_and_refused_where_it_makes_no_sense():
@@ -172,14 +171,19 @@ def test_finished_cells_are_left_failed_ones_named_and_the_others_go_on(tmp_path
     (tmp_path / "queries=8").mkdir()
     (tmp_path / "queries=8" / LEDGER).write_text("")
     pretence = Pretence(monkeypatch, leave)
-    runner = Runner(tmp_path, {}, places_of(2), lambda running, line: said.append(line))
-    runner.run(Listed(cells))
-    assert [Files(tmp_path, c.name).state() for c in cells] == ["done", "failed", "done", "done"]
-    assert Files(tmp_path, "queries=2").reason() == "LedgerError: queries=2 broke"
+    runner = Runner(tmp_path, {}, make_slots(2), lambda running, line: said.append(line))
+    runner.run(ListedCells(cells))
+    assert [CellFiles(tmp_path, c.name).state() for c in cells] == [
+        "done",
+        "failed",
+        "done",
+        "done",
+    ]
+    assert CellFiles(tmp_path, "queries=2").reason() == "LedgerError: queries=2 broke"
     assert "queries=4: done already" in said
     ways = ["--resume" if "--resume" in command else "new" for command, _ in pretence.commands]
     assert ways == ["new", "new", "--resume"]
-    runner.run(Listed(cells))  # again: only what failed is tried again
+    runner.run(ListedCells(cells))  # again: only what failed is tried again
     assert len(pretence.commands) == 4
 
 
@@ -191,14 +195,14 @@ def test_a_combination_that_cannot_work_fails_alone(tmp_path, monkeypatch):
 
     Pretence(monkeypatch, leave)
     cells = cells_of({"mode": ["zo", "fedavg"], "query-data": ["fresh"]})
-    Runner(tmp_path, {}, places_of(1), lambda *_: None).run(Listed(cells))
-    assert [Files(tmp_path, c.name).state() for c in cells] == ["done", "failed"]
-    assert "query-data 'fresh' with mode 'fedavg'" in Files(tmp_path, cells[1].name).reason()
+    Runner(tmp_path, {}, make_slots(1), lambda *_: None).run(ListedCells(cells))
+    assert [CellFiles(tmp_path, c.name).state() for c in cells] == ["done", "failed"]
+    assert "query-data 'fresh' with mode 'fedavg'" in CellFiles(tmp_path, cells[1].name).reason()
 
 
 def trained(folder, name, rate):
     """What a run would have left: evaluations that are the better, the nearer its rate is to 1."""
-    files = Files(folder, name)
+    files = CellFiles(folder, name)
     files.run.mkdir(parents=True)
     loss = 2.0 + (rate - 1.0) ** 2
     lines = ["round,loss,evaluation loss", f"1,5,{loss + 1}", f"2,5,{loss}"]
@@ -211,11 +215,11 @@ def trained(folder, name, rate):
 def searched(folder, trials, train):
     """A search whose trials are trained by ``train``; the cells that it asked for."""
     cells, ranges = cells_of({"mode": ["zo"]}), ranges_of(["learning-rate=0.01..100:log"])
-    source = Searched(folder, cells, ranges, trials, seed=3)
+    source = SearchedCells(folder, cells, ranges, trials, seed=3)
     while (cell := source.next()) is not None:
-        if Files(folder, cell.name).state() == "new":
+        if CellFiles(folder, cell.name).state() == "new":
             train(folder, cell.name, cell.settings["learning-rate"])
-        source.told(cell)
+        source.record_end(cell)
     return source.begun
 
 
@@ -235,20 +239,20 @@ def test_a_search_comes_near_the_best_and_goes_on_from_its_files(tmp_path):
 def test_a_trial_far_above_the_others_is_pruned(tmp_path):
     pytest.importorskip("optuna")
     cells, ranges = cells_of({"mode": ["zo"]}), ranges_of(["learning-rate=0.9..1.1"])
-    source = Searched(tmp_path, cells, ranges, 8, seed=1)
+    source = SearchedCells(tmp_path, cells, ranges, 8, seed=1)
     for _ in range(6):
         cell = source.next()
         trained(tmp_path, cell.name, cell.settings["learning-rate"])
         for _ in range(2):
-            source.hopeless(cell)
-        source.told(cell)
+            source.find_prune_reason(cell)
+        source.record_end(cell)
     bad = source.next()
-    assert source.hopeless(bad) == ""
+    assert source.find_prune_reason(bad) == ""
     trained(tmp_path, bad.name, 9.0)
-    assert "above the others' median" in source.hopeless(bad)
-    Files(tmp_path, bad.name).mark("pruned", "too high")
-    source.told(bad)
-    assert Files(tmp_path, bad.name).state() == "pruned"
+    assert "above the others' median" in source.find_prune_reason(bad)
+    CellFiles(tmp_path, bad.name).mark("pruned", "too high")
+    source.record_end(bad)
+    assert CellFiles(tmp_path, bad.name).state() == "pruned"
 
 
 @pytest.mark.parametrize(
@@ -256,9 +260,12 @@ def test_a_trial_far_above_the_others_is_pruned(tmp_path):
     [
         ([], "--grid key=value"),
         (["--grid", "queries=1", "--search", "queries=1..4"], "both in --grid and in --search"),
-        (["--resume", "nowhere", "--grid", "queries=1"], "--resume takes a sweep as it was begun"),
+        (
+            ["--resume", "nowhere", "--grid", "queries=1"],
+            "--resume continues a sweep as it was begun",
+        ),
         (["--resume", "nowhere"], "no sweep to resume"),
-        (["--resume", "nowhere", "--trials", "5"], "--resume takes a sweep as it was begun"),
+        (["--resume", "nowhere", "--trials", "5"], "--resume continues a sweep as it was begun"),
         (["--grid", "queries=1", "--trials", "5"], "--trials 5 without --search"),
     ],
 )
@@ -308,13 +315,13 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_same_bits(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
     )
-    cell, deadline = Files(tmp_path / "cut", "queries=4"), time.monotonic() + 60
+    cell, deadline = CellFiles(tmp_path / "cut", "queries=4"), time.monotonic() + 60
     while cell.progress()[0] < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[0].decode()
     assert process.returncode == sweep_cli.CANCELLED
-    assert "go on with: dandelion sweep --resume" in said
+    assert "continue with: dandelion sweep --resume" in said
     assert cell.state() == "interrupted"
     again = CliRunner().invoke(app, ["sweep", "--resume", str(tmp_path / "cut"), "--parallel", "2"])
     assert again.exit_code == 0, again.output
