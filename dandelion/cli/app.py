@@ -130,7 +130,7 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
         raise UnknownNameError("engine", engine, ENGINES)
     from dandelion.engines.flower_simulation import run_flower
     from dandelion.engines.local import run_local
-    from dandelion.monitor.progress import Live, show_summary
+    from dandelion.monitor.progress import RunProgress, show_summary
     from dandelion.settings.gather import gather
 
     options: dict[str, Value | None] = {
@@ -142,8 +142,8 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     if engine == "flower":
         folder = run_flower(chosen, console)
     else:
-        with Live(console) as live:
-            folder = run_local(chosen, live)
+        with RunProgress(console) as progress:
+            folder = run_local(chosen, progress)
     show_summary(console, folder)
 
 
@@ -181,12 +181,12 @@ def status(
     every: Annotated[float, typer.Option(help="Seconds between two updates.")] = 2.0,
 ) -> None:
     """Show a run's rounds, loss and bytes, and its nodes with device, lag and last error."""
-    from dandelion.monitor.status import picture_of, watch
+    from dandelion.monitor.status import render, watch
 
     if follow:
         watch(folder, console, every)
     else:
-        console.print(picture_of(folder))
+        console.print(render(folder))
 
 
 @app.command()

@@ -1,9 +1,7 @@
 """``dandelion server``: keeps Flower's server programs running, and starts runs on them."""
 
-import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,13 +24,12 @@ from dandelion.deployment.deploy_home import (
     Home,
     default_home,
     local_address,
-    program,
     programs,
     superexec_command,
     superlink_command,
 )
 from dandelion.deployment.supervisor import Keeper, find_process, quote
-from dandelion.engines.flower_simulation import ROOT, EngineError
+from dandelion.engines.flower_simulation import ROOT, EngineError, program_path, run_flwr
 from shared.config.toml_text import to_toml
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a federation's server.")
@@ -184,17 +181,7 @@ def _flwr(home: Home, *words: str, quiet: bool = False) -> dict[str, Any]:
     Raises:
         EngineError: the command did not answer in JSON, or reports a failure.
     """
-    command = [program("flwr"), *words, "--format", "json"]
     if not quiet:
-        say(f"$ FLWR_HOME={home.folder / 'flwr'} {quote(command)}")
-    done = subprocess.run(
-        command, env=home.environment(), capture_output=True, text=True, check=False
-    )
-    try:
-        answer = json.loads(done.stdout)
-    except ValueError as error:
-        output = f"{done.stdout}{done.stderr}".strip()
-        raise EngineError(f"flwr {words[0]} failed: {output}") from error
-    if not isinstance(answer, dict) or answer.get("success") is False:
-        raise EngineError(f"flwr {words[0]} failed: {answer}")
-    return answer
+        command = quote([program_path("flwr"), *words, "--format", "json"])
+        say(f"$ FLWR_HOME={home.folder / 'flwr'} {command}")
+    return run_flwr(words, home.environment())

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dandelion.deployment.supervisor import Program
-from dandelion.engines.flower_simulation import EngineError, flower_environment
+from dandelion.engines.flower_simulation import (
+    EngineError,
+    flower_environment,
+    program_path,
+    write_connection,
+)
 
 CONNECTION = "federation"
 TASK_POLL_S = "0.05"  # Flower's default is 1
@@ -77,11 +82,7 @@ class Home:
 
     def connect(self, address: str, root: Path | None) -> None:
         """Point ``flwr`` commands to the SuperLink at ``address``; use TLS if ``root`` is given."""
-        trust = "insecure = true" if root is None else f'root-certificates = "{root}"'
-        (self.folder / "flwr" / "config.toml").write_text(
-            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
-            f'address = "{address}"\n{trust}\n'
-        )
+        write_connection(self.folder, CONNECTION, address, root)
 
 
 def default_home(side: str) -> Path:
@@ -92,14 +93,9 @@ def default_home(side: str) -> Path:
     return Path(state, "dandelion", side)
 
 
-def program(name: str) -> str:
-    """The path of one of Flower's programs in this Python installation."""
-    return str(Path(sys.executable).parent / name)
-
-
 def program_command(name: str, stock: bool = False) -> list[str]:
     """The command of one of Flower's programs: with our patches, or ``stock``, without."""
-    return [program(name)] if stock else [sys.executable, "-P", str(PATCHES), name]
+    return [program_path(name)] if stock else [sys.executable, "-P", str(PATCHES), name]
 
 
 def programs(home: Home, commands: Mapping[str, list[str]], loaded: str) -> dict[str, Program]:
@@ -119,7 +115,7 @@ def superlink_command(home: Home, host: str, port: int, certificates: Path | Non
     Raises:
         EngineError: a certificate is missing.
     """
-    command = [program("flower-superlink"), "--host", host, "--port", str(port)]
+    command = [program_path("flower-superlink"), "--host", host, "--port", str(port)]
     command += ["--database", str(home.folder / "superlink.db"), "--isolation", "process"]
     command += ["--superexec-auth-secret-file", str(home.secret())]
     command += ["--disable-runtime-dependency-installation"]

@@ -1,4 +1,4 @@
-"""A run as it stands, from its ledger: rounds, loss, bytes; nodes: device, lag, last error."""
+"""The status of a run, read from its ledger: rounds, loss, bytes, and a table of its nodes."""
 
 import time
 import tomllib
@@ -25,17 +25,17 @@ SELECT t.site, (SELECT s.device FROM sites s WHERE s.site = t.site),
        (SELECT r.reason || ' in round ' || r.round || ': ' || r.detail FROM refusals r
         WHERE r.site = t.site ORDER BY r.id DESC LIMIT 1)
 FROM traffic t GROUP BY t.site ORDER BY t.site"""
-LONGEST_ERROR = 70
-TEXTS = ("site", "device", "last error")
+LONGEST_ERROR = 70  # characters
+TEXT_COLUMNS = ("site", "device", "last error")
 
 
 @dataclass(frozen=True)
-class NodeRow:
-    """What the ledger knows of one site."""
+class NodeStatus:
+    """One site's device, last contribution, traffic and last error."""
 
     site: str
-    device: str | None  # what it computes on; None: it was never taken in
-    round: int | None  # the last that it contributed to
+    device: str | None  # None: the site was never admitted
+    round: int | None  # the last with a contribution of the site
     loss: float | None
     seconds: float | None
     bytes_up: int
@@ -43,24 +43,24 @@ class NodeRow:
     error: str | None
 
 
-def node_rows(ledger: Ledger) -> list[NodeRow]:
-    """Every site that was ever sent something."""
-    return [NodeRow(*row) for row in ledger.rows(NODES)]
+def node_rows(ledger: Ledger) -> list[NodeStatus]:
+    """The status of every site that was ever sent a message."""
+    return [NodeStatus(*row) for row in ledger.rows(NODES)]
 
 
-def picture_of(folder: Path) -> RenderableType:
-    """The run's head line and a table of its nodes.
+def render(folder: Path) -> RenderableType:
+    """Render a line about the run and a table of its nodes.
 
     Raises:
-        LedgerError: the folder holds no ledger, or a damaged one.
+        LedgerError: the folder has no ledger, or a damaged one.
     """
     with closing(Ledger.open(folder / LEDGER)) as ledger:
         rounds, last = rounds_of(folder, ledger), ledger.last_round
-        return Group(_head(folder, ledger, rounds), _nodes(node_rows(ledger), last))
+        return Group(_title(folder, ledger, rounds), _nodes(node_rows(ledger), last))
 
 
 def rounds_of(folder: Path, ledger: Ledger) -> int:
-    """How many rounds the run is to have: as it was resumed last, or else as it was begun."""
+    """The number of rounds that the run should have, by its last resumption or else its start."""
     try:
         settings = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
         return int(settings["num-rounds"])
@@ -69,17 +69,17 @@ def rounds_of(folder: Path, ledger: Ledger) -> int:
 
 
 def watch(folder: Path, console: Console, every_s: float) -> None:
-    """Show the run again and again, until it is interrupted."""
-    with Live(picture_of(folder), console=console, auto_refresh=False) as live:
+    """Show the run's status, updated every ``every_s`` seconds, until ^C."""
+    with Live(render(folder), console=console, auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(every_s)
-                live.update(picture_of(folder), refresh=True)
+                live.update(render(folder), refresh=True)
         except KeyboardInterrupt:
             return
 
 
-def _head(folder: Path, ledger: Ledger, rounds: int) -> str:
+def _title(folder: Path, ledger: Ledger, rounds: int) -> str:
     last = ledger.rows(
         "SELECT round, loss, seconds, timestamp FROM metrics ORDER BY round DESC LIMIT 1"
     )
@@ -97,10 +97,10 @@ def _head(folder: Path, ledger: Ledger, rounds: int) -> str:
     return "  ".join([*parts, f"{skipped} rounds skipped"] if skipped else parts)
 
 
-def _nodes(nodes: list[NodeRow], last: int) -> Table:
+def _nodes(nodes: list[NodeStatus], last: int) -> Table:
     table = Table()
     for name in ("site", "device", "round", "lag", "loss", "measuring", "up", "down", "last error"):
-        table.add_column(name, justify="left" if name in TEXTS else "right")
+        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right")
     for node in nodes:
         table.add_row(
             escape(node.site),
