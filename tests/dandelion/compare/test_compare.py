@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from fleet import SMALL
+from fleet import config
 from typer.testing import CliRunner
 
 from dandelion.cli.app import app
@@ -26,7 +26,8 @@ KEYS = ("dataset", "max-samples", "partitioner", "block-size", "eval-blocks", "n
 
 
 def run(folder, *arguments, rounds=("num-rounds=3", "eval-interval=1")):
-    pairs = [f"{key}={SMALL[key]}" for key in KEYS] + [*rounds]
+    small = config(folder).to_run_config()
+    pairs = [f"{key}={small[key]}" for key in KEYS] + [*rounds]
     pairs.append(f"output-dir={folder}")
     options = [word for pair in pairs for word in ("--set", pair)]
     done = CliRunner().invoke(app, ["compare", "--name", "c", *options, *arguments])

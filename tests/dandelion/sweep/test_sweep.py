@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_config import DATA
 from typer.testing import CliRunner
 
 from dandelion.cli import sweep as sweep_cli
@@ -24,11 +25,7 @@ from shared.config.toml_text import to_toml
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = {
-    "dataset": "topics",
-    "max-samples": 6,
-    "partitioner": "iid",
-    "block-size": 16,
-    "eval-blocks": 8,
+    **DATA,
     "num-clients": 2,
     "zo-batch-size": 2,
     "num-rounds": 4,
