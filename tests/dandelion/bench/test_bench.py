@@ -46,8 +46,8 @@ def test_batched_queries_are_timed_against_one_by_one_and_plain():
 def test_frozen_parts_are_timed_both_ways(monkeypatch):
     tiny = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 64}
     tiny |= {"num_attention_heads": 2, "vocab_size": 30000}
-    made = BertForSequenceClassification(BertConfig(**tiny))
-    monkeypatch.setattr(frozen, "encoder", lambda: made)
+    tiny_encoder = BertForSequenceClassification(BertConfig(**tiny))
+    monkeypatch.setattr(frozen, "encoder", lambda: tiny_encoder)
     rows = frozen.frozen(repeats=1)
     scopes = [row.name.split(", ")[1] for row in rows[::2]]
     assert scopes == [f"scope {name}" for name in frozen.SCOPES]
@@ -93,8 +93,8 @@ def test_a_point_of_growth_has_what_its_curves_need(what, value, capsys, monkeyp
     before = torch.get_num_threads()
     monkeypatch.setattr(growth, "REPEATS", 1)
     growth.main(what, value)
-    found = json.loads(capsys.readouterr().out)
+    point = json.loads(capsys.readouterr().out)
     torch.set_num_threads(before)
-    assert found["replay"] > 0
-    assert found["parameters"] == (124_864 if what == "size" else 4096)
-    assert ("memory" in found) == (what == "size")
+    assert point["replay"] > 0
+    assert point["parameters"] == (124_864 if what == "size" else 4096)
+    assert ("memory" in point) == (what == "size")

@@ -161,9 +161,9 @@ def test_the_reason_of_a_refusal_is_what_flower_says():
 )
 def test_a_command_that_cannot_work_says_why(words, message, tmp_path, monkeypatch):
     monkeypatch.setenv("DANDELION_HOME", str(tmp_path / "home"))
-    found = CliRunner().invoke(app, words)
-    assert found.exit_code != 0
-    assert message in str(found.exception)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code != 0
+    assert message in str(done.exception)
 
 
 def test_what_dies_is_started_again_and_what_keeps_dying_is_given_up(tmp_path):

@@ -194,9 +194,9 @@ def test_what_a_task_finds_imported_is_there_and_none_of_it_is_ours_or_heavy(loa
         check=True,
         cwd=PATCHES.parents[2],
     )
-    found = set(done.stdout.split())
-    assert "flwr" in found
-    assert not found & {"server", "client", "shared", "dandelion", "torch"}
+    modules = set(done.stdout.split())
+    assert "flwr" in modules
+    assert not modules & {"server", "client", "shared", "dandelion", "torch"}
 
 
 WAITS = """

@@ -80,7 +80,7 @@ def test_flwr_run_in_the_checkout_gives_the_digest_of_the_local_engine(tmp_path,
 
 def processes_of(home: Path) -> list[int]:
     """What Flower's command left running for this home: its daemon never stops by itself."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
@@ -88,5 +88,5 @@ def processes_of(home: Path) -> list[int]:
             except OSError:
                 continue
             if f"FLWR_HOME={home}".encode() in environ:
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids

@@ -57,7 +57,7 @@ def test_a_grid_is_every_combination_with_values_of_their_types():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("queries", "key=value,value,… expected"),
         ("queris=1", "unknown key 'queris'"),
@@ -66,24 +66,24 @@ def test_a_grid_is_every_combination_with_values_of_their_types():
         ("run-name=a,b", "unknown key 'run-name'"),
     ],
 )
-def test_a_grid_that_cannot_be_meant_is_refused(text, said):
-    with pytest.raises(ConfigError, match=said):
+def test_a_grid_that_cannot_be_meant_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
         axes_of([text])
 
 
 def test_a_cell_has_what_its_task_or_model_brings_and_keeps_its_own():
     cell = cells_of(axes_of(["learning-rate=0.5"]))[0]
-    found = cell.config({"task": "rotten-tomatoes", "queries": 3})
-    assert (found.task, found.dataset, found.model) == (
+    config = cell.config({"task": "rotten-tomatoes", "queries": 3})
+    assert (config.task, config.dataset, config.model) == (
         "classification",
         "rotten-tomatoes",
         "minilm",
     )
-    assert (found.learning_rate, found.queries, found.label_words) == (0.5, 3, "rotten, fresh")
+    assert (config.learning_rate, config.queries, config.label_words) == (0.5, 3, "rotten, fresh")
     axis = cells_of(axes_of(["model=smollm2-135m"]))[0].config({})
     assert axis.dataset == "shakespeare"
-    again = Cell("again", {}).config(found.to_run_config())  # as its process reads it
-    assert again.differences(found) == []
+    again = Cell("again", {}).config(config.to_run_config())  # as its process reads it
+    assert again.differences(config) == []
 
 
 def test_what_only_some_cells_can_use_is_no_reason_to_refuse_the_sweep(tmp_path):
@@ -115,13 +115,13 @@ def test_what_is_sought_is_read_and_refused_where_it_makes_no_sense():
     (rate, queries) = ranges_of(["learning-rate=1e-4..1e-1:log", "queries=1..64"])
     assert (rate.low, rate.high, rate.log) == (1e-4, 1e-1, True)
     assert type(queries.distribution()).__name__ == "IntDistribution"
-    for text, said in (
+    for text, message in (
         ("learning-rate=1e-3", r"key=low\.\.high"),
         ("mode=a..b", "is not a number"),
         ("eps=0..1:log", "above 0 for log"),
         ("eps=2..1", "rising ends"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             ranges_of([text])
 
 
@@ -131,7 +131,7 @@ class Pretence:
     def __init__(self, monkeypatch, leave):
         self.commands = []
 
-        def started(command, **keywords):
+        def start(command, **keywords):
             self.commands.append((command, keywords))
             folder = Path(command[-1])
             name = folder.name if "--resume" in command else folder.stem
@@ -139,7 +139,7 @@ class Pretence:
             keywords["stdout"].write(f"LedgerError: {name} broke\n".encode() if status else b"")
             return FakeProcess(status)
 
-        monkeypatch.setattr("dandelion.sweep.runner.subprocess.Popen", started)
+        monkeypatch.setattr("dandelion.sweep.runner.subprocess.Popen", start)
         monkeypatch.setattr("dandelion.sweep.runner.os.sched_setaffinity", lambda *_: None)
         monkeypatch.setattr("dandelion.sweep.runner.LOOK_S", 0.0)
 
@@ -162,13 +162,13 @@ def test_finished_cells_are_left_failed_ones_named_and_the_others_go_on(tmp_path
         (tmp_path / name / "summary.json").write_text("{}")
         return 0
 
-    cells, said = cells_of({"queries": [1, 2, 4, 8]}), []
+    cells, lines = cells_of({"queries": [1, 2, 4, 8]}), []
     (tmp_path / "queries=4").mkdir()
     (tmp_path / "queries=4" / "summary.json").write_text("{}")
     (tmp_path / "queries=8").mkdir()
     (tmp_path / "queries=8" / LEDGER).write_text("")
     pretence = Pretence(monkeypatch, leave)
-    runner = Runner(tmp_path, {}, make_slots(2), lambda running, line: said.append(line))
+    runner = Runner(tmp_path, {}, make_slots(2), lambda running, line: lines.append(line))
     runner.run(ListedCells(cells))
     assert [CellFiles(tmp_path, c.name).state() for c in cells] == [
         "done",
@@ -177,7 +177,7 @@ def test_finished_cells_are_left_failed_ones_named_and_the_others_go_on(tmp_path
         "done",
     ]
     assert CellFiles(tmp_path, "queries=2").reason() == "LedgerError: queries=2 broke"
-    assert "queries=4: done already" in said
+    assert "queries=4: done already" in lines
     ways = ["--resume" if "--resume" in command else "new" for command, _ in pretence.commands]
     assert ways == ["new", "new", "--resume"]
     runner.run(ListedCells(cells))  # again: only what failed is tried again
@@ -197,8 +197,8 @@ def test_a_combination_that_cannot_work_fails_alone(tmp_path, monkeypatch):
     assert "query-data 'fresh' with mode 'fedavg'" in CellFiles(tmp_path, cells[1].name).reason()
 
 
-def trained(folder, name, rate):
-    """What a run would have left: evaluations that are the better, the nearer its rate is to 1."""
+def train(folder, name, rate):
+    """Leave what a run would: evaluations that are better, the nearer its rate is to 1."""
     files = CellFiles(folder, name)
     files.run.mkdir(parents=True)
     loss = 2.0 + (rate - 1.0) ** 2
@@ -209,26 +209,26 @@ def trained(folder, name, rate):
     files.config.write_text(to_toml({"learning-rate": rate}))
 
 
-def searched(folder, trials, train):
-    """A search whose trials are trained by ``train``; the cells that it asked for."""
+def search(folder, trials, run_trial):
+    """A search whose trials ``run_trial`` trains; return the cells that it proposed."""
     cells, ranges = cells_of({"mode": ["zo"]}), ranges_of(["learning-rate=0.01..100:log"])
     source = SearchedCells(folder, cells, ranges, trials, seed=3)
     while (cell := source.next()) is not None:
         if CellFiles(folder, cell.name).state() == "new":
-            train(folder, cell.name, cell.settings["learning-rate"])
+            run_trial(folder, cell.name, cell.settings["learning-rate"])
         source.record_end(cell)
     return source.begun
 
 
 def test_a_search_comes_near_the_best_and_goes_on_from_its_files(tmp_path):
     pytest.importorskip("optuna")
-    whole = searched(tmp_path / "whole", 24, trained)
+    whole = search(tmp_path / "whole", 24, train)
     rates = [cell.settings["learning-rate"] for cell in whole]
     assert min(abs(rate - 1.0) for rate in rates) < 0.3
     assert whole[0].name == "mode=zo,trial=001"
-    searched(tmp_path / "cut", 9, trained)
+    search(tmp_path / "cut", 9, train)
     new = []
-    again = searched(tmp_path / "cut", 24, lambda *a: (new.append(a), trained(*a)))
+    again = search(tmp_path / "cut", 24, lambda *a: (new.append(a), train(*a)))
     assert len(new) == 15
     assert [c.settings for c in again[:9]] == [c.settings for c in whole[:9]]
 
@@ -239,13 +239,13 @@ def test_a_trial_far_above_the_others_is_pruned(tmp_path):
     source = SearchedCells(tmp_path, cells, ranges, 8, seed=1)
     for _ in range(6):
         cell = source.next()
-        trained(tmp_path, cell.name, cell.settings["learning-rate"])
+        train(tmp_path, cell.name, cell.settings["learning-rate"])
         for _ in range(2):
             source.find_prune_reason(cell)
         source.record_end(cell)
     bad = source.next()
     assert source.find_prune_reason(bad) == ""
-    trained(tmp_path, bad.name, 9.0)
+    train(tmp_path, bad.name, 9.0)
     assert "above the others' median" in source.find_prune_reason(bad)
     CellFiles(tmp_path, bad.name).mark("pruned", "too high")
     source.record_end(bad)
@@ -253,7 +253,7 @@ def test_a_trial_far_above_the_others_is_pruned(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ([], "--grid key=value"),
         (["--grid", "queries=1", "--search", "queries=1..4"], "both in --grid and in --search"),
@@ -266,8 +266,8 @@ def test_a_trial_far_above_the_others_is_pruned(tmp_path):
         (["--grid", "queries=1", "--trials", "5"], "--trials 5 without --search"),
     ],
 )
-def test_a_sweep_that_cannot_be_meant_is_refused(tmp_path, options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_a_sweep_that_cannot_be_meant_is_refused(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
         CliRunner().invoke(app, ["sweep", *options], catch_exceptions=False)
     assert not (tmp_path / "runs").exists()
 
@@ -316,9 +316,9 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_same_bits(tmp_path):
     while cell.progress()[0] < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[0].decode()
+    lines = process.communicate(timeout=60)[0].decode()
     assert process.returncode == sweep_cli.CANCELLED
-    assert "continue with: dandelion sweep --resume" in said
+    assert "continue with: dandelion sweep --resume" in lines
     assert cell.state() == "interrupted"
     again = CliRunner().invoke(app, ["sweep", "--resume", str(tmp_path / "cut"), "--parallel", "2"])
     assert again.exit_code == 0, again.output
