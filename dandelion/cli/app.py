@@ -5,7 +5,6 @@ import signal
 import sqlite3
 import sys
 import threading
-from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Annotated
 
@@ -23,20 +22,28 @@ from dandelion.cli import preflight as preflight_cli
 from dandelion.cli import server as server_cli
 from dandelion.cli import sweep as sweep_cli
 from dandelion.cli.console import (
+    ClientsOption,
     ConfigOption,
+    DatasetOption,
+    EpsOption,
     FollowOption,
+    LearningRateOption,
+    ModelOption,
+    ModeOption,
+    QueriesOption,
     ResumeOption,
+    RoundsOption,
     RunArgument,
     RunNameOption,
     SettingsOption,
+    collect_options,
     console,
     say,
 )
-from shared.base.errors import ConfigError, DandelionError, UnknownNameError
+from shared.base.errors import DandelionError, UnknownNameError
 from shared.config.schema import Value
 
 ENGINES = ("local", "flower")
-COMMON = "Common settings"  # the panel of ``dandelion run --help``
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -98,32 +105,14 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     resume: ResumeOption = None,
     name: RunNameOption = "",
     task: preflight_cli.Task = "",
-    mode: Annotated[
-        str, typer.Option(help="Training mode, such as zo or fo.", rich_help_panel=COMMON)
-    ] = "",
-    model: Annotated[
-        str,
-        typer.Option(help="Model; dandelion models lists some.", rich_help_panel=COMMON),
-    ] = "",
-    dataset: Annotated[
-        str, typer.Option(help="Data set; dandelion data lists some.", rich_help_panel=COMMON)
-    ] = "",
-    rounds: Annotated[
-        int | None, typer.Option(help="Setting num-rounds.", rich_help_panel=COMMON)
-    ] = None,
-    clients: Annotated[
-        int | None, typer.Option(help="Setting num-clients.", rich_help_panel=COMMON)
-    ] = None,
-    queries: Annotated[
-        int | None, typer.Option(help="Random directions of a round.", rich_help_panel=COMMON)
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option("--lr", "--learning-rate", help="Learning rate.", rich_help_panel=COMMON),
-    ] = None,
-    eps: Annotated[
-        float | None, typer.Option(help="Smoothing radius.", rich_help_panel=COMMON)
-    ] = None,
+    mode: ModeOption = "",
+    model: ModelOption = "",
+    dataset: DatasetOption = "",
+    rounds: RoundsOption = None,
+    clients: ClientsOption = None,
+    queries: QueriesOption = None,
+    learning_rate: LearningRateOption = None,
+    eps: EpsOption = None,
 ) -> None:
     """Train a new run, or continue one that was interrupted."""
     if engine not in ENGINES:
@@ -145,23 +134,6 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
         with RunProgress(console) as progress:
             folder = run_local(chosen, progress)
     show_summary(console, folder)
-
-
-def collect_options(pairs: Sequence[str], options: Mapping[str, Value | None]) -> dict[str, Value]:
-    """The options that are given, as settings; None and empty text mean that one is not.
-
-    Args:
-        pairs: ``key=value`` of ``--set``.
-        options: by key of the setting.
-
-    Raises:
-        ConfigError: a setting is given by both.
-    """
-    given = {key: value for key, value in options.items() if value not in (None, "")}
-    keys = {pair.partition("=")[0].strip().replace("_", "-") for pair in pairs}
-    if twice := sorted(keys & given.keys()):
-        raise ConfigError(f"{twice[0]} is given by --set and by its own option; give it once")
-    return {key: value for key, value in given.items() if value is not None}
 
 
 @app.command()
@@ -190,10 +162,7 @@ def status(
 
 
 @app.command()
-def tensorboard(
-    folder: RunArgument,
-    follow: FollowOption = False,
-) -> None:
+def tensorboard(folder: RunArgument, follow: FollowOption = False) -> None:
     """Write a run's scalars for TensorBoard into its folder, also while it trains."""
     from dandelion.monitor.tensorboard import write
 

@@ -65,18 +65,26 @@ def join(  # noqa: PLR0913, PLR0917  (options of a command)
         "supernode": supernode_command(home, superlink, text, port, (ca, key), stock),
         "superexec": superexec_command(home, f"127.0.0.1:{port}", None, stock),
     }
+    try:
+        _supervise(home, commands, patience)
+    finally:
+        _end_worker(config)
+
+
+def _supervise(home: Home, commands: dict[str, list[str]], patience: float) -> None:
+    """Keep a node's programs running until a signal comes.
+
+    Raises:
+        EngineError: a program has failed to start for ``patience`` seconds.
+    """
     supervised = programs(home, commands, CLIENT_APP_MODULES)
     node = supervised["supernode"]
     node.fatal, node.well = HANGS_AFTER, JOINED
     for each in supervised.values():
         each.log.unlink(missing_ok=True)
     shutil.rmtree(home.apps, ignore_errors=True)
-    try:
-        lost = Keeper([*supervised.values()], say).run(
-            lambda each, status: each.failing() > patience
-        )
-    finally:
-        _end_worker(config)
+    keeper = Keeper([*supervised.values()], say)
+    lost = keeper.run(lambda each, status: each.seconds_failing() > patience)
     if lost is not None:
         failure = (
             "SuperNode was refused" if lost.name == "supernode" else "SuperExec does not start"

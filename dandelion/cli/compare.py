@@ -10,7 +10,7 @@ from rich.table import Table
 from dandelion.cli.console import FolderNameOption, console, say
 from dandelion.settings.gather import check_sites
 from shared.base.errors import ConfigError
-from shared.config.schema import Value
+from shared.config.schema import Config, Value
 
 MOST_ROUNDS = 1_000_000  # more than any budget allows
 
@@ -36,36 +36,55 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     from dandelion.compare.presentation import draw, page
     from dandelion.compare.runner import Budget
     from dandelion.compare.runner import compare as run_all
-    from shared.models.hub import check_name
     from shared.replica.snapshot import write_atomically
 
     if preset and methods:
         raise ConfigError("--methods or --preset expected, got both")
-    pairs = settings or []
-    parent = next((p.partition("=")[2] for p in pairs if p.startswith("output-dir=")), "runs")
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = Path(parent, name or f"compare-{preset or 'methods'}-{stamp}").resolve()
-    if folder.exists():
-        raise ConfigError(f"{folder} exists already; choose another --name")
+    folder, pairs = _choose_folder(name, preset, settings or [])
     base: dict[str, Value] = {"save-model": False}
     if seconds or forwards:  # the budget alone ends a method
         base |= {"num-rounds": MOST_ROUNDS, "preflight-rounds": 0}
-    pairs = [*(p for p in pairs if not p.startswith("output-dir=")), f"output-dir={folder}"]
     configs = configurations(methods, preset, pairs, base)
     for config in configs.values():
-        check_name(config.model)
-        check_sites(config)
-        if config.num_rounds == MOST_ROUNDS and config.lr_schedule != "constant":
-            raise ConfigError(
-                f"lr-schedule {config.lr_schedule!r} with a budget: it falls towards the last "
-                "round, so set num-rounds as well"
-            )
+        _check(config)
     comparison = run_all(configs, folder, target_loss, Budget(seconds, forwards), say)
     write_atomically(folder / "comparison.html", page(comparison).encode())
     files = [folder / "comparison.json", folder / "comparison.html", *draw(comparison, folder)]
     show(comparison)
     for file in files:
         say(str(file))
+
+
+def _choose_folder(name: str, preset: str, pairs: list[str]) -> tuple[Path, list[str]]:
+    """Choose the comparison's folder; return it, and the pairs with ``output-dir`` set to it.
+
+    Raises:
+        ConfigError: the folder exists.
+    """
+    parent = next((p.partition("=")[2] for p in pairs if p.startswith("output-dir=")), "runs")
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    folder = Path(parent, name or f"compare-{preset or 'methods'}-{stamp}").resolve()
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already; choose another --name")
+    others = [pair for pair in pairs if not pair.startswith("output-dir=")]
+    return folder, [*others, f"output-dir={folder}"]
+
+
+def _check(config: Config) -> None:
+    """Refuse a configuration that this command cannot run.
+
+    Raises:
+        ConfigError: an unknown model, too few sites, or a schedule without a number of rounds.
+    """
+    from shared.models.hub import check_name
+
+    check_name(config.model)
+    check_sites(config)
+    if config.num_rounds == MOST_ROUNDS and config.lr_schedule != "constant":
+        raise ConfigError(
+            f"lr-schedule {config.lr_schedule!r} with a budget: it falls towards the last "
+            "round, so set num-rounds as well"
+        )
 
 
 def show(comparison: dict[str, object]) -> None:

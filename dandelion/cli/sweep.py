@@ -60,8 +60,6 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
 
     Status 1 if a cell failed.
     """
-    from dandelion.sweep.runner import Runner, make_slots
-
     if resume and (grid or search or trials or settings or config or name):
         raise ConfigError(
             "--resume continues a sweep as it was begun: only --parallel and --gpus may be given"
@@ -74,9 +72,18 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
         base = _base(config, settings or [])
         plan = SweepPlan(grid or [], search or [], trials or TRIALS, base)
         folder, plan = _begin(plan, name)
-    source, cells, keys = _source(folder, plan)
     cards = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
-    slots = make_slots(parallel or len(cards) or 1, cards)
+    results = _train(folder, plan, parallel or len(cards) or 1, cards)
+    if any(result.state == "failed" for result in results):
+        raise typer.Exit(1)
+
+
+def _train(folder: Path, plan: SweepPlan, parallel: int, cards: list[str]) -> "list[CellResult]":
+    """Run the cells of a sweep, then report; on ^C report too, and exit."""
+    from dandelion.sweep.runner import Runner, make_slots
+
+    source, cells, keys = _source(folder, plan)
+    slots = make_slots(parallel, cards)
     with _ProgressBars(folder, len(cells) * (plan.trials if plan.search else 1)) as bars:
         try:
             Runner(folder, plan.base, slots, bars).run(source)
@@ -84,10 +91,8 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
             say(f"stopped; continue with: dandelion sweep --resume {folder}")
             raise typer.Exit(CANCELLED) from None
         finally:
-            begun = getattr(source, "begun", cells)
-            results = report(folder, begun, keys)
-    if any(result.state == "failed" for result in results):
-        raise typer.Exit(1)
+            results = report(folder, getattr(source, "begun", cells), keys)
+    return results
 
 
 def report(folder: Path, cells: Sequence["Cell"], keys: Sequence[str]) -> "list[CellResult]":

@@ -74,7 +74,7 @@ class Program:
             self.first_death = time.monotonic() if self.deaths == 1 else self.first_death
         return status
 
-    def failing(self) -> float:
+    def seconds_failing(self) -> float:
         """Seconds since the first of its deaths in a row."""
         return time.monotonic() - self.first_death if self.deaths else 0.0
 
