@@ -5,7 +5,7 @@
 #
 # FOLDER gets ca.key (keep it offline), ca.crt (for every node), server.key and server.crt (for the
 # SuperLink). The certificate is for every name and address given, for localhost and for 127.0.0.1.
-# A CA that is there is used again, so that a new server certificate needs no change at the nodes.
+# An existing CA is used again, so that a new server certificate needs no change at the nodes.
 set -euo pipefail
 
 if (( $# < 2 )); then
@@ -28,7 +28,7 @@ for name in "$@"; do
 done
 
 if [[ -e ca.crt && ! -e ca.key ]]; then
-    echo "$folder: ca.crt is there and ca.key is not: bring it back to sign with the same CA" >&2
+    echo "$folder: ca.crt exists but ca.key is missing: bring it back to sign with the same CA" >&2
     exit 2
 fi
 if [[ ! -e ca.key ]]; then

@@ -1,1 +1,1 @@
-"""Measurements of what the system claims, each against the peers' way in the same process."""
+"""Benchmarks of the system's claims, each against the peers' way in the same process."""

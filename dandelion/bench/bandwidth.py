@@ -7,7 +7,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from dandelion.bench.rows import Row, alternate
+from dandelion.bench.rows import BenchRow, alternate
 from shared.base.errors import ConfigError
 from shared.base.flat import Layout, Matrix
 from shared.directions import DIRECTIONS, Multiplies
@@ -20,18 +20,18 @@ SHAPES = {"cpu": (5120, 4096), "cuda": (25_600, 20_480)}  # of the matrix: 21 M,
 ROWS = 16  # of activations that are multiplied by it
 
 
-def bandwidth(device: str = "cpu", repeats: int = 7) -> list[Row]:
+def bandwidth(device: str = "cpu", repeats: int = 7) -> list[BenchRow]:
     """Medians of seconds per call; the ratio is to the copy's bandwidth within the same turn.
 
-    Each reads and writes every parameter once, a product reads it once. 64 directions fused take
-    longer for their draws than for memory.
+    Each kernel reads and writes every parameter once; a product only reads it. With 64 fused
+    directions, drawing takes longer than memory access.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: this machine has no such device.
     """
     if device not in SHAPES or (device == "cuda" and not torch.cuda.is_available()):
         raise ConfigError(
-            f"--device cpu, or cuda where torch sees a CUDA device, expected; got {device!r}; "
+            f"--device cpu, or cuda if torch sees a CUDA device, expected; got {device!r}; "
             f"torch {torch.__version__} sees {torch.cuda.device_count()} of them"
         )
     layout = Layout.of([("matrix", SHAPES[device])])
@@ -39,7 +39,7 @@ def bandwidth(device: str = "cpu", repeats: int = 7) -> list[Row]:
     times = alternate(ways(layout, source), repeats)
     every = 4 * layout.size
     return [
-        Row(
+        BenchRow(
             f"{name}, {layout.size / 1e6:.0f} M on {name_of(device)}",
             median(seconds),
             median(share * a / b for a, b in zip(times[COPY], seconds, strict=True)),
@@ -51,24 +51,24 @@ def bandwidth(device: str = "cpu", repeats: int = 7) -> list[Row]:
 
 
 def ways(layout: Layout, source: Tensor) -> dict[str, Callable[[], object]]:
-    """The copy, and each family's kernels; each returns when the device is done."""
+    """The copy and each family's kernels as calls that return when the device is done."""
     out, keys = torch.empty_like(source), [Key(1, 1, 0, k) for k in range(FUSED)]
-    found: dict[str, Callable[[], object]] = {COPY: partial(out.copy_, source)}
+    calls: dict[str, Callable[[], object]] = {COPY: partial(out.copy_, source)}
     for name in ("rademacher", "lowrank"):
         family = DIRECTIONS[name](layout)
-        found[f"{name}: perturb"] = partial(family.perturb_, out, source, 0, keys[0], SCALE)
-        found[f"{name}: add one"] = partial(family.add_to_, out, keys[:1], [SCALE])
-        found[f"{name}: add {FUSED} fused"] = partial(family.add_to_, out, keys, [SCALE] * FUSED)
-    found |= _products(layout, source)
-    wait = torch.cuda.synchronize if source.is_cuda else nothing
-    return {name: partial(_timed, way, wait) for name, way in found.items()}
+        calls[f"{name}: perturb"] = partial(family.perturb_, out, source, 0, keys[0], SCALE)
+        calls[f"{name}: add one"] = partial(family.add_to_, out, keys[:1], [SCALE])
+        calls[f"{name}: add {FUSED} fused"] = partial(family.add_to_, out, keys, [SCALE] * FUSED)
+    calls |= _products(layout, source)
+    wait = torch.cuda.synchronize if source.is_cuda else do_nothing
+    return {name: partial(_call_and_wait, way, wait) for name, way in calls.items()}
 
 
 def _products(layout: Layout, source: Tensor) -> dict[str, Callable[[], object]]:
-    """A plain product, and one with signs added on the way where the device has a kernel for it."""
+    """A plain product, and one that adds signs on the way if the device has a kernel for it."""
     shape = SHAPES[source.device.type]
     x, scratch = source.new_ones(ROWS, shape[1]), source.new_empty(2 * THREAD_SCRATCH)
-    found: dict[str, Callable[[], object]] = {
+    products: dict[str, Callable[[], object]] = {
         f"plain {PRODUCT}": partial(torch.mm, x, source.view(shape).t())
     }
     signs = DIRECTIONS["rademacher"](layout)
@@ -76,19 +76,19 @@ def _products(layout: Layout, source: Tensor) -> dict[str, Callable[[], object]]
         matrix = Matrix(source, 0, shape, transposed=True)
         perturbed = partial(signs.product, x, matrix, None, Key(1, 1, 0, 0), SCALE, scratch)
         if perturbed() is not None:
-            found[f"rademacher: {PRODUCT}"] = perturbed
-    return found
+            products[f"rademacher: {PRODUCT}"] = perturbed
+    return products
 
 
-def nothing() -> None:
-    """Wait for nobody: a CPU kernel is done when it returns."""
+def do_nothing() -> None:
+    """Stands for waiting: a CPU kernel is done when it returns."""
 
 
 def name_of(device: str) -> str:
-    """What the device calls itself."""
+    """The name of the device, or its number of cores."""
     return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} cores"
 
 
-def _timed(way: Callable[[], object], wait: Callable[[], object]) -> None:
+def _call_and_wait(way: Callable[[], object], wait: Callable[[], object]) -> None:
     way()
     wait()

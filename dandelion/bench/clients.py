@@ -1,18 +1,16 @@
-"""Rounds of many virtual clients: time and memory grow with the data measured, not with clients."""
+"""Rounds of many virtual clients: time and memory grow with the examples, not with the clients."""
 
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 
-from dandelion.bench.rows import Row
+from dandelion.bench.rows import BenchRow, run_apart
 
-ROUNDS = 9  # the first meets the clients and the last is evaluated: both are not counted
+ROUNDS = 9  # the first (introductions) and the last (evaluation) are not counted
 CASES = {  # clients, examples of each, whether they share forward passes
     "10 clients x 100 examples": (10, 100, False),
     "1,000 clients x 1 example, merged": (1000, 1, True),
@@ -20,46 +18,37 @@ CASES = {  # clients, examples of each, whether they share forward passes
 }
 
 
-def clients() -> list[Row]:
+def clients() -> list[BenchRow]:
     """Median seconds of a round of the local engine; each case in a process of its own.
 
-    The ratio is to the first case, which measures as many examples; the note has peak memory.
+    The ratio is to the first case, which has as many examples; the note has peak memory.
     """
-    found = {name: _measured(*case) for name, case in CASES.items()}
-    base = next(iter(found.values()))
+    results = {
+        name: run_apart(__spec__.name, str(clients), str(examples), str(int(merge)))
+        for name, (clients, examples, merge) in CASES.items()
+    }
+    base = next(iter(results.values()))
     return [
-        Row(
+        BenchRow(
             name,
             each["seconds"],
             each["seconds"] / base["seconds"],
             f"peak {each['peak'] / 2**20:,.0f} MiB, {(each['peak'] - base['peak']) / 2**20:+,.0f} "
             "to the first",
         )
-        for name, each in found.items()
+        for name, each in results.items()
     ]
 
 
-def _measured(clients: int, examples: int, merge: bool) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, "-m", __spec__.name, str(clients), str(examples), str(int(merge))],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    read: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return read
-
-
-def timed(clients: int, examples: int, merge: bool, rounds: int) -> float:
-    """Train in this process: median seconds of a round."""
+def time_rounds(clients: int, examples: int, merge: bool, rounds: int) -> float:
+    """Train in this process; return the median seconds of a round."""
     from dandelion.engines.local import run_local
     from server.reporting.report import Report
     from shared.config.schema import Config
 
     ends: list[float] = []
 
-    def ended(report: Report, round_: int) -> None:
+    def note_end(report: Report, round_: int) -> None:
         ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory(prefix="dandelion-") as folder:
@@ -75,13 +64,13 @@ def timed(clients: int, examples: int, merge: bool, rounds: int) -> float:
             "save-model": False,
             "output-dir": folder,
         }
-        run_local(Config.from_run_config(settings), ended)
+        run_local(Config.from_run_config(settings), note_end)
     seconds = [b - a for a, b in pairwise(ends)]
     return median(seconds[1:-1])
 
 
 def _run(clients: int, examples: int, merge: bool) -> dict[str, float]:
-    seconds = timed(clients, examples, merge, ROUNDS)
+    seconds = time_rounds(clients, examples, merge, ROUNDS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": seconds, "peak": peak}
 

@@ -1,4 +1,4 @@
-"""Adding random directions to a vector: ours against the peers' ways of doing it."""
+"""Adding random directions to a vector: our kernels against the peers' ways."""
 
 from collections.abc import Callable
 from statistics import median
@@ -6,7 +6,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from dandelion.bench.rows import Row, alternate
+from dandelion.bench.rows import BenchRow, alternate
 from shared.base.flat import Layout
 from shared.directions import DIRECTIONS
 from shared.randomness.streams import Key
@@ -16,7 +16,7 @@ FUSED = 64  # directions added in one pass
 ADD, ONE, MANY = "torch.add_ of a scalar", "one sign direction", f"{FUSED} sign directions fused"
 
 
-def directions(parameters: int = 20_000_000, repeats: int = 7) -> list[Row]:
+def directions(parameters: int = 20_000_000, repeats: int = 7) -> list[BenchRow]:
     """Time one direction added to a vector of ``parameters`` float32 numbers in each way.
 
     Returns:
@@ -65,8 +65,8 @@ def _peers(parameters: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def _row(name: str, times: dict[str, list[float]], parameters: int) -> Row:
+def _row(name: str, times: dict[str, list[float]], parameters: int) -> BenchRow:
     base = ADD if name in (ADD, ONE, MANY) else MANY
     ratio = median(a / b for a, b in zip(times[name], times[base], strict=True))
     note = f"per element and direction; ratio to {base}"
-    return Row(name, median(times[name]) / parameters, ratio, note)
+    return BenchRow(name, median(times[name]) / parameters, ratio, note)

@@ -6,7 +6,7 @@ import time
 import numpy as np
 from flwr.app import Context, Message, MessageType
 
-from dandelion.bench.rows import Row
+from dandelion.bench.rows import BenchRow
 from dandelion.engines.local import LocalGrid, contexts_of
 from server.ledger.run_folder import open_run
 from server.rounds.cohort import Cohort
@@ -17,14 +17,14 @@ from shared.protocol.messages import Hello, Measured, decode_request, encode_hel
 from shared.protocol.site_id import site_of
 
 
-class Idle:
+class IdleClient:
     """A site's side of the protocol without a model: it answers every request with zeros."""
 
     def __init__(self, config: Config) -> None:
         self._numbers = np.zeros(config.queries * config.local_steps, np.float32)
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Introduce itself, or answer as if measured at the digest that the server expects."""
+        """Introduce itself, or answer zeros with the digest that the server expects."""
         if message.metadata.message_type == MessageType.QUERY:
             return Message(content=pack(encode_hello(_hello(context))), reply_to=message)
         request = decode_request(unpack(message.content)[0])
@@ -32,7 +32,7 @@ class Idle:
         return Message(content=pack(encode_reply(reply)), reply_to=message)
 
 
-def engine(clients: int = 1000, rounds: int = 7) -> list[Row]:
+def engine(clients: int = 1000, rounds: int = 7) -> list[BenchRow]:
     """Seconds of a round of ``clients`` no-op measurements; the note has clients per second."""
     with tempfile.TemporaryDirectory(prefix="dandelion-") as folder:
         config = Config.from_run_config(
@@ -42,10 +42,10 @@ def engine(clients: int = 1000, rounds: int = 7) -> list[Row]:
         with open_run(config) as run:
             cohort = Cohort(config, lambda hello: "", run.name)
             strategy = ScalarStrategy(run, cohort, lambda round_: times.append(time.perf_counter()))
-            strategy.start(LocalGrid(Idle(config), contexts_of(config)))
+            strategy.start(LocalGrid(IdleClient(config), contexts_of(config)))
     seconds = float(np.median(np.diff(times)[1:]))  # the first round meets the clients
     note = f"{clients / seconds:,.0f} clients/s, {clients} clients, q = 1"
-    return [Row("round without measurement", seconds, seconds, note)]
+    return [BenchRow("round without measurement", seconds, seconds, note)]
 
 
 def _hello(context: Context) -> Hello:

@@ -1,4 +1,4 @@
-"""Queries of an encoder of which little is trained: the rest computed once, or every time."""
+"""Queries of an encoder with few trained parameters: the frozen rest computed once or always."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -7,7 +7,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from dandelion.bench.rows import Row, alternate, on_threads
+from dandelion.bench.rows import BenchRow, alternate, on_threads
 from shared.base.flat import flatten
 from shared.config.schema import Config
 from shared.directions import DIRECTIONS
@@ -21,31 +21,31 @@ SCOPES = ("head", "reduced", "bias")
 QUERIES, BATCH, LENGTH, EPS = 8, 16, 64, 1e-3
 
 
-def frozen(repeats: int = 7) -> list[Row]:
+def frozen(repeats: int = 7) -> list[BenchRow]:
     """Medians of seconds for q queries, and of their ratio to computing everything every time."""
     with on_threads():
         return [row for scope in SCOPES for row in _scope(scope, repeats)]
 
 
-def _scope(scope: str, repeats: int) -> list[Row]:
+def _scope(scope: str, repeats: int) -> list[BenchRow]:
     times = alternate(ways(scope), repeats)
     plain, ours = times.values()
     ratio = median(mine / other for mine, other in zip(ours, plain, strict=True))
     what = f"scope {scope}, q = {QUERIES}, {BATCH}x{LENGTH} tokens"
     note = "to computing all every time"
     return [
-        Row(f"{name}, {what}", median(seconds), share, note)
+        BenchRow(f"{name}, {what}", median(seconds), share, note)
         for (name, seconds), share in zip(times.items(), (1.0, ratio), strict=True)
     ]
 
 
 def ways(scope: str) -> dict[str, Callable[[], object]]:
-    """A step's queries with and without remembering, of an encoder of MiniLM's shape."""
+    """The queries of a step on an encoder of MiniLM's shape, with and without a cache."""
     module = encoder().eval()
     model = flatten(module, trainable(Config(scope=scope), module))
     perturber = Perturber(model, DIRECTIONS["rademacher"](model.layout))
     tokens = torch.arange(BATCH * LENGTH).view(BATCH, LENGTH) * 7919 % 30000
-    labels, part = torch.arange(BATCH) % 2, FrozenPrefixCache(model)
+    labels, cache = torch.arange(BATCH) % 2, FrozenPrefixCache(model)
 
     def loss(query: int) -> float:
         with torch.inference_mode():
@@ -53,7 +53,7 @@ def ways(scope: str) -> dict[str, Callable[[], object]]:
 
     def queries(remember: bool) -> None:
         keys = direction_keys(1, 1, SHARED_SLOT, 0, QUERIES)
-        with part.reuse() if remember else nullcontext():
+        with cache.reuse() if remember else nullcontext():
             two_point(loss, perturber, keys, EPS)
 
     return {

@@ -1,7 +1,6 @@
-"""How cost grows: round time and memory against parameters, queries and clients, with exponents."""
+"""Growth of cost: round time and memory against parameters, queries and clients, as exponents."""
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from statistics import median
 
 import numpy as np
 
-from dandelion.bench.rows import THREADS, Row
+from dandelion.bench.rows import THREADS, BenchRow, run_apart
 
 SIZES = {  # a GPT-2 of bytes: width, layers; parameters
     "0.1 M": (64, 2),
@@ -22,7 +21,7 @@ SIZES = {  # a GPT-2 of bytes: width, layers; parameters
     "85 M": (768, 12),
     "302 M": (1024, 24),
 }
-LARGEST = 1_000_000_000  # parameters: replayed only
+LARGEST_REPLAY = 1_000_000_000  # parameters
 QUERIES = (1, 2, 4, 8, 16, 32, 64)
 CLIENTS = (10, 30, 100, 300, 1000)
 REPLAYED = 16  # directions of a replayed round
@@ -31,7 +30,7 @@ LENGTH, REPEATS = 64, 3
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of the picture."""
+    """A measured cost against what it grows with: one line of the picture."""
 
     name: str
     against: str
@@ -41,17 +40,17 @@ class Curve:
 
     @property
     def exponent(self) -> float:
-        """The slope of the straight line through the logarithms."""
+        """The slope of a straight line fitted to the logarithms."""
         return float(np.polyfit(np.log(self.x), np.log(self.y), 1)[0])
 
 
-def growth(picture: Path | None = None) -> list[Row]:
-    """The last value of each curve; its ratio is the fitted exponent: 1 grows in proportion."""
-    curves = measured()
+def growth(picture: Path | None = None) -> list[BenchRow]:
+    """The last value of each curve; its ratio is the fitted exponent (1: in proportion)."""
+    curves = measure_curves()
     if picture is not None:
         draw(curves, picture)
     return [
-        Row(
+        BenchRow(
             f"{c.name} against {c.against}",
             c.y[-1],
             c.exponent,
@@ -61,12 +60,12 @@ def growth(picture: Path | None = None) -> list[Row]:
     ]
 
 
-def measured() -> list[Curve]:
-    """All curves; every point of the first three in a process of its own, for its peak memory."""
-    points = [_apart("size", name) for name in SIZES]
-    replays = [*points, _apart("replay", str(LARGEST))]
-    queries = [_apart("queries", str(q)) for q in QUERIES]
-    clients = [_apart("clients", str(n)) for n in CLIENTS]
+def measure_curves() -> list[Curve]:
+    """Measure all curves; each point in a process of its own, for its peak memory."""
+    points = [run_apart(__spec__.name, "size", name) for name in SIZES]
+    replays = [*points, run_apart(__spec__.name, "replay", str(LARGEST_REPLAY))]
+    queries = [run_apart(__spec__.name, "queries", str(q)) for q in QUERIES]
+    clients = [run_apart(__spec__.name, "clients", str(n)) for n in CLIENTS]
     d, all_d = ([p["parameters"] for p in some] for some in (points, replays))
     return [
         Curve("query, two evaluations", "parameters", "s", d, [p["query"] for p in points]),
@@ -80,7 +79,7 @@ def measured() -> list[Curve]:
 
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
-    """A log-log picture: seconds above, memory below; a column for each thing that grows."""
+    """Draw a log-log picture: seconds above, memory below, a column for each quantity."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter, NullFormatter
 
@@ -103,25 +102,13 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _apart(what: str, value: str) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, "-m", __spec__.name, what, value],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    read: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return read
-
-
 @contextmanager
-def _peak(found: dict[str, float]) -> Iterator[None]:
-    """Note the peak memory of what is done meanwhile, in MiB above what was held before (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now
+def _note_peak(point: dict[str, float]) -> Iterator[None]:
+    """Note the peak memory of a block in ``point``, in MiB above the memory before it (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
     yield
-    found["memory"] = max(_status("VmHWM") - before, 0.1)
+    point["memory"] = max(_status("VmHWM") - before, 0.1)
 
 
 def _status(key: str) -> float:
@@ -139,7 +126,7 @@ def _median(way: Callable[[], object]) -> float:
 
 
 def _size(name: str, queries: int = 1) -> dict[str, float]:
-    """A model that is measured, and replays a round; a small one has loaded the kernels before."""
+    """Measure and replay with a model; a small one has loaded the kernels before."""
     _model(next(iter(SIZES)), 1)
     return _model(name, queries)
 
@@ -157,8 +144,8 @@ def _model(name: str, queries: int) -> dict[str, float]:
 
     torch.set_num_threads(THREADS)
     width, layers = SIZES[name]
-    found: dict[str, float] = {}
-    with _peak(found):
+    point: dict[str, float] = {}
+    with _note_peak(point):
         module = hollow(Shape(width, layers, max(2, width // 64), 128, BYTES))
         initialise_(module, 1, layers)
         model = flatten(module)
@@ -170,14 +157,14 @@ def _model(name: str, queries: int) -> dict[str, float]:
         def loss(query: int) -> float:
             return next_token_loss(module, blocks)
 
-        found["query"] = _median(lambda: two_point(loss, perturber, keys, 1e-3))
+        point["query"] = _median(lambda: two_point(loss, perturber, keys, 1e-3))
     some = [Key(1, 2, 0, k) for k in range(REPLAYED)]
-    found["replay"] = _median(lambda: directions.add_to_(model.flat, some, [1e-9] * REPLAYED))
-    return found | {"parameters": model.layout.parameters, "seconds": found["query"]}
+    point["replay"] = _median(lambda: directions.add_to_(model.flat, some, [1e-9] * REPLAYED))
+    return point | {"parameters": model.layout.parameters, "seconds": point["query"]}
 
 
 def _replay(parameters: int) -> dict[str, float]:
-    """A vector that replays a round; there is no model of it here."""
+    """Replay a round on a vector without a model."""
     import torch
 
     from shared.base.flat import Layout
@@ -193,14 +180,14 @@ def _replay(parameters: int) -> dict[str, float]:
 
 
 def _clients(count: int) -> dict[str, float]:
-    """Merged clients of one example each."""
-    from dandelion.bench.clients import timed
+    """Rounds of ``count`` merged clients with one example each."""
+    from dandelion.bench.clients import time_rounds
 
-    found: dict[str, float] = {}
-    timed(2, 1, merge=True, rounds=3)
-    with _peak(found):
-        found["seconds"] = timed(count, 1, merge=True, rounds=5)
-    return found
+    point: dict[str, float] = {}
+    time_rounds(2, 1, merge=True, rounds=3)
+    with _note_peak(point):
+        point["seconds"] = time_rounds(count, 1, merge=True, rounds=5)
+    return point
 
 
 def main(what: str, value: str) -> None:

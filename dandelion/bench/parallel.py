@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dandelion.bench.query import EPS, in_place
-from dandelion.bench.rows import Row, alternate, on_threads
+from dandelion.bench.rows import BenchRow, alternate, on_threads
 from shared.base.flat import FlatModel, flatten
 from shared.directions import DIRECTIONS
 from shared.estimation.batched_queries import BatchedQueries
@@ -24,7 +24,7 @@ SIGNS, SIGNS_ALONE = "batched, rademacher", "one by one, rademacher"
 
 
 @dataclass(frozen=True)
-class Case:
+class BatchCase:
     """A batch, and the directions that are measured on it."""
 
     batch: int
@@ -32,10 +32,12 @@ class Case:
     queries: int
 
 
-CASES = (Case(1, 16, 8), Case(1, 16, 32), Case(1, 128, 8))
+CASES = (BatchCase(1, 16, 8), BatchCase(1, 16, 32), BatchCase(1, 128, 8))
 
 
-def parallel(repeats: int = 7, cases: tuple[Case, ...] = CASES, shape: Shape = MODEL) -> list[Row]:
+def parallel(
+    repeats: int = 7, cases: tuple[BatchCase, ...] = CASES, shape: Shape = MODEL
+) -> list[BenchRow]:
     """Medians of seconds for all queries of a case, and of ratios within a turn."""
     with on_threads():
         module = hollow(shape)
@@ -44,7 +46,7 @@ def parallel(repeats: int = 7, cases: tuple[Case, ...] = CASES, shape: Shape = M
         return [row for case in cases for row in _case(model, shape, case, repeats)]
 
 
-def _case(model: FlatModel, shape: Shape, case: Case, repeats: int) -> list[Row]:
+def _case(model: FlatModel, shape: Shape, case: BatchCase, repeats: int) -> list[BenchRow]:
     blocks = torch.arange(case.batch * case.length).view(case.batch, -1) * 7919 % shape.vocabulary
     times = alternate(ways(model, blocks, case.queries), repeats)
     what = f"{case.batch}x{case.length} tokens, q = {case.queries}"
@@ -76,9 +78,9 @@ def ways(model: FlatModel, blocks: Tensor, queries: int) -> dict[str, Callable[[
     }
 
 
-def _row(name: str, base: str, times: dict[str, list[float]], what: str) -> Row:
+def _row(name: str, base: str, times: dict[str, list[float]], what: str) -> BenchRow:
     ratio = median(a / b for a, b in zip(times[name], times[base], strict=True))
-    return Row(f"{name}, {what}", median(times[name]), ratio, f"to {base}")
+    return BenchRow(f"{name}, {what}", median(times[name]), ratio, f"to {base}")
 
 
 def _loop(model: FlatModel, loss: Callable[[], float], queries: int) -> None:

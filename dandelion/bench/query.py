@@ -1,4 +1,4 @@
-"""One query, two evaluations at θ ± εz, against two plain forwards and against the peers' ways."""
+"""One query (two evaluations at θ ± εz) against two plain forwards and the peers' ways."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from dandelion.bench.rows import Row, alternate, on_threads
+from dandelion.bench.rows import BenchRow, alternate, on_threads
 from shared.base.flat import FlatModel, flatten
 from shared.directions import DIRECTIONS
 from shared.estimation.perturber import Perturber
@@ -19,7 +19,7 @@ EPS = 1e-3
 
 
 @dataclass(frozen=True)
-class Case:
+class QueryCase:
     """A model size and a batch of it."""
 
     size: str
@@ -27,23 +27,25 @@ class Case:
     length: int = 128
 
 
-CASES = (Case("20M", 4), Case("200M", 1))
+CASES = (QueryCase("20M", 4), QueryCase("200M", 1))
 
 
-def query(repeats: int = 7, cases: tuple[Case, ...] = CASES) -> list[Row]:
+def query(repeats: int = 7, cases: tuple[QueryCase, ...] = CASES) -> list[BenchRow]:
     """Medians of seconds, and of their ratio to two plain forwards in the same turn."""
     with on_threads():
         return [row for case in cases for row in _case(case, repeats)]
 
 
-def _case(case: Case, repeats: int) -> list[Row]:
+def _case(case: QueryCase, repeats: int) -> list[BenchRow]:
     model = flatten(build(case.size, seed=1).module)
     blocks = torch.arange(case.batch * case.length).view(case.batch, -1) * 7919 % 50257
     times = alternate(ways(model, blocks), repeats)
     plain = times["two plain forwards"]
     what = f"{model.layout.parameters / 1e6:.1f} M, {case.batch}x{case.length} tokens"
     return [
-        Row(f"{name}, {what}", median(seconds), _ratio(seconds, plain), "to two plain forwards")
+        BenchRow(
+            f"{name}, {what}", median(seconds), _ratio(seconds, plain), "to two plain forwards"
+        )
         for name, seconds in times.items()
     ]
 

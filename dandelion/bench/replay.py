@@ -1,4 +1,4 @@
-"""Replaying many rounds: one fused pass, the same with every digest, and the peers' ways of it."""
+"""Replaying many rounds: one fused pass, one with every digest, and the peers' ways."""
 
 from collections.abc import Callable
 from statistics import median
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dandelion.bench.rows import THREADS, Row, alternate, on_threads
+from dandelion.bench.rows import THREADS, BenchRow, alternate, on_threads
 from shared.base.flat import FlatModel, flatten
 from shared.config.schema import Config
 from shared.models.gpt2 import build
@@ -15,12 +15,12 @@ from shared.protocol.entry import Entry, SlotDifferences
 from shared.replica.replica import Replica
 
 SIZE, ROUNDS, QUERIES = "20M", 1000, 16
-SHORT = 50  # rounds of the ways that need no more to be told apart
+SHORT = 50  # rounds of the slower ways
 POOL = 8  # seeds of a peer's pool that are replayed
 PASS = f"{ROUNDS:,} rounds in one pass"
 
 
-def replay(repeats: int = 7, size: str = SIZE, rounds: int = ROUNDS) -> list[Row]:
+def replay(repeats: int = 7, size: str = SIZE, rounds: int = ROUNDS) -> list[BenchRow]:
     """Seconds per parameter and direction, medians; a ratio is how many times slower than ours.
 
     The note has parameters times directions per second and core.
@@ -29,7 +29,7 @@ def replay(repeats: int = 7, size: str = SIZE, rounds: int = ROUNDS) -> list[Row
         return _rows(repeats, size, rounds)
 
 
-def _rows(repeats: int, size: str, rounds: int) -> list[Row]:
+def _rows(repeats: int, size: str, rounds: int) -> list[BenchRow]:
     model = flatten(build(size, seed=1).module)
     entries = [_entry(number) for number in range(1, rounds + 1)]
     short = entries[:SHORT]
@@ -47,7 +47,7 @@ def _rows(repeats: int, size: str, rounds: int) -> list[Row]:
     parameters = model.layout.parameters
     each = {n: [s / ways[n][0] / parameters for s in seconds] for n, seconds in times.items()}
     return [
-        Row(
+        BenchRow(
             f"{name}, {parameters / 1e6:.1f} M",
             median(seconds),
             median(a / b for a, b in zip(seconds, each[PASS], strict=True)),

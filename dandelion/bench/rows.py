@@ -1,15 +1,19 @@
-"""Rivals timed in turns: a noisy machine slows all of them alike, and medians are compared."""
+"""Rows of a benchmark's table, and how rivals are timed: in turns, or each in its own process."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 
 THREADS = 2  # of every benchmark that computes with torch
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One line of a benchmark's table."""
 
     name: str
@@ -20,7 +24,7 @@ class Row:
 
 @contextmanager
 def on_threads(count: int = THREADS) -> Iterator[None]:
-    """Let torch compute on so many threads, and afterwards on as many as before."""
+    """Let torch compute with ``count`` threads, and afterwards with as many as before."""
     import torch
 
     before = torch.get_num_threads()
@@ -37,8 +41,8 @@ def alternate(
     """Call every function in turn, ``repeats`` times after a call that is not counted.
 
     Returns:
-        The seconds of each call by name; the same position in two lists is the same turn, so the
-        median of their quotients is free of a machine's slow drift.
+        The seconds of each call by name. The same position in two lists is the same turn, so a
+        noisy machine slows both, and the median of their quotients is free of its slow drift.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 1):
@@ -48,3 +52,20 @@ def alternate(
             if turn:
                 times[name].append(perf_counter() - start)
     return times
+
+
+def run_apart(module: str, *words: str) -> dict[str, float]:
+    """Run ``python -m module words…`` in a process of its own; return the JSON of its last line.
+
+    Raises:
+        CalledProcessError: the process failed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    numbers: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return numbers

@@ -1,1 +1,1 @@
-"""The ``dandelion`` command: one module per sub-command."""
+"""The ``dandelion`` command: one module for each group of sub-commands."""

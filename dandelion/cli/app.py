@@ -1,4 +1,4 @@
-"""The ``dandelion`` command."""
+"""The ``dandelion`` command: its sub-commands, and those that train or watch a run."""
 
 import logging
 import signal
@@ -21,7 +21,27 @@ from dandelion.cli import models as models_cli
 from dandelion.cli import preflight as preflight_cli
 from dandelion.cli import server as server_cli
 from dandelion.cli import sweep as sweep_cli
+from dandelion.cli.console import (
+    ClientsOption,
+    ConfigOption,
+    DatasetOption,
+    EpsOption,
+    FollowOption,
+    LearningRateOption,
+    ModelOption,
+    ModeOption,
+    QueriesOption,
+    ResumeOption,
+    RoundsOption,
+    RunArgument,
+    RunNameOption,
+    SettingsOption,
+    collect_options,
+    console,
+    say,
+)
 from shared.base.errors import DandelionError, UnknownNameError
+from shared.config.schema import Value
 
 ENGINES = ("local", "flower")
 
@@ -29,7 +49,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Federated training of language models in which sites send numbers, not models.",
+    help="Train language models with federated zeroth-order learning: sites send scalars.",
 )
 app.add_typer(ledger_cli.app, name="ledger")
 app.add_typer(bench_cli.app, name="bench")
@@ -40,16 +60,29 @@ app.command()(compare_cli.compare)
 app.command()(preflight_cli.preflight)
 app.command()(sweep_cli.sweep)
 app.command()(models_cli.models)
-console = Console()
+
+
+def _print_version(is_given: bool) -> None:
+    if is_given:
+        from dandelion import __version__
+
+        say(f"dandelion {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every step.")] = False,
 ) -> None:
-    """Set logging up once for every command, and end what was started when told to end."""
+    """Set up logging and the handling of SIGTERM for every command."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)
+        signal.signal(signal.SIGTERM, _terminate)
     handler = RichHandler(console=console, show_path=False, show_time=False)
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
@@ -57,86 +90,91 @@ def main(
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
-    """Leave through every ``finally``, so that no SuperLink stays behind."""
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Exit through every ``finally``, so that no SuperLink is left running."""
     raise SystemExit(128 + number)
 
 
-@app.command()
+@app.command(epilog="All settings: dandelion settings")
 def run(  # noqa: PLR0913, PLR0917  (options of a command)
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; repeatable.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
+    settings: SettingsOption = None,
+    config: ConfigOption = None,
     engine: Annotated[
         str, typer.Option(help="local (in this process) or flower (simulation).")
     ] = "local",
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the run folder.")] = "",
+    resume: ResumeOption = None,
+    name: RunNameOption = "",
     task: preflight_cli.Task = "",
-    model: preflight_cli.Model = "",
+    mode: ModeOption = "",
+    model: ModelOption = "",
+    dataset: DatasetOption = "",
+    rounds: RoundsOption = None,
+    clients: ClientsOption = None,
+    queries: QueriesOption = None,
+    learning_rate: LearningRateOption = None,
+    eps: EpsOption = None,
 ) -> None:
-    """Train: a new run, or one that was cut off."""
+    """Train a new run, or continue one that was interrupted."""
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
     from dandelion.engines.flower_simulation import run_flower
     from dandelion.engines.local import run_local
-    from dandelion.monitor.progress import Live, show_summary
+    from dandelion.monitor.progress import RunProgress, show_summary
     from dandelion.settings.gather import gather
 
-    chosen = gather(
-        config, settings or [], resume, **{"run-name": name, "task": task, "model": model}
-    )
+    options: dict[str, Value | None] = {
+        **{"run-name": name, "task": task, "model": model},
+        **{"mode": mode, "dataset": dataset, "num-rounds": rounds, "num-clients": clients},
+        **{"queries": queries, "learning-rate": learning_rate, "eps": eps},
+    }
+    chosen = gather(config, settings or [], resume, **collect_options(settings or [], options))
     if engine == "flower":
         folder = run_flower(chosen, console)
     else:
-        with Live(console) as live:
-            folder = run_local(chosen, live)
+        with RunProgress(console) as progress:
+            folder = run_local(chosen, progress)
     show_summary(console, folder)
 
 
 @app.command()
 def plot(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    folder: RunArgument,
     out: Annotated[Path | None, typer.Option(help="The file; by default RUN/loss.png.")] = None,
 ) -> None:
-    """Draw loss.png of a run anew, also while it runs."""
+    """Draw loss.png of a run again, also while the run goes on."""
     from server.reporting.loss_plot import draw_losses
 
     with ledger_cli.ledger_of(folder) as ledger:
         draw_losses(ledger, path := out or folder / "loss.png")
-    console.print(f"{path}", soft_wrap=True, highlight=False, markup=False)
+    say(f"{path}")
 
 
 @app.command()
 def status(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until ^C.")] = False,
-    every: Annotated[float, typer.Option(help="Seconds between two looks.")] = 2.0,
+    folder: RunArgument,
+    follow: FollowOption = False,
+    every: Annotated[float, typer.Option(help="Seconds between two updates.")] = 2.0,
 ) -> None:
-    """Show a run as it stands: rounds, loss, bytes; nodes with device, lag and last error."""
-    from dandelion.monitor.status import picture_of, watch
+    """Show a run's rounds, loss and bytes, and its nodes with device, lag and last error."""
+    from dandelion.monitor.status import render, watch
 
     if follow:
         watch(folder, console, every)
     else:
-        console.print(picture_of(folder))
+        console.print(render(folder))
 
 
 @app.command()
-def tensorboard(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until ^C.")] = False,
-) -> None:
-    """Write a run's scalars for TensorBoard into the run folder, also while it trains."""
+def tensorboard(folder: RunArgument, follow: FollowOption = False) -> None:
+    """Write a run's scalars for TensorBoard into its folder, also while it trains."""
     from dandelion.monitor.tensorboard import write
 
     path = write(folder, follow_s=5.0 if follow else 0.0)
-    console.print(f"{path}", soft_wrap=True, highlight=False, markup=False)
+    say(f"{path}")
 
 
 def entry() -> None:
-    """Run the command; an error that is not ours to mend ends in one clear line and status 2."""
+    """Run the command; print an expected error as one line, and exit with status 2."""
     try:
         app()
     except (DandelionError, OSError) as error:

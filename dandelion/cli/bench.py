@@ -1,4 +1,4 @@
-"""``dandelion bench``: ours against the peers' ways, in one process and run, as ratios."""
+"""``dandelion bench``: measures speed and memory against the peers' ways, as ratios."""
 
 import json
 from collections.abc import Sequence
@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from dandelion.bench.rows import Row
+from dandelion.bench.rows import BenchRow
+from dandelion.cli.console import console
 from shared.base.errors import ConfigError
 
 app = typer.Typer(help="Measure speed and memory as ratios.")
-console = Console()
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the rows to this file.")]
 
 
 @app.callback(invoke_without_command=True)
 def bench(
     context: typer.Context,
-    device: Annotated[str, typer.Option(help="Without a command: its bandwidth table.")] = "",
+    device: Annotated[
+        str, typer.Option(help="Without a command: show this device's bandwidth table.")
+    ] = "",
     json_file: Json = None,
 ) -> None:
     """Measure speed and memory as ratios."""
@@ -39,7 +40,7 @@ def bench(
 def bandwidth(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu", json_file: Json = None
 ) -> None:
-    """Achieved memory bandwidth of each kernel, against a plain copy on the device."""
+    """Measure each kernel's memory bandwidth against a plain copy on the device."""
     from dandelion.bench.bandwidth import bandwidth as measure
 
     show("bandwidth", measure(device), json_file)
@@ -47,10 +48,12 @@ def bandwidth(
 
 @app.command()
 def growth(
-    picture: Annotated[Path | None, typer.Option(help="Also draw a picture there.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw a picture into this file.")
+    ] = None,
     json_file: Json = None,
 ) -> None:
-    """How round time and memory grow with parameters, queries and clients."""
+    """Measure how round time and memory grow with parameters, queries and clients."""
     from dandelion.bench.growth import growth as measure
 
     show("growth", measure(picture), json_file)
@@ -58,7 +61,7 @@ def growth(
 
 @app.command()
 def directions(json_file: Json = None) -> None:
-    """Adding random directions to 20 M parameters."""
+    """Time adding random directions to 20 M parameters."""
     from dandelion.bench.directions import directions as measure
 
     show("directions", measure(), json_file)
@@ -66,7 +69,7 @@ def directions(json_file: Json = None) -> None:
 
 @app.command()
 def query(json_file: Json = None) -> None:
-    """One query (two perturbed evaluations) against two plain forwards."""
+    """Time one query (two perturbed evaluations) against two plain forwards."""
     from dandelion.bench.query import query as measure
 
     show("query", measure(), json_file)
@@ -74,7 +77,7 @@ def query(json_file: Json = None) -> None:
 
 @app.command()
 def memory(json_file: Json = None) -> None:
-    """Peak memory of a query over a plain forward, in separate processes."""
+    """Measure peak memory of a query over a plain forward, in separate processes."""
     from dandelion.bench.memory import memory as measure
 
     show("memory", measure(), json_file)
@@ -82,7 +85,7 @@ def memory(json_file: Json = None) -> None:
 
 @app.command()
 def replay(json_file: Json = None) -> None:
-    """A thousand rounds in one pass, against the pool replay and other ways."""
+    """Time the replay of a thousand rounds in one pass, against other ways."""
     from dandelion.bench.replay import replay as measure
 
     show("replay", measure(), json_file)
@@ -90,7 +93,7 @@ def replay(json_file: Json = None) -> None:
 
 @app.command()
 def parallel(json_file: Json = None) -> None:
-    """Many directions in one batched forward, against one by one."""
+    """Time many directions in one batched forward, against one by one."""
     from dandelion.bench.parallel import parallel as measure
 
     show("parallel", measure(), json_file)
@@ -98,7 +101,7 @@ def parallel(json_file: Json = None) -> None:
 
 @app.command()
 def frozen(json_file: Json = None) -> None:
-    """Queries of an encoder of which some parts are trained: the others computed once."""
+    """Time queries of a partly trained encoder whose frozen parts are computed once."""
     from dandelion.bench.frozen import frozen as measure
 
     show("frozen", measure(), json_file)
@@ -106,7 +109,7 @@ def frozen(json_file: Json = None) -> None:
 
 @app.command()
 def clients(json_file: Json = None) -> None:
-    """Rounds of 1,000 clients with one example each, against 10 clients with 100."""
+    """Time rounds of 1,000 clients with one example each, against 10 clients with 100."""
     from dandelion.bench.clients import clients as measure
 
     show("clients", measure(), json_file)
@@ -114,14 +117,14 @@ def clients(json_file: Json = None) -> None:
 
 @app.command()
 def engine(json_file: Json = None) -> None:
-    """Message handling alone: rounds of virtual clients that measure nothing."""
+    """Time message handling alone: rounds of virtual clients that measure nothing."""
     from dandelion.bench.engine import engine as measure
 
     show("engine", measure(), json_file)
 
 
-def show(title: str, rows: Sequence[Row], json_file: Path | None) -> None:
-    """Print rows as a table and write them where asked."""
+def show(title: str, rows: Sequence[BenchRow], json_file: Path | None) -> None:
+    """Print rows as a table; write them as JSON if a file is given."""
     table = Table("what", "seconds", "ratio", "note", title=title)
     for row in rows:
         table.add_row(row.name, f"{row.seconds:.4g}", f"{row.ratio:.3g}", row.note)

@@ -1,4 +1,4 @@
-"""``dandelion client``: a SuperNode that comes back after whatever happens to it."""
+"""``dandelion client``: runs a SuperNode and its ClientApps, and restarts them when they end."""
 
 import json
 import re
@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from client.site.node_config import NodeConfig
 from client.worker.paths import paths_of
+from dandelion.cli.console import HomeOption, StockOption, say
 from dandelion.deployment.deploy_home import (
-    CLIENT_APP,
+    CLIENT_APP_MODULES,
     Home,
-    StockOption,
     default_home,
     programs,
     superexec_command,
@@ -24,10 +23,11 @@ from dandelion.deployment.supervisor import Keeper
 from dandelion.engines.flower_simulation import EngineError, free_port
 from shared.base.errors import WorkerError
 
-app = typer.Typer(no_args_is_help=True, help="A site's side of a federation.")
-console = Console()
+app = typer.Typer(no_args_is_help=True, help="Commands of a site in a federation.")
 REACTIVATION_S = 90.0  # for 60 s Flower refuses a key whose last process vanished
-HANGS = "SSL/TLS handshake error detected"  # Flower 1.41: its main thread ends, its process stays
+HANGS_AFTER = (
+    "SSL/TLS handshake error detected"  # Flower 1.41: its main thread ends, its process stays
+)
 JOINED = "SuperNode ID:"
 REASONS = re.compile(r"(Exit Code: \d+|\[code: \d+\].*|certificate verify failed.*)")
 
@@ -44,48 +44,62 @@ def join(  # noqa: PLR0913, PLR0917  (options of a command)
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A key of the node's config; repeatable."),
     ] = None,
-    home: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
-    ca: Annotated[Path | None, typer.Option(help="The federation's ca.crt.")] = None,
+    folder: HomeOption = None,
+    ca: Annotated[Path | None, typer.Option(help="The ca.crt of the federation.")] = None,
     key: Annotated[Path | None, typer.Option(help="This node's registered private key.")] = None,
-    insecure: Annotated[bool, typer.Option(help="No TLS.")] = False,
-    port: Annotated[int, typer.Option(help="A local port of the SuperNode; 0: any.")] = 0,
+    insecure: Annotated[bool, typer.Option(help="Connect without TLS.")] = False,
+    port: Annotated[int, typer.Option(help="Local port of the SuperNode; 0: any.")] = 0,
     patience: Annotated[
-        float, typer.Option(help="Seconds of failing starts after which it gives up.")
+        float, typer.Option(help="Give up after so many seconds of failing starts.")
     ] = REACTIVATION_S,
     stock: StockOption = False,
 ) -> None:
-    """Keep a SuperNode in a federation, in the foreground."""
+    """Run a SuperNode in the foreground, and restart it whenever it ends."""
     if (ca is None) is not insecure:
         raise EngineError("either --ca FILE or --insecure expected")
-    place = Home.at(home or default_home("node"))
-    config = node_config(settings or [], place)
+    home = Home.at(folder or default_home("node"))
+    config = node_config(settings or [], home)
     text = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
     port = port or free_port()
     commands = {
-        "supernode": supernode_command(place, superlink, text, port, (ca, key), stock),
-        "superexec": superexec_command(place, f"127.0.0.1:{port}", None, stock),
+        "supernode": supernode_command(home, superlink, text, port, (ca, key), stock),
+        "superexec": superexec_command(home, f"127.0.0.1:{port}", None, stock),
     }
-    kept = programs(place, commands, CLIENT_APP)
-    kept["supernode"].fatal, kept["supernode"].well = HANGS, JOINED
-    for each in kept.values():
-        each.log.unlink(missing_ok=True)
-    shutil.rmtree(place.apps, ignore_errors=True)
     try:
-        lost = Keeper([*kept.values()], say).run(lambda each, status: each.failing() > patience)
+        _supervise(home, commands, patience)
     finally:
         _end_worker(config)
-    if lost is not None:
-        what = "SuperNode was refused" if lost.name == "supernode" else "SuperExec does not start"
-        raise EngineError(f"the {what}: {reason(lost.tail(6000))}; log {lost.log}")
 
 
-def node_config(pairs: list[str], place: Home) -> dict[str, object]:
-    """The node's config from the command line, checked, with a store in its home.
+def _supervise(home: Home, commands: dict[str, list[str]], patience: float) -> None:
+    """Keep a node's programs running until a signal comes.
 
     Raises:
-        ConfigError: unknown key, bad value, no name.
+        EngineError: a program has failed to start for ``patience`` seconds.
     """
-    config: dict[str, object] = {"store": str(place.folder / "store")}
+    supervised = programs(home, commands, CLIENT_APP_MODULES)
+    node = supervised["supernode"]
+    node.fatal, node.well = HANGS_AFTER, JOINED
+    for each in supervised.values():
+        each.log.unlink(missing_ok=True)
+    shutil.rmtree(home.apps, ignore_errors=True)
+    keeper = Keeper([*supervised.values()], say)
+    lost = keeper.run(lambda each, status: each.seconds_failing() > patience)
+    if lost is not None:
+        failure = (
+            "SuperNode was refused" if lost.name == "supernode" else "SuperExec does not start"
+        )
+        raise EngineError(f"the {failure}: {find_reason(lost.tail(6000))}; its log: {lost.log}")
+
+
+def node_config(pairs: list[str], home: Home) -> dict[str, object]:
+    """Parse and check the node's config from the command line; its store is in its home.
+
+    Raises:
+        ConfigError: an unknown key, an invalid value, or no name of the site.
+        EngineError: a pair is not ``key=value``.
+    """
+    config: dict[str, object] = {"store": str(home.folder / "store")}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
@@ -98,19 +112,14 @@ def node_config(pairs: list[str], place: Home) -> dict[str, object]:
     return config
 
 
-def reason(log: str) -> str:
-    """The lines of Flower's log that say why."""
-    found = list(dict.fromkeys(REASONS.findall(log)))
-    return "; ".join(found) or log[-500:]
-
-
-def say(text: str) -> None:
-    """Print a line as it is."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+def find_reason(log: str) -> str:
+    """The lines of Flower's log that name a reason, or else its end."""
+    reasons = list(dict.fromkeys(REASONS.findall(log)))
+    return "; ".join(reasons) or log[-500:]
 
 
 def _end_worker(config: dict[str, object]) -> None:
-    """The node's worker goes with its node, and keeps its replica."""
+    """End the node's worker; its replica stays on disk."""
     from client.worker.client import end
 
     try:

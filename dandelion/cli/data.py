@@ -1,4 +1,4 @@
-"""``dandelion data``: what can be trained on, how it is had, and who would hold what."""
+"""``dandelion data``: lists, explains, fetches and merges data sets, and previews partitions."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Column, Table
 
+from dandelion.cli.console import SettingsOption, console, say
 from shared.data.documents import DATASETS, Documents
 from shared.data.resolve import documents_of, source_of
 
@@ -19,19 +19,18 @@ if TYPE_CHECKING:
     from shared.data.examples import Examples
     from shared.training.corpus import Corpus
 
-app = typer.Typer(no_args_is_help=True, help="Data sets: list, explain, fetch, merge, look into.")
-console = Console()
+app = typer.Typer(no_args_is_help=True, help="List, explain, fetch, merge and inspect data sets.")
 Name = Annotated[str, typer.Argument(help="A listed name, a folder, or owner/name[:config].")]
 Samples = Annotated[
-    int, typer.Option("--samples", min=0, help="So many documents; 0: as recommended.")
+    int, typer.Option("--samples", min=0, help="Number of documents; 0: the recommended one.")
 ]
 KINDS = ("embedded", "packaged", "local", "hub")
-TOP = 3  # groups that are named
+NAMED_GROUPS = 3  # the largest
 
 
 @app.command(name="list")
 def list_() -> None:
-    """All data sets that have a name here."""
+    """List all data sets that have a name."""
     table = Table("name", "from", "here", "what it is", "size", "grouped by", box=SIMPLE_HEAD)
     for name in sorted(DATASETS.names(), key=lambda name: KINDS.index(DATASETS[name].kind)):
         source = DATASETS[name]
@@ -39,14 +38,14 @@ def list_() -> None:
         table.add_row(name, source.kind, here, source.about, source.size, ids)
     console.print(table)
     say(
-        "Besides: any folder that datasets saved, any folder of text, json, csv or parquet files, "
-        "and any owner/name[:config] on the Hugging Face hub."
+        "A data set can also be a folder that the datasets library saved, a folder of text, json, "
+        "csv or parquet files, or owner/name[:config] on the Hugging Face hub."
     )
 
 
 @app.command()
 def info(name: Name) -> None:
-    """What a data set is, where it comes from, and what is in it."""
+    """Explain what a data set is, where it comes from, and what it contains."""
     source = source_of(name)
     rows = [
         ("what", source.about),
@@ -57,36 +56,34 @@ def info(name: Name) -> None:
         ("taken", f"the first {source.samples:,} documents" if source.samples else "all"),
         ("here", "yes" if source.is_here else f"no: dandelion data download {name}"),
     ]
-    show(name, rows + (described(documents_of(name)) if source.is_here else []))
+    show(name, rows + (describe(documents_of(name)) if source.is_here else []))
 
 
 @app.command()
 def download(name: Name, samples: Samples = 0) -> None:
     """Fetch a data set into the cache, so that runs need no network."""
-    show(name, described(documents_of(name, samples)))
+    show(name, describe(documents_of(name, samples)))
 
 
 @app.command()
 def merge(
     names: Annotated[list[str], typer.Argument(help="Two data sets or more.")],
-    out: Annotated[Path, typer.Option(help="The folder to be written.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
     samples: Samples = 0,
 ) -> None:
-    """Write several data sets as one folder, which the setting dataset then takes."""
+    """Merge several data sets into one folder, which the setting dataset accepts."""
     from shared.data.resolve import merge as merge_all
 
-    show(str(out), described(merge_all(names, out, samples)))
+    show(str(out), describe(merge_all(names, out, samples)))
 
 
 @app.command()
 def inspect(
     name: Name,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for a run.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Where table and picture go.")] = Path(),
+    settings: SettingsOption = None,
+    out: Annotated[Path, typer.Option(help="Folder for table and picture.")] = Path(),
 ) -> None:
-    """Deal a data set to sites as a run with these settings would, and draw who holds what."""
+    """Partition a data set over sites as a run with these settings would, and draw the result."""
     from dandelion.settings.gather import gather
     from server.reporting.data_distribution import (
         SHARDS_CSV,
@@ -102,7 +99,7 @@ def inspect(
     documents = documents_of(name, config.max_samples, config.partition_by).share(config.data_part)
     corpus = corpus_of(config, documents)
     held_out = ("held out", f"{len(corpus.held_out):,} examples, evaluated by the server")
-    show(name, [*described(documents), held_out])
+    show(name, [*describe(documents), held_out])
     shards = summarize_partition(corpus, config.num_clients)
     console.print(table_of(shards))
     out.mkdir(parents=True, exist_ok=True)
@@ -113,7 +110,7 @@ def inspect(
 
 
 def corpus_of(config: "Config", documents: Documents) -> "Corpus":
-    """What a run has, or would have as classification where the documents have classes."""
+    """The corpus of a run; if the documents have classes, that of a run that classifies."""
     from shared.data.examples import examples_with_labels
     from shared.training.corpus import Corpus
     from shared.training.oracle import load_start
@@ -128,15 +125,15 @@ def corpus_of(config: "Config", documents: Documents) -> "Corpus":
     return Corpus.split(config, documents, examples)
 
 
-def described(documents: Documents) -> list[tuple[str, str]]:
-    """How many documents, how long, of which groups and classes."""
+def describe(documents: Documents) -> list[tuple[str, str]]:
+    """Names and values: number of documents, lengths, groups, classes, and the set's own split."""
     words = sorted(len(text.split()) for text in documents.texts)
     groups, labels = Counter(documents.groups), Counter(documents.labels or ())
-    largest = ", ".join(f"{group} ({size:,})" for group, size in groups.most_common(TOP))
+    largest = ", ".join(f"{group} ({size:,})" for group, size in groups.most_common(NAMED_GROUPS))
     rows = [
         ("documents", f"{len(words):,}"),
         ("words of each", f"{words[0]:,} to {words[-1]:,}, median {median(words):,.0f}"),
-        ("groups", f"{len(groups):,}: {largest}{', …' if len(groups) > TOP else ''}"),
+        ("groups", f"{len(groups):,}: {largest}{', …' if len(groups) > NAMED_GROUPS else ''}"),
     ]
     if labels:
         shares = (f"{documents.classes[k]} {n / len(words):.1%}" for k, n in sorted(labels.items()))
@@ -148,13 +145,13 @@ def described(documents: Documents) -> list[tuple[str, str]]:
 
 
 def table_of(shards: "list[ShardSummary]") -> Table:
-    """One line per site: size, length, largest groups, classes."""
+    """A row for each site: size, length, largest groups, classes."""
     right = [Column(title, justify="right") for title in ("site", "examples", "share", "tokens")]
     table = Table(*right, "groups", *(["classes"] if shards[0].classes else []), box=SIMPLE_HEAD)
     total = sum(shard.examples for shard in shards)
     for shard in shards:
         low, middle, high = shard.lengths
-        largest = [f"{group} ({size:,})" for group, size in [*shard.groups.items()][:TOP]]
+        largest = [f"{group} ({size:,})" for group, size in [*shard.groups.items()][:NAMED_GROUPS]]
         row = [
             shard.site,
             f"{shard.examples:,}",
@@ -170,15 +167,10 @@ def table_of(shards: "list[ShardSummary]") -> Table:
 
 
 def show(title: str, rows: list[tuple[str, str]]) -> None:
-    """Print names and values; what has no value is left out."""
+    """Print a title, and names with their values; leave out empty values."""
     say(title)
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
         if value:
             table.add_row(f"  {name}", value)
     console.print(table)
-
-
-def say(line: str) -> None:
-    """Print a line as it is, however long."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False)

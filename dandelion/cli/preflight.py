@@ -1,39 +1,36 @@
-"""``dandelion preflight``: try settings out before a run, and hear what to set instead."""
+"""``dandelion preflight``: tries settings before a run, and suggests better ones."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from dandelion.cli.console import ConfigOption, RunNameOption, SettingsOption, console, say
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.preflight.judge import Preflight, Rates
 
-console = Console()
 Task = Annotated[str, typer.Option(help="rotten-tomatoes, shakespeare, or as --set task=…")]
 Model = Annotated[str, typer.Option(help="As --set model=…; dandelion models lists some.")]
-STATUS = {"fine": 0, "doubtful": 1, "refused": 2}
+EXIT_STATUS = {"fine": 0, "doubtful": 1, "refused": 2}
 
 
 def preflight(
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; repeatable.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the run folder.")] = "",
+    settings: SettingsOption = None,
+    config: ConfigOption = None,
+    name: RunNameOption = "",
     task: Task = "",
     model: Model = "",
 ) -> None:
-    """Measure what eps and learning rate do to the model that a run would start from.
+    """Measure the effect of eps and learning rate on the model that a run would start from.
 
-    Status 0: the settings are fine; 1: others are suggested; 2: they cannot work.
+    Status 0: the settings are fine; 1: others are suggested; 2: the settings cannot work.
     """
     from dandelion.settings.gather import gather
     from server.ledger.run_folder import run_folder
-    from server.preflight.judge import preflight as measured
+    from server.preflight.judge import preflight as measure
     from shared.training.corpus import Corpus, load_evaluation
     from shared.training.oracle import Oracle
 
@@ -46,37 +43,38 @@ def preflight(
     oracle = Oracle.of(chosen)
     corpus = Corpus.of(chosen, oracle.language_model)
     with console.status("measuring rounding, slopes and trial steps; a large model takes minutes"):
-        found = measured(chosen, oracle, load_evaluation(corpus, oracle.language_model))
-    show(found)
-    say(f"{found.write(run_folder(chosen))}")
-    raise typer.Exit(STATUS[found.verdict])
+        outcome = measure(chosen, oracle, load_evaluation(corpus, oracle.language_model))
+    show(outcome)
+    say(f"{outcome.write(run_folder(chosen))}")
+    raise typer.Exit(EXIT_STATUS[outcome.verdict])
 
 
-def show(found: "Preflight") -> None:
-    """Print both tables, the reasons and the suggestion."""
-    if found.eps:
-        console.print(_eps_table(found))
+def show(outcome: "Preflight") -> None:
+    """Print the tables, the reasons and the suggestion of a preflight."""
+    if outcome.eps:
+        console.print(_eps_table(outcome))
     say(
-        f"gradient about {found.gradient_norm:.3g} long; {found.batch_share:.0%} of the slopes' "
-        f"variance comes from the batches; a round's estimate has cosine {found.cosine:.2g} to it"
+        f"gradient norm about {outcome.gradient_norm:.3g}; {outcome.batch_share:.0%} of the "
+        "slopes' variance comes from the batches; the cosine of a round's estimate to it is "
+        f"{outcome.cosine:.2g}"
     )
-    for rates in found.rates:
+    for rates in outcome.rates:
         console.print(_rates_table(rates))
-    for reason in found.reasons:
+    for reason in outcome.reasons:
         say(reason)
-    words = " ".join(f"--set {key}={value:g}" for key, value in found.suggestion().items())
-    say(f"{found.verdict}{': use ' + words if words else ''}")
+    words = " ".join(f"--set {key}={value:g}" for key, value in outcome.suggestion().items())
+    say(f"{outcome.verdict}{': use ' + words if words else ''}")
 
 
-def _eps_table(found: "Preflight") -> Table:
-    head = ("eps", "difference", "rounding", "bend", "signal to noise")
-    table = Table(*head, title=f"loss {found.loss:.4f}, its rounding {found.loss_noise:.1g}")
-    for row in found.eps:
+def _eps_table(outcome: "Preflight") -> Table:
+    titles = ("eps", "difference", "rounding", "bend", "signal to noise")
+    table = Table(*titles, title=f"loss {outcome.loss:.4f}, its rounding {outcome.loss_noise:.1g}")
+    for row in outcome.eps:
         table.add_row(
             f"{row.eps:g}",
             *(f"{value:.2g}" for value in (row.difference, row.rounding, row.bend)),
             f"{row.signal_to_noise:,.3g}",
-            style="bold" if row.eps == found.given_eps else None,
+            style="bold" if row.eps == outcome.given_eps else None,
         )
     return table
 
@@ -88,8 +86,3 @@ def _rates_table(rates: "Rates") -> Table:
         style = "bold" if rate == rates.given else None
         table.add_row(f"{rate:.3g}", f"{change:+.4g}{mark}", style=style)
     return table
-
-
-def say(line: str) -> None:
-    """Print a line as it is, however long."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,196 +1,187 @@
-"""``dandelion server``: Flower's programs with the flags that a real federation needs."""
+"""``dandelion server``: keeps Flower's server programs running, and starts runs on them."""
 
-import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from dandelion.cli.console import (
+    ConfigOption,
+    HomeOption,
+    ResumeOption,
+    RunNameOption,
+    SettingsOption,
+    StockOption,
+    console,
+    say,
+)
 from dandelion.deployment.deploy_home import (
     CONNECTION,
-    SERVER_APP,
+    SERVER_APP_MODULES,
     Home,
-    StockOption,
     default_home,
-    near,
-    program,
+    local_address,
     programs,
     superexec_command,
     superlink_command,
 )
-from dandelion.deployment.supervisor import Keeper, alive, printed
-from dandelion.engines.flower_simulation import APP, EngineError
+from dandelion.deployment.supervisor import Keeper, find_process, quote
+from dandelion.engines.flower_simulation import ROOT, EngineError, program_path, run_flwr
 from shared.config.toml_text import to_toml
 
-app = typer.Typer(no_args_is_help=True, help="The server's side of a federation.")
-console = Console()
-MOST_DEATHS = 5  # of one program in a row, before it has run for a while
+app = typer.Typer(no_args_is_help=True, help="Commands of a federation's server.")
+MOST_DEATHS = 5  # of one program in a row
 UP_S, STOP_S = 90.0, 30.0
 POLL_FIRST_S, POLL_LAST_S = 1.0, 10.0  # each look is a process of Flower's: a second of a core
-
-HomeOption = Annotated[Path | None, typer.Option("--home", help="Where everything is kept.")]
-
-
-def say(text: str) -> None:
-    """Print a line as it is."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
 def up(
-    home: HomeOption = None,
+    folder: HomeOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The one port that nodes need.")] = 8000,
+    port: Annotated[int, typer.Option(help="The only port that nodes connect to.")] = 8000,
     certificates: Annotated[
         Path | None, typer.Option(help="Folder with ca.crt, server.crt, server.key.")
     ] = None,
-    insecure: Annotated[bool, typer.Option(help="No TLS, any node may join.")] = False,
+    insecure: Annotated[bool, typer.Option(help="No TLS; any node may join.")] = False,
     stock: StockOption = False,
 ) -> None:
-    """Keep SuperLink and SuperExec running, in the foreground."""
+    """Run SuperLink and SuperExec in the foreground, and restart them if they end."""
     if (certificates is None) is not insecure:
         raise EngineError("either --certificates FOLDER or --insecure expected")
-    place = Home.at(home or default_home("server"))
-    if (pid := alive(place.pid)) is not None:
-        raise EngineError(f"{place.folder}: process {pid} keeps a server up already")
+    home = Home.at(folder or default_home("server"))
+    if (pid := find_process(home.pid)) is not None:
+        raise EngineError(f"{home.folder}: process {pid} already runs a server")
     root = certificates / "ca.crt" if certificates else None
-    place.connect(near(host, port), root.resolve() if root else None)
+    home.connect(local_address(host, port), root.resolve() if root else None)
     commands = {
-        "superlink": superlink_command(place, host, port, certificates),
-        "superexec": superexec_command(place, near(host, port), root, stock),
+        "superlink": superlink_command(home, host, port, certificates),
+        "superexec": superexec_command(home, local_address(host, port), root, stock),
     }
-    keeper = Keeper([*programs(place, commands, SERVER_APP).values()], say)
-    place.pid.write_text(str(os.getpid()))
+    keeper = Keeper([*programs(home, commands, SERVER_APP_MODULES).values()], say)
+    home.pid.write_text(str(os.getpid()))
     try:
         lost = keeper.run(lambda each, status: each.deaths >= MOST_DEATHS)
     finally:
-        place.pid.unlink(missing_ok=True)
+        home.pid.unlink(missing_ok=True)
     if lost is not None:
         raise EngineError(f"{lost.name} died {lost.deaths} times: {lost.log}: {lost.tail()}")
 
 
 @app.command()
 def run(
-    home: HomeOption = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; repeatable.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the run folder.")] = "",
+    folder: HomeOption = None,
+    settings: SettingsOption = None,
+    config: ConfigOption = None,
+    resume: ResumeOption = None,
+    name: RunNameOption = "",
 ) -> None:
-    """Train over the nodes that are there; status 0 only where the run completed."""
+    """Train with the connected nodes; status 0 only if the run completed."""
     from dandelion.engines.flower_simulation import check_unmerged
     from dandelion.monitor.progress import show_summary
     from dandelion.settings.gather import gather_deployed
     from server.ledger.run_folder import run_folder
 
-    place = Home.at(home or default_home("server"))
+    home = Home.at(folder or default_home("server"))
     given: dict[str, str] = {"run-name": name}
     if not resume and not any(pair.startswith("output-dir=") for pair in settings or []):
-        given["output-dir"] = str(place.runs)
+        given["output-dir"] = str(home.runs)
     chosen = gather_deployed(config, settings or [], resume, given)
     check_unmerged(chosen, "a deployment")
-    folder = run_folder(chosen)
-    file = place.folder / "run.toml"
+    run_path = run_folder(chosen)
+    file = home.folder / "run.toml"
     file.write_text(
         to_toml(
-            {**chosen.to_run_config(), "run-name": folder.name, "output-dir": str(folder.parent)}
+            {
+                **chosen.to_run_config(),
+                "run-name": run_path.name,
+                "output-dir": str(run_path.parent),
+            }
         )
     )
-    run_id = str(_flwr(place, "run", str(APP), CONNECTION, "--run-config", str(file))["run-id"])
-    say(f"Flower run {run_id}, run folder {folder}; follow it with: dandelion status {folder}")
-    status = _wait(place, run_id)
+    run_id = str(_flwr(home, "run", str(ROOT), CONNECTION, "--run-config", str(file))["run-id"])
+    say(f"Flower run {run_id}, run folder {run_path}; follow it with: dandelion status {run_path}")
+    status = _wait(home, run_id)
     if status != "finished:completed":
-        log = place.log("superexec")
+        log = home.log("superexec")
         raise EngineError(f"Flower run {run_id} ended as {status}; its log: {log}")
-    show_summary(console, folder)
+    show_summary(console, run_path)
 
 
 @app.command()
 def register(
-    key: Annotated[Path, typer.Argument(help="The public key of a node, OpenSSH format.")],
-    home: HomeOption = None,
+    key: Annotated[Path, typer.Argument(help="A node's public key in OpenSSH format.")],
+    folder: HomeOption = None,
 ) -> None:
-    """Let a node join by its key."""
-    place = Home.at(home or default_home("server"))
-    answer = _flwr(place, "supernode", "register", str(key.resolve()), CONNECTION)
+    """Register a node's key, so that it may join."""
+    home = Home.at(folder or default_home("server"))
+    answer = _flwr(home, "supernode", "register", str(key.resolve()), CONNECTION)
     say(f"registered: {answer}")
 
 
 @app.command()
-def status(home: HomeOption = None) -> None:
-    """What is up, which nodes are there, which runs there were; status 1 where nothing answers."""
-    place = Home.at(home or default_home("server"))
-    pid = alive(place.pid)
+def status(folder: HomeOption = None) -> None:
+    """Show the server process, the nodes and the runs; fail if no server answers."""
+    home = Home.at(folder or default_home("server"))
+    pid = find_process(home.pid)
     say(f"server process: {pid or 'none'}")
-    for node in _flwr(place, "supernode", "list", CONNECTION).get("nodes", []):
+    for node in _flwr(home, "supernode", "list", CONNECTION).get("nodes", []):
         say(f"node {node.get('node-id')}: {node.get('status')}, since {node.get('online-at', '-')}")
-    for each in _flwr(place, "ls", CONNECTION).get("runs", []):
+    for each in _flwr(home, "ls", CONNECTION).get("runs", []):
         say(f"run {each.get('run-id')}: {each.get('status')}")
 
 
 @app.command()
 def stop(
-    home: HomeOption = None,
-    run_id: Annotated[str, typer.Option("--run", help="Only this run, by Flower's number.")] = "",
+    folder: HomeOption = None,
+    run_id: Annotated[
+        str, typer.Option("--run", help="End only this run, by Flower's number.")
+    ] = "",
 ) -> None:
-    """End what ``up`` keeps running, or one run."""
-    place = Home.at(home or default_home("server"))
+    """End the server that ``up`` runs, or one run."""
+    home = Home.at(folder or default_home("server"))
     if run_id:
-        say(str(_flwr(place, "stop", run_id, CONNECTION)))
+        say(str(_flwr(home, "stop", run_id, CONNECTION)))
         return
-    if (pid := alive(place.pid)) is None:
-        raise EngineError(f"{place.folder}: no server is up")
+    if (pid := find_process(home.pid)) is None:
+        raise EngineError(f"{home.folder}: no server is up")
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_S
-    while alive(place.pid) is not None:
+    while find_process(home.pid) is not None:
         if time.monotonic() > deadline:
-            raise EngineError(f"process {pid} does not end")
+            raise EngineError(f"process {pid} does not end within {STOP_S:g} s")
         time.sleep(0.1)
 
 
-def _wait(place: Home, run_id: str) -> str:
-    """The run's last status; a SuperLink that is away for a while is waited for."""
-    away, pause = 0.0, POLL_FIRST_S
+def _wait(home: Home, run_id: str) -> str:
+    """Wait for the run's final status; tolerate a SuperLink that is away for up to ``UP_S``."""
+    away_since, pause = 0.0, POLL_FIRST_S
     while True:
         time.sleep(pause)
         pause = min(1.5 * pause, POLL_LAST_S)
         try:
-            found = _flwr(place, "ls", CONNECTION, "--run-id", run_id, quiet=True)
-            current = str(found["runs"][0]["status"])
+            listing = _flwr(home, "ls", CONNECTION, "--run-id", run_id, quiet=True)
+            current = str(listing["runs"][0]["status"])
         except (EngineError, KeyError, IndexError):
-            away = away or time.monotonic()
-            if time.monotonic() - away > UP_S:
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > UP_S:
                 raise
             continue
-        away = 0.0
+        away_since = 0.0
         if current.startswith("finished"):
             return current
 
 
-def _flwr(place: Home, *words: str, quiet: bool = False) -> dict[str, Any]:
-    """One of Flower's commands, said aloud, and its answer.
+def _flwr(home: Home, *words: str, quiet: bool = False) -> dict[str, Any]:
+    """Run one of Flower's commands, print it unless ``quiet``, and return its answer.
 
     Raises:
-        EngineError: it did not answer in JSON, or says that it failed.
+        EngineError: the command did not answer in JSON, or reports a failure.
     """
-    command = [program("flwr"), *words, "--format", "json"]
     if not quiet:
-        say(f"$ FLWR_HOME={place.folder / 'flwr'} {printed(command)}")
-    done = subprocess.run(
-        command, env=place.environment(), capture_output=True, text=True, check=False
-    )
-    try:
-        answer = json.loads(done.stdout)
-    except ValueError as error:
-        said = f"{done.stdout}{done.stderr}".strip()
-        raise EngineError(f"flwr {words[0]} failed: {said}") from error
-    if not isinstance(answer, dict) or answer.get("success") is False:
-        raise EngineError(f"flwr {words[0]} failed: {answer}")
-    return answer
+        command = quote([program_path("flwr"), *words, "--format", "json"])
+        say(f"$ FLWR_HOME={home.folder / 'flwr'} {command}")
+    return run_flwr(words, home.environment())

@@ -1,4 +1,4 @@
-"""``dandelion sweep``: many runs over a grid of settings, side by side, resumable."""
+"""``dandelion sweep``: trains many runs side by side, over a grid or a search of settings."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,26 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from dandelion.cli.console import ConfigOption, FolderNameOption, console, say
 from shared.base.errors import ConfigError
 from shared.config.schema import Config, Value, parse
 
 if TYPE_CHECKING:  # the runner needs torch, which takes a second
-    from dandelion.sweep.cells import Outcome
+    from dandelion.sweep.cells import CellResult
     from dandelion.sweep.grid import Cell
-    from dandelion.sweep.runner import Running, Source
+    from dandelion.sweep.runner import CellSource, RunningCell
 
-console = Console()
-FILE = "sweep.json"
-CANCELLED = 130  # status after ^C
-TRIALS = 20
+PLAN_FILE = "sweep.json"
+CANCELLED = 130  # exit status after ^C
+TRIALS = 20  # of each cell
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a sweep is; ``sweep.json`` in its folder."""
+class SweepPlan:
+    """What a sweep varies and what all its cells share; ``sweep.json`` in its folder."""
 
     grid: list[str]
     search: list[str]
@@ -40,79 +39,80 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
         list[str] | None, typer.Option(metavar="KEY=VALUE,…", help="An axis; repeatable.")
     ] = None,
     search: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=LOW..HIGH[:log]", help="Sought by Optuna.")
+        list[str] | None,
+        typer.Option(metavar="KEY=LOW..HIGH[:log]", help="A range to search; repeatable."),
     ] = None,
-    trials: Annotated[int, typer.Option(help=f"Of each cell, with --search; 0: {TRIALS}.")] = 0,
-    parallel: Annotated[
-        int, typer.Option(help="Runs at a time; 0: one, or one for each of --gpus.")
+    trials: Annotated[
+        int, typer.Option(help=f"Trials of each cell, with --search; 0: {TRIALS}.")
     ] = 0,
-    gpus: Annotated[str, typer.Option(help="Dealt to the runs in turn: 0,1.")] = "",
+    parallel: Annotated[
+        int, typer.Option(help="Runs at a time; 0: one for each of --gpus, or one.")
+    ] = 0,
+    gpus: Annotated[str, typer.Option(help="GPUs to assign to runs in turn: 0,1.")] = "",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of all cells.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML file of settings of all.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the folder.")] = "",
-    resume: Annotated[
-        Path | None, typer.Option(help="Go on with the sweep in this folder.")
-    ] = None,
+    config: ConfigOption = None,
+    name: FolderNameOption = "",
+    resume: Annotated[Path | None, typer.Option(help="Continue the sweep in this folder.")] = None,
 ) -> None:
-    """Train every combination of the listed values; compare what they came to.
+    """Train every combination of the listed values, and compare the results.
 
-    Status 1 where a cell failed.
+    Status 1 if a cell failed.
     """
-    from dandelion.sweep.resources import places_of
-    from dandelion.sweep.runner import Runner
-
     if resume and (grid or search or trials or settings or config or name):
-        raise ConfigError("--resume takes a sweep as it was begun: only --parallel and --gpus go")
+        raise ConfigError(
+            "--resume continues a sweep as it was begun: only --parallel and --gpus may be given"
+        )
     if trials and not search:
         raise ConfigError(f"--trials {trials} without --search: a grid has one run for each cell")
-    folder, plan = (
-        _resumed(resume)
-        if resume
-        else _begun(
-            Plan(grid or [], search or [], trials or TRIALS, _base(config, settings or [])), name
-        )
-    )
-    source, cells, keys = _source(folder, plan)
+    if resume:
+        folder, plan = _resume(resume)
+    else:
+        base = _base(config, settings or [])
+        plan = SweepPlan(grid or [], search or [], trials or TRIALS, base)
+        folder, plan = _begin(plan, name)
     cards = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
-    places = places_of(parallel or len(cards) or 1, cards)
-    with _Shown(folder, len(cells) * (plan.trials if plan.search else 1)) as shown:
-        try:
-            Runner(folder, plan.base, places, shown).run(source)
-        except KeyboardInterrupt:
-            say(f"stopped; go on with: dandelion sweep --resume {folder}")
-            raise typer.Exit(CANCELLED) from None
-        finally:
-            begun = getattr(source, "begun", cells)
-            outcomes = report(folder, begun, keys)
-    if any(outcome.state == "failed" for outcome in outcomes):
+    results = _train(folder, plan, parallel or len(cards) or 1, cards)
+    if any(result.state == "failed" for result in results):
         raise typer.Exit(1)
 
 
-def report(folder: Path, cells: Sequence["Cell"], keys: Sequence[str]) -> "list[Outcome]":
-    """Write CSV, summary and pictures of a sweep as it stands, and say where they are."""
-    from dandelion.sweep.cells import Files, Outcome
+def _train(folder: Path, plan: SweepPlan, parallel: int, cards: list[str]) -> "list[CellResult]":
+    """Run the cells of a sweep, then report; on ^C report too, and exit."""
+    from dandelion.sweep.runner import Runner, make_slots
+
+    source, cells, keys = _source(folder, plan)
+    slots = make_slots(parallel, cards)
+    with _ProgressBars(folder, len(cells) * (plan.trials if plan.search else 1)) as bars:
+        try:
+            Runner(folder, plan.base, slots, bars).run(source)
+        except KeyboardInterrupt:
+            say(f"stopped; continue with: dandelion sweep --resume {folder}")
+            raise typer.Exit(CANCELLED) from None
+        finally:
+            results = report(folder, getattr(source, "begun", cells), keys)
+    return results
+
+
+def report(folder: Path, cells: Sequence["Cell"], keys: Sequence[str]) -> "list[CellResult]":
+    """Write CSV, summary and pictures of a sweep so far, and print their paths."""
+    from dandelion.sweep.cells import CellFiles, CellResult
     from dandelion.sweep.pictures import draw
     from dandelion.sweep.table import summary, write_csv, write_summary
 
-    outcomes = [Outcome.of(Files(folder, cell.name), dict(cell.settings)) for cell in cells]
-    write_csv(outcomes, keys, folder / "sweep.csv")
-    text = summary(outcomes, keys, f"dandelion sweep --resume {folder}")
+    results = [CellResult.of(CellFiles(folder, cell.name), dict(cell.settings)) for cell in cells]
+    write_csv(results, keys, folder / "sweep.csv")
+    text = summary(results, keys, f"dandelion sweep --resume {folder}")
     file = write_summary(text, folder)
     say(text.rstrip())
-    for path in (folder / "sweep.csv", file, *draw(outcomes, keys, folder)):
+    for path in (folder / "sweep.csv", file, *draw(results, keys, folder)):
         say(str(path))
-    return outcomes
+    return results
 
 
-def say(line: str) -> None:
-    """Print a line as it is, however long."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-class _Shown:
-    """A bar for all cells, and one for each that runs; lines where there is no terminal."""
+class _ProgressBars:
+    """A bar for all cells and one for each running cell; without a terminal, plain lines."""
 
     def __init__(self, folder: Path, total: int) -> None:
         self._folder = folder
@@ -123,15 +123,15 @@ class _Shown:
         self._all = self._progress.add_task("cells", total=total)
         self._tasks: dict[str, object] = {}
 
-    def __enter__(self) -> "_Shown":
+    def __enter__(self) -> "_ProgressBars":
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def __call__(self, running: "list[Running]", line: str) -> None:
-        from dandelion.sweep.cells import Files
+    def __call__(self, running: "list[RunningCell]", line: str) -> None:
+        from dandelion.sweep.cells import CellFiles
 
         if line:
             say(line)
@@ -144,7 +144,7 @@ class _Shown:
             name = each.cell.name
             if name not in self._tasks:
                 self._tasks[name] = self._progress.add_task(name, total=None)
-            round_, loss, _ = Files(self._folder, name).progress()
+            round_, loss, _ = CellFiles(self._folder, name).progress()
             text = f"{name}  round {round_}" + ("" if loss is None else f"  loss {loss:.3f}")
             self._progress.update(self._tasks[name], description=text)  # type: ignore[arg-type]
 
@@ -163,7 +163,7 @@ def _base(file: Path | None, pairs: Sequence[str]) -> dict[str, Value]:
     return base
 
 
-def _begun(plan: Plan, name: str) -> tuple[Path, Plan]:
+def _begin(plan: SweepPlan, name: str) -> tuple[Path, SweepPlan]:
     from shared.base.files import write_atomically
 
     if not plan.grid and not plan.search:
@@ -173,13 +173,13 @@ def _begun(plan: Plan, name: str) -> tuple[Path, Plan]:
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = Path(parent, name or f"sweep-{stamp}").resolve()
     if folder.exists():
-        raise ConfigError(f"{folder}: there already; --resume it, or choose another --name")
-    write_atomically(folder / FILE, json.dumps(asdict(plan), indent=1).encode())
+        raise ConfigError(f"{folder} exists already; --resume it, or choose another --name")
+    write_atomically(folder / PLAN_FILE, json.dumps(asdict(plan), indent=1).encode())
     return folder, plan
 
 
-def _check(plan: Plan) -> None:
-    """Refuse a sweep of which no cell can work; where some can, the others fail alone."""
+def _check(plan: SweepPlan) -> None:
+    """Refuse a sweep if all its cells are invalid; otherwise invalid cells fail alone."""
     _, cells = _axes(plan)
     base = {key: value for key, value in plan.base.items() if key != "resume"}
     errors = []
@@ -192,15 +192,15 @@ def _check(plan: Plan) -> None:
         raise errors[0]
 
 
-def _resumed(folder: Path) -> tuple[Path, Plan]:
+def _resume(folder: Path) -> tuple[Path, SweepPlan]:
     try:
-        values = json.loads((folder / FILE).read_text())
-        return folder.resolve(), Plan(**values)
+        values = json.loads((folder / PLAN_FILE).read_text())
+        return folder.resolve(), SweepPlan(**values)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{folder}: no sweep to resume; {FILE} expected in it") from error
+        raise ConfigError(f"{folder}: no sweep to resume; {PLAN_FILE} expected in it") from error
 
 
-def _axes(plan: Plan) -> "tuple[Mapping[str, list[Value]], list[Cell]]":
+def _axes(plan: SweepPlan) -> "tuple[Mapping[str, list[Value]], list[Cell]]":
     from dandelion.sweep.grid import axes_of, cells_of
     from dandelion.sweep.search import ranges_of
 
@@ -210,14 +210,14 @@ def _axes(plan: Plan) -> "tuple[Mapping[str, list[Value]], list[Cell]]":
     return axes, cells_of(axes)
 
 
-def _source(folder: Path, plan: Plan) -> "tuple[Source, list[Cell], list[str]]":
-    from dandelion.sweep.runner import Listed
-    from dandelion.sweep.search import Searched, ranges_of
+def _source(folder: Path, plan: SweepPlan) -> "tuple[CellSource, list[Cell], list[str]]":
+    from dandelion.sweep.runner import ListedCells
+    from dandelion.sweep.search import SearchedCells, ranges_of
 
     axes, cells = _axes(plan)
     if not plan.search:
-        return Listed(cells), cells, list(axes)
+        return ListedCells(cells), cells, list(axes)
     ranges = ranges_of(plan.search)
     seed = int(str(plan.base.get("seed", Config().seed)))
-    source = Searched(folder, cells, ranges, plan.trials, seed)
+    source = SearchedCells(folder, cells, ranges, plan.trials, seed)
     return source, cells, [*axes, *(each.key for each in ranges)]

@@ -1,1 +1,1 @@
-"""Several methods from the same start: what each costs for the loss that it reaches."""
+"""Comparison of methods from the same start: the cost of each for the loss that it reaches."""

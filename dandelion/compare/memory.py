@@ -1,7 +1,7 @@
-"""Peak memory of one client: a fresh process does one site's round and asks the kernel (Linux).
+"""Peak memory of one client, as the Linux kernel counts it for a fresh process of one site.
 
-``python -m dandelion.compare.memory CONFIG.toml`` prints two numbers of bytes: the process at its
-most, and how much of it came on top while a round was worked on.
+``python -m dandelion.compare.memory CONFIG.toml`` prints two numbers of bytes: the peak of the
+process, and how much of it was added during a round.
 """
 
 import subprocess
@@ -16,9 +16,9 @@ STATUS, PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def client_memory(config: Config) -> tuple[int, int] | None:
-    """Bytes of a client at its most and on top of its rest, the larger of rounds 1 and 2.
+    """Peak bytes of a client, and those added during a round: the larger of rounds 1 and 2.
 
-    None where the system does not tell.
+    None if the system has no ``/proc`` or the process fails.
     """
     if not STATUS.exists():
         return None
@@ -35,19 +35,19 @@ def client_memory(config: Config) -> tuple[int, int] | None:
 
 
 def measure(config: Config) -> tuple[int, int]:
-    """Work on rounds 1 and 2 of site 0 in this process, once to warm up and once to look."""
+    """Do rounds 1 and 2 of site 0 in this process, once to warm up and once to measure."""
     from client.site.replica_host import ReplicaHost
     from shared.protocol.messages import Request
 
     host, node = ReplicaHost(config), {"partition-id": 0, "num-partitions": config.num_clients}
     site, oracle = host._site(node), host._learner
     peak = more = 0
-    for look in (False, True):
+    for is_warm in (False, True):
         for round_ in (1, 2):
             before = _status("VmRSS")
             PEAK_RESET.write_text("5")
             site.measure(oracle, Request(round_, config.learning_rate, b"", b"", b""))
-            if look:
+            if is_warm:
                 peak = max(peak, _status("VmHWM"))
                 more = max(more, _status("VmHWM") - before)
     return peak, more
@@ -59,7 +59,7 @@ def _status(name: str) -> int:
 
 
 def main() -> None:
-    """Print what ``client_memory`` reads."""
+    """Print the two numbers that ``client_memory`` reads."""
     import tomllib
 
     config = Config.from_run_config(tomllib.loads(Path(sys.argv[1]).read_text()))

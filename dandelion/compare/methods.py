@@ -1,4 +1,4 @@
-"""The methods that can be compared, and the presets: each a name and what it sets."""
+"""The methods that can be compared, and presets of several: names with their settings."""
 
 from collections.abc import Mapping
 
@@ -35,12 +35,13 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
 def configurations(
     methods: str, preset: str, pairs: list[str], base: Settings
 ) -> dict[str, Config]:
-    """The configuration of each method: ``base``, then ``key=value``, the method's, its own pairs.
+    """The configuration of each method; later settings win.
 
-    A pair ``method:key=value`` is of one method only, since each needs a learning rate of its own.
+    In order: ``base``, pairs ``key=value``, the method's own settings, and pairs
+    ``method:key=value``, which set one method only: each needs a learning rate of its own.
 
     Raises:
-        ConfigError: an unknown method, preset or key, or a value that cannot work.
+        ConfigError: an unknown method, preset or key, or an invalid value.
     """
     if preset and preset not in PRESETS:
         raise UnknownNameError("preset", preset, PRESETS)

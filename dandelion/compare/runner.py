@@ -1,4 +1,4 @@
-"""Run the methods one after the other, from the same start, and write down what came of each."""
+"""Runs the methods one after the other from the same start, and writes ``comparison.json``."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,7 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dandelion.compare.curves import AXES, Point, common_target, points_of, reached
+from dandelion.compare.curves import (
+    AXES,
+    CurvePoint,
+    common_target,
+    find_first_at,
+    points_of,
+    verdicts,
+)
 from dandelion.compare.memory import client_memory
 from dandelion.compare.methods import FIRST_ORDER
 from dandelion.engines.local import run_local
@@ -14,35 +21,35 @@ from server.reporting.report import Report
 from shared.base.files import write_atomically
 from shared.config.schema import Config
 
-FILE = "comparison.json"
+COMPARISON_FILE = "comparison.json"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Where each method stops; 0: not there. It then stands at its last round, whole."""
+    """When a method stops, after a whole round; 0 means no limit."""
 
     seconds: float = 0.0
     forwards: float = 0.0  # per client
 
-    def spent(self, report: Report) -> bool:
-        """Whether a run has used what it may."""
+    def is_spent(self, report: Report) -> bool:
+        """Whether a run has used up its budget."""
         totals = report.ledger.totals()
         each = totals.forwards / (totals.clients or 1)
         return 0 < self.seconds <= totals.seconds or 0 < self.forwards <= each
 
 
 class SpentError(Exception):
-    """Raised within a run to stop it after a round."""
+    """The budget is spent; raised within a run to stop it after a round."""
 
 
 def run_method(config: Config, budget: Budget, say: Callable[[str], None]) -> Path:
-    """Train one method until its rounds are done or its budget is spent; return the run folder."""
+    """Train one method to its last round or until its budget is spent; return the run folder."""
     last = 0
 
     def on_round(report: Report, round_: int) -> None:
         nonlocal last
         last = round_
-        if round_ and budget.spent(report):
+        if round_ and budget.is_spent(report):
             raise SpentError
 
     try:
@@ -61,17 +68,25 @@ def compare(
     budget: Budget,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Run every method and write ``comparison.json`` into ``folder``; return what it says."""
-    found: dict[str, list[Point]] = {}
+    """Run every method, write ``comparison.json`` into ``folder``, and return its content.
+
+    Args:
+        configs: by name of the method.
+        folder: of the comparison.
+        target: the loss to which costs are counted; None: the lowest that every method reached.
+        budget: of each method.
+        say: prints a line of progress.
+    """
+    curves: dict[str, list[CurvePoint]] = {}
     memory: dict[str, tuple[int, int] | None] = {}
     folders: dict[str, Path] = {}
     for name, config in configs.items():
         say(f"{name} …")
         memory[name] = client_memory(config)
         folders[name] = run_method(config, budget, say)
-        found[name] = points_of(folders[name])
-    loss = common_target(list(found.values())) if target is None else target
-    rows = [_row(name, configs[name], found[name], loss, memory[name], folders[name])
+        curves[name] = points_of(folders[name])
+    loss = common_target(list(curves.values())) if target is None else target
+    rows = [_row(name, configs[name], curves[name], loss, memory[name], folders[name])
             for name in configs]  # fmt: skip
     comparison = {
         "target_loss": loss,
@@ -82,19 +97,19 @@ def compare(
         "methods": rows,
     }
     text = json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=True)
-    write_atomically(folder / FILE, text.encode())
+    write_atomically(folder / COMPARISON_FILE, text.encode())
     return comparison
 
 
 def _row(
     name: str,
     config: Config,
-    points: list[Point],
+    points: list[CurvePoint],
     loss: float,
     memory: tuple[int, int] | None,
     folder: Path,
 ) -> dict[str, Any]:
-    at = reached(points, loss)
+    at = find_first_at(points, loss)
     summary = json.loads((folder / "summary.json").read_text())
     default = Config().to_run_config()
     settings = {k: v for k, v in config.to_run_config().items() if v != default[k]}
@@ -112,24 +127,3 @@ def _row(
         "round_memory_bytes": memory[1] if memory else None,
         "points": [asdict(point) for point in points],
     }
-
-
-def verdicts(rows: list[dict[str, Any]], loss: float) -> list[str]:
-    """Who reached the target at the least cost on each axis; where first-order methods won, first.
-
-    A method that never came to the target is named.
-    """
-    there = [row for row in rows if row["to_target"]]
-    won: list[tuple[bool, str]] = []
-    for axis, title in AXES.items() if there else []:
-        best = min(there, key=lambda row: (row["to_target"][axis], row["name"]))
-        cost = f"{best['to_target'][axis]:,.4g}"
-        won.append(
-            (
-                best["first_order"],
-                f"fewest {title} to a loss of {loss:.3f}: {best['name']} ({cost})",
-            )
-        )
-    said = [text for _, text in sorted(won, key=lambda pair: not pair[0])]
-    late = [row["name"] for row in rows if not row["to_target"]]
-    return said + [f"{name} never reached a loss of {loss:.3f}" for name in late]

@@ -1,1 +1,1 @@
-"""SuperLink, SuperNodes and their programs on separate machines."""
+"""Deployment: SuperLink, SuperNodes and their supervised programs on separate machines."""

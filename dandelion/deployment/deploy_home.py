@@ -1,4 +1,4 @@
-"""Where a server or a node keeps its files, and how Flower's programs are started from there."""
+"""The folder of a server or a node, and the commands that run Flower's programs in it."""
 
 import os
 import secrets
@@ -6,35 +6,33 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from dandelion.deployment.supervisor import Program
-from dandelion.engines.flower_simulation import EngineError, flower_environment
+from dandelion.engines.flower_simulation import (
+    EngineError,
+    flower_environment,
+    program_path,
+    write_connection,
+)
 
 CONNECTION = "federation"
-TASK_POLL_S = "0.05"  # Flower's own is a second
+TASK_POLL_S = "0.05"  # Flower's default is 1
 PATCHES = Path(__file__).with_name("flower_patches.py")
-CLIENT_APP = "flwr.supernode.cli,flwr.cli.install,flwr.clientapp,grpc"  # imported before it runs
-SERVER_APP = "flwr.superlink.cli,flwr.serverapp"
-EVERYWHERE = ("", "0.0.0.0", "::")  # addresses that stand for all of a machine's
-SERVER_FILES = ("ca.crt", "server.crt", "server.key")  # as deploy/certificates.sh writes them
-
-StockOption = Annotated[
-    bool, typer.Option("--stock", help="Flower's programs as they are, with all their waits.")
-]
+CLIENT_APP_MODULES = "flwr.supernode.cli,flwr.cli.install,flwr.clientapp,grpc"
+SERVER_APP_MODULES = "flwr.superlink.cli,flwr.serverapp"  # imported before an app runs
+ANY_HOST = ("", "0.0.0.0", "::")  # these listen on all addresses of a machine
+SERVER_FILES = ("ca.crt", "server.crt", "server.key")  # written by deploy/certificates.sh
 
 
 @dataclass(frozen=True)
 class Home:
-    """One folder, for its owner alone."""
+    """The folder of a server or a node; only its owner can read it."""
 
     folder: Path
 
     @classmethod
     def at(cls, folder: Path) -> "Home":
-        """Make the folder where it is missing."""
+        """Open the folder; make it if it is missing."""
         home = cls(folder.resolve())
         home.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         home.empty.mkdir(exist_ok=True)
@@ -43,30 +41,30 @@ class Home:
 
     @property
     def empty(self) -> Path:
-        """The working folder of Flower's programs: one that holds no code to be run by mistake."""
+        """The working folder of Flower's programs: empty, so that no code in it is imported."""
         return self.folder / "empty"
 
     @property
     def runs(self) -> Path:
-        """Run folders."""
+        """The folder of run folders."""
         return self.folder / "runs"
 
     @property
     def apps(self) -> Path:
-        """Code that the SuperLink sent; Flower never replaces it, even where a copy was cut off."""
+        """Code that the SuperLink sent; Flower never replaces it, not even an incomplete copy."""
         return self.folder / "flwr" / "apps"
 
     @property
     def pid(self) -> Path:
-        """The number of the process that keeps the servers up."""
+        """The file with the number of the process that supervises the servers."""
         return self.folder / "up.pid"
 
     def log(self, name: str) -> Path:
-        """What a program says."""
+        """The log of a program."""
         return self.folder / f"{name}.log"
 
     def secret(self) -> Path:
-        """The file that a SuperExec shares with its SuperLink; made where it is missing."""
+        """The secret file of SuperExec and SuperLink; made if it is missing."""
         path = self.folder / "superexec.secret"
         if not path.exists():
             path.touch(mode=0o600)
@@ -74,42 +72,34 @@ class Home:
         return path
 
     def environment(self, loaded: str = "") -> dict[str, str]:
-        """Variables under which Flower installs nothing, calls nobody and writes here.
+        """Variables under which Flower installs nothing, contacts no other host and writes here.
 
-        ``loaded``: modules that Flower's apps find imported.
+        Args:
+            loaded: modules that are imported before an app runs, separated by commas.
         """
         own = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_S, "DANDELION_PRELOAD": loaded}
         return {**flower_environment(self.folder), **own}
 
     def connect(self, address: str, root: Path | None) -> None:
-        """Have ``flwr`` commands reach the SuperLink at ``address``, by TLS where there is a CA."""
-        trust = "insecure = true" if root is None else f'root-certificates = "{root}"'
-        (self.folder / "flwr" / "config.toml").write_text(
-            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
-            f'address = "{address}"\n{trust}\n'
-        )
+        """Point ``flwr`` commands to the SuperLink at ``address``; use TLS if ``root`` is given."""
+        write_connection(self.folder, CONNECTION, address, root)
 
 
 def default_home(side: str) -> Path:
-    """``$DANDELION_HOME``, or a folder among the user's state."""
-    if given := os.environ.get("DANDELION_HOME", ""):
-        return Path(given)
+    """``$DANDELION_HOME``, or a folder in the user's state folder (XDG)."""
+    if folder := os.environ.get("DANDELION_HOME", ""):
+        return Path(folder)
     state = os.environ.get("XDG_STATE_HOME", "") or Path.home() / ".local" / "state"
     return Path(state, "dandelion", side)
 
 
-def program(name: str) -> str:
-    """One of Flower's programs, of the installation that runs us."""
-    return str(Path(sys.executable).parent / name)
-
-
-def patched_program(name: str, stock: bool = False) -> list[str]:
-    """One of Flower's programs without most of its waits, or as it is."""
-    return [program(name)] if stock else [sys.executable, "-P", str(PATCHES), name]
+def program_command(name: str, stock: bool = False) -> list[str]:
+    """The command of one of Flower's programs: with our patches, or ``stock``, without."""
+    return [program_path(name)] if stock else [sys.executable, "-P", str(PATCHES), name]
 
 
 def programs(home: Home, commands: Mapping[str, list[str]], loaded: str) -> dict[str, Program]:
-    """Commands that run in a home; apps find ``loaded`` imported, a SuperExec leaves no file."""
+    """Programs that run commands in a home; a SuperExec gets a folder for temporary files."""
     environment = home.environment(loaded)
     return {
         name: Program(
@@ -120,8 +110,12 @@ def programs(home: Home, commands: Mapping[str, list[str]], loaded: str) -> dict
 
 
 def superlink_command(home: Home, host: str, port: int, certificates: Path | None) -> list[str]:
-    """A SuperLink whose runs outlive it: state in a file, ServerApps in processes of others."""
-    command = [program("flower-superlink"), "--host", host, "--port", str(port)]
+    """The command of a SuperLink with its state in a file, so that runs outlive it.
+
+    Raises:
+        EngineError: a certificate is missing.
+    """
+    command = [program_path("flower-superlink"), "--host", host, "--port", str(port)]
     command += ["--database", str(home.folder / "superlink.db"), "--isolation", "process"]
     command += ["--superexec-auth-secret-file", str(home.secret())]
     command += ["--disable-runtime-dependency-installation"]
@@ -132,16 +126,16 @@ def superlink_command(home: Home, host: str, port: int, certificates: Path | Non
     return [*command, "--enable-supernode-auth"]
 
 
-def near(host: str, port: int) -> str:
-    """Where this machine's own programs find a SuperLink that listens on an address."""
-    return f"{'127.0.0.1' if host in EVERYWHERE else host}:{port}"
+def local_address(host: str, port: int) -> str:
+    """The address by which this machine's programs reach a SuperLink that listens on ``host``."""
+    return f"{'127.0.0.1' if host in ANY_HOST else host}:{port}"
 
 
 def superexec_command(
     home: Home, address: str, root: Path | None, stock: bool = False
 ) -> list[str]:
-    """What starts apps, beside a SuperLink or SuperNode and not below it."""
-    command = [*patched_program("flower-superexec", stock), "--runtime-api-address", address]
+    """The command of a SuperExec, which starts the apps of a SuperLink or SuperNode."""
+    command = [*program_command("flower-superexec", stock), "--runtime-api-address", address]
     return [*command, "--superexec-auth-secret-file", str(home.secret()), *_trust(root)]
 
 
@@ -153,10 +147,22 @@ def supernode_command(
     trust: tuple[Path | None, Path | None],
     stock: bool = False,
 ) -> list[str]:
-    """A SuperNode that leaves its ClientApps to a SuperExec beside it; ``trust``: CA, own key."""
+    """The command of a SuperNode whose ClientApps a SuperExec starts.
+
+    Args:
+        home: the node's folder.
+        superlink: HOST:PORT.
+        node_config: in Flower's ``key=value`` syntax.
+        port: local, for the SuperExec.
+        trust: the CA's certificate and the node's private key.
+        stock: without our patches.
+
+    Raises:
+        EngineError: one of these files is missing.
+    """
     root, key = trust
     command = [
-        *patched_program("flower-supernode", stock),
+        *program_command("flower-supernode", stock),
         "--superlink",
         superlink,
         "--port",

@@ -1,4 +1,4 @@
-"""Programs that are kept running: started in sessions of their own, restarted, ended together."""
+"""Supervises programs: starts each in its own session, restarts it, ends all together."""
 
 import os
 import shlex
@@ -15,46 +15,46 @@ from types import FrameType
 
 from dandelion.engines.flower_simulation import end_session
 
-SCRATCH = "DANDELION_SCRATCH"  # the variable that names a program's own folder to it
-PAUSE_S = 2.0  # before a restart
-LOOK_S = 0.2
-LATE_S = 20.0  # a program that has not started well by then is spoken of
-LONGEST_LOG = 32 << 20  # bytes; one that is older is kept
-STEADY_S = 20.0  # a program that ran for so long has started well
+SCRATCH_VARIABLE = "DANDELION_SCRATCH"  # names a program's folder for temporary files to it
+RESTART_PAUSE_S = 2.0
+LOOK_S = 0.2  # between two looks at the programs
+LATE_S = 20.0  # a program that has not started well by then is reported
+LARGEST_LOG_BYTES = 32 << 20  # then it becomes ``.log.1``
+STEADY_S = 20.0  # a program that ran for longer has started well
 
 
 @dataclass
 class Program:
-    """One program: its command, where it runs, and how often it died before it ran steadily."""
+    """One program: its command and environment, its process, and how often it died in a row."""
 
     name: str
     command: list[str]
     folder: Path
     environment: Mapping[str, str]
     log: Path
-    fatal: str = ""  # after saying this it does nothing any more, though it does not end
-    well: str = ""  # after saying this it has started well
-    scratch: bool = False  # whether it gets a folder of its own for what is gone when it ends
+    fatal: str = ""  # text in the log after which it hangs without ending
+    well: str = ""  # text in the log after which it has started well
+    scratch: bool = False  # whether it gets a folder for temporary files, removed when it ends
     process: "subprocess.Popen[bytes] | None" = None
     deaths: int = 0
     since: float = 0.0  # its last start (``time.monotonic``)
     first_death: float = 0.0  # of those in a row
-    heard: int = 0  # bytes of the log that were read
-    hangs: bool = False  # whether it has said what is fatal, since its last start
+    log_position: int = 0  # bytes of the log that were read
+    hangs: bool = False  # whether ``fatal`` is in the log since its last start
     is_well: bool = False
-    made: Path | None = None  # the folder
+    scratch_folder: Path | None = None
 
     def start(self) -> None:
-        """Start it; its log goes on."""
-        self._clear()
+        """Start it, and append to its log."""
+        self._remove_scratch()
         self.hangs = self.is_well = False
-        self.made = Path(tempfile.mkdtemp(prefix="dandelion-")) if self.scratch else None
+        self.scratch_folder = Path(tempfile.mkdtemp(prefix="dandelion-")) if self.scratch else None
         with self.log.open("ab") as log:
-            self.heard = log.tell()
+            self.log_position = log.tell()
             self.process = subprocess.Popen(
                 self.command,
                 cwd=self.folder,
-                env={**self.environment, SCRATCH: str(self.made or "")},
+                env={**self.environment, SCRATCH_VARIABLE: str(self.scratch_folder or "")},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -62,9 +62,9 @@ class Program:
             )
         self.since = time.monotonic()
 
-    def died(self) -> int | None:
-        """Its exit status, once it has ended by itself; None while it runs."""
-        self._listen()
+    def check(self) -> int | None:
+        """Read its log, end it if it hangs, and return its exit status; None while it runs."""
+        self._read_log()
         if self.hangs:
             self.end()
         status = self.process.poll() if self.process else None
@@ -74,63 +74,67 @@ class Program:
             self.first_death = time.monotonic() if self.deaths == 1 else self.first_death
         return status
 
-    def failing(self) -> float:
+    def seconds_failing(self) -> float:
         """Seconds since the first of its deaths in a row."""
         return time.monotonic() - self.first_death if self.deaths else 0.0
 
     def end(self) -> None:
-        """End it, and what it started."""
+        """End it and the processes that it started."""
         if self.process is not None:
             end_session(self.process)
-        self._clear()
+        self._remove_scratch()
 
-    def _clear(self) -> None:
-        """Remove what it left; whoever was killed leaves something."""
-        if self.made is not None:
-            shutil.rmtree(self.made, ignore_errors=True)
+    def _remove_scratch(self) -> None:
+        """Remove its folder of temporary files; a killed program leaves some."""
+        if self.scratch_folder is not None:
+            shutil.rmtree(self.scratch_folder, ignore_errors=True)
 
-    def _listen(self) -> None:
-        """Read what it has said; begin the log anew where it has become long."""
+    def _read_log(self) -> None:
+        """Look for ``fatal`` and ``well`` in new lines; begin a new log if this is long."""
         with self.log.open("rb") as log:
-            log.seek(self.heard)
-            said = log.read()
-        whole = said[: said.rfind(b"\n") + 1]
-        self.heard += len(whole)
+            log.seek(self.log_position)
+            unread = log.read()
+        whole = unread[: unread.rfind(b"\n") + 1]
+        self.log_position += len(whole)
         self.hangs |= bool(self.fatal) and self.fatal.encode() in whole
         self.is_well |= bool(self.well) and self.well.encode() in whole
-        if self.heard > LONGEST_LOG:
+        if self.log_position > LARGEST_LOG_BYTES:
             shutil.copyfile(self.log, self.log.with_suffix(".log.1"))
-            os.truncate(self.log, 0)  # it is written at its end, wherever that is
-            self.heard = 0
+            os.truncate(self.log, 0)  # the program appends, so it goes on at the new end
+            self.log_position = 0
 
     def tail(self, size: int = 2000) -> str:
-        """The end of what it said."""
+        """The last characters of its log."""
         return self.log.read_text(errors="replace")[-size:]
 
 
-def printed(command: Iterable[str]) -> str:
-    """A command as a shell would read it."""
+def quote(command: Iterable[str]) -> str:
+    """The command as a line for a shell."""
     return shlex.join(command)
 
 
 class Keeper:
-    """Keeps programs running until a signal comes or one of them is given up."""
+    """Keeps programs running until a signal comes or it gives up one of them."""
 
     def __init__(self, programs: list[Program], say: Callable[[str], None]) -> None:
-        self._programs, self._say, self._told = programs, say, set[str]()
+        self._programs, self._say, self._reported = programs, say, set[str]()
         self._stopping = threading.Event()
 
     def stop(self, number: int = 0, frame: FrameType | None = None) -> None:
-        """Have ``run`` return soon; takes what a signal handler is given."""
+        """Make ``run`` return soon; a signal handler."""
         self._stopping.set()
 
     def run(self, give_up: Callable[[Program, int], bool]) -> Program | None:
-        """Start all; restart what dies; return what was given up, or None after a signal."""
+        """Start all programs, and restart those that end.
+
+        Returns:
+            The program for which ``give_up(program, status)`` was true, or None after a signal.
+        """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self.stop)
         try:
             for each in self._programs:
-                self._say(f"$ {printed(each.command)}")
+                self._say(f"$ {quote(each.command)}")
                 each.start()
             return self._keep(give_up)
         finally:
@@ -140,30 +144,28 @@ class Keeper:
     def _keep(self, give_up: Callable[[Program, int], bool]) -> Program | None:
         while not self._stopping.wait(LOOK_S):
             for each in self._programs:
-                status = each.died()
+                status = each.check()
                 if status is None:
-                    self._tell(each)
+                    self._report_late(each)
                     continue
                 if give_up(each, status):
                     return each
-                self._say(f"{each.name} ended with status {status}; it is started again")
-                if self._stopping.wait(PAUSE_S):
+                self._say(f"{each.name} ended with status {status}; it is restarted")
+                if self._stopping.wait(RESTART_PAUSE_S):
                     return None
                 each.start()
         return None
 
-    def _tell(self, each: Program) -> None:
-        """Say once of a program that it runs, but has not started well yet."""
+    def _report_late(self, each: Program) -> None:
+        """Say once that a program runs but has not started well yet."""
         late = time.monotonic() - each.since > LATE_S
-        if each.well and late and not each.is_well and each.name not in self._told:
-            self._say(
-                f"{each.name} has not got through yet, and goes on trying; its log: {each.log}"
-            )
-            self._told.add(each.name)
+        if each.well and late and not each.is_well and each.name not in self._reported:
+            self._say(f"{each.name} has not connected yet and goes on trying; its log: {each.log}")
+            self._reported.add(each.name)
 
 
-def alive(pid_file: Path) -> int | None:
-    """The process that a file names, if it is there."""
+def find_process(pid_file: Path) -> int | None:
+    """The number of the process that a file names, or None if it does not run."""
     try:
         pid = int(pid_file.read_text())
         os.kill(pid, 0)

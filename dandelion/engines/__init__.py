@@ -1,1 +1,1 @@
-"""Where a run runs: in this process, or in Flower's simulation."""
+"""Engines that run a federation: in this process, or in Flower's simulation."""

@@ -1,4 +1,4 @@
-"""Flower's own simulation, started so that it can only run this code and tells the truth."""
+"""The Flower engine: starts a simulation SuperLink for one run and waits for its status."""
 
 import json
 import os
@@ -7,9 +7,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -18,25 +19,25 @@ from shared.base.errors import ConfigError, DandelionError
 from shared.config.schema import Config
 from shared.config.toml_text import to_toml
 
-APP = Path(__file__).resolve().parents[2]  # pyproject.toml, server/, client/, shared/
+ROOT = Path(__file__).resolve().parents[2]  # of pyproject.toml, server/, client/, shared/
 CONNECTION = "simulation"
 START_TIMEOUT_S = 90.0
-POLL_S = 3.0  # asking Flower for its status costs a second of a core
+POLL_S = 3.0  # each status query costs a second of a core
 
 
 class EngineError(DandelionError):
-    """Flower did not start, or its run failed; says where its log is."""
+    """Flower did not start, or its run failed; the message names its log."""
 
 
-def check_unmerged(config: Config, where: str) -> None:
-    """Refuse what only the local engine does.
+def check_unmerged(config: Config, engine: str) -> None:
+    """Refuse a setting that only the local engine supports.
 
     Raises:
         ConfigError: ``merge-clients`` is set.
     """
     if config.merge_clients:
         raise ConfigError(
-            f"merge-clients with {where}: sites of one process alone share forward passes; use the "
+            f"merge-clients with {engine}: only sites of one process share forward passes; use the "
             "local engine"
         )
 
@@ -51,13 +52,13 @@ def run_flower(config: Config, console: Console) -> Path:
         run_folder,  # torch takes a second, and ``--help`` needs none of it
     )
 
-    if not (APP / "pyproject.toml").exists():
-        raise EngineError(f"{APP}: no pyproject.toml; --engine flower runs from a checkout")
+    if not (ROOT / "pyproject.toml").exists():
+        raise EngineError(f"{ROOT}: no pyproject.toml; --engine flower runs from a checkout")
     check_unmerged(config, "--engine flower")
     if config.error_feedback:
         raise ConfigError(
-            "error-feedback with --engine flower: Ray moves sites between processes, and what a "
-            "site owes stays behind; use the local engine, or a deployment"
+            "error-feedback with --engine flower: Ray moves sites between processes, and a site's "
+            "residual stays behind; use the local engine or a deployment"
         )
     folder = run_folder(config)
     settings = {**config.to_run_config(), "run-name": folder.name, "output-dir": str(folder.parent)}
@@ -66,20 +67,20 @@ def run_flower(config: Config, console: Console) -> Path:
         environment = flower_environment(Path(home))
         file = Path(home, "run.toml")
         file.write_text(to_toml(settings))
-        with superlink(Path(home), environment) as log:
+        with run_superlink(Path(home), environment) as log:
             run_id = _start(file, config, environment)
             console.print(f"Flower run {run_id}; log {log}", soft_wrap=True, highlight=False)
             status = _wait(run_id, environment, log, console)
         if status != "finished:completed":
-            kept = folder / "flower.log"
+            copy = folder / "flower.log"
             folder.mkdir(parents=True, exist_ok=True)
-            kept.write_bytes(log.read_bytes())
-            raise EngineError(f"Flower run {run_id} ended as {status}; its log: {kept}")
+            copy.write_bytes(log.read_bytes())
+            raise EngineError(f"Flower run {run_id} ended as {status}; its log: {copy}")
     return folder
 
 
 def flower_environment(home: Path) -> dict[str, str]:
-    """Variables under which Flower installs nothing, calls nobody and writes to ``home``."""
+    """Variables under which Flower installs nothing, contacts nobody and writes to ``home``."""
     return {
         **os.environ,
         "FLWR_HOME": str(home / "flwr"),
@@ -91,16 +92,56 @@ def flower_environment(home: Path) -> dict[str, str]:
     }
 
 
+def write_connection(home: Path, name: str, address: str, root: Path | None) -> None:
+    """Point ``flwr`` commands to the SuperLink at ``address``; use TLS if ``root`` is given.
+
+    Args:
+        home: the folder of ``flower_environment``.
+        name: by which commands select the connection.
+        address: HOST:PORT.
+        root: the certificate of the SuperLink's authority.
+    """
+    trust = "insecure = true" if root is None else f'root-certificates = "{root}"'
+    (home / "flwr" / "config.toml").write_text(
+        f'[superlink]\ndefault = "{name}"\n\n[superlink.{name}]\naddress = "{address}"\n{trust}\n'
+    )
+
+
+def program_path(name: str) -> str:
+    """The path of one of Flower's programs in this Python installation."""
+    return str(Path(sys.executable).parent / name)
+
+
+def run_flwr(words: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Run one of Flower's commands and return its answer.
+
+    Raises:
+        EngineError: the command did not answer in JSON, or reports a failure.
+    """
+    done = subprocess.run(
+        [program_path("flwr"), *words, "--format", "json"],
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError as error:
+        output = f"{done.stdout}{done.stderr}".strip()
+        raise EngineError(f"flwr {words[0]} failed: {output}") from error
+    if not isinstance(answer, dict) or answer.get("success") is False:
+        raise EngineError(f"flwr {words[0]} failed: {answer}")
+    return answer
+
+
 @contextmanager
-def superlink(home: Path, environment: Mapping[str, str]) -> Iterator[Path]:
-    """A simulation SuperLink in a neutral folder, ended with everything that it started."""
+def run_superlink(home: Path, environment: Mapping[str, str]) -> Iterator[Path]:
+    """Run a simulation SuperLink in an empty folder; end it with everything that it started."""
     port, empty, log = free_port(), home / "empty", home / "superlink.log"
     empty.mkdir()
     (home / "flwr").mkdir()
-    (home / "flwr" / "config.toml").write_text(
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
-        f'address = "127.0.0.1:{port}"\ninsecure = true\n'
-    )
+    write_connection(home, CONNECTION, f"127.0.0.1:{port}", None)
     command = [
         "flower-superlink",
         "--insecure",
@@ -128,7 +169,7 @@ def superlink(home: Path, environment: Mapping[str, str]) -> Iterator[Path]:
 
 
 def end_session(process: "subprocess.Popen[bytes]") -> None:
-    """End a process that leads its own session, and its children; politely, then not."""
+    """End a process that leads its own session, and its children: by SIGTERM, then SIGKILL."""
     import signal
 
     for kind in (signal.SIGTERM, signal.SIGKILL):
@@ -143,7 +184,7 @@ def end_session(process: "subprocess.Popen[bytes]") -> None:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
+    """Find a TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -160,32 +201,18 @@ def _await_port(port: int, process: "subprocess.Popen[bytes]", log: Path) -> Non
 
 
 def _start(file: Path, config: Config, environment: Mapping[str, str]) -> str:
+    """Start a run with the settings of a file; return Flower's number of it."""
     federation = f"num-supernodes={config.num_clients} client-resources-num-cpus={config.threads}"
-    done = subprocess.run(
-        [
-            "flwr",
-            "run",
-            str(APP),
-            CONNECTION,
-            "--run-config",
-            str(file),
-            "--federation-config",
-            federation,
-            "--format",
-            "json",
-        ],
-        env=dict(environment),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = ["run", str(ROOT), CONNECTION, "--run-config", str(file)]
+    answer = run_flwr([*words, "--federation-config", federation], environment)
     try:
-        return str(json.loads(done.stdout)["run-id"])
-    except (ValueError, KeyError) as error:
-        raise EngineError(f"flwr run did not start: {done.stdout}{done.stderr}") from error
+        return str(answer["run-id"])
+    except KeyError as error:
+        raise EngineError(f"flwr run did not start: {answer}") from error
 
 
 def _wait(run_id: str, environment: Mapping[str, str], log: Path, console: Console) -> str:
+    """Print the run's progress until it has finished; return its last status."""
     shown = 0
     while True:
         time.sleep(POLL_S)
@@ -193,16 +220,10 @@ def _wait(run_id: str, environment: Mapping[str, str], log: Path, console: Conso
         for line in lines[shown:]:
             console.print(line.partition(PREFIX)[2], soft_wrap=True, highlight=False, markup=False)
         shown = len(lines)
-        done = subprocess.run(
-            ["flwr", "ls", CONNECTION, "--run-id", run_id, "--format", "json"],
-            env=dict(environment),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        answer = run_flwr(["ls", CONNECTION, "--run-id", run_id], environment)
         try:
-            status = str(json.loads(done.stdout)["runs"][0]["status"])
-        except (ValueError, KeyError, IndexError) as error:
-            raise EngineError(f"flwr ls failed: {done.stdout}{done.stderr}") from error
+            status = str(answer["runs"][0]["status"])
+        except (KeyError, IndexError) as error:
+            raise EngineError(f"flwr ls failed: {answer}") from error
         if status.startswith("finished"):
             return status

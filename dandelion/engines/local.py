@@ -1,4 +1,4 @@
-"""A federation in one process: the same ServerApp, strategy and ClientApp, without sockets."""
+"""The local engine: a federation in one process, with the same apps but without sockets."""
 
 import copy
 import itertools
@@ -22,23 +22,23 @@ LOCAL_RUN, SERVER_NODE = 1, 1
 ERROR_IN_CLIENT = 2  # what a SuperNode reports when a ClientApp raises
 
 
-class Client(Protocol):
-    """What a node runs: Flower's ClientApp, or a stand-in of the same shape."""
+class NodeApp(Protocol):
+    """The app of a node: Flower's ClientApp, or a stand-in with the same signature."""
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer one message."""
 
 
 class LocalGrid(Grid):
-    """A Grid whose nodes are function calls.
+    """A Flower Grid whose nodes are function calls.
 
-    Messages are copied both ways, as a wire would, because a handler may change what it is given.
-    ``before`` sees messages that are sent together before any is delivered.
+    Messages are copied both ways, as on a wire, because a handler may change its argument.
+    ``before`` gets messages that are sent together before any of them is delivered.
     """
 
     def __init__(
         self,
-        client: Client,
+        client: NodeApp,
         contexts: Mapping[int, Context],
         before: Callable[[Sequence[Message]], None] | None = None,
     ) -> None:
@@ -48,11 +48,11 @@ class LocalGrid(Grid):
         self._numbers = itertools.count(1)
 
     def set_run(self, run: Run) -> None:
-        """Nothing: there is one run."""
+        """Do nothing: there is only one run."""
 
     @property
     def run(self) -> Run:
-        """The one run."""
+        """The only run."""
         return Run.create_empty(LOCAL_RUN)
 
     def create_message(
@@ -63,15 +63,15 @@ class LocalGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """A message to a node."""
+        """Make a message to a node."""
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Every node, always."""
+        """All nodes."""
         return list(self._contexts)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        """Every node, always."""
+        """All nodes."""
         return [NodeInfo(node_id=node_id) for node_id in self._contexts]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -82,42 +82,44 @@ class LocalGrid(Grid):
         return [self._deliver(message) for message in listed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies to these messages that have not been pulled yet."""
+        """The replies to these messages; each is returned once."""
         return [self._inbox.pop(name) for name in message_ids if name in self._inbox]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Both at once."""
+        """Push messages and pull their replies."""
         return self.pull_messages(self.push_messages(messages))
 
     def _deliver(self, message: Message) -> str:
         name = f"local-{next(self._numbers)}"
         message.metadata.__dict__["_message_id"] = name
         try:
-            reply = self._client(copied(message), self._contexts[message.metadata.dst_node_id])
+            reply = self._client(
+                copy_message(message), self._contexts[message.metadata.dst_node_id]
+            )
         except Exception as failure:  # the process boundary: a SuperNode reports these as errors
             reason = f"{type(failure).__name__}: {failure}"
             reply = Message(Error(code=ERROR_IN_CLIENT, reason=reason), reply_to=message)
-        self._inbox[name] = copied(reply)
+        self._inbox[name] = copy_message(reply)
         return name
 
 
-def copied(message: Message) -> Message:
-    """A message that shares nothing with the original that can be changed; bytes are shared.
+def copy_message(message: Message) -> Message:
+    """Copy a message so that it shares nothing mutable with the original.
 
-    Five times faster than ``copy.deepcopy``, which would be a third of a round of many clients.
+    Five times faster than ``copy.deepcopy``, which takes a third of a round of many clients.
     """
     twin = copy.copy(message)
     twin.__dict__["_metadata"] = copy.copy(message.metadata)
     if message.has_content():
         twin.__dict__["_content"] = RecordDict(
-            {name: _copied_record(record) for name, record in message.content.items()}
+            {name: _copy_record(record) for name, record in message.content.items()}
         )
     return twin
 
 
-def _copied_record(record: Any) -> Any:  # noqa: ANN401  (Flower's three kinds of records)
+def _copy_record(record: Any) -> Any:  # noqa: ANN401  (Flower's three kinds of records)
     twin = copy.copy(record)
     twin.__dict__["_data"] = {
         key: list(value) if isinstance(value, list) else value for key, value in record.items()
@@ -126,7 +128,7 @@ def _copied_record(record: Any) -> Any:  # noqa: ANN401  (Flower's three kinds o
 
 
 def contexts_of(config: Config) -> dict[int, Context]:
-    """One context per virtual client: partition 0 to ``num-clients`` - 1."""
+    """One context for each virtual client: partition 0 to ``num-clients`` - 1."""
     return {
         SERVER_NODE + 1 + number: Context(
             run_id=LOCAL_RUN,
@@ -139,16 +141,18 @@ def contexts_of(config: Config) -> dict[int, Context]:
     }
 
 
-def prepares(contexts: Mapping[int, Context]) -> Callable[[Sequence[Message]], None]:
-    """Have nodes that get the same request measure together, in one forward per perturbation."""
+def merge_requests(contexts: Mapping[int, Context]) -> Callable[[Sequence[Message]], None]:
+    """Return a hook that lets nodes with equal requests measure in shared forward passes."""
     from client.worker.in_process import InProcessWork
 
     def prepare(messages: Sequence[Message]) -> None:
-        asked: dict[tuple[bytes, bytes | None], list[Context]] = defaultdict(list)
+        nodes_by_request: dict[tuple[bytes, bytes | None], list[Context]] = defaultdict(list)
         for message in messages:
             if message.metadata.message_type == MessageType.TRAIN:
-                asked[unpack(message.content)].append(contexts[message.metadata.dst_node_id])
-        for (payload, snapshot), nodes in asked.items():
+                nodes_by_request[unpack(message.content)].append(
+                    contexts[message.metadata.dst_node_id]
+                )
+        for (payload, snapshot), nodes in nodes_by_request.items():
             if len(nodes) > 1:
                 first, *others = (node.node_config for node in nodes)
                 InProcessWork(nodes[0].run_config, first).prepare(payload, snapshot, others)
@@ -159,9 +163,14 @@ def prepares(contexts: Mapping[int, Context]) -> Callable[[Sequence[Message]], N
 def run_local(
     config: Config, on_round: Callable[[Report, int], None] = lambda report, round_: None
 ) -> Path:
-    """Train with every site in this process; return the run folder."""
+    """Train with every site in this process; return the run folder.
+
+    Args:
+        config: of the run.
+        on_round: called after every round, with 0 before the first.
+    """
     from client.app import app
 
     contexts = contexts_of(config)
-    grid = LocalGrid(app, contexts, prepares(contexts) if config.merge_clients else None)
+    grid = LocalGrid(app, contexts, merge_requests(contexts) if config.merge_clients else None)
     return serve(grid, config.to_run_config(), on_round)

@@ -1,1 +1,1 @@
-"""Watching runs: progress in a terminal, status of a folder, TensorBoard."""
+"""Ways to watch a run: progress in a terminal, status of a folder, TensorBoard."""

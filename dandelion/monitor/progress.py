@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: a line that moves while it trains, a table when it is done."""
+"""Progress of a run in the terminal: a moving line while it trains, a table when it is done."""
 
 import json
 import time
@@ -17,12 +17,12 @@ from server.reporting.status_line import size_text, state_text
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.reporting.report import Report
 
-PLAIN_EVERY_S = 10.0  # without a terminal: a line now and then instead of one that moves
-WIDE = 110  # columns: a terminal as wide as this has room for a bar
+PLAIN_EVERY_S = 10.0  # between two lines if there is no terminal
+BAR_FROM_COLUMNS = 110  # a terminal of this width has room for a bar
 
 
 def time_text(seconds: float) -> str:
-    """Seconds for people: 0.8 s, 42 s, 3 min 05 s, 2 h 07 min."""
+    """Format seconds for readers: 0.8 s, 42 s, 3 min 05 s, 2 h 07 min."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -33,24 +33,24 @@ def time_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-class Live:
-    """Shows round, losses, bytes both ways and time left; call it after every round."""
+class RunProgress:
+    """Shows round, losses, bytes both ways and time left; is called after every round."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
         self._progress = Progress(
-            *([BarColumn(bar_width=20)] if console.width >= WIDE else []),
+            *([BarColumn(bar_width=20)] if console.width >= BAR_FROM_COLUMNS else []),
             text,
             console=console,
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("starting", total=None)
         self._first: tuple[int, float] | None = None  # round and time of the first call
-        self._said = 0.0
+        self._printed_at = 0.0
         self._report: Report | None = None
 
-    def __enter__(self) -> "Live":
+    def __enter__(self) -> "RunProgress":
         self._progress.start()
         return self
 
@@ -63,7 +63,7 @@ class Live:
         self._progress.stop()
         if kind is not None and self._report is not None:
             self._console.print(
-                f"stopped; go on with: dandelion run --resume {self._report.folder}",
+                f"stopped; continue with: dandelion run --resume {self._report.folder}",
                 soft_wrap=True,
                 highlight=False,
                 markup=False,
@@ -77,12 +77,12 @@ class Live:
         self._progress.update(self._task, completed=round_, total=rounds, description=text)
         if self._console.is_terminal:
             return
-        if self._said == 0.0 or now - self._said > PLAIN_EVERY_S or round_ >= rounds:
+        if self._printed_at == 0.0 or now - self._printed_at > PLAIN_EVERY_S or round_ >= rounds:
             self._console.print(text, soft_wrap=True, highlight=False, markup=False)
-            self._said = now
+            self._printed_at = now
 
     def _left(self, round_: int, rounds: int, now: float) -> str:
-        """Time left at the pace so far; rounds that a resumed run had already do not count."""
+        """Time left at the pace so far; rounds before a resumption do not count."""
         if self._first is None:
             self._first = round_, now
         first, since = self._first
@@ -94,7 +94,7 @@ class Live:
 
 
 def show_summary(console: Console, folder: Path) -> None:
-    """Print the run's summary as a table, and where its files are."""
+    """Print the run's summary as a table, and the paths of its files."""
     summary = json.loads((folder / "summary.json").read_text())
     table = Table(title=f"run {escape(folder.name)}", show_header=False, title_style="bold")
     table.add_column(style="bold", no_wrap=True)
@@ -113,7 +113,7 @@ def show_summary(console: Console, folder: Path) -> None:
 
 
 def summary_sections(s: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
-    """The summary for people: what was trained, what came of it, what it cost, what went wrong."""
+    """The summary as rows of name and text: what was trained, its loss, its cost, its refusals."""
     each = s["seconds"] / max(s["rounds"], 1)
     sizes = {
         size: ", ".join(
@@ -141,7 +141,7 @@ def summary_sections(s: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
             ("ledger", f"{size_text(s['ledger_bytes'])} of entries"),
         ],
         [
-            ("refused replies", _counted(s["refused_replies"], s["refusals"])),
+            ("refused replies", _refusal_text(s["refused_replies"], s["refusals"])),
             ("skipped rounds", f"{s['skipped_rounds']:,}"),
             *(
                 ("rewind", f"round {at}: back to {to}, rates × {scale:.3g}; {reason}")
@@ -152,7 +152,7 @@ def summary_sections(s: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
 
 
 def _scores(s: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Accuracy and F1 at the first and the last evaluation, where the task has classes."""
+    """Accuracy and F1 at the first and the last evaluation, if the task has classes."""
     return [
         (
             f"held-out {title}",
@@ -171,6 +171,6 @@ def _loss(value: float | None) -> str:
     return "not evaluated" if value is None else f"{value:.3f}"
 
 
-def _counted(total: int, reasons: Mapping[str, int]) -> str:
+def _refusal_text(total: int, reasons: Mapping[str, int]) -> str:
     each = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
     return f"{total:,} ({each})" if each else f"{total:,}"

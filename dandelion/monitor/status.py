@@ -1,4 +1,4 @@
-"""A run as it stands, from its ledger: rounds, loss, bytes; nodes: device, lag, last error."""
+"""The status of a run, read from its ledger: rounds, loss, bytes, and a table of its nodes."""
 
 import time
 import tomllib
@@ -17,22 +17,22 @@ from server.ledger.summaries import SiteState
 from server.reporting.status_line import size_text
 
 LONGEST_ERROR = 70
-TEXTS = ("site", "device", "last error")
+TEXT_COLUMNS = ("site", "device", "last error")
 
 
-def picture_of(folder: Path) -> RenderableType:
-    """The run's head line and a table of its nodes.
+def render(folder: Path) -> RenderableType:
+    """Render a line about the run and a table of its sites.
 
     Raises:
-        LedgerError: the folder holds no ledger, or a damaged one.
+        LedgerError: the folder has no ledger, or a damaged one.
     """
     with closing(LedgerReader.open(folder / LEDGER)) as ledger:
         rounds, last = rounds_of(folder, ledger), ledger.last_round
-        return Group(_head(folder, ledger, rounds), _nodes(ledger.site_states(), last))
+        return Group(_title(folder, ledger, rounds), _nodes(ledger.site_states(), last))
 
 
 def rounds_of(folder: Path, ledger: LedgerReader) -> int:
-    """How many rounds the run is to have: as it was resumed last, or else as it was begun."""
+    """The number of rounds that the run should have, by its last resumption or else its start."""
     try:
         settings = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
         return int(settings["num-rounds"])
@@ -41,17 +41,17 @@ def rounds_of(folder: Path, ledger: LedgerReader) -> int:
 
 
 def watch(folder: Path, console: Console, every_s: float) -> None:
-    """Show the run again and again, until it is interrupted."""
-    with Live(picture_of(folder), console=console, auto_refresh=False) as live:
+    """Show the run's status, updated every ``every_s`` seconds, until ^C."""
+    with Live(render(folder), console=console, auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(every_s)
-                live.update(picture_of(folder), refresh=True)
+                live.update(render(folder), refresh=True)
         except KeyboardInterrupt:
             return
 
 
-def _head(folder: Path, ledger: LedgerReader, rounds: int) -> str:
+def _title(folder: Path, ledger: LedgerReader, rounds: int) -> str:
     last = ledger.metrics_of(ledger.last_round)
     evaluations, skipped = ledger.evaluations(), ledger.count_skips()
     up, down = ledger.traffic_totals("up").payload, ledger.traffic_totals("down").payload
@@ -69,7 +69,7 @@ def _head(folder: Path, ledger: LedgerReader, rounds: int) -> str:
 def _nodes(nodes: list[SiteState], last: int) -> Table:
     table = Table()
     for name in ("site", "device", "round", "lag", "loss", "measuring", "up", "down", "last error"):
-        table.add_column(name, justify="left" if name in TEXTS else "right")
+        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right")
     for node in nodes:
         table.add_row(
             escape(node.site),

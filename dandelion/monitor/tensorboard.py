@@ -1,4 +1,4 @@
-"""A run's numbers as TensorBoard reads them, written from its ledger; TensorBoard is not needed."""
+"""Writes a run's scalars from its ledger as a TensorBoard event file, without TensorBoard."""
 
 import struct
 import time
@@ -11,44 +11,44 @@ from server.ledger.run_folder import LEDGER
 
 # record: | length u64 | masked crc u32 of the length | data | masked crc u32 of the data |
 # data: an ``Event`` of TensorFlow's event.proto, whose four fields used here are encoded by hand
-NAME = "events.out.tfevents.{:010d}.dandelion"
+FILE_NAME = "events.out.tfevents.{:010d}.dandelion"
 VERSION = b"brain.Event:2"
 POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected
 TAGS = ("loss", "gradient norm", "learning rate", "clients", "bytes up", "bytes down", "seconds")
 
 
 def crc32c(data: bytes) -> int:
-    """CRC-32C, bit by bit: events are short."""
-    found = 0xFFFFFFFF
+    """CRC-32C, computed bit by bit: events are short."""
+    crc = 0xFFFFFFFF
     for byte in data:
-        found ^= byte
+        crc ^= byte
         for _ in range(8):
-            found = (found >> 1) ^ (POLYNOMIAL if found & 1 else 0)
-    return found ^ 0xFFFFFFFF
+            crc = (crc >> 1) ^ (POLYNOMIAL if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
 
 
 def record(data: bytes) -> bytes:
-    """Bytes of the drawing above."""
+    """Frame the bytes of an event as drawn above."""
     length = struct.pack("<Q", len(data))
-    return length + _masked(length) + data + _masked(data)
+    return length + _mask_crc(length) + data + _mask_crc(data)
 
 
 def event(seconds: float, step: int = 0, tag: str = "", value: float = 0.0) -> bytes:
-    """One scalar of a round; without a tag the event that opens a file."""
-    head = b"\x09" + struct.pack("<d", seconds) + b"\x10" + _varint(step)
+    """Encode one scalar of a round; without a tag, the event that opens a file."""
+    prefix = b"\x09" + struct.pack("<d", seconds) + b"\x10" + _varint(step)
     if not tag:
-        return head + b"\x1a" + _sized(VERSION)
-    scalar = b"\x0a" + _sized(tag.encode()) + b"\x15" + struct.pack("<f", value)
-    return head + b"\x2a" + _sized(b"\x0a" + _sized(scalar))
+        return prefix + b"\x1a" + _prefix_length(VERSION)
+    scalar = b"\x0a" + _prefix_length(tag.encode()) + b"\x15" + struct.pack("<f", value)
+    return prefix + b"\x2a" + _prefix_length(b"\x0a" + _prefix_length(scalar))
 
 
 def write(folder: Path, follow_s: float = 0.0) -> Path:
-    """Write all rounds of a run; with ``follow_s``, then those that come, until interrupted.
+    """Write all rounds of a run; with ``follow_s``, also new ones every so many seconds, until ^C.
 
     Raises:
-        LedgerError: the folder holds no ledger, or a damaged one.
+        LedgerError: the folder has no ledger, or a damaged one.
     """
-    path, after = folder / "tensorboard" / NAME.format(int(time.time())), (0, 0)
+    path, after = folder / "tensorboard" / FILE_NAME.format(int(time.time())), (0, 0)
     with closing(LedgerReader.open(folder / LEDGER)) as ledger:
         path.parent.mkdir(exist_ok=True)
         with path.open("wb") as file:
@@ -63,7 +63,7 @@ def write(folder: Path, follow_s: float = 0.0) -> Path:
 
 
 def _since(ledger: LedgerReader, after: tuple[int, int]) -> tuple[bytes, tuple[int, int]]:
-    """Records of what came after a round and an evaluation, and the last of both now."""
+    """Records after the given round and evaluation, and the new last ones of both."""
     parts: list[bytes] = []
     round_, evaluated = after
     for metrics in ledger.metrics(after[0]):
@@ -79,12 +79,12 @@ def _since(ledger: LedgerReader, after: tuple[int, int]) -> tuple[bytes, tuple[i
     return b"".join(parts), (round_, evaluated)
 
 
-def _masked(data: bytes) -> bytes:
-    found = crc32c(data)
-    return struct.pack("<I", ((found >> 15 | found << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+def _mask_crc(data: bytes) -> bytes:
+    crc = crc32c(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _sized(data: bytes) -> bytes:
+def _prefix_length(data: bytes) -> bytes:
     return _varint(len(data)) + data
 
 

@@ -1,1 +1,1 @@
-"""Many runs over a grid of settings, or over what a search asks for, side by side."""
+"""Many runs side by side: over a grid of settings, or over values that a search proposes."""

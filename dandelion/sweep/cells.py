@@ -1,4 +1,4 @@
-"""A cell's files: how far its run is, what it came to, and the error where it failed."""
+"""The files of a sweep's cell, and its result: state, losses, costs, and the error if it failed."""
 
 import csv
 import json
@@ -16,8 +16,8 @@ MARKS: tuple[State, ...] = ("failed", "pruned")  # files beside the log, with a 
 
 
 @dataclass(frozen=True)
-class Files:
-    """The folder of a sweep, as one cell sees it."""
+class CellFiles:
+    """The files of one cell in the folder of a sweep."""
 
     folder: Path
     name: str
@@ -29,23 +29,23 @@ class Files:
 
     @property
     def log(self) -> Path:
-        """What the run's process said."""
+        """Output of the run's process."""
         return self.folder / "logs" / f"{self.name}.log"
 
     @property
     def config(self) -> Path:
-        """The run's settings, as they were handed over."""
+        """The settings that the run's process was started with."""
         return self.folder / "logs" / f"{self.name}.toml"
 
     def mark(self, state: State, reason: str = "") -> None:
-        """Remember that the cell ended otherwise than done; ``new`` forgets it."""
+        """Write down that the cell failed or was pruned; ``new`` removes such marks."""
         for each in MARKS:
             self._mark(each).unlink(missing_ok=True)
         if state in MARKS:
             self._mark(state).write_text(reason)
 
     def state(self) -> State:
-        """How far the cell is, as its files say."""
+        """The cell's state, read from its files."""
         for state in MARKS:
             if self._mark(state).exists():
                 return state
@@ -54,19 +54,19 @@ class Files:
         return "interrupted" if (self.run / LEDGER).exists() else "new"
 
     def reason(self) -> str:
-        """Why it failed or was pruned."""
-        found = [self._mark(state) for state in MARKS if self._mark(state).exists()]
-        return found[0].read_text() if found else ""
+        """Why the cell failed or was pruned; empty if it did neither."""
+        marks = [self._mark(state) for state in MARKS if self._mark(state).exists()]
+        return marks[0].read_text() if marks else ""
 
     def error(self) -> str:
-        """The line of the log that names what went wrong."""
+        """The last line of the log that names an error, or else its last line."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         named = [line for line in lines if "Error: " in line.partition(" ")[0] + " "]
-        return (named or lines or ["ended without a word"])[-1]
+        return (named or lines or ["ended without any output"])[-1]
 
     def progress(self) -> tuple[int, float | None, list[tuple[int, float]]]:
-        """Round, the sites' loss in it, and the evaluations so far, from the run's own log."""
+        """The last round, the sites' loss in it, and the evaluations so far (round, loss)."""
         round_, loss, evaluations = 0, None, list[tuple[int, float]]()
         with suppress(OSError, ValueError), (self.run / "metrics.csv").open() as file:
             for row in csv.DictReader(file):
@@ -80,8 +80,8 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a cell came to: one row of the table, and its curves."""
+class CellResult:
+    """What a cell reached and what it cost: one row of the sweep's table."""
 
     name: str
     settings: dict[str, Any]
@@ -101,8 +101,12 @@ class Outcome:
     folder: Path = field(default=Path(), repr=False)
 
     @classmethod
-    def of(cls, files: Files, settings: dict[str, Any]) -> "Outcome":
-        """Read a cell's files, whatever state it is in."""
+    def of(cls, files: CellFiles, settings: dict[str, Any]) -> "CellResult":
+        """Read a cell's files, whatever state it is in.
+
+        Raises:
+            LedgerError: the run's ledger is damaged.
+        """
         state = files.state()
         if state in ("new", "failed") and not (files.run / LEDGER).exists():
             return cls(files.name, settings, state, files.reason(), folder=files.run)

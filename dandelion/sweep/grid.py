@@ -1,4 +1,4 @@
-"""What a sweep varies: axes of listed values, whose cells are all combinations of them."""
+"""The grid of a sweep: axes of listed values, and cells that are all their combinations."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from dandelion.settings.presets import expanded
 from shared.base.errors import ConfigError
 from shared.config.schema import Config, Value, parse
 
-LONGEST_NAME = 120  # characters: files are named by cells
+LONGEST_NAME = 120  # characters, of a cell's files
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Cell:
     settings: Mapping[str, Value]  # what it varies
 
     def config(self, base: Mapping[str, Value]) -> Config:
-        """The whole configuration.
+        """The configuration of the cell's run: ``base``, then the cell's own settings.
 
         Raises:
-            ConfigError: this combination cannot work.
+            ConfigError: the combination of settings is invalid.
         """
         return Config.from_run_config(expanded({**base, **self.settings, "run-name": self.name}))
 
@@ -31,12 +31,12 @@ def axes_of(texts: Sequence[str]) -> dict[str, list[Value]]:
     """Read ``key=value,value,…``, one text for each axis.
 
     Raises:
-        ConfigError: not of this form, an unknown key, or a key or value given twice.
+        ConfigError: not of this form, an unknown key, or a repeated key or value.
     """
     axes: dict[str, list[Value]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
-        key = known(key.strip(), "--grid", text) if equals else ""
+        key = check_key(key.strip(), "--grid", text) if equals else ""
         parts = [part.strip() for part in values.split(",") if part.strip()]
         if not key or not parts:
             raise ConfigError(f"--grid key=value,value,… expected, got {text!r}")
@@ -46,11 +46,11 @@ def axes_of(texts: Sequence[str]) -> dict[str, list[Value]]:
     return axes
 
 
-def known(key: str, option: str, text: str) -> str:
-    """The key, if there is such a setting.
+def check_key(key: str, option: str, text: str) -> str:
+    """Return the key if a sweep can vary it.
 
     Raises:
-        ConfigError: there is not, or it names the run.
+        ConfigError: there is no such setting, or it names the run.
     """
     keys = Config().to_run_config().keys() - {"run-name", "output-dir", "resume"}
     if key not in keys:
@@ -61,22 +61,22 @@ def known(key: str, option: str, text: str) -> str:
 
 
 def cells_of(axes: Mapping[str, Sequence[Value]]) -> list[Cell]:
-    """All combinations, the last axis varying fastest.
+    """All combinations of the axes' values; the last axis varies fastest.
 
     Raises:
-        ConfigError: two of them would have one name.
+        ConfigError: two cells would have the same name.
     """
-    found = []
+    cells = []
     for values in itertools.product(*axes.values()):
         settings = dict(zip(axes, values, strict=True))
-        found.append(Cell(name_of(settings), settings))
-    if len({cell.name for cell in found}) < len(found):
+        cells.append(Cell(name_of(settings), settings))
+    if len({cell.name for cell in cells}) < len(cells):
         raise ConfigError("--grid: cells that differ only in characters that no file name can have")
-    return found
+    return cells
 
 
 def name_of(settings: Mapping[str, Value]) -> str:
-    """A name for files that says what a cell varies: ``mode=zo,queries=8``."""
+    """The name of a cell's files, built from its settings: ``mode=zo,queries=8``."""
     words = ",".join(f"{key}={_text(value)}" for key, value in settings.items()) or "all"
     safe = "".join(c if c.isalnum() or c in "=,.-_+" else "-" for c in words)
     return safe[:LONGEST_NAME]

@@ -1,8 +1,7 @@
-"""Where values are not listed but sought: Optuna proposes them, for each cell of the grid apart.
+"""Search of settings with Optuna: one study for each cell of the grid proposes trials.
 
-Akiba et al. 2019, "Optuna", https://arxiv.org/abs/1907.10902. What a trial was given stands in its
-configuration file, and what it came to in its run folder: a search that was cut off is rebuilt from
-these.
+Akiba et al. 2019, "Optuna", https://arxiv.org/abs/1907.10902. A trial's settings are in its
+configuration file and its result is in its run folder. An interrupted search is rebuilt from these.
 """
 
 import tomllib
@@ -11,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dandelion.sweep.cells import Files
-from dandelion.sweep.grid import Cell, known, name_of
+from dandelion.sweep.cells import CellFiles
+from dandelion.sweep.grid import Cell, check_key, name_of
 from shared.base.errors import ConfigError
 from shared.config.schema import Config, Value, parse
 
-STARTUP = 4  # trials before any is pruned
+STARTUP_TRIALS = 4  # none of these is pruned
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers between which a setting is sought."""
+    """An interval in which a setting is searched."""
 
     key: str
     low: float
@@ -29,7 +28,7 @@ class Range:
     log: bool
 
     def distribution(self) -> Any:  # noqa: ANN401  (Optuna's)
-        """As Optuna takes it: whole numbers for settings that are whole."""
+        """Optuna's distribution: of integers if the setting is an integer."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
         if type(Config().to_run_config()[self.key]) is int:
@@ -41,38 +40,49 @@ def ranges_of(texts: Sequence[str]) -> list[Range]:
     """Read ``key=low..high`` or ``key=low..high:log``.
 
     Raises:
-        ConfigError: not of this form, not a number's key, or nothing between the ends.
+        ConfigError: not of this form, not the key of a number, or an empty interval.
     """
-    found = []
+    ranges = []
     for text in texts:
         key, _, span = text.partition("=")
         low, dots, high = span.removesuffix(":log").partition("..")
         key, log = key.strip(), span.endswith(":log")
         if not dots:
             raise ConfigError(f"--search key=low..high or key=low..high:log expected, got {text!r}")
-        known(key, "--search", text)
+        check_key(key, "--search", text)
         ends = parse(key, low), parse(key, high)
         if not all(isinstance(e, int | float) and not isinstance(e, bool) for e in ends):
             raise ConfigError(f"--search {text!r}: {key} is not a number; list it with --grid")
         if not float(ends[0]) < float(ends[1]) or (log and float(ends[0]) <= 0):
             raise ConfigError(f"--search {text!r}: rising ends expected, above 0 for log")
-        found.append(Range(key, float(ends[0]), float(ends[1]), log))
-    return found
+        ranges.append(Range(key, float(ends[0]), float(ends[1]), log))
+    return ranges
 
 
 @dataclass
 class _Search:
-    """The study of one cell of the grid."""
+    """The study of one cell of the grid, and its trials."""
 
     cell: Cell
     study: Any
-    begun: int = 0
-    asked: dict[str, Any] = field(default_factory=dict)  # name of a trial to Optuna's
+    begun: int = 0  # trials
+    proposed: dict[str, Any] = field(default_factory=dict)  # Optuna's trials by our names
 
 
 @dataclass
-class Searched:
-    """A source of cells (``runner.Source``): trials of every grid cell in turn."""
+class SearchedCells:
+    """A source of cells (``runner.CellSource``): the trials of every grid cell in turn.
+
+    Args:
+        folder: of the sweep; earlier trials are read from it.
+        cells: of the grid; each gets a study.
+        ranges: of the settings that are searched.
+        trials: of each study.
+        seed: of the samplers; that of study k is ``seed`` + k.
+
+    Raises:
+        ConfigError: Optuna is not installed.
+    """
 
     folder: Path
     cells: Sequence[Cell]
@@ -92,7 +102,7 @@ class Searched:
                 optuna.create_study(
                     direction="minimize",
                     sampler=optuna.samplers.TPESampler(seed=self.seed + number),
-                    pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP),
+                    pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS),
                 ),
             )
             for number, cell in enumerate(self.cells)
@@ -100,41 +110,41 @@ class Searched:
         self.begun: list[Cell] = []
 
     def next(self) -> Cell | None:
-        """A trial of the search that has had fewest."""
+        """A new trial of the study that has had the fewest."""
         search = min(self._searches, key=lambda each: each.begun)
         if search.begun >= self.trials:
             return None
         search.begun += 1
         stem = name_of(search.cell.settings) + "," if search.cell.settings else ""
         name = f"{stem}trial={search.begun:03d}"
-        if given := self._given(name):
-            search.study.enqueue_trial(given)
+        if settings := self._read_settings(name):
+            search.study.enqueue_trial(settings)
         trial = search.study.ask({r.key: r.distribution() for r in self.ranges})
-        search.asked[name] = trial
+        search.proposed[name] = trial
         cell = Cell(name, {**search.cell.settings, **trial.params})
         self.begun.append(cell)
         return cell
 
-    def hopeless(self, cell: Cell) -> str:
-        """Ask the pruner, with the newest evaluation of a running trial."""
+    def find_prune_reason(self, cell: Cell) -> str:
+        """Report a trial's newest evaluation to the pruner, and return its reason to stop it."""
         search, trial = self._of(cell)
-        _, _, evaluations = Files(self.folder, cell.name).progress()
+        _, _, evaluations = CellFiles(self.folder, cell.name).progress()
         if not evaluations:
             return ""
         round_, loss = evaluations[-1]
         reported = trial.storage.get_trial(trial._trial_id).intermediate_values
         if round_ not in reported:
             trial.report(loss, round_)
-        if len(search.study.trials) > STARTUP and trial.should_prune():
+        if len(search.study.trials) > STARTUP_TRIALS and trial.should_prune():
             return f"held-out loss {loss:.4f} in round {round_} is above the others' median"
         return ""
 
-    def told(self, cell: Cell) -> None:
-        """Tell the study the last evaluation of a trial, or that it failed or was pruned."""
+    def record_end(self, cell: Cell) -> None:
+        """Report a trial's last evaluation to its study, or that it failed or was pruned."""
         from optuna.trial import TrialState
 
         search, trial = self._of(cell)
-        files = Files(self.folder, cell.name)
+        files = CellFiles(self.folder, cell.name)
         _, _, evaluations = files.progress()
         state = files.state()
         if state == "done" and evaluations:
@@ -144,12 +154,12 @@ class Searched:
             search.study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
 
     def _of(self, cell: Cell) -> tuple[_Search, Any]:
-        search = next(each for each in self._searches if cell.name in each.asked)
-        return search, search.asked[cell.name]
+        search = next(each for each in self._searches if cell.name in each.proposed)
+        return search, search.proposed[cell.name]
 
-    def _given(self, name: str) -> Mapping[str, Value]:
-        """What a trial of this name was given before the search was cut off."""
-        file = Files(self.folder, name).config
+    def _read_settings(self, name: str) -> Mapping[str, Value]:
+        """The settings of a trial that was begun before the search was interrupted, or none."""
+        file = CellFiles(self.folder, name).config
         if not file.exists():
             return {}
         values = tomllib.loads(file.read_text())

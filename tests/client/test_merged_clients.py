@@ -6,7 +6,7 @@ from federation import Network, config, federate, is_reply
 from flwr.app import RecordDict
 
 from client.site import merged_clients as together
-from dandelion.engines.local import contexts_of, prepares
+from dandelion.engines.local import contexts_of, merge_requests
 from shared.base.errors import ConfigError
 from shared.training.oracle import Oracle
 
@@ -18,7 +18,7 @@ class Merging(Network):
 
     def __init__(self, config, **more):
         super().__init__(config, **more)
-        self._before = prepares(contexts_of(config))
+        self._before = merge_requests(contexts_of(config))
 
 
 def numbers(outcome):

@@ -21,7 +21,7 @@ from client.app import app
 from client.site.node_config import NodeConfig
 from client.worker.client import WorkerClient, end, ensure_worker, status
 from client.worker.paths import paths_of, private_folder, take_lock
-from dandelion.engines.local import SERVER_NODE, Client, LocalGrid, run_local
+from dandelion.engines.local import SERVER_NODE, LocalGrid, NodeApp, run_local
 from server.run import serve
 from shared.base.errors import ConfigError, WorkerError
 from shared.config.schema import Config
@@ -98,7 +98,7 @@ def node(number: int = 0, **more: object) -> dict[str, object]:
 
 
 def federation(
-    folder: Path, name: str, nodes: list[dict[str, object]], client: Client = app, **more: object
+    folder: Path, name: str, nodes: list[dict[str, object]], client: NodeApp = app, **more: object
 ) -> str:
     """Train with these nodes in the local engine; return the digest."""
     given = {"output-dir": str(folder), "run-name": name} | more

@@ -9,6 +9,7 @@ from shutil import disk_usage
 from tempfile import TemporaryDirectory
 
 from flwr.app import MessageType
+from small_config import settings_of, small_config
 from torch import Tensor
 
 from client.app import app
@@ -22,22 +23,7 @@ from shared.protocol.flower_records import pack, unpack
 from shared.protocol.messages import decode_reply, encode_reply
 from shared.training.oracle import Oracle
 
-SMALL = {
-    "model": "byte-gpt",
-    "dataset": "topics",
-    "max-samples": 6,
-    "partitioner": "iid",
-    "block-size": 16,
-    "eval-blocks": 8,
-    "num-clients": 3,
-    "queries": 2,
-    "zo-batch-size": 2,
-    "learning-rate": 6e-3,
-    "num-rounds": 3,
-    "save-model": False,
-    "round-timeout": 0.05,  # sites in this process have answered before the server looks
-    "wait-timeout": 0.05,
-}
+config = small_config
 
 
 @contextmanager
@@ -49,14 +35,8 @@ def scratch():
         yield Path(folder)
 
 
-def config(folder, name="run", **changes):
-    """A small configuration; keyword arguments are its keys with underscores."""
-    keys = {key.replace("_", "-"): value for key, value in changes.items()}
-    return Config.from_run_config({**SMALL, "output-dir": str(folder), "run-name": name, **keys})
-
-
 class Network(LocalGrid):
-    """A LocalGrid that writes down what crosses it, and may change what comes back.
+    """A LocalGrid that records its messages, and may change the replies.
 
     ``change`` gets each reply and returns the list of replies that arrive in its place.
     """
@@ -78,7 +58,7 @@ class Network(LocalGrid):
 
 
 class Processes:
-    """A client whose nodes have a memory each, as if they were processes of their own."""
+    """A client whose nodes have separate memories, as processes have."""
 
     def __init__(self):
         self.memories = {}
@@ -91,14 +71,14 @@ class Processes:
             replica_host._hosts = {}
 
     def host(self, node_id):
-        """The host of a node that was asked before."""
-        (found,) = self.memories[node_id].values()
-        return found
+        """The replica host of a node that has had a message."""
+        (host,) = self.memories[node_id].values()
+        return host
 
 
 @dataclass
-class Outcome:
-    """What a run came to."""
+class RunResult:
+    """The end of a run: configuration, digest, summary, parameters, entries and tables."""
 
     config: Config
     digest: str
@@ -109,11 +89,11 @@ class Outcome:
 
 
 def federate(config, grid=None, on_round=lambda run, round_: None):
-    """Train as ``serve`` does, but for the picture and the model."""
+    """Train as ``serve`` does, without the picture and the saved model."""
     with open_run(config) as run:
         grid = grid or Network(config)
         report = train(grid, run, lambda report, round_: on_round(run, round_))
-        return Outcome(
+        return RunResult(
             config,
             run.oracle.replica.digest().hex(),
             report.summary(),
@@ -136,15 +116,15 @@ def select(ledger, query):
 
 
 def resumed(config, **changes):
-    """The configuration that goes on with a run."""
+    """The configuration that resumes a run."""
     folder = f"{config.output_dir}/{config.run_name}"
-    keys = {key.replace("_", "-"): value for key, value in changes.items()}
-    return Config.from_run_config(config.to_run_config() | {"resume": folder} | keys)
+    own = {"resume": folder} | settings_of(changes)
+    return Config.from_run_config(config.to_run_config() | own)
 
 
 @contextmanager
 def ledger_of(config):
-    """The ledger of a run that is over."""
+    """The ledger of a finished run."""
     ledger = Ledger.open(folder_of(config) / "ledger.sqlite")
     try:
         yield ledger
@@ -153,7 +133,7 @@ def ledger_of(config):
 
 
 def folder_of(config):
-    """Where a run's files are."""
+    """The folder of a run's files."""
     from server.ledger.run_folder import run_folder
 
     return run_folder(config)
@@ -178,14 +158,14 @@ def is_reply(message, site=None, round_=None):
 
 def altered(reply, change):
     """A copy of a reply whose measurement went through ``change``."""
-    found = copy.deepcopy(reply)
-    measured = decode_reply(unpack(found.content)[0])
-    found.content = pack(encode_reply(change(measured)))
-    return found
+    twin = copy.deepcopy(reply)
+    measured = decode_reply(unpack(twin.content)[0])
+    twin.content = pack(encode_reply(change(measured)))
+    return twin
 
 
 def with_payload(reply, payload, snapshot=None):
     """A copy of a reply that carries other bytes."""
-    found = copy.deepcopy(reply)
-    found.content = pack(payload, snapshot)
-    return found
+    twin = copy.deepcopy(reply)
+    twin.content = pack(payload, snapshot)
+    return twin

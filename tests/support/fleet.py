@@ -2,53 +2,59 @@
 
 import json
 
+from small_config import small_config
+
 from client.app import app
 from dandelion.engines.local import LocalGrid, contexts_of
 from server.ledger.run_folder import open_run
 from server.run import train
-from shared.config.schema import Config
+from shared.modes.mode import MODES, plan_of
 from shared.protocol.entry import Entry
 
 SMALL = {
-    "dataset": "topics",
     "max-samples": 10,
-    "partitioner": "iid",
-    "block-size": 16,
-    "eval-blocks": 8,
     "eval-interval": 0,
-    "num-clients": 3,
-    "queries": 2,
-    "zo-batch-size": 2,
     "bp-batch-size": 2,
     "bp-interval": 2,
     "num-rounds": 4,
     "learning-rate": 0.001,
     "bp-learning-rate": 0.2,
-    "save-model": False,
-    "round-timeout": 0.05,
-    "wait-timeout": 0.05,
 }
-MODES = {
-    "zo": {},
-    "fo": {},
-    "calibrate": {},
-    "instruct": {},
+VARIANTS = {
     "instruct auto": {"bp-weight": "auto"},
     "instruct masked": {"instruct-directions": "masked"},
     "instruct reuse": {"guidance": "reuse"},
 }
 
 
+def mode_names():
+    """The names of all modes."""
+    return MODES.names() if hasattr(MODES, "names") else sorted(MODES)
+
+
+ALL_MODES = {**{name: {} for name in mode_names()}, **VARIANTS}  # every mode gets their tests
+
+
 def config(folder, name="run", **changes):
-    """A small configuration; keyword arguments are its keys with underscores."""
-    keys = {key.replace("_", "-"): value for key, value in changes.items()}
-    return Config.from_run_config({**SMALL, "output-dir": str(folder), "run-name": name, **keys})
+    """A small configuration with rates for every mode; keyword arguments change settings."""
+    return small_config(folder, name, **{**as_keywords(SMALL), **changes})
+
+
+def as_keywords(settings):
+    """Settings as keyword arguments: hyphens become underscores."""
+    return {key.replace("-", "_"): value for key, value in settings.items()}
 
 
 def of_mode(folder, mode, name="run", **changes):
-    """The configuration of a row of MODES."""
-    row = {key.replace("-", "_"): value for key, value in MODES[mode].items()}
-    return config(folder, name, **{"mode": mode.split()[0], **row, **changes})
+    """The configuration of a mode or a variant of one."""
+    variant = as_keywords(ALL_MODES[mode])
+    return config(folder, name, **{"mode": mode.split()[0], **variant, **changes})
+
+
+def tolerates_sites_without_gradients(mode):
+    """Whether a mode has work for sites that cannot backpropagate: it never trains locally."""
+    c = of_mode("none", mode)
+    return not any(plan_of(c, round_).train for round_ in range(1, c.num_rounds + 1))
 
 
 def federate(config, unable=(), grid=None):
@@ -59,11 +65,11 @@ def federate(config, unable=(), grid=None):
             context.node_config["can-backpropagate"] = False
     with open_run(config) as run:
         report = train(grid or LocalGrid(app, contexts), run, lambda report, round_: None)
-        return Outcome(run, report)
+        return ModeResult(run, report)
 
 
-class Outcome:
-    """What a run came to."""
+class ModeResult:
+    """The end of a run: digest, parameters, losses, entries, costs, refusals and traffic."""
 
     def __init__(self, run, report):
         replica, ledger = run.oracle.replica, run.ledger

@@ -94,15 +94,17 @@ class Chaos(Network):
         message_ids = list(message_ids)
         arrived = super(Network, self).pull_messages(message_ids)
         gone = [r for r in arrived if is_reply(r) and self.key(r) in self.lost]
-        found = [r for r in arrived if r not in gone]
+        replies = [r for r in arrived if r not in gone]
         if self.order is not None:
-            found += [copy.deepcopy(r) for r in found if is_reply(r) and self.order.random() < 0.5]
+            replies += [
+                copy.deepcopy(r) for r in replies if is_reply(r) and self.order.random() < 0.5
+            ]
             now = max(map(self.rounds.get, message_ids))  # the round that is being closed
-            found += [r for r in self.late if self.key(r)[0] < now]
+            replies += [r for r in self.late if self.key(r)[0] < now]
             self.late = [r for r in self.late if self.key(r)[0] == now] + gone
-            self.order.shuffle(found)
-        self.received += found
-        return found
+            self.order.shuffle(replies)
+        self.received += replies
+        return replies
 
     @staticmethod
     def key(reply):
@@ -117,31 +119,31 @@ def kind_of(message):
     if snapshot is not None:
         return "snapshot"
     if message.metadata.dst_node_id == 1:
-        found = decode_reply(payload)
-        return "gradient" if isinstance(found, Measured) and found.gradient else "scalars"
+        reply = decode_reply(payload)
+        return "gradient" if isinstance(reply, Measured) and reply.gradient else "scalars"
     entries = map(Entry.decode, decode_request(payload).entries)
     return "gradient" if any(entry.payload for entry in entries) else "scalars"
 
 
 def crossed(network):
     """Payload and message bytes of all that crossed a network, by direction and kind."""
-    found = Counter()
+    sizes = Counter()
     for direction, messages in (("down", network.sent), ("up", network.received)):
         for message in messages:
             kind, content = kind_of(message), {} if message.has_error() else message.content
             values = [value for record in content.values() for value in record.values()]
             payload = sum(len(v if isinstance(v, bytes) else v.data) for v in values)
-            found[direction, kind, "payload"] += payload
+            sizes[direction, kind, "payload"] += payload
             size = len(message_to_proto(message).SerializeToString())
-            found[direction, kind, "message"] += size
-    return found
+            sizes[direction, kind, "message"] += size
+    return sizes
 
 
 def failed(reply):
-    found = copy.deepcopy(reply)
-    found.__dict__["_content"] = None
-    found.__dict__["_error"] = Error(code=8, reason="ClientApp stopped responding.")
-    return [found]
+    twin = copy.deepcopy(reply)
+    twin.__dict__["_content"] = None
+    twin.__dict__["_error"] = Error(code=8, reason="ClientApp stopped responding.")
+    return [twin]
 
 
 def misbehaving(how, site=SITE, round_=ROUND):

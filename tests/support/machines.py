@@ -30,21 +30,21 @@ def descendants(pid: int) -> list[int]:
             with contextlib.suppress(OSError):
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                 below.setdefault(parent, []).append(int(entry.name))
-    found, look = [], [pid]
+    below_pid, look = [], [pid]
     while look:
         look += (mine := below.get(look.pop(), []))
-        found += mine
-    return found
+        below_pid += mine
+    return below_pid
 
 
 def named(pids: list[int], word: str) -> list[int]:
     """Those whose command line has a word."""
-    found = []
+    matching = []
     for pid in pids:
         with contextlib.suppress(OSError):
             if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
+                matching.append(pid)
+    return matching
 
 
 def destroy(pids: list[int]) -> None:
@@ -65,8 +65,8 @@ def rows(folder: Path, query: str) -> list[tuple]:
 
 def last_round(folder: Path) -> int:
     """The newest round that is committed."""
-    found = rows(folder, "SELECT coalesce(max(round), 0) FROM entries")
-    return found[0][0] if found else 0
+    newest = rows(folder, "SELECT coalesce(max(round), 0) FROM entries")
+    return newest[0][0] if newest else 0
 
 
 @dataclass
@@ -182,7 +182,7 @@ class Federation:
         """What the parameters were when a run was done."""
         return str(json.loads((self.runs / name / "summary.json").read_text())["digest"])
 
-    def said(self, log: str) -> str:
+    def output_of(self, log: str) -> str:
         """What a command has printed."""
         return (self.folder / f"{log}.out").read_text(errors="replace")
 

@@ -32,21 +32,21 @@ RUNS: dict[str, dict[str, object]] = {
     "zo, q = 1, staleness = 1": {"queries": 1, "staleness": 1, "num-rounds": 16},
 }
 ROUNDS = 4
-HEAD = """
+TABLE_HEADER = """
 | run | parameters | payload up | payload down | messages up | messages down | wire up | wire down | s per round | of it measuring |
 |---|---|---|---|---|---|---|---|---|---|"""  # noqa: E501
 
 
-def measured(made: Federation, number: int, title: str) -> str:
+def measure(federation: Federation, number: int, title: str) -> str:
     """One row."""
     name, settings = f"run{number}", {**SHARED, "num-rounds": ROUNDS, **RUNS[title]}
     rounds = int(str(settings["num-rounds"]))
-    settings |= {"model": str(made.folder / "model")} if "model" in settings else {}
-    folder, command = made.runs / name, made.run(name, settings)
+    settings |= {"model": str(federation.folder / "model")} if "model" in settings else {}
+    folder, command = federation.runs / name, federation.run(name, settings)
     until(lambda: last_round(folder) >= 1, "round 1", 900)
-    first, start = made.proxies["n"].counted(), time.monotonic()
+    first, start = federation.proxies["n"].counted(), time.monotonic()
     until(lambda: last_round(folder) >= rounds, "the last round", 900)
-    last, seconds = made.proxies["n"].counted(), time.monotonic() - start
+    last, seconds = federation.proxies["n"].counted(), time.monotonic() - start
     command.wait(300)
     counted = rows(folder, COUNTED)[0]
     wire = [(b - a) / (rounds - 1) for a, b in zip(first, last, strict=True)]
@@ -65,17 +65,19 @@ FROM traffic WHERE kind != 'control' AND round > 1"""
 
 def main() -> None:
     """Print the table."""
-    made = Federation(Path(sys.argv[1]))
-    made.folder.mkdir(parents=True)
-    LanguageModel("20M", load_model("20M", 1).module, ByteTokenizer()).save(made.folder / "model")
+    federation = Federation(Path(sys.argv[1]))
+    federation.folder.mkdir(parents=True)
+    LanguageModel("20M", load_model("20M", 1).module, ByteTokenizer()).save(
+        federation.folder / "model"
+    )
     try:
-        made.up()
-        made.join("n", "--set", "partition-id=0")
-        print(HEAD, flush=True)
+        federation.up()
+        federation.join("n", "--set", "partition-id=0")
+        print(TABLE_HEADER, flush=True)
         for number, title in enumerate(sys.argv[2:] or RUNS):
-            print(measured(made, number, title), flush=True)
+            print(measure(federation, number, title), flush=True)
     finally:
-        made.end()
+        federation.end()
 
 
 if __name__ == "__main__":

@@ -30,15 +30,15 @@ def mapped(pid: int) -> set[str]:
 
 def of(folder: Path, word: str = "") -> list[int]:
     """Processes that were started for a folder and have a word in their command line."""
-    found, name = [], os.fsencode(folder)
+    pids, name = [], os.fsencode(folder)
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 command = (entry / "cmdline").read_bytes()
                 if word.encode() in command:
-                    said = command + b"\0" + (entry / "environ").read_bytes()
-                    found += [int(entry.name)] * (name + b"/" in said)
-    return found
+                    text = command + b"\0" + (entry / "environ").read_bytes()
+                    pids += [int(entry.name)] * (name + b"/" in text)
+    return pids
 
 
 class Watch(threading.Thread):
@@ -84,11 +84,11 @@ class Resources:
 
     def most(self) -> dict[str, tuple[int, int]]:
         """The largest gains in bytes and in files of any process of a kind."""
-        found: dict[str, tuple[int, int]] = {}
+        gains: dict[str, tuple[int, int]] = {}
         for kind, size, files in self.gained.values():
-            before = found.get(kind, (0, 0))
-            found[kind] = max(size, before[0]), max(files, before[1])
-        return found
+            before = gains.get(kind, (0, 0))
+            gains[kind] = max(size, before[0]), max(files, before[1])
+        return gains
 
 
 def _files(pid: int) -> int:
@@ -97,8 +97,8 @@ def _files(pid: int) -> int:
     The SuperLink's pool is SQLAlchemy's own: up to 15, as many as there were requests at a time.
     """
     folder = f"/proc/{pid}/fd"
-    found = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
-    return sum(not name.endswith((".db", ".db-wal", ".db-shm", ".db-journal")) for name in found)
+    names = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
+    return sum(not name.endswith((".db", ".db-wal", ".db-shm", ".db-journal")) for name in names)
 
 
 def _memory(pid: int) -> int:

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from machines import Federation
+from small_config import DATA
 
 from dandelion.engines.local import run_local
 from shared.config.schema import Config
 
 SETTINGS = {
     "num-rounds": 3, "num-clients": 3, "min-clients": 3, "queries": 2,
-    "dataset": "topics", "partitioner": "iid", "max-samples": 6,
-    "block-size": 16, "eval-blocks": 8, "snapshot-interval": 0, "save-model": False,
+    **DATA, "snapshot-interval": 0, "save-model": False,
     "round-timeout": 300, "max-skipped-rounds": 100,
 }  # fmt: skip
 
@@ -31,13 +31,13 @@ def local_digest(folder: Path, settings: dict[str, object]) -> str:
 def three_nodes(folder: Path) -> Iterator[Federation]:
     """A server and three nodes that have joined, each with its third of the data.
 
-    The last one runs Flower's programs as they are.
+    The last node runs Flower's programs unpatched.
     """
-    made = Federation(folder)
+    federation = Federation(folder)
     try:
-        made.up()
+        federation.up()
         for number in range(3):
-            made.join(f"n{number}", *partition(number), *["--stock"] * (number == 2))
-        yield made
+            federation.join(f"n{number}", *partition(number), *["--stock"] * (number == 2))
+        yield federation
     finally:
-        made.end()
+        federation.end()

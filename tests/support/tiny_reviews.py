@@ -22,8 +22,8 @@ def reviews(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    made = tmp_path_factory.mktemp("models")
+    folder = tmp_path_factory.mktemp("models")
     return {
-        "head": small_models.encoder(made / "bert"),
-        "words": small_models.causal(made / "llama"),
+        "head": small_models.encoder(folder / "bert"),
+        "words": small_models.causal(folder / "llama"),
     }

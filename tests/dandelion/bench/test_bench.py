@@ -37,7 +37,7 @@ def test_the_replay_is_timed_in_every_way():
 
 def test_batched_queries_are_timed_against_one_by_one_and_plain():
     shape = Shape(16, 1, 2, 16, 259)
-    rows = parallel.parallel(1, (parallel.Case(1, 8, 2),), shape)
+    rows = parallel.parallel(1, (parallel.BatchCase(1, 8, 2),), shape)
     bases = ("one by one, lowrank", "one by one, rademacher", "plain forwards")
     assert {row.note for row in rows} == {f"to {base}" for base in bases}
     assert len({row.name for row in rows}) == len(rows) - 2  # the batched one has three ratios
@@ -46,8 +46,8 @@ def test_batched_queries_are_timed_against_one_by_one_and_plain():
 def test_frozen_parts_are_timed_both_ways(monkeypatch):
     tiny = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 64}
     tiny |= {"num_attention_heads": 2, "vocab_size": 30000}
-    made = BertForSequenceClassification(BertConfig(**tiny))
-    monkeypatch.setattr(frozen, "encoder", lambda: made)
+    tiny_encoder = BertForSequenceClassification(BertConfig(**tiny))
+    monkeypatch.setattr(frozen, "encoder", lambda: tiny_encoder)
     rows = frozen.frozen(repeats=1)
     scopes = [row.name.split(", ")[1] for row in rows[::2]]
     assert scopes == [f"scope {name}" for name in frozen.SCOPES]
@@ -69,7 +69,7 @@ def test_without_cuda_the_bandwidth_table_says_so(monkeypatch):
     for arguments in (["--device", "cuda"], ["bandwidth", "--device", "cuda"]):
         done = CliRunner().invoke(app, arguments)
         assert isinstance(done.exception, ConfigError)
-        assert "where torch sees a CUDA device" in str(done.exception)
+        assert "if torch sees a CUDA device" in str(done.exception)
 
 
 def test_a_bench_without_a_name_shows_what_there_is():
@@ -93,8 +93,8 @@ def test_a_point_of_growth_has_what_its_curves_need(what, value, capsys, monkeyp
     before = torch.get_num_threads()
     monkeypatch.setattr(growth, "REPEATS", 1)
     growth.main(what, value)
-    found = json.loads(capsys.readouterr().out)
+    point = json.loads(capsys.readouterr().out)
     torch.set_num_threads(before)
-    assert found["replay"] > 0
-    assert found["parameters"] == (124_864 if what == "size" else 4096)
-    assert ("memory" in found) == (what == "size")
+    assert point["replay"] > 0
+    assert point["parameters"] == (124_864 if what == "size" else 4096)
+    assert ("memory" in point) == (what == "size")

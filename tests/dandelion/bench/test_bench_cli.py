@@ -10,11 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from dandelion import bench
-from dandelion.bench.rows import Row, alternate
+from dandelion.bench.rows import BenchRow, alternate
 from dandelion.cli.bench import app, show
 from shared.base.errors import ConfigError
 
-ROWS = [Row("ours", 0.001234, 0.1, "20 M parameters"), Row("theirs", 0.01234, 1.0, "the same")]
+ROWS = [
+    BenchRow("ours", 0.001234, 0.1, "20 M parameters"),
+    BenchRow("theirs", 0.01234, 1.0, "the same"),
+]
 
 
 def test_every_benchmark_has_a_command_of_its_name():
@@ -32,7 +35,7 @@ def test_rows_are_shown_as_a_table_and_written_as_json(tmp_path, capsys):
     assert "0.001234" in out
     assert "20 M parameters" in out
     read = json.loads((tmp_path / "rows.json").read_text())
-    assert [Row(**row) for row in read] == ROWS
+    assert [BenchRow(**row) for row in read] == ROWS
 
 
 def test_without_a_file_nothing_is_written(tmp_path, capsys, monkeypatch):

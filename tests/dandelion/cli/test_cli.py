@@ -5,6 +5,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,66 @@ def test_help_does_without_torch():
     code = "import sys, dandelion.cli.app; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_the_version_is_that_of_the_package(dandelion):
+    import dandelion as package
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert package.__version__ == project["version"]
+    assert dandelion("--version") == (0, f"dandelion {project['version']}\n", "")
+
+
+def test_the_package_imports_nothing_heavy():
+    ours = "{'torch', 'flwr', 'typer', 'numpy', 'server', 'client', 'shared'}"
+    code = f"import sys, dandelion; assert not {ours} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+COMMON = {
+    "mode": ("--mode", "zo"), "model": ("--model", "byte-gpt"), "dataset": ("--dataset", "topics"),
+    "num-rounds": ("--rounds", 1), "num-clients": ("--clients", 3), "queries": ("--queries", 1),
+    "learning-rate": ("--lr", 0.01), "eps": ("--eps", 0.005),
+}  # fmt: skip
+
+
+def test_help_of_run_shows_the_common_settings_and_where_all_are(dandelion):
+    status, out, _ = dandelion("run", "--help")
+    panel = out.partition("Common settings")[2]
+    assert status == 0
+    assert all(f" {option}" in panel for option, _ in COMMON.values())
+    assert "--learning-rate" in panel
+    assert "All settings: dandelion settings" in out
+
+
+def test_a_common_option_is_the_setting_of_its_name(dandelion, tmp_path):
+    pairs = [pair for pair in TINY if pair.partition("=")[0] not in COMMON]
+    words = [word for pair in (*pairs, f"output-dir={tmp_path}") for word in ("--set", pair)]
+    words += [word for option in COMMON.values() for word in option]
+    assert dandelion("run", *words, "--name", "common")[0] == 0
+    recorded = flat(tomllib.loads((tmp_path / "common" / "config.toml").read_text()))
+    assert {key: recorded[key] for key in COMMON} == {k: value for k, (_, value) in COMMON.items()}
+
+
+def flat(table):
+    """The keys and values of a TOML file, with or without sections."""
+    pairs = [p for k, v in table.items() for p in (v.items() if isinstance(v, dict) else [(k, v)])]
+    return dict(pairs)
+
+
+@pytest.mark.parametrize("key", COMMON)
+def test_a_setting_given_twice_is_refused(refused, tmp_path, key):
+    option, value = COMMON[key]
+    pair = f"{key.replace('-', '_')}={value}"  # underscores are the same key
+    line = refused("run", "--set", f"output-dir={tmp_path}", "--set", pair, option, value)
+    assert line == f"ConfigError: {key} is given by --set and by its own option; give it once"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_common_option_with_a_bad_value_is_refused_as_the_setting_is(refused):
+    line = refused("run", "--queries", "0")
+    assert line == "ConfigError: queries: a number above 0 expected, got 0"
 
 
 def test_show_prints_the_rounds(dandelion, run):

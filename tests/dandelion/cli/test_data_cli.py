@@ -87,9 +87,9 @@ def test_inspect_deals_as_a_run_would_and_draws_it(data, tmp_path):
     arguments = [part for pair in pairs for part in ("--set", pair)]
     text = data("inspect", name, *arguments, "--out", out)
     assert "2: film0 (5), film5 (5)" in text  # a sixth of each film is held out
-    found = json.loads((out / "shards.json").read_text())
-    assert [h["examples"] for h in found] == [10, 10, 10, 10, 10]
-    assert found[0]["classes"] == {"bad": 6, "good": 4}
+    holdings = json.loads((out / "shards.json").read_text())
+    assert [h["examples"] for h in holdings] == [10, 10, 10, 10, 10]
+    assert holdings[0]["classes"] == {"bad": 6, "good": 4}
     assert (out / "shards.csv").exists()
     assert (out / "shards.png").exists()
 
@@ -97,9 +97,9 @@ def test_inspect_deals_as_a_run_would_and_draws_it(data, tmp_path):
 def test_inspect_of_text_counts_blocks(data, tmp_path):
     text = data("inspect", "topics", "--set", "max-samples=9", "--set", "num-clients=3",
                 "--set", "block-size=32", "--out", tmp_path)  # fmt: skip
-    found = json.loads((tmp_path / "shards.json").read_text())
-    assert len(found) == 3
-    assert sum(len(h["groups"]) for h in found) == 9
+    holdings = json.loads((tmp_path / "shards.json").read_text())
+    assert len(holdings) == 3
+    assert sum(len(h["groups"]) for h in holdings) == 9
     assert "held out" in text
 
 

@@ -7,14 +7,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from fleet import SMALL
+from fleet import config
 from typer.testing import CliRunner
 
 from dandelion.cli.app import app
-from dandelion.compare.curves import Point, common_target, reached
+from dandelion.compare.curves import CurvePoint, common_target, find_first_at, verdicts
 from dandelion.compare.methods import METHODS, PRESETS, configurations
-from dandelion.compare.page import page
-from dandelion.compare.runner import verdicts
+from dandelion.compare.presentation import page
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.config.schema import Config
 
@@ -27,7 +26,8 @@ KEYS = ("dataset", "max-samples", "partitioner", "block-size", "eval-blocks", "n
 
 
 def run(folder, *arguments, rounds=("num-rounds=3", "eval-interval=1")):
-    pairs = [f"{key}={SMALL[key]}" for key in KEYS] + [*rounds]
+    small = config(folder).to_run_config()
+    pairs = [f"{key}={small[key]}" for key in KEYS] + [*rounds]
     pairs.append(f"output-dir={folder}")
     options = [word for pair in pairs for word in ("--set", pair)]
     done = CliRunner().invoke(app, ["compare", "--name", "c", *options, *arguments])
@@ -36,29 +36,29 @@ def run(folder, *arguments, rounds=("num-rounds=3", "eval-interval=1")):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def comparisons(tmp_path_factory):
     """All seven methods, three rounds each."""
     folder = tmp_path_factory.mktemp("compare")
     return folder / "c", *run(folder, "--methods", ",".join(METHODS))
 
 
-def test_every_method_starts_at_the_same_loss_and_says_what_it_cost(made):
-    folder, found, said = made
-    assert [row["name"] for row in found["methods"]] == [*METHODS]
-    starts = {round(row["points"][0]["loss"], 5) for row in found["methods"]}
+def test_every_method_starts_at_the_same_loss_and_says_what_it_cost(comparisons):
+    folder, comparison, output = comparisons
+    assert [row["name"] for row in comparison["methods"]] == [*METHODS]
+    starts = {round(row["points"][0]["loss"], 5) for row in comparison["methods"]}
     assert len(starts) == 1
-    for row in found["methods"]:
+    for row in comparison["methods"]:
         assert [p["round"] for p in row["points"]] == [0, 1, 2, 3]
         assert row["totals"]["message"] > row["totals"]["payload"] > 0
         assert row["totals"]["forwards"] > 0
         assert row["peak_memory_bytes"] > row["round_memory_bytes"] >= 0
-        assert row["name"] in said
+        assert row["name"] in output
     names = {path.name for path in folder.iterdir() if path.is_file()}
     assert names >= {"comparison.json", "comparison.html", "comparison-message.png"}
 
 
-def test_the_original_protocol_costs_full_parameters_down(made):
-    rows = {row["name"]: row for row in made[1]["methods"]}
+def test_the_original_protocol_costs_full_parameters_down(comparisons):
+    rows = {row["name"]: row for row in comparisons[1]["methods"]}
     each = rows["zo-dense"]["totals"]["payload"] / 3
     assert each > 4 * rows["zo-dense"]["parameters"]
     assert rows["zo"]["totals"]["payload"] < 0.01 * each
@@ -66,9 +66,9 @@ def test_the_original_protocol_costs_full_parameters_down(made):
 
 
 def test_a_budget_of_forwards_stops_every_method_at_about_as_many(tmp_path):
-    found, _ = run(tmp_path, "--preset", "three-modes", "--forwards", "8")
-    assert [row["totals"]["forwards"] for row in found["methods"]] == [9, 8, 11]
-    assert [row["totals"]["round"] for row in found["methods"]] == [3, 2, 2]
+    comparison, _ = run(tmp_path, "--preset", "three-modes", "--forwards", "8")
+    assert [row["totals"]["forwards"] for row in comparison["methods"]] == [9, 8, 11]
+    assert [row["totals"]["round"] for row in comparison["methods"]] == [3, 2, 2]
 
 
 def test_a_schedule_needs_rounds_to_fall_towards(tmp_path):
@@ -79,21 +79,21 @@ def test_a_schedule_needs_rounds_to_fall_towards(tmp_path):
 
 
 def test_a_budget_alone_says_when_a_method_ends(tmp_path):
-    found, _ = run(tmp_path, "--methods", "zo", "--forwards", "1000", rounds=())
-    (row,) = found["methods"]
+    comparison, _ = run(tmp_path, "--methods", "zo", "--forwards", "1000", rounds=())
+    (row,) = comparison["methods"]
     assert row["totals"]["forwards"] == 1000
     assert row["totals"]["round"] > Config().num_rounds
 
 
 def point(round_, loss):
-    return Point(round_, loss, round_, round_, round_, round_)
+    return CurvePoint(round_, loss, round_, round_, round_, round_)
 
 
 def test_the_target_is_the_first_evaluation_at_the_loss_and_by_default_one_that_all_reach():
     slow, fast = [point(0, 5.0), point(1, 4.0)], [point(0, 5.0), point(1, 3.0), point(2, 3.5)]
     assert common_target([slow, fast]) == 4.0
-    assert reached(slow, 4.0) == slow[1]
-    assert reached(slow, 3.9) is None
+    assert find_first_at(slow, 4.0) == slow[1]
+    assert find_first_at(slow, 3.9) is None
 
 
 def test_where_first_order_methods_win_is_said_first_and_who_never_arrives_last():
@@ -118,9 +118,9 @@ def test_presets_are_the_original_experiments():
 
 
 def test_a_setting_may_be_of_one_method():
-    found = configurations("zo,fo", "", ["seed=3", "zo:queries=7"], {})
-    assert (found["zo"].queries, found["fo"].queries) == (7, 16)
-    assert {c.seed for c in found.values()} == {3}
+    configs = configurations("zo,fo", "", ["seed=3", "zo:queries=7"], {})
+    assert (configs["zo"].queries, configs["fo"].queries) == (7, 16)
+    assert {c.seed for c in configs.values()} == {3}
 
 
 @pytest.mark.parametrize(
@@ -137,23 +137,23 @@ def test_what_cannot_be_compared_is_refused(methods, pairs, error, text):
         configurations(methods, "", pairs, {})
 
 
-def test_the_page_needs_no_network(made):
-    text = (made[0] / "comparison.html").read_text()
+def test_the_page_needs_no_network(comparisons):
+    text = (comparisons[0] / "comparison.html").read_text()
     assert "Plotly.newPlot" in text
     assert not [
         tag for tag in ("<link", "<script src", "<img") if tag in text.partition("<body>")[2]
     ]
-    assert page(made[1] | {"verdicts": ["</script>"]}).count("</script>") == 2
+    assert page(comparisons[1] | {"verdicts": ["</script>"]}).count("</script>") == 2
 
 
 PROBE = """<script>addEventListener("load", async () => {
   const wait = () => new Promise(done => setTimeout(done, 600));
   const said = {points: document.querySelectorAll("#chart .trace").length};
   const first = () => chart.data[0].visible;
-  for (const axis of Object.keys(found.axes)) {
+  for (const axis of Object.keys(comparison.axes)) {
     document.querySelector(`[data-axis=${axis}]`).click(); await wait();
-    said[axis] = chart.data[0].x.join() === found.methods[0].points.map(p => p[axis]).join()
-      && chart.layout.xaxis.title.text === found.axes[axis];
+    said[axis] = chart.data[0].x.join() === comparison.methods[0].points.map(p => p[axis]).join()
+      && chart.layout.xaxis.title.text === comparison.axes[axis];
   }
   const toggle = chart.querySelector(".legendtoggle");
   for (const kind of ["mousedown", "mouseup"])
@@ -166,10 +166,10 @@ PROBE = """<script>addEventListener("load", async () => {
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
-def test_the_page_works_in_a_browser(made, tmp_path):
+def test_the_page_works_in_a_browser(comparisons, tmp_path):
     """It draws, each button changes the axis, and the legend hides a method."""
     file = tmp_path / "page.html"
-    file.write_text((made[0] / "comparison.html").read_text().replace("</body>", PROBE))
+    file.write_text((comparisons[0] / "comparison.html").read_text().replace("</body>", PROBE))
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
                "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}",
                "--virtual-time-budget=20000", file.as_uri()]  # fmt: skip
@@ -177,7 +177,7 @@ def test_the_page_works_in_a_browser(made, tmp_path):
     said = json.loads(done.stdout.partition('<pre id="said">')[2].partition("</pre>")[0])
     assert said.pop("points") == len(METHODS)
     assert said.pop("hidden") == "legendonly"
-    assert said == dict.fromkeys(made[1]["axes"], True)
+    assert said == dict.fromkeys(comparisons[1]["axes"], True)
 
 
 def test_dependencies_are_pinned():

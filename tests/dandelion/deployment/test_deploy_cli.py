@@ -12,15 +12,15 @@ import pytest
 from typer.testing import CliRunner
 
 from dandelion.cli.app import app
-from dandelion.cli.client import node_config, reason
+from dandelion.cli.client import find_reason, node_config
 from dandelion.deployment.deploy_home import (
     Home,
-    near,
+    local_address,
     superexec_command,
     superlink_command,
     supernode_command,
 )
-from dandelion.deployment.supervisor import Keeper, Program, alive
+from dandelion.deployment.supervisor import Keeper, Program, find_process
 from dandelion.engines.flower_simulation import EngineError
 from shared.base.errors import ConfigError
 
@@ -82,7 +82,7 @@ def test_a_node_and_its_apps_run_with_patches_unless_they_are_to_be_as_flower_ha
     [("0.0.0.0", "127.0.0.1:8000"), ("127.0.0.1", "127.0.0.1:8000"), ("10.0.0.1", "10.0.0.1:8000")],
 )
 def test_a_servers_own_programs_find_it_where_it_listens(host, address):
-    assert near(host, 8000) == address
+    assert local_address(host, 8000) == address
 
 
 def test_the_secret_of_a_superexec_is_made_once_and_for_its_owner_alone(home):
@@ -146,8 +146,8 @@ def test_a_node_config_is_checked_before_anything_is_started(home):
 
 def test_the_reason_of_a_refusal_is_what_flower_says():
     log = "noise\nExit Code: 305\n[code: 2004] Failed to activate SuperNode\nExit Code: 305\n"
-    assert reason(log) == "Exit Code: 305; [code: 2004] Failed to activate SuperNode"
-    assert reason("something else") == "something else"
+    assert find_reason(log) == "Exit Code: 305; [code: 2004] Failed to activate SuperNode"
+    assert find_reason("something else") == "something else"
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def test_the_reason_of_a_refusal_is_what_flower_says():
 )
 def test_a_command_that_cannot_work_says_why(words, message, tmp_path, monkeypatch):
     monkeypatch.setenv("DANDELION_HOME", str(tmp_path / "home"))
-    found = CliRunner().invoke(app, words)
-    assert found.exit_code != 0
-    assert message in str(found.exception)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code != 0
+    assert message in str(done.exception)
 
 
 def test_what_dies_is_started_again_and_what_keeps_dying_is_given_up(tmp_path):
@@ -171,12 +171,12 @@ def test_what_dies_is_started_again_and_what_keeps_dying_is_given_up(tmp_path):
     dying = program(tmp_path, "dying", [sys.executable, "-c", "raise SystemExit(3)"])
     steady = program(tmp_path, "steady", SLEEP)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dandelion.deployment.supervisor.PAUSE_S", 0.05)
+        patch.setattr("dandelion.deployment.supervisor.RESTART_PAUSE_S", 0.05)
         patch.setattr("dandelion.deployment.supervisor.signal.signal", lambda number, handler: None)
         lost = Keeper([steady, dying], said.append).run(lambda each, status: each.deaths >= 3)
     assert lost is dying
     assert lost.deaths == 3
-    assert said.count("dying ended with status 3; it is started again") == 2
+    assert said.count("dying ended with status 3; it is restarted") == 2
     assert steady.process.returncode == -signal.SIGTERM
 
 
@@ -185,7 +185,7 @@ def test_what_hangs_after_a_fatal_error_is_started_again(tmp_path):
     hanging = program(tmp_path, "hanging", [sys.executable, "-c", script])
     hanging.fatal = "handshake error"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dandelion.deployment.supervisor.PAUSE_S", 0.05)
+        patch.setattr("dandelion.deployment.supervisor.RESTART_PAUSE_S", 0.05)
         patch.setattr("dandelion.deployment.supervisor.signal.signal", lambda number, handler: None)
         lost = Keeper([hanging], lambda text: None).run(lambda each, status: each.deaths >= 2)
     assert lost is hanging
@@ -201,23 +201,23 @@ def test_what_has_started_well_has_not_died_in_a_row(tmp_path):
     for _ in range(3):
         each.start()
         each.process.wait()
-        each.died()
+        each.check()
         deaths.append(each.deaths)
     each.well = "never said"
     each.start()
     each.process.wait()
-    each.died()
+    each.check()
     assert [*deaths, each.deaths] == [1, 1, 1, 2]
 
 
 def test_a_log_does_not_grow_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr("dandelion.deployment.supervisor.LONGEST_LOG", 1000)
+    monkeypatch.setattr("dandelion.deployment.supervisor.LARGEST_LOG_BYTES", 1000)
     script = "import time\nfor k in range(200): print('x' * 99, flush=True); time.sleep(0.002)"
     each = program(tmp_path, "chatty", [sys.executable, "-c", script])
     each.start()
-    while each.died() is None:
+    while each.check() is None:
         time.sleep(0.01)
-    each.died()
+    each.check()
     sizes = [each.log.stat().st_size, each.log.with_suffix(".log.1").stat().st_size]
     assert max(sizes) < 10_000
     assert set(each.tail()) <= {"x", "\n"}
@@ -251,7 +251,7 @@ def test_what_does_not_get_through_is_spoken_of_once(tmp_path, monkeypatch):
     keeper = Keeper([each], said.append)
     threading.Timer(0.5, keeper.stop).start()
     assert keeper.run(lambda lost, status: True) is None
-    assert [line for line in said if "not got through" in line] == [said[1]]
+    assert [line for line in said if "not connected" in line] == [said[1]]
     assert len(said) == 2
 
 
@@ -268,8 +268,8 @@ def test_a_signal_ends_everything(tmp_path):
 
 
 def test_a_process_file_names_a_process_or_nothing(tmp_path):
-    assert alive(tmp_path / "none") is None
+    assert find_process(tmp_path / "none") is None
     (tmp_path / "bad").write_text("x")
-    assert alive(tmp_path / "bad") is None
+    assert find_process(tmp_path / "bad") is None
     (tmp_path / "mine").write_text(str(os.getpid()))
-    assert alive(tmp_path / "mine") == os.getpid()
+    assert find_process(tmp_path / "mine") == os.getpid()

@@ -50,9 +50,9 @@ def compose(*names: str) -> dict:
 
 @pytest.mark.parametrize("path", [*UNITS, DEPLOY / "README.md"], ids=lambda path: path.name)
 def test_commands_and_their_options_are_known(path):
-    found = WORDS.findall(path.read_text())
-    assert found
-    for group, command, rest in found:
+    commands = WORDS.findall(path.read_text())
+    assert commands
+    for group, command, rest in commands:
         known = options(group, command)
         assert "Usage" in known, (group, command)
         for option in re.findall(r"(--[a-z-]+)", rest.split("`")[0]):
@@ -61,13 +61,13 @@ def test_commands_and_their_options_are_known(path):
 
 @pytest.mark.parametrize("names", [["compose.yml"], ["compose.yml", "compose.tls.yml"]])
 def test_compose_files_use_what_they_define(names):
-    found = compose(*names)
-    for name, service in found["services"].items():
+    stack = compose(*names)
+    for name, service in stack["services"].items():
         for volume in service["volumes"]:
-            assert volume.split(":")[0] in found["volumes"], name
+            assert volume.split(":")[0] in stack["volumes"], name
         for other in service.get("depends_on", []):
-            assert other in found["services"], name
-        assert set(service.get("secrets", [])) <= set(found.get("secrets", {})), name
+            assert other in stack["services"], name
+        assert set(service.get("secrets", [])) <= set(stack.get("secrets", {})), name
         group, command = service["command"][:2]
         known = options(group, command)
         assert all(w in known for w in service["command"] if w.startswith("--")), name

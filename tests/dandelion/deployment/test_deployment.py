@@ -11,14 +11,14 @@ KILLS = {**SETTINGS, "num-rounds": 10, "staleness": 1}
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory):
-    with three_nodes(tmp_path_factory.mktemp("federation")) as made:
-        yield made
+    with three_nodes(tmp_path_factory.mktemp("federation")) as started:
+        yield started
 
 
 def test_a_run_over_the_wire_has_the_digest_of_the_local_engine(federation, tmp_path):
     """And no process that Flower starts for a message loads what the worker has."""
     with Watch(federation.folder, "flwr-clientapp") as watch:
-        assert federation.run("plain", SETTINGS).wait(400) == 0, federation.said("plain")
+        assert federation.run("plain", SETTINGS).wait(400) == 0, federation.output_of("plain")
     assert federation.digest("plain") == local_digest(tmp_path, SETTINGS)
     assert len(watch.seen) >= 3 * 4  # of each node an introduction and three rounds
     assert not set().union(*watch.seen.values())
@@ -29,7 +29,7 @@ def test_a_run_over_the_wire_has_the_digest_of_the_local_engine(federation, tmp_
 def test_what_is_killed_changes_no_bit(federation, tmp_path):
     """The server process twice, the SuperLink once, a node with its worker in mid-round.
 
-    A round needs all three sites, so each is asked again until all have answered.
+    A round needs all three sites, so requests are repeated until all have answered.
     """
     folder, commands = federation.runs / "killed", [federation.run("killed", KILLS)]
     for round_ in (1, 4):
@@ -40,6 +40,6 @@ def test_what_is_killed_changes_no_bit(federation, tmp_path):
     federation.kill_server("flower-superlink")
     federation.kill("n0")
     federation.join("n0", *partition(0))
-    assert commands[-1].wait(400) == 0, federation.said("killed")
+    assert commands[-1].wait(400) == 0, federation.output_of("killed")
     assert federation.digest("killed") == local_digest(tmp_path, KILLS)
     assert [command.wait(120) for command in commands[:2]] == [2, 2]  # Flower noticed, and said so

@@ -18,15 +18,14 @@ from flwr.supercore.retry import http_retry
 from flwr.supercore.superexec.executor import ExecutionSpec, SubprocessExecutor, subprocess_executor
 from flwr.supernode import start_client_internal
 
-from dandelion.deployment import flower_patches
-from dandelion.deployment import supervisor as processes
-from dandelion.deployment.deploy_home import CLIENT_APP, SERVER_APP, Home
+from dandelion.deployment import flower_patches, supervisor
+from dandelion.deployment.deploy_home import CLIENT_APP_MODULES, SERVER_APP_MODULES, Home
 
 PATCHES = Path(flower_patches.__file__)
 
 
 @pytest.fixture
-def hastened():
+def patched():
     """This process as a program of Flower's is; put back afterwards."""
     pulls = [inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree]
     with pytest.MonkeyPatch.context() as patch:
@@ -36,7 +35,7 @@ def hastened():
         patch.setattr(http_retry, "RetryInvoker", http_retry.RetryInvoker)
         patch.setattr(tempfile, "tempdir", tempfile.tempdir)
         patch.setattr(signal, "raise_signal", signal.raise_signal)
-        flower_patches.hasten()
+        flower_patches.shorten_waits()
         yield pulls
 
 
@@ -104,12 +103,12 @@ def test_a_task_gets_the_command_that_flower_gives_it(task, install, trust, pare
     started: list[list[str]] = []
     monkeypatch.setattr(subprocess_executor.subprocess, "Popen", started.append)
     SubprocessExecutor().launch(spec)
-    assert flower_patches.command(spec) == started[0]
-    assert flower_patches.command(spec)[0] == TASK_TYPE_TO_COMMAND[task]
+    assert flower_patches.task_command(spec) == started[0]
+    assert flower_patches.task_command(spec)[0] == TASK_TYPE_TO_COMMAND[task]
 
 
-def test_what_is_not_there_yet_is_looked_for_soon(hastened):
-    for pull in hastened:
+def test_what_is_not_there_yet_is_looked_for_soon(patched):
+    for pull in patched:
         assert pull.__kwdefaults__["initial_backoff"] == 0.05
     delays = itertools.islice(http_retry.make_simple_http_retry_invoker().wait_gen_factory(), 5)
     assert list(delays) == [1, 2, 4, 4, 4]
@@ -143,7 +142,7 @@ def tried(error):
     return invoker.invoke(call)
 
 
-def test_a_handshake_that_broke_off_is_tried_again(hastened, broken):
+def test_a_handshake_that_broke_off_is_tried_again(patched, broken):
     assert tried(broken) == "answer"
 
 
@@ -153,7 +152,7 @@ def test_flower_alone_gives_it_up(broken):
         tried(broken)
 
 
-def test_a_server_that_is_not_the_right_one_is_given_up(hastened, certificates, tmp_path):
+def test_a_server_that_is_not_the_right_one_is_given_up(patched, certificates, tmp_path):
     """Neither one whose certificate another authority signed nor one that speaks no TLS."""
     import ssl
 
@@ -180,11 +179,11 @@ def plain(connection):
 
 
 def test_who_starts_it_calls_its_variables_as_it_does(tmp_path):
-    assert processes.SCRATCH == flower_patches.SCRATCH
-    assert Home.at(tmp_path).environment("one,two")[flower_patches.PRELOAD] == "one,two"
+    assert supervisor.SCRATCH_VARIABLE == flower_patches.SCRATCH_VARIABLE
+    assert Home.at(tmp_path).environment("one,two")[flower_patches.PRELOAD_VARIABLE] == "one,two"
 
 
-@pytest.mark.parametrize("loaded", [CLIENT_APP, SERVER_APP])
+@pytest.mark.parametrize("loaded", [CLIENT_APP_MODULES, SERVER_APP_MODULES])
 def test_what_a_task_finds_imported_is_there_and_none_of_it_is_ours_or_heavy(loaded):
     """The forkserver says nothing of a module that is missing."""
     code = f"import sys, {loaded}; print(*{{name.partition('.')[0] for name in sys.modules}})"
@@ -195,9 +194,9 @@ def test_what_a_task_finds_imported_is_there_and_none_of_it_is_ours_or_heavy(loa
         check=True,
         cwd=PATCHES.parents[2],
     )
-    found = set(done.stdout.split())
-    assert "flwr" in found
-    assert not found & {"server", "client", "shared", "dandelion", "torch"}
+    modules = set(done.stdout.split())
+    assert "flwr" in modules
+    assert not modules & {"server", "client", "shared", "dandelion", "torch"}
 
 
 WAITS = """
@@ -214,7 +213,7 @@ threading.Event().wait()
 def test_a_task_whose_parent_is_gone_ends_whatever_it_waits_for():
     """Flower's monitor raises a signal in its own thread, which wakes nobody."""
     codes = []
-    for first in ("flower_patches.hasten()", ""):
+    for first in ("flower_patches.shorten_waits()", ""):
         script = WAITS.format(folder=str(PATCHES.parent), first=first)
         process = subprocess.Popen([sys.executable, "-c", script])
         try:

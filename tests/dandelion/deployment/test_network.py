@@ -21,8 +21,8 @@ with socket.create_server((sys.argv[1], int(sys.argv[2]))) as listener:
 """
 ASK = """
 import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1) as found:
-    print(found.recv(9).decode())
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1) as connection:
+    print(connection.recv(9).decode())
 """
 
 
@@ -31,7 +31,7 @@ def python(where: list[str], script: str, *words: str) -> "subprocess.Popen[str]
     return subprocess.Popen(command, text=True, stdout=-1, stderr=-1)
 
 
-def asked(net: Loopback | Namespaces, name: str) -> str:
+def ask(net: Loopback | Namespaces, name: str) -> str:
     """What the server says to a node."""
     where, address = net.node(name)
     return python(where, ASK, *address.split(":")).communicate()[0].strip()
@@ -47,14 +47,14 @@ def test_a_node_is_cut_off_and_comes_back(kind):
     server = python(net.server(), SERVE, net.host, str(net.port))
     try:
         assert server.stdout.readline() == "ready\n"
-        until(lambda: asked(net, "a") == "hello", "an answer", timeout_s=30)
+        until(lambda: ask(net, "a") == "hello", "an answer", timeout_s=30)
         assert net.proxies["a"].counted() == (0, 5)
-        until(lambda: asked(net, "b") == "hello", "an answer", timeout_s=30)
+        until(lambda: ask(net, "b") == "hello", "an answer", timeout_s=30)
         net.cut("a")
-        assert asked(net, "a") == ""
-        assert asked(net, "b") == "hello"
+        assert ask(net, "a") == ""
+        assert ask(net, "b") == "hello"
         net.mend("a")
-        until(lambda: asked(net, "a") == "hello", "an answer", timeout_s=30)
+        until(lambda: ask(net, "a") == "hello", "an answer", timeout_s=30)
     finally:
         server.kill()
         server.communicate()

@@ -32,7 +32,7 @@ MORE_BYTES, MORE_FILES = 48 << 20, 12  # what a process may gain after its first
 class Soak:
     """A run under faults; its server side is started again whenever it is gone."""
 
-    made: Federation
+    federation: Federation
     chance: random.Random
     done: list[str] = field(default_factory=list)
     deck: list[Callable[["Soak"], None]] = field(default_factory=list)  # faults to come
@@ -40,16 +40,16 @@ class Soak:
 
     def start(self) -> None:
         """Begin."""
-        self.command = self.made.run("soak", SOAK)
+        self.command = self.federation.run("soak", SOAK)
 
     @property
     def round(self) -> int:
-        return last_round(self.made.runs / "soak")
+        return last_round(self.federation.runs / "soak")
 
     def go_on(self) -> None:
         """Resume where the run's command has ended."""
         if self.command.poll() is not None:
-            self.command = self.made.resume("soak")
+            self.command = self.federation.resume("soak")
 
     def fault(self) -> None:
         """Something happens, unless the last thing is not overcome yet."""
@@ -67,39 +67,39 @@ class Soak:
 def cable(soak: Soak) -> None:
     """A node is cut off for a moment."""
     name = soak.chance.choice(["n0", "n1"])
-    soak.made.net.cut(name)
+    soak.federation.net.cut(name)
     time.sleep(soak.chance.uniform(0.3, 2.0))
-    soak.made.net.mend(name)
+    soak.federation.net.mend(name)
 
 
 def worker(soak: Soak) -> None:
     """A node's resident worker is killed."""
-    destroy(soak.made.workers("n1"))
+    destroy(soak.federation.workers("n1"))
 
 
 def executor(soak: Soak) -> None:
     """What starts a node's ClientApps is killed, and with it what it has started."""
-    destroy(processes.of(soak.made.folder / "n1", "flower-superexec"))
+    destroy(processes.of(soak.federation.folder / "n1", "flower-superexec"))
 
 
 def server(soak: Soak) -> None:
     """The server process is killed, and the run resumed."""
-    soak.made.kill_server("flwr-serverapp")
+    soak.federation.kill_server("flwr-serverapp")
     destroy([soak.command.pid])
     soak.command.wait()
 
 
 def superlink(soak: Soak) -> None:
     """The SuperLink is killed."""
-    soak.made.kill_server("flower-superlink")
+    soak.federation.kill_server("flower-superlink")
 
 
 def node(soak: Soak) -> None:
     """A node is stopped as an operator stops it, and started again."""
-    process = soak.made.nodes.pop("n1")
+    process = soak.federation.nodes.pop("n1")
     process.terminate()
     process.wait(60)
-    soak.made.join("n1", *partition(1, 2))
+    soak.federation.join("n1", *partition(1, 2))
 
 
 # how often in a deck, and how many rounds must be committed before the next one
@@ -120,38 +120,38 @@ def private(tmp_path, monkeypatch):
 
 def left_behind(short: Path) -> set[str]:
     """Sockets, and temporary files but for PyTorch's cache."""
-    found = [*short.glob("run/**/*.sock"), *short.glob("tmp/*")]
-    return {path.name for path in found if not path.name.startswith("torchinductor_")}
+    left = [*short.glob("run/**/*.sock"), *short.glob("tmp/*")]
+    return {path.name for path in left if not path.name.startswith("torchinductor_")}
 
 
 def test_two_hundred_rounds_under_faults(private):
     seed = random.randrange(1 << 32)
-    made = Federation(private / "federation")
-    made.folder.mkdir()
-    soak, used = Soak(made, random.Random(seed)), processes.Resources()
+    federation = Federation(private / "federation")
+    federation.folder.mkdir()
+    soak, used = Soak(federation, random.Random(seed)), processes.Resources()
     try:
-        made.up()
+        federation.up()
         for number in range(2):
-            made.join(f"n{number}", *partition(number, 2))
+            federation.join(f"n{number}", *partition(number, 2))
         soak.start()
         processes.until(lambda: soak.round >= 1, "round 1")
         began = time.monotonic()
         while soak.round < SOAK["num-rounds"]:
             for word in WATCHED:  # before the end, which draws pictures
-                used.look(word, processes.of(made.folder, word))
+                used.look(word, processes.of(federation.folder, word))
             time.sleep(soak.chance.uniform(2.0, 5.0))
             soak.fault()
             soak.go_on()
             assert time.monotonic() - began < LONGEST_S, f"round {soak.round}, seed {seed}"
         seconds = time.monotonic() - began
-        assert soak.command.wait(120) == 0, made.said("soak")
+        assert soak.command.wait(120) == 0, federation.output_of("soak")
     finally:
-        made.end()
+        federation.end()
     print(f"{seconds:.0f} s, {len(soak.done)} faults, seed {seed}; gained at most {used.most()}")
-    assert made.digest("soak") == local_digest(private, SOAK)
+    assert federation.digest("soak") == local_digest(private, SOAK)
     assert set(soak.done) == {what.__name__ for what in FAULTS}
-    assert not processes.of(made.folder)
+    assert not processes.of(federation.folder)
     assert left_behind((private / "short").resolve()) == set()
-    assert not [p for p in made.folder.rglob("*") if p.is_file() and p.name.startswith(".")]
+    assert not [p for p in federation.folder.rglob("*") if p.is_file() and p.name.startswith(".")]
     assert {kind for kind, (size, _) in used.most().items() if size >= MORE_BYTES} == set()
     assert {kind for kind, (_, files) in used.most().items() if files >= MORE_FILES} == set()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dandelion.engines.flower_simulation import APP, flower_environment, free_port, run_flower
+from dandelion.engines.flower_simulation import ROOT, flower_environment, free_port, run_flower
 from dandelion.engines.local import run_local
 from shared.config.schema import Config
 
@@ -64,7 +64,7 @@ def test_flwr_run_in_the_checkout_gives_the_digest_of_the_local_engine(tmp_path,
     try:
         done = subprocess.run(
             command,
-            cwd=APP,
+            cwd=ROOT,
             env=environment,
             capture_output=True,
             text=True,
@@ -80,7 +80,7 @@ def test_flwr_run_in_the_checkout_gives_the_digest_of_the_local_engine(tmp_path,
 
 def processes_of(home: Path) -> list[int]:
     """What Flower's command left running for this home: its daemon never stops by itself."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
@@ -88,5 +88,5 @@ def processes_of(home: Path) -> list[int]:
             except OSError:
                 continue
             if f"FLWR_HOME={home}".encode() in environ:
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids

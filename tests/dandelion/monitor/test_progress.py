@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from dandelion.monitor import progress as live
-from dandelion.monitor.progress import Live, show_summary, time_text
+from dandelion.monitor import progress
+from dandelion.monitor.progress import RunProgress, show_summary, time_text
 from server.ledger.records import Evaluation
 from server.ledger.summaries import Totals
 from server.reporting.status_line import size_text
@@ -35,12 +35,12 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(live, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     return clock
 
 
 def report(loss=4.4321, rounds=100):
-    """What Live reads of a report."""
+    """What RunProgress reads of a report."""
     return SimpleNamespace(
         config=Config(num_rounds=rounds),
         folder="/runs/mine",
@@ -77,7 +77,7 @@ def test_seconds_have_the_unit_that_fits(seconds, text):
 
 def test_a_line_says_round_losses_bytes_and_time_left(clock):
     console = terminal()
-    with Live(console) as shown:
+    with RunProgress(console) as shown:
         shown(report(loss=None), 0)
         clock.now += 20
         shown(report(), 20)
@@ -88,7 +88,7 @@ def test_a_line_says_round_losses_bytes_and_time_left(clock):
 
 def test_plain_lines_come_now_and_then_and_at_the_end(clock):
     console = terminal()
-    with Live(console) as shown:
+    with RunProgress(console) as shown:
         for round_ in range(101):
             shown(report(), round_)
             clock.now += 1
@@ -98,7 +98,7 @@ def test_plain_lines_come_now_and_then_and_at_the_end(clock):
 
 def test_rounds_that_a_resumed_run_had_do_not_shorten_the_time_left(clock):
     console = terminal()
-    with Live(console) as shown:
+    with RunProgress(console) as shown:
         shown(report(), 90)
         clock.now += 60
         shown(report(), 91)
@@ -107,7 +107,7 @@ def test_rounds_that_a_resumed_run_had_do_not_shorten_the_time_left(clock):
 
 def test_a_long_time_left_has_hours(clock):
     console = terminal()
-    with Live(console) as shown:
+    with RunProgress(console) as shown:
         shown(report(), 0)
         clock.now += 3600 * 2 + 120
         shown(report(), 50)
@@ -117,7 +117,7 @@ def test_a_long_time_left_has_hours(clock):
 @pytest.mark.parametrize("width", [80, 140])
 def test_a_terminal_has_one_line_that_moves_and_fits(clock, width):
     console = terminal(width, is_terminal=True)
-    with Live(console) as shown:
+    with RunProgress(console) as shown:
         shown(report(), 10)
         clock.now += 10
         shown(report(), 20)
@@ -131,20 +131,20 @@ def test_a_run_that_is_stopped_says_how_to_go_on():
     console = terminal()
 
     def interrupted():
-        with Live(console) as shown:
+        with RunProgress(console) as shown:
             shown(report(), 3)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert "stopped; go on with: dandelion run --resume /runs/mine\n" in console.file.getvalue()
+    assert "stopped; continue with: dandelion run --resume /runs/mine\n" in console.file.getvalue()
 
 
 def test_a_run_that_never_began_says_nothing_of_going_on():
     console = terminal()
 
     def refused():
-        with Live(console):
+        with RunProgress(console):
             raise ConfigError
 
     with pytest.raises(ConfigError):

@@ -13,9 +13,9 @@ SETTINGS = {"num-rounds": 3, "num-clients": 2, "queries": 2, "max-samples": 40, 
 
 
 def shown(*words: str) -> str:
-    found = CliRunner(env={**os.environ, "COLUMNS": "200"}).invoke(app, ["status", *words])
-    assert found.exit_code == 0, found.exception
-    return found.output
+    done = CliRunner(env={**os.environ, "COLUMNS": "200"}).invoke(app, ["status", *words])
+    assert done.exit_code == 0, done.exception
+    return done.output
 
 
 def test_a_run_is_shown_with_its_nodes_from_the_first_round_on(tmp_path):
@@ -33,6 +33,6 @@ def test_a_run_is_shown_with_its_nodes_from_the_first_round_on(tmp_path):
 
 
 def test_a_folder_without_a_ledger_is_named(tmp_path):
-    found = CliRunner().invoke(app, ["status", str(tmp_path)])
-    assert found.exit_code != 0
-    assert "no ledger there" in str(found.exception)
+    done = CliRunner().invoke(app, ["status", str(tmp_path)])
+    assert done.exit_code != 0
+    assert "no ledger there" in str(done.exception)

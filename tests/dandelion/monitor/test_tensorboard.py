@@ -25,10 +25,10 @@ def reader():
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="event.proto", package="t", syntax="proto3")
     for message, listed in FIELDS.items():
-        made = file.message_type.add(name=message)
+        description = file.message_type.add(name=message)
         for name, number, kind, of in listed:
             label = kinds.LABEL_REPEATED if of == "Value" else kinds.LABEL_OPTIONAL
-            field = made.field.add(name=name, number=number, label=label)
+            field = description.field.add(name=name, number=number, label=label)
             field.type = getattr(kinds, f"TYPE_{kind}")
             if of:
                 field.type_name = f".t.{of}"
@@ -52,9 +52,9 @@ def test_the_checksum_is_the_known_one():
 
 
 def test_an_event_is_read_by_protobuf_as_it_was_meant(reader):
-    found = reader.FromString(event(1.5, 300, "round/loss", 0.25))
-    assert (found.wall_time, found.step) == (1.5, 300)
-    assert [(v.tag, v.simple_value) for v in found.summary.value] == [("round/loss", 0.25)]
+    decoded = reader.FromString(event(1.5, 300, "round/loss", 0.25))
+    assert (decoded.wall_time, decoded.step) == (1.5, 300)
+    assert [(v.tag, v.simple_value) for v in decoded.summary.value] == [("round/loss", 0.25)]
     assert reader.FromString(event(2.0)).file_version == "brain.Event:2"
 
 

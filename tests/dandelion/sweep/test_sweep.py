@@ -1,4 +1,4 @@
-"""A sweep runs every cell at a place of its own, outlives cells that fail, and can be cut off."""
+"""A sweep runs every cell at a slot of its own, outlives cells that fail, and can be cut off."""
 
 import csv
 import json
@@ -10,26 +10,22 @@ import time
 from pathlib import Path
 
 import pytest
+from small_config import DATA
 from typer.testing import CliRunner
 
 from dandelion.cli import sweep as sweep_cli
 from dandelion.cli.app import app
-from dandelion.sweep.cells import Files
+from dandelion.sweep.cells import CellFiles
 from dandelion.sweep.grid import Cell, axes_of, cells_of, name_of
-from dandelion.sweep.resources import places_of
-from dandelion.sweep.runner import Listed, Runner
-from dandelion.sweep.search import Searched, ranges_of
+from dandelion.sweep.runner import ListedCells, Runner, make_slots
+from dandelion.sweep.search import SearchedCells, ranges_of
 from server.ledger.run_folder import LEDGER
 from shared.base.errors import ConfigError
 from shared.config.toml_text import to_toml
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = {
-    "dataset": "topics",
-    "max-samples": 6,
-    "partitioner": "iid",
-    "block-size": 16,
-    "eval-blocks": 8,
+    **DATA,
     "num-clients": 2,
     "zo-batch-size": 2,
     "num-rounds": 4,
@@ -61,7 +57,7 @@ def test_a_grid_is_every_combination_with_values_of_their_types():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("queries", "key=value,value,… expected"),
         ("queris=1", "unknown key 'queris'"),
@@ -70,32 +66,32 @@ def test_a_grid_is_every_combination_with_values_of_their_types():
         ("run-name=a,b", "unknown key 'run-name'"),
     ],
 )
-def test_a_grid_that_cannot_be_meant_is_refused(text, said):
-    with pytest.raises(ConfigError, match=said):
+def test_a_grid_that_cannot_be_meant_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
         axes_of([text])
 
 
 def test_a_cell_has_what_its_task_or_model_brings_and_keeps_its_own():
     cell = cells_of(axes_of(["learning-rate=0.5"]))[0]
-    found = cell.config({"task": "rotten-tomatoes", "queries": 3})
-    assert (found.task, found.dataset, found.model) == (
+    config = cell.config({"task": "rotten-tomatoes", "queries": 3})
+    assert (config.task, config.dataset, config.model) == (
         "classification",
         "rotten-tomatoes",
         "minilm",
     )
-    assert (found.learning_rate, found.queries, found.label_words) == (0.5, 3, "rotten, fresh")
+    assert (config.learning_rate, config.queries, config.label_words) == (0.5, 3, "rotten, fresh")
     axis = cells_of(axes_of(["model=smollm2-135m"]))[0].config({})
     assert axis.dataset == "shakespeare"
-    again = Cell("again", {}).config(found.to_run_config())  # as its process reads it
-    assert again.differences(found) == []
+    again = Cell("again", {}).config(config.to_run_config())  # as its process reads it
+    assert again.differences(config) == []
 
 
 def test_what_only_some_cells_can_use_is_no_reason_to_refuse_the_sweep(tmp_path):
     options = ["--grid", "optimizer=adam,sgd", "--set", "beta1=0.95"]
-    plan = sweep_cli.Plan(options[1:2], [], 1, sweep_cli._base(None, options[3:]))
+    plan = sweep_cli.SweepPlan(options[1:2], [], 1, sweep_cli._base(None, options[3:]))
     sweep_cli._check(plan)
     with pytest.raises(ConfigError, match="has no effect with optimizer 'sgd'"):
-        sweep_cli._check(sweep_cli.Plan(["queries=1,2"], [], 1, plan.base))
+        sweep_cli._check(sweep_cli.SweepPlan(["queries=1,2"], [], 1, plan.base))
 
 
 def test_values_that_would_share_a_folder_are_refused():
@@ -104,28 +100,28 @@ def test_values_that_would_share_a_folder_are_refused():
 
 
 def test_places_share_cores_and_gpus_evenly():
-    places = places_of(2, ["0", "1"], [0, 1, 2, 3])
-    assert [place.cores for place in places] == [(0, 1), (2, 3)]
-    assert [place.settings() for place in places] == [{"threads": 2, "device": "cuda"}] * 2
-    assert places[1].environment()["CUDA_VISIBLE_DEVICES"] == "1"
-    assert places[0].environment()["OMP_NUM_THREADS"] == "2"
-    assert [place.cores for place in places_of(3, [], [5, 7])] == [(5,), (7,), (5,)]
-    assert "device" not in places_of(1)[0].settings()
+    slots = make_slots(2, ["0", "1"], [0, 1, 2, 3])
+    assert [slot.cores for slot in slots] == [(0, 1), (2, 3)]
+    assert [slot.settings() for slot in slots] == [{"threads": 2, "device": "cuda"}] * 2
+    assert slots[1].environment()["CUDA_VISIBLE_DEVICES"] == "1"
+    assert slots[0].environment()["OMP_NUM_THREADS"] == "2"
+    assert [slot.cores for slot in make_slots(3, [], [5, 7])] == [(5,), (7,), (5,)]
+    assert "device" not in make_slots(1)[0].settings()
     with pytest.raises(ConfigError, match="--parallel"):
-        places_of(0)
+        make_slots(0)
 
 
 def test_what_is_sought_is_read_and_refused_where_it_makes_no_sense():
     (rate, queries) = ranges_of(["learning-rate=1e-4..1e-1:log", "queries=1..64"])
     assert (rate.low, rate.high, rate.log) == (1e-4, 1e-1, True)
     assert type(queries.distribution()).__name__ == "IntDistribution"
-    for text, said in (
+    for text, message in (
         ("learning-rate=1e-3", r"key=low\.\.high"),
         ("mode=a..b", "is not a number"),
         ("eps=0..1:log", "above 0 for log"),
         ("eps=2..1", "rising ends"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             ranges_of([text])
 
 
@@ -135,7 +131,7 @@ class Pretence:
     def __init__(self, monkeypatch, leave):
         self.commands = []
 
-        def started(command, **keywords):
+        def start(command, **keywords):
             self.commands.append((command, keywords))
             folder = Path(command[-1])
             name = folder.name if "--resume" in command else folder.stem
@@ -143,7 +139,7 @@ class Pretence:
             keywords["stdout"].write(f"LedgerError: {name} broke\n".encode() if status else b"")
             return FakeProcess(status)
 
-        monkeypatch.setattr("dandelion.sweep.runner.subprocess.Popen", started)
+        monkeypatch.setattr("dandelion.sweep.runner.subprocess.Popen", start)
         monkeypatch.setattr("dandelion.sweep.runner.os.sched_setaffinity", lambda *_: None)
         monkeypatch.setattr("dandelion.sweep.runner.LOOK_S", 0.0)
 
@@ -166,20 +162,25 @@ def test_finished_cells_are_left_failed_ones_named_and_the_others_go_on(tmp_path
         (tmp_path / name / "summary.json").write_text("{}")
         return 0
 
-    cells, said = cells_of({"queries": [1, 2, 4, 8]}), []
+    cells, lines = cells_of({"queries": [1, 2, 4, 8]}), []
     (tmp_path / "queries=4").mkdir()
     (tmp_path / "queries=4" / "summary.json").write_text("{}")
     (tmp_path / "queries=8").mkdir()
     (tmp_path / "queries=8" / LEDGER).write_text("")
     pretence = Pretence(monkeypatch, leave)
-    runner = Runner(tmp_path, {}, places_of(2), lambda running, line: said.append(line))
-    runner.run(Listed(cells))
-    assert [Files(tmp_path, c.name).state() for c in cells] == ["done", "failed", "done", "done"]
-    assert Files(tmp_path, "queries=2").reason() == "LedgerError: queries=2 broke"
-    assert "queries=4: done already" in said
+    runner = Runner(tmp_path, {}, make_slots(2), lambda running, line: lines.append(line))
+    runner.run(ListedCells(cells))
+    assert [CellFiles(tmp_path, c.name).state() for c in cells] == [
+        "done",
+        "failed",
+        "done",
+        "done",
+    ]
+    assert CellFiles(tmp_path, "queries=2").reason() == "LedgerError: queries=2 broke"
+    assert "queries=4: done already" in lines
     ways = ["--resume" if "--resume" in command else "new" for command, _ in pretence.commands]
     assert ways == ["new", "new", "--resume"]
-    runner.run(Listed(cells))  # again: only what failed is tried again
+    runner.run(ListedCells(cells))  # again: only what failed is tried again
     assert len(pretence.commands) == 4
 
 
@@ -191,14 +192,14 @@ def test_a_combination_that_cannot_work_fails_alone(tmp_path, monkeypatch):
 
     Pretence(monkeypatch, leave)
     cells = cells_of({"mode": ["zo", "fedavg"], "query-data": ["fresh"]})
-    Runner(tmp_path, {}, places_of(1), lambda *_: None).run(Listed(cells))
-    assert [Files(tmp_path, c.name).state() for c in cells] == ["done", "failed"]
-    assert "query-data 'fresh' with mode 'fedavg'" in Files(tmp_path, cells[1].name).reason()
+    Runner(tmp_path, {}, make_slots(1), lambda *_: None).run(ListedCells(cells))
+    assert [CellFiles(tmp_path, c.name).state() for c in cells] == ["done", "failed"]
+    assert "query-data 'fresh' with mode 'fedavg'" in CellFiles(tmp_path, cells[1].name).reason()
 
 
-def trained(folder, name, rate):
-    """What a run would have left: evaluations that are the better, the nearer its rate is to 1."""
-    files = Files(folder, name)
+def train(folder, name, rate):
+    """Leave what a run would: evaluations that are better, the nearer its rate is to 1."""
+    files = CellFiles(folder, name)
     files.run.mkdir(parents=True)
     loss = 2.0 + (rate - 1.0) ** 2
     lines = ["round,loss,evaluation loss", f"1,5,{loss + 1}", f"2,5,{loss}"]
@@ -208,26 +209,26 @@ def trained(folder, name, rate):
     files.config.write_text(to_toml({"learning-rate": rate}))
 
 
-def searched(folder, trials, train):
-    """A search whose trials are trained by ``train``; the cells that it asked for."""
+def search(folder, trials, run_trial):
+    """A search whose trials ``run_trial`` trains; return the cells that it proposed."""
     cells, ranges = cells_of({"mode": ["zo"]}), ranges_of(["learning-rate=0.01..100:log"])
-    source = Searched(folder, cells, ranges, trials, seed=3)
+    source = SearchedCells(folder, cells, ranges, trials, seed=3)
     while (cell := source.next()) is not None:
-        if Files(folder, cell.name).state() == "new":
-            train(folder, cell.name, cell.settings["learning-rate"])
-        source.told(cell)
+        if CellFiles(folder, cell.name).state() == "new":
+            run_trial(folder, cell.name, cell.settings["learning-rate"])
+        source.record_end(cell)
     return source.begun
 
 
 def test_a_search_comes_near_the_best_and_goes_on_from_its_files(tmp_path):
     pytest.importorskip("optuna")
-    whole = searched(tmp_path / "whole", 24, trained)
+    whole = search(tmp_path / "whole", 24, train)
     rates = [cell.settings["learning-rate"] for cell in whole]
     assert min(abs(rate - 1.0) for rate in rates) < 0.3
     assert whole[0].name == "mode=zo,trial=001"
-    searched(tmp_path / "cut", 9, trained)
+    search(tmp_path / "cut", 9, train)
     new = []
-    again = searched(tmp_path / "cut", 24, lambda *a: (new.append(a), trained(*a)))
+    again = search(tmp_path / "cut", 24, lambda *a: (new.append(a), train(*a)))
     assert len(new) == 15
     assert [c.settings for c in again[:9]] == [c.settings for c in whole[:9]]
 
@@ -235,35 +236,38 @@ def test_a_search_comes_near_the_best_and_goes_on_from_its_files(tmp_path):
 def test_a_trial_far_above_the_others_is_pruned(tmp_path):
     pytest.importorskip("optuna")
     cells, ranges = cells_of({"mode": ["zo"]}), ranges_of(["learning-rate=0.9..1.1"])
-    source = Searched(tmp_path, cells, ranges, 8, seed=1)
+    source = SearchedCells(tmp_path, cells, ranges, 8, seed=1)
     for _ in range(6):
         cell = source.next()
-        trained(tmp_path, cell.name, cell.settings["learning-rate"])
+        train(tmp_path, cell.name, cell.settings["learning-rate"])
         for _ in range(2):
-            source.hopeless(cell)
-        source.told(cell)
+            source.find_prune_reason(cell)
+        source.record_end(cell)
     bad = source.next()
-    assert source.hopeless(bad) == ""
-    trained(tmp_path, bad.name, 9.0)
-    assert "above the others' median" in source.hopeless(bad)
-    Files(tmp_path, bad.name).mark("pruned", "too high")
-    source.told(bad)
-    assert Files(tmp_path, bad.name).state() == "pruned"
+    assert source.find_prune_reason(bad) == ""
+    train(tmp_path, bad.name, 9.0)
+    assert "above the others' median" in source.find_prune_reason(bad)
+    CellFiles(tmp_path, bad.name).mark("pruned", "too high")
+    source.record_end(bad)
+    assert CellFiles(tmp_path, bad.name).state() == "pruned"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ([], "--grid key=value"),
         (["--grid", "queries=1", "--search", "queries=1..4"], "both in --grid and in --search"),
-        (["--resume", "nowhere", "--grid", "queries=1"], "--resume takes a sweep as it was begun"),
+        (
+            ["--resume", "nowhere", "--grid", "queries=1"],
+            "--resume continues a sweep as it was begun",
+        ),
         (["--resume", "nowhere"], "no sweep to resume"),
-        (["--resume", "nowhere", "--trials", "5"], "--resume takes a sweep as it was begun"),
+        (["--resume", "nowhere", "--trials", "5"], "--resume continues a sweep as it was begun"),
         (["--grid", "queries=1", "--trials", "5"], "--trials 5 without --search"),
     ],
 )
-def test_a_sweep_that_cannot_be_meant_is_refused(tmp_path, options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_a_sweep_that_cannot_be_meant_is_refused(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
         CliRunner().invoke(app, ["sweep", *options], catch_exceptions=False)
     assert not (tmp_path / "runs").exists()
 
@@ -308,13 +312,13 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_same_bits(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
     )
-    cell, deadline = Files(tmp_path / "cut", "queries=4"), time.monotonic() + 60
+    cell, deadline = CellFiles(tmp_path / "cut", "queries=4"), time.monotonic() + 60
     while cell.progress()[0] < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[0].decode()
+    lines = process.communicate(timeout=60)[0].decode()
     assert process.returncode == sweep_cli.CANCELLED
-    assert "go on with: dandelion sweep --resume" in said
+    assert "continue with: dandelion sweep --resume" in lines
     assert cell.state() == "interrupted"
     again = CliRunner().invoke(app, ["sweep", "--resume", str(tmp_path / "cut"), "--parallel", "2"])
     assert again.exit_code == 0, again.output

@@ -17,19 +17,19 @@ def federation(tmp_path_factory):
 def test_a_run_that_fails_has_a_status_that_says_so(federation):
     settings = {**SETTINGS, "min-clients": 9, "num-clients": 9, "wait-timeout": 5}
     assert federation.run("failing", settings).wait(400) == 2
-    assert "ended as finished:failed" in federation.said("failing")
+    assert "ended as finished:failed" in federation.output_of("failing")
 
 
 def test_a_site_of_other_source_files_is_refused_and_gets_nothing(federation):
     """A node runs the code that the server sent; here its operator changes a file of it."""
     federation.join("other", "--set", "site=other", "--set", "num-partitions=3")
     four = {**SETTINGS, "num-rounds": 1, "min-clients": 4}
-    assert federation.run("before", four).wait(400) == 0, federation.said("before")
+    assert federation.run("before", four).wait(400) == 0, federation.output_of("before")
     (app,) = (federation.folder / "other" / "flwr" / "apps").iterdir()
     with (app / "client" / "site.py").open("a") as file:
         file.write("# not what the server runs\n")
     before = federation.proxies["other"].counted()[1]
-    assert federation.run("after", SETTINGS).wait(400) == 0, federation.said("after")
+    assert federation.run("after", SETTINGS).wait(400) == 0, federation.output_of("after")
     folder = federation.runs / "after"
     refused = rows(folder, "SELECT DISTINCT site, reason, detail FROM refusals")
     assert [row[:2] for row in refused] == [("other", "introduction")]
@@ -43,7 +43,7 @@ def test_a_site_of_other_source_files_is_refused_and_gets_nothing(federation):
     node.terminate()
     node.wait(60)
     federation.join("other", "--set", "site=other", "--set", "num-partitions=3")  # code comes anew
-    assert federation.run("mended", four).wait(400) == 0, federation.said("mended")
+    assert federation.run("mended", four).wait(400) == 0, federation.output_of("mended")
     federation.nodes.pop("other").terminate()
 
 
@@ -59,7 +59,7 @@ def test_nodes_that_are_killed_cut_off_or_late_end_with_the_servers_digest(feder
     federation.join("n0", *partition(0))
     until(lambda: last_round(folder) >= 9, "round 9")
     federation.join("late", "--set", "site=late", "--set", "num-partitions=3")
-    assert command.wait(900) == 0, federation.said("faults")
+    assert command.wait(900) == 0, federation.output_of("faults")
     there = {site for (site,) in rows(folder, LAST)}
     assert there == {"0", "1", "2", "late"}  # a contribution counts only with the server's digest
     first = rows(folder, JOINED)[0]
@@ -86,5 +86,5 @@ def test_nodes_that_may_not_join_are_told_why(federation):
         ("misled", "ertificate verify failed"),
     ):
         assert federation.nodes[name].wait(400) == 2
-        assert reason in federation.said(name)
+        assert reason in federation.output_of(name)
         assert federation.proxies[name].counted()[1] < 20_000  # nothing of the model

@@ -20,14 +20,14 @@ def applied(monkeypatch):
     """Rounds that the server's replica took, pass by pass."""
     from shared.replica.replica import Replica
 
-    passes, lots = [], Replica._lots
+    passes, lots = [], Replica._batch
 
     def noted(self, entries):
         for lot in lots(self, entries):
             passes.append((id(self), [entry.round for entry in lot]))
             yield lot
 
-    monkeypatch.setattr(Replica, "_lots", noted)
+    monkeypatch.setattr(Replica, "_batch", noted)
     return passes
 
 

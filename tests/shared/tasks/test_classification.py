@@ -17,7 +17,7 @@ from transformers import LlamaForSequenceClassification
 from client.site.zeroth_order import Queries
 from dandelion.compare.curves import AXES, points_of
 from dandelion.compare.methods import configurations
-from dandelion.compare.page import table_rows
+from dandelion.compare.presentation import table_rows
 from dandelion.engines.local import run_local
 from server.ledger.records import ALL_SITES
 from shared.base.errors import ConfigError, DataError, WireError

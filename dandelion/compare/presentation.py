@@ -1,10 +1,14 @@
-"""``comparison.html``: one file with everything in it, which opens without a network."""
+"""A comparison for readers: a table, pictures, and one HTML file that needs no network."""
 
 import html
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from server.reporting.loss_plot import STYLE
+
+LOG_AXIS_FROM = 100.0  # ratio of the largest to the smallest cost
 AXIS_BUTTON = '<button type="button" data-axis="{axis}">{title}</button>'
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Dandelion: comparison</title>
@@ -29,17 +33,17 @@ th:first-child, td:first-child {{ text-align: left; }}
 messages are what Flower serialises; costs are per client, up and down.</p>
 {table}
 <script>
-const found = {data};
+const comparison = {data};
 const chart = document.getElementById("chart");
 const layout = axis => ({{
-  xaxis: {{title: {{text: found.axes[axis]}}, rangemode: "tozero"}},
+  xaxis: {{title: {{text: comparison.axes[axis]}}, rangemode: "tozero"}},
   yaxis: {{title: {{text: "held-out loss (nats per token)"}}}},
   margin: {{t: 10}}, legend: {{orientation: "h", y: 1.12}},
-  shapes: [{{type: "line", xref: "paper", x0: 0, x1: 1, y0: found.target_loss,
-    y1: found.target_loss, line: {{dash: "dot", width: 1}}}}]
+  shapes: [{{type: "line", xref: "paper", x0: 0, x1: 1, y0: comparison.target_loss,
+    y1: comparison.target_loss, line: {{dash: "dot", width: 1}}}}]
 }});
-const xs = axis => found.methods.map(method => method.points.map(point => point[axis]));
-Plotly.newPlot(chart, found.methods.map((method, number) => ({{
+const xs = axis => comparison.methods.map(method => method.points.map(point => point[axis]));
+Plotly.newPlot(chart, comparison.methods.map((method, number) => ({{
   name: method.name, x: xs("round")[number], y: method.points.map(point => point.loss),
   mode: "lines+markers"
 }})), layout("round"), {{responsive: true, displaylogo: false}});
@@ -56,7 +60,7 @@ choose("round");
 
 
 def page(comparison: Mapping[str, Any]) -> str:
-    """The page of a comparison."""
+    """The text of ``comparison.html``: table, interactive chart and all scripts in one file."""
     from plotly.offline import get_plotlyjs
 
     axes = {axis: title.partition(" (")[0] for axis, title in comparison["axes"].items()}
@@ -70,19 +74,19 @@ def page(comparison: Mapping[str, Any]) -> str:
 
 
 def table_rows(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table: cost to the target, loss at the end, memory of a client."""
+    """Titles and rows of the table: cost to the target, final loss, memory of a client."""
     axes = list(comparison["axes"])
-    head = ["method", *(f"{axis} to target" for axis in axes), "final loss", "client memory"]
+    titles = ["method", *(f"{axis} to target" for axis in axes), "final loss", "client memory"]
     rows = [
         [
             method["name"],
             *_costs(method["to_target"], axes),
-            _reached(method),
+            _loss_text(method),
             _size(method["peak_memory_bytes"]),
         ]
         for method in comparison["methods"]
     ]
-    return head, rows
+    return titles, rows
 
 
 def _costs(target: Mapping[str, float] | None, axes: list[str]) -> list[str]:
@@ -92,8 +96,8 @@ def _costs(target: Mapping[str, float] | None, axes: list[str]) -> list[str]:
             for axis in axes]  # fmt: skip
 
 
-def _reached(method: Mapping[str, Any]) -> str:
-    """The loss at the end, and the accuracy where the task has classes."""
+def _loss_text(method: Mapping[str, Any]) -> str:
+    """The final loss, and the accuracy if the task has classes."""
     accuracy = method["points"][-1].get("accuracy")
     return f"{method['final_loss']:.4f}" + (f", {accuracy:.1%}" if accuracy is not None else "")
 
@@ -103,7 +107,40 @@ def _size(count: int | None) -> str:
 
 
 def _table(comparison: Mapping[str, Any]) -> str:
-    head, rows = table_rows(comparison)
-    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
+    titles, rows = table_rows(comparison)
+    lines = ["".join(f"<th>{html.escape(title)}</th>" for title in titles)]
     lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def draw(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw ``comparison-<axis>.png`` for every axis into ``folder``; return the files."""
+    return [_draw(comparison, axis, folder / f"comparison-{axis}.png")
+            for axis in comparison["axes"]]  # fmt: skip
+
+
+def _draw(comparison: Mapping[str, Any], axis: str, path: Path) -> Path:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    methods = comparison["methods"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 4.8), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for method in methods:
+            points = method["points"]
+            axes.plot([p[axis] for p in points], [p["loss"] for p in points],
+                      marker="o", ms=3, lw=2, label=method["name"])  # fmt: skip
+        ends = [method["totals"][axis] for method in methods]
+        if min(ends) > 0 and max(ends) / min(ends) > LOG_AXIS_FROM:
+            axes.set_xscale("symlog", linthresh=min(ends) / 10)
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 10k, 1M instead of powers of ten
+        target = comparison["target_loss"]
+        axes.axhline(target, lw=1, ls=":", color="#333a44", label=f"target {target:.3g}")
+        axes.set(xlabel=comparison["axes"][axis], ylabel="held-out loss (nats per token)")
+        axes.legend(frameon=False)
+        figure.savefig(path, dpi=140)
+    return path
