@@ -129,13 +129,13 @@ def test_an_answer_to_each_of_two_requests_counts_once(tmp_path):
     assert len(sent) == 2
 
 
-def test_patience_grows_with_the_longest_answer_and_with_each_request():
-    patience = ResendPolicy(10.0)
-    assert not patience.is_over(1, 1e9, 0)  # it never answered: its model may be in the making
-    patience.note(1, 0.5)
-    assert [patience.is_over(1, s, 0) for s in (9.0, 11.0)] == [False, True]
-    assert [patience.is_over(1, s, 2) for s in (39.0, 41.0)] == [False, True]
-    patience.note(1, 5.0)
-    patience.note(1, 1.0)
-    assert [patience.is_over(1, s, 0) for s in (19.0, 21.0)] == [False, True]
-    assert not ResendPolicy(0.0, {1: 1.0}).is_over(1, 1e9, 0)
+def test_the_time_until_a_resend_grows_with_the_longest_answer_and_with_each_request():
+    policy = ResendPolicy(10.0)
+    assert not policy.is_due(1, 1e9, 0)  # it never answered: its model may be in the making
+    policy.note(1, 0.5)
+    assert [policy.is_due(1, s, 0) for s in (9.0, 11.0)] == [False, True]
+    assert [policy.is_due(1, s, 2) for s in (39.0, 41.0)] == [False, True]
+    policy.note(1, 5.0)
+    policy.note(1, 1.0)
+    assert [policy.is_due(1, s, 0) for s in (19.0, 21.0)] == [False, True]
+    assert not ResendPolicy(0.0, {1: 1.0}).is_due(1, 1e9, 0)
