@@ -141,7 +141,7 @@ def contexts_of(config: Config) -> dict[int, Context]:
 
 def prepares(contexts: Mapping[int, Context]) -> Callable[[Sequence[Message]], None]:
     """Have nodes that get the same request measure together, in one forward per perturbation."""
-    from client.worker.in_process import InProcessWork
+    from client.site.replica_host import InProcessWork
 
     def prepare(messages: Sequence[Message]) -> None:
         asked: dict[tuple[bytes, bytes | None], list[Context]] = defaultdict(list)

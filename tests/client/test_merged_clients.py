@@ -5,7 +5,7 @@ import pytest
 from federation import Network, config, federate, is_reply
 from flwr.app import RecordDict
 
-from client.site import merged_clients as together
+from client.site import merged_clients
 from dandelion.engines.local import contexts_of, prepares
 from shared.base.errors import ConfigError
 from shared.training.oracle import Oracle
@@ -76,7 +76,7 @@ def test_one_forward_serves_all_sites_and_none_is_too_large(tmp_path, passes, mo
     federate(chosen, Merging(chosen))
     assert passes == [2 * SITES] * 2
     passes.clear()
-    monkeypatch.setattr(together, "TOKENS", 4 * chosen.block_size)
+    monkeypatch.setattr(merged_clients, "PASS_TOKENS", 4 * chosen.block_size)
     small = config(tmp_path, "s", merge_clients=True, num_clients=SITES, num_rounds=1, queries=1)
     federate(small, Merging(small))
     assert passes == [4, 4, 2] * 2

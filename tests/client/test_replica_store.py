@@ -63,12 +63,12 @@ def loaded(trained, folder, data, run=RUN):
 
 def test_a_store_gives_back_what_was_saved(trained, tmp_path):
     assert loaded(trained, tmp_path, trained[1])
-    assert ReplicaStore(tmp_path).where() == (3, RUN)
+    assert ReplicaStore(tmp_path).read_position() == (3, RUN)
 
 
 def test_without_a_file_a_store_is_empty(trained, tmp_path):
     store = ReplicaStore(tmp_path / "none")
-    assert store.where() == (0, b"")
+    assert store.read_position() == (0, b"")
     assert not store.load_(trained[2], RUN)
 
 
@@ -82,7 +82,7 @@ def test_a_truncated_store_is_named_and_not_used(trained, tmp_path, caplog, leng
     assert not loaded(trained, tmp_path, trained[1][:length])
     assert str(tmp_path / "replica.safetensors") in caplog.text
     if length < 1000:
-        assert ReplicaStore(tmp_path).where()[0] in (0, 3)
+        assert ReplicaStore(tmp_path).read_position()[0] in (0, 3)
 
 
 @given(st.data())
@@ -91,8 +91,8 @@ def test_a_store_with_a_flipped_bit_is_not_used_or_harmless(trained, tmp_path, d
     content = bytearray(trained[1])
     last = data.draw(st.sampled_from([300, len(content) - 1]))  # the header, or anywhere
     content[data.draw(st.integers(0, last))] ^= 1 << data.draw(st.integers(0, 7))
-    taken, where = loaded(trained, tmp_path, bytes(content)), ReplicaStore(tmp_path).where()
-    assert not taken or where == (3, RUN)
+    taken = loaded(trained, tmp_path, bytes(content))
+    assert not taken or ReplicaStore(tmp_path).read_position() == (3, RUN)
 
 
 def test_a_process_that_starts_again_is_sent_what_its_store_lacks(tmp_path):
@@ -140,7 +140,7 @@ def test_a_damaged_store_is_named_and_rebuilt_from_the_server(tmp_path, caplog, 
     assert found.digest == federate(config(tmp_path, "expected", num_rounds=6)).digest
     assert f"{path}: " in caplog.text
     assert not found.summary["refusals"]
-    assert ReplicaStore(path.parent).where() == (5, bytes.fromhex(run_name(found)))
+    assert ReplicaStore(path.parent).read_position() == (5, bytes.fromhex(run_name(found)))
 
 
 def run_name(found):
@@ -155,7 +155,7 @@ def test_a_store_of_an_earlier_run_is_replaced(tmp_path):
     federate(first, stored(first, Processes(), tmp_path))
     found = federate(second, stored(second, Processes(), tmp_path))
     assert found.digest == federate(config(tmp_path, "expected")).digest
-    stores = [ReplicaStore(tmp_path / f"node-{n}").where() for n in (2, 3, 4)]
+    stores = [ReplicaStore(tmp_path / f"node-{n}").read_position() for n in (2, 3, 4)]
     assert stores == [(2, bytes.fromhex(run_name(found)))] * 3
 
 

@@ -119,7 +119,7 @@ def test_a_newcomer_has_the_servers_bits_in_its_first_round(tmp_path, mode):
     assert first > 600_000 if mode == "snapshot" else first == REQUEST + 3 * ENTRY
     assert others == [REQUEST + ENTRY] * 2 or mode == "snapshot"
     assert not found.summary["refusals"]
-    replica = nodes.host(4)._learner.replica
+    replica = nodes.host(4)._oracle.replica
     replica.apply([Entry.decode(found.entries[-1])])
     assert (replica.round, replica.digest().hex()) == (6, found.digest)
 

@@ -77,7 +77,7 @@ def test_skips_count_only_in_a_row(tmp_path):
 
 
 def flip(host):
-    flat = host._learner.replica.model.flat
+    flat = host._oracle.replica.model.flat
     flat.view(-1)[5] += 1e-3
 
 
@@ -96,7 +96,7 @@ def test_a_diverged_replica_is_found_at_once_and_resynchronised(tmp_path, interv
     assert [row[1:4] for row in found.rows["refusals"]] == [(4, "1", "diverged")]
     kinds = [row[4] for row in found.rows["traffic"] if row[1:4] == (4, "1", "down")]
     assert kinds == ["scalars", "snapshot" if interval else "scalars"]
-    assert nodes.host(3)._learner.replica.digest() == nodes.host(2)._learner.replica.digest()
+    assert nodes.host(3)._oracle.replica.digest() == nodes.host(2)._oracle.replica.digest()
 
 
 def test_a_site_is_brought_back_while_another_is_still_measuring(tmp_path, undisturbed):
