@@ -73,11 +73,11 @@ def introduced(**changes):
 )
 def test_a_site_that_cannot_take_part_is_refused_with_a_reason(tmp_path, caplog, changes, reason):
     chosen = config(tmp_path)
-    found = federate(chosen, Network(chosen, change=introduced(**changes)))
+    result = federate(chosen, Network(chosen, change=introduced(**changes)))
     assert reason in caplog.text
-    assert found.summary["clients"] == 2
-    assert found.summary["refusals"] == {"introduction": 1}
-    ((_, round_, _, _, detail),) = found.rows["refusals"]
+    assert result.summary["clients"] == 2
+    assert result.summary["refusals"] == {"introduction": 1}
+    ((_, round_, _, _, detail),) = result.rows["refusals"]
     assert round_ == 1
     assert detail.startswith(reason)
 
@@ -90,8 +90,8 @@ def test_a_site_whose_introduction_cannot_be_read_is_refused(tmp_path, payload):
         garbled = reply.metadata.message_type == MessageType.QUERY
         return [with_payload(reply, payload)] if garbled and is_of(reply, 1) else [reply]
 
-    found = federate(chosen, Network(chosen, change=change))
-    assert (found.summary["clients"], found.summary["refusals"]) == (2, {"introduction": 1})
+    result = federate(chosen, Network(chosen, change=change))
+    assert (result.summary["clients"], result.summary["refusals"]) == (2, {"introduction": 1})
 
 
 def is_of(reply, site):
