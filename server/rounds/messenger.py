@@ -25,9 +25,16 @@ LOG = logging.getLogger("dandelion")
 class Messenger:
     """Sends the requests of rounds and gathers their replies; logs all that is sent and comes."""
 
-    def __init__(self, run: Run, cohort: Cohort, log: RoundLog, requests: RequestBuilder) -> None:
+    def __init__(
+        self,
+        run: Run,
+        cohort: Cohort,
+        log: RoundLog,
+        requests: RequestBuilder,
+        validator: ReplyValidator,
+    ) -> None:
         self._run, self._cohort, self._log, self._requests = run, cohort, log, requests
-        self.validator = ReplyValidator(run, requests, log)
+        self._validator = validator
         self.open_rounds: dict[int, OpenRound] = {}  # by round
         self._late, self._resend_policy = LateReplies(log), ResendPolicy(run.config.resend_after)
 
@@ -73,7 +80,7 @@ class Messenger:
                 continue  # the site has a newer request
             if site and isinstance(content, Behind) and retries[site.node_id] < RETRIES:
                 retries[site.node_id] += 1
-                self.validator.note_behind(site, content, round_)
+                self._validator.note_behind(site, content, round_)
                 self._send_missing(open_round, site)
             else:
                 gathered.append(reply)
@@ -128,7 +135,7 @@ class Messenger:
         site, seconds = open_round.site_of(message), open_round.exchange.answer_seconds
         if site and not message.has_error() and site.node_id in seconds:
             self._resend_policy.note(site.node_id, seconds[site.node_id])
-        return self.validator.open(message, open_round)
+        return self._validator.open(message, open_round)
 
     def _send_missing(self, open_round: OpenRound, site: SiteRecord) -> None:
         """Send a site that is behind a new request, with all that it lacks.

@@ -16,7 +16,7 @@ from server.rounds.after_commit import record_outcomes
 from server.rounds.cohort import Cohort
 from server.rounds.divergence_guard import DivergenceGuard
 from server.rounds.messenger import Messenger
-from server.rounds.replies import Reply, agree_on_digest
+from server.rounds.replies import Reply, ReplyValidator, agree_on_digest
 from server.rounds.requests import LearningRates, RequestBuilder
 from server.rounds.round_log import RoundLog
 from shared.base.errors import StalledError
@@ -40,8 +40,8 @@ class ScalarStrategy(Strategy):
         self._run, self._log, self._after_commit = run, log, after_commit
         self._rates, self._guard = LearningRates(run.config, run.ledger), DivergenceGuard(run)
         self._requests = RequestBuilder(run, self._rates)
-        self._messenger = Messenger(run, cohort, log, self._requests)
-        self._validator = self._messenger.validator
+        self._validator = ReplyValidator(run, self._requests, log)
+        self._messenger = Messenger(run, cohort, log, self._requests, self._validator)
         self._combiner = Combiner(run.config, run.oracle.replica)
         self._committed = 0.0  # when the last round was (``time.monotonic``)
 
@@ -71,8 +71,8 @@ class ScalarStrategy(Strategy):
                 self._after_commit(round_)
                 continue
             self._messenger.request_rounds(grid, round_)
-            is_committed = self._close_round(round_, self._messenger.gather(round_))
-            skipped = 0 if is_committed else skipped + 1
+            metrics = self._close_round(round_, self._messenger.gather(round_))
+            skipped = 0 if metrics is not None else skipped + 1
             if skipped >= config.max_skipped_rounds:
                 raise StalledError(
                     f"round {round_} was skipped {skipped} times in a row: fewer than "
@@ -95,8 +95,8 @@ class ScalarStrategy(Strategy):
         """Decode replies and commit the round of them; nothing if too few are valid."""
         open_round = self._messenger.open_rounds[server_round]
         opened = [self._validator.open(message, open_round) for message in replies]
-        is_committed = self._close_round(server_round, opened)
-        return None, MetricRecord() if is_committed else None
+        metrics = self._close_round(server_round, opened)
+        return None, None if metrics is None else MetricRecord({"loss": metrics.loss})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -117,8 +117,8 @@ class ScalarStrategy(Strategy):
         LOG.info("%d directions (%s, %s)", c.queries, c.directions, c.seed_schedule)
         LOG.info("rounds %d to %d", self._run.ledger.last_round + 1, c.num_rounds)
 
-    def _close_round(self, round_: int, replies: Sequence[Reply]) -> bool:
-        """Commit and apply the entry of the valid replies; False if they are too few."""
+    def _close_round(self, round_: int, replies: Sequence[Reply]) -> Metrics | None:
+        """Commit and apply the entry of the valid replies; None if they are too few."""
         run, open_round = self._run, self._messenger.open_rounds.pop(round_)
         consensus = agree_on_digest(run, round_, replies)
         digest = consensus[1] if consensus else self._requests.digest(round_)
@@ -127,7 +127,7 @@ class ScalarStrategy(Strategy):
         transfers, refusals = self._log.until(round_)
         if entry is None:
             self._skip(round_, len(contributions), transfers, refusals)
-            return False
+            return None
         metrics = self._metrics(entry, contributions, transfers, open_round.since)
         record_outcomes(run.ledger, measured_at(run.config, round_), contributions)
         if consensus is not None:
@@ -139,7 +139,7 @@ class ScalarStrategy(Strategy):
             run.catch_up()
         self._committed = time.monotonic()
         self._after_commit(round_)
-        return True
+        return metrics
 
     def _combine(
         self, round_: int, contributions: list[Contribution]
