@@ -1,32 +1,21 @@
-"""The ClientApp: Flower in, Flower out; the work is elsewhere and torch is not imported here."""
-
-from typing import Protocol
+"""The ClientApp hands Flower's messages to whoever does the work; it does not import torch."""
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.site.node_config import NodeConfig
+from client.worker.protocol import Work
 from shared.base.errors import WireError
 from shared.base.files import code_digest
 from shared.protocol.flower_records import pack, unpack
-from shared.protocol.messages import Measured, decode_reply, decode_request
+from shared.protocol.messages import decode_request
 
 app = ClientApp()
 
 
-class Work(Protocol):
-    """Who does the work: this process, or a resident worker."""
-
-    def hello(self) -> bytes:
-        """An encoded introduction."""
-
-    def train(self, payload: bytes, snapshot: bytes | None) -> bytes:
-        """The encoded reply to an encoded request."""
-
-
 @app.query()
 def introduce(message: Message, context: Context) -> Message:
-    """Say who this site is, where its replica is, and what it can do."""
+    """Reply who this site is, where its replica is, and what it can do."""
     return Message(content=pack(work_of(context).hello()), reply_to=message)
 
 
@@ -40,18 +29,16 @@ def measure(message: Message, context: Context) -> Message:
             f"this site has other source files than the server: "
             f"{request.code.hex()} expected, got {code_digest().hex()}"
         )
-    data = work_of(context).train(payload, snapshot)
-    reply = decode_reply(data)
-    dense = isinstance(reply, Measured) and bool(reply.gradient)
-    return Message(content=pack(data, dense=dense), reply_to=message)
+    reply, dense = work_of(context).train(payload, snapshot)
+    return Message(content=pack(reply, dense=dense), reply_to=message)
 
 
 def work_of(context: Context) -> Work:
-    """Who answers for this node, as its config says."""
+    """Return what does the work of this node: a resident worker, or this process."""
     if NodeConfig.of(context.node_config).resident:
         from client.worker.client import WorkerClient
 
         return WorkerClient(context.run_config, context.node_config)
-    from client.worker.in_process import InProcessWork
+    from client.site.replica_host import InProcessWork
 
     return InProcessWork(context.run_config, context.node_config)

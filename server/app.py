@@ -1,4 +1,4 @@
-"""The ServerApp: Flower in, ``server.run`` out."""
+"""The ServerApp hands Flower's grid and configuration to ``server.run``."""
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp

@@ -12,6 +12,7 @@ from server.reporting import data_distribution
 from server.reporting.report import Report
 from server.rounds.after_commit import AfterCommit
 from server.rounds.cohort import Cohort
+from server.rounds.round_log import RoundLog
 from server.rounds.strategy import ScalarStrategy
 from shared.config.schema import Config
 from shared.protocol.messages import Hello
@@ -34,7 +35,7 @@ def serve(
         LedgerError: the ledger to resume is missing or damaged.
         StalledError: too few sites or valid replies.
     """
-    logging.getLogger("flwr").addFilter(_not_of_aggregation)
+    logging.getLogger("flwr").addFilter(_is_worth_logging)
     with open_run(Config.from_run_config(run_config)) as run:
         train(grid, run, on_round).finish(run.oracle.language_model)
         LOG.info("done: %s", run.folder)
@@ -42,14 +43,14 @@ def serve(
 
 
 def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Report:
-    """Commit the rounds that are left, logging each; ``on_round`` is told of every one."""
+    """Commit the rounds that are left, logging each; ``on_round`` is called after every one."""
     report = Report(run.folder, run.ledger, run.config, run.oracle.replica)
     report.rebuild()
     warn_of_rounding(run)
 
     corpus = Corpus.of(run.config, run.oracle.language_model)
 
-    def shown(round_: int) -> None:
+    def show(round_: int) -> None:
         report.add(round_)
         if round_ and not (run.folder / data_distribution.SHARDS_JSON).exists():
             data_distribution.write(data_distribution.summarize_run(run.ledger, corpus), run.folder)
@@ -57,25 +58,25 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
 
     rows = load_evaluation(corpus, run.oracle.language_model)
     if run.ledger.last_round == 0 and is_long(run.config):
-        found = check_before(run.config, run.oracle, rows, run.folder)
-        for reason in found.reasons:
+        for reason in check_before(run.config, run.oracle, rows, run.folder).reasons:
             LOG.warning("preflight: %s", reason)
-    cohort = Cohort(run.config, acceptance(run), run.name, run.ledger.record_site)
-    settle = AfterCommit(run, lambda: evaluate(run.oracle, rows), shown)
-    ScalarStrategy(run, cohort, settle).start(grid)
+    log = RoundLog(run.ledger)
+    cohort = Cohort(run.config, reason_against(run), run.name, log, run.ledger.record_site)
+    after_commit = AfterCommit(run, lambda: evaluate(run.oracle, rows), show)
+    ScalarStrategy(run, cohort, log, after_commit).start(grid)
     return report
 
 
 def warn_of_rounding(run: Run) -> None:
-    """Say how many parameters do not notice eps, where these are more than a few."""
+    """Warn if ``eps`` is lost to rounding at more than a few parameters."""
     model, eps = run.oracle.replica.model, run.config.eps
-    found = count_unperturbed(model.flat, model.layout, eps)
-    if run.config.mode == "fo" or not found.matters:
+    rounded = count_unperturbed(model.flat, model.layout, eps)
+    if run.config.mode == "fo" or not rounded.matters:
         return
     LOG.warning(
         "eps = %g is lost to rounding at %.2g %% of the parameters in %s%s; 99 %% of them would "
         "notice eps = %.2g",
-        eps, 100 * found.share, run.config.dtype, _examples(found.tensors), found.needed,
+        eps, 100 * rounded.share, run.config.dtype, _examples(rounded.tensors), rounded.needed,
     )  # fmt: skip
 
 
@@ -83,13 +84,13 @@ def _examples(names: tuple[str, ...]) -> str:
     return f", most of all in {len(names)} tensors such as {names[0]}" if names else ""
 
 
-def acceptance(run: Run) -> Callable[[Hello], str]:
-    """Say of a site that introduces itself why it cannot take part; nothing where it can."""
+def reason_against(run: Run) -> Callable[[Hello], str]:
+    """Return a function that says why a site cannot take part; empty if it can."""
     replica, config = run.oracle.replica, run.config
     device = replica.model.flat.device.type
     exact = replica.directions.exact and replica.optimizer.exact
 
-    def accept(hello: Hello) -> str:
+    def reason(hello: Hello) -> str:
         if hello.code != run.code.hex():
             return f"other source files: {run.code.hex()} expected, got {hello.code}"
         if hello.base != run.oracle.base.hex():
@@ -103,9 +104,9 @@ def acceptance(run: Run) -> Callable[[Hello], str]:
             )
         return ""
 
-    return accept
+    return reason
 
 
-def _not_of_aggregation(record: logging.LogRecord) -> bool:
-    """Flower's strategies announce every small vector that they aggregate; nobody asked."""
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Drop what Flower's strategies log of every small vector that they aggregate."""
     return not str(record.msg).startswith("%s: Received")

@@ -1,4 +1,4 @@
-"""Gradients of one number per parameter: backpropagated, or the way of some local AdamW steps."""
+"""Gradients of one number per parameter: backpropagated, or the sum of some local AdamW steps."""
 
 from dataclasses import dataclass, field
 
@@ -15,10 +15,10 @@ from shared.training.oracle import Oracle
 
 @dataclass
 class GradientSender:
-    """Encodes a site's gradients, and remembers what a lossy codec owes where that is asked for.
+    """Encodes a site's gradients; with error feedback it keeps what a lossy codec has lost.
 
-    A round that is asked for again gives the same payload: the debt of before it is kept.
-    What is owed is lost with the process.
+    A repeated request gives the same payload, since the residual of before the round is kept. The
+    residual is lost with the process.
     """
 
     codec: Codec
@@ -28,14 +28,14 @@ class GradientSender:
     _after: Tensor | None = field(default=None, repr=False)
 
     def encode(self, round_: int, vector: Tensor) -> bytes:
-        """The payload of a round's gradient (size,)."""
+        """Encode a round's gradient (size,) into its payload."""
         if not self.feedback:
             return self.codec.encode(vector)
         if round_ != self._round:
             self._round, self._before = round_, self._after
-        owing = ErrorFeedback(self.codec, self._before)
-        payload = owing.encode(vector)
-        self._after = owing.residual
+        feedback = ErrorFeedback(self.codec, self._before)
+        payload = feedback.encode(vector)
+        self._after = feedback.residual
         return payload
 
 
@@ -49,7 +49,7 @@ def batch_of(config: Config, examples: Examples, slot: int, round_: int, step: i
 def backpropagate(
     config: Config, oracle: Oracle, examples: Examples, slot: int, round_: int
 ) -> tuple[list[float], Tensor]:
-    """Loss and gradient (size,) of one batch."""
+    """Return loss and gradient (size,) of one batch."""
     loss, gradient = oracle.gradient(batch_of(config, examples, slot, round_, 0))
     return [loss], gradient
 
@@ -57,9 +57,9 @@ def backpropagate(
 def train_locally(
     config: Config, oracle: Oracle, examples: Examples, slot: int, round_: int, rate: float
 ) -> tuple[list[float], Tensor]:
-    """Losses, and parameters before less those after K steps of AdamW (size,).
+    """Return losses, and the parameters before minus those after K steps of AdamW (size,).
 
-    The replica is as it was when this is done. The optimizer's state starts anew each round, as in
+    The replica is left as it was. The optimizer's state starts anew each round, as in
     FedAvg (McMahan et al. 2017, https://arxiv.org/abs/1602.05629).
     """
     model, losses = oracle.replica.model, list[float]()

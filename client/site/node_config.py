@@ -1,4 +1,4 @@
-"""What the operator of a node decides, checked: the node's config (``--node-config``)."""
+"""The settings of one node, which its operator decides (``--node-config``), checked."""
 
 import sys
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ Value = str | int | float | bool
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """Keys are these names with hyphens."""
+    """Settings of a node; keys are these names with hyphens."""
 
     site: str = ""  # who this is; or else:
-    partition_id: int = 0  # the number of the shard that is dealt to it
+    partition_id: int = 0  # the number of its shard of the run's data
     num_partitions: int = 1
     data: str = ""  # its own: a folder or a data set's name, in place of the run's ``dataset``
     bp_data: str = ""  # the same in place of ``bp-dataset``
-    worker: str = "auto"  # inline: in this process; resident: in one that stays; see ``resident``
+    worker: str = "auto"  # inline: in this process; resident: in one that stays
     device: str = ""  # cpu, cuda, cuda:1 …; empty: what the run's config says
-    can_backpropagate: bool = True  # false: this node measures, and never computes a gradient
+    can_backpropagate: bool = True  # false: it measures, and never computes a gradient
     store: str = ""  # folder for the replica; empty: resident workers choose one, others have none
     store_every: float = 60.0  # least seconds between two writes of it
     worker_idle: float = 1800.0  # seconds without a message after which a resident worker stops
@@ -66,8 +66,8 @@ class NodeConfig:
     def resident(self) -> bool:
         """Whether a process that stays does the work.
 
-        ``auto``: yes where this process lives for one message only, as in deployment; no in
-        Flower's simulation and in the local engine, whose processes stay themselves.
+        ``auto``: yes if this process lives for one message only, as in deployment; no in Flower's
+        simulation and in the local engine, whose processes stay themselves.
         """
         if self.worker == "auto":
             return Path(sys.argv[0]).name == ONE_MESSAGE

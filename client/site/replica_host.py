@@ -1,8 +1,9 @@
-"""One process's share of the work: a replica, and the sites that it serves."""
+"""One process's replica, and the sites of the process that measure on it."""
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +18,18 @@ from shared.base.files import code_digest
 from shared.config.schema import OPERATIONAL, Config
 from shared.modes.mode import MEASURE, measured_at, plan_of
 from shared.protocol.entry import Entry
-from shared.protocol.messages import DIVERGED, MISSING, UNKNOWN, Behind, Hello, Measured, Request
+from shared.protocol.messages import (
+    DIVERGED,
+    MISSING,
+    UNKNOWN,
+    Behind,
+    Hello,
+    Measured,
+    Request,
+    decode_request,
+    encode_hello,
+    encode_reply,
+)
 from shared.protocol.site_id import site_of
 from shared.replica.snapshot import load_snapshot_
 from shared.training.oracle import Oracle
@@ -28,7 +40,7 @@ _hosts: dict[str, "ReplicaHost"] = {}
 
 
 def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object]) -> "ReplicaHost":
-    """This process's host for a configuration; a new configuration replaces the old host.
+    """Return this process's host for a configuration; a new one replaces the old host.
 
     Virtual clients in one process share it: all replicas of a round are equal, so memory does not
     grow with the number of clients.
@@ -47,14 +59,14 @@ def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object])
 
 @lru_cache(maxsize=8)
 def _read(given: tuple[tuple[str, type, object], ...]) -> tuple[Config, str]:
-    """A configuration, and what of it decides numbers; read once, not for every message."""
+    """Parse a configuration, once and not for every message; name what of it decides numbers."""
     config = Config.from_run_config({key: value for key, _, value in given})
     decisive = {k: v for k, v in config.to_run_config().items() if k not in OPERATIONAL}
     return config, json.dumps(decisive, sort_keys=True)
 
 
 def save_all() -> None:
-    """Write what this process's hosts have not written yet, before they go."""
+    """Write the replicas of this process's hosts to their stores, before the hosts go."""
     for host in _hosts.values():
         host.save()
 
@@ -67,23 +79,23 @@ class ReplicaHost:
 
     def __init__(self, config: Config, store: ReplicaStore | None = None) -> None:
         self._config, self._store = config, store
-        self._learner = Oracle.of(config)
-        self._data: dict[tuple[str, str], SiteData] = {}  # by what sites have of their own
+        self._oracle = Oracle.of(config)
+        self._data: dict[tuple[str, str], SiteData] = {}  # by the names of sites' own data
         self._run = b""
         self._sites: dict[str, LocalSite] = {}
-        self._ready: dict[str, Measured] = {}  # by site, measured together and not asked for yet
+        self._ready: dict[str, Measured] = {}  # by site, measured together and not requested yet
 
     def hello(self, node_config: Mapping[str, object]) -> Hello:
-        """What the server asks a site that it meets."""
-        site, replica = self._site(node_config), self._learner.replica
+        """Introduce a site: who it is, where its replica is, and what it can do."""
+        site, replica = self._site(node_config), self._oracle.replica
         at = replica.round, self._run
         if not self._run and self._store is not None:
-            at = self._store.where()
+            at = self._store.read_position()
         return Hello(
             site=site.id.name,
             slot=site.id.slot,
             round=at[0],
-            base=self._learner.base.hex(),
+            base=self._oracle.base.hex(),
             code=code_digest().hex(),
             run=at[1].hex(),
             examples=site.count,
@@ -98,73 +110,81 @@ class ReplicaHost:
     ) -> Measured | Behind:
         """Bring the replica to where the request's round is measured, then measure.
 
-        With staleness a server that was killed may ask again for a round that the replica is past;
-        a replica cannot go back, but what was answered is kept.
+        With staleness a server that was killed may request a round again that the replica is past.
+        A replica cannot go back, but its sites remember their answers.
         """
         site = self._site(node_config)
         self._follow(request.run)
         if request.reset and self._config.downlink != "dense":
-            site.forget()
-        past = self._learner.replica.round > measured_at(self._config, request.round)
-        if past and (answered := site.answered(request)) is not None:
-            return answered
-        if (behind := self._brought(request, snapshot)) is not None:
+            site.forget_residual()
+        is_past = self._oracle.replica.round > measured_at(self._config, request.round)
+        if is_past and (answer := site.recall(request)) is not None:
+            return answer
+        if (behind := self._bring(request, snapshot)) is not None:
             return behind
         ready = self._ready.pop(site.id.name, None)
         if ready is not None and (ready.round, ready.digest) == (request.round, self._digest()):
             return ready
-        return site.measure(self._learner, request)
+        return site.measure(self._oracle, request)
 
     def prepare(
         self, node_configs: Sequence[Mapping[str, object]], request: Request, snapshot: bytes | None
     ) -> None:
-        """Measure what these nodes are about to be asked for, all of them together.
+        """Measure together what these nodes will be requested to measure.
 
-        What cannot be measured so is left to ``train``, which says why.
+        If that cannot be done, ``train`` measures each node alone, or says why it cannot.
         """
         sites = [self._site(node_config) for node_config in node_configs]
         if any(plan_of(self._config, request.round, s.can_backpropagate) != MEASURE for s in sites):
             return
-        if self._brought(request, snapshot) is not None:
+        if self._bring(request, snapshot) is not None:
             return
-        measured = measure_merged(self._learner, sites, request)
-        self._ready = {site.id.name: found for site, found in zip(sites, measured, strict=True)}
+        measured = measure_merged(self._oracle, sites, request)
+        self._ready = {site.id.name: each for site, each in zip(sites, measured, strict=True)}
 
-    def _brought(self, request: Request, snapshot: bytes | None) -> Behind | None:
-        """Bring the replica to where it is measured; or say why it is not there."""
+    def _bring(self, request: Request, snapshot: bytes | None) -> Behind | None:
+        """Bring the replica to where it is measured; return why that cannot be done, or None."""
         if torch.get_num_threads() != self._config.threads:
             torch.set_num_threads(self._config.threads)
         self._follow(request.run)
         try:
             self._catch_up(request, snapshot)
         except GapError:
-            return Behind(self._learner.replica.round, MISSING)
+            return Behind(self._oracle.replica.round, MISSING)
         except (DivergedError, SnapshotError):
-            round_ = self._learner.replica.round
+            round_ = self._oracle.replica.round
             self._restart()
             return Behind(round_, DIVERGED)
         return None
 
     def _digest(self) -> bytes:
-        return self._learner.replica.digest()
+        return self._oracle.replica.digest()
 
     def _follow(self, run: bytes) -> None:
+        """Leave the run that the replica follows for another, if it is another."""
         if run == self._run:
             return
-        if self._learner.replica.round:
+        if self._oracle.replica.round:
             self._restart()
         self._run = run
         if self._store is not None:
             self._store.round = 0
-            self._store.load_(self._learner.replica, run)
+            self._store.load_(self._oracle.replica, run)
 
     def _catch_up(self, request: Request, snapshot: bytes | None) -> None:
-        replica = self._learner.replica
+        """Apply what the request has.
+
+        Raises:
+            GapError: entries are missing between the replica's round and that of the request.
+            DivergedError: the parameters are not those that the server expects.
+            SnapshotError: the snapshot cannot be used.
+        """
+        replica = self._oracle.replica
         at = measured_at(self._config, request.round)
-        there = replica.round == at and replica.digest() == request.digest
-        if request.reset and snapshot is None and replica.round and not there:
+        is_there = replica.round == at and replica.digest() == request.digest
+        if request.reset and snapshot is None and replica.round and not is_there:
             self._restart()
-            replica = self._learner.replica
+            replica = self._oracle.replica
         if snapshot is not None:
             load_snapshot_(replica, snapshot, request.run)
         replica.apply(Entry.decode(data) for data in request.entries)
@@ -176,26 +196,26 @@ class ReplicaHost:
             self._store.save(replica, request.run)
 
     def save(self) -> None:
-        """Write the replica to the store, where there is one that has not got it yet."""
-        replica = self._learner.replica
+        """Write the replica to the store, if there is one without it."""
+        replica = self._oracle.replica
         if self._store is not None and replica.round not in (0, self._store.round):
             self._store.save(replica, self._run)
 
     def _restart(self) -> None:
-        """Back to the base model, made anew; data and sites stay."""
-        self._learner = Oracle.of(self._config)
+        """Go back to the base model, made anew; data and sites stay."""
+        self._oracle = Oracle.of(self._config)
 
     def _shards(self, node: NodeConfig) -> Shards:
-        """What a site measures on and backpropagates on, as the run says or the node itself.
+        """The data that a site measures on and backpropagates on, of the run or its own.
 
         Raises:
-            DataError: the node's own cannot be used. Why, stays in the log of this process: errors
-                go to the server, and names of files and classes are no concern of its.
+            DataError: the node's own data cannot be used. The reason is only in the log of this
+                process: errors go to the server, which must not learn names of files and classes.
         """
         own = node.data, node.bp_data
         try:
             if own not in self._data:
-                self._data[own] = SiteData.of(self._config, self._learner.language_model, *own)
+                self._data[own] = SiteData.of(self._config, self._oracle.language_model, *own)
             return self._data[own].shard(node.partition_id, node.num_partitions)
         except (DandelionError, OSError):
             if not any(own):
@@ -213,3 +233,30 @@ class ReplicaHost:
                 shards.held_out,
             )  # fmt: skip
         return self._sites[name.name]
+
+
+@dataclass(frozen=True)
+class InProcessWork:
+    """Does the work of one node with the host of this process; bytes in, bytes out."""
+
+    run_config: Mapping[str, object]
+    node_config: Mapping[str, object]
+
+    def hello(self) -> bytes:
+        """Return the node's introduction, encoded."""
+        return encode_hello(self._host().hello(self.node_config))
+
+    def train(self, payload: bytes, snapshot: bytes | None) -> tuple[bytes, bool]:
+        """Return the reply to an encoded request, encoded, and whether a gradient is in it."""
+        reply = self._host().train(self.node_config, decode_request(payload), snapshot)
+        return encode_reply(reply), isinstance(reply, Measured) and bool(reply.gradient)
+
+    def prepare(
+        self, payload: bytes, snapshot: bytes | None, others: Sequence[Mapping[str, object]]
+    ) -> None:
+        """Measure together what this node and ``others`` of this process will be requested."""
+        nodes = [self.node_config, *others]
+        self._host().prepare(nodes, decode_request(payload), snapshot)
+
+    def _host(self) -> ReplicaHost:
+        return host_of(self.run_config, self.node_config)

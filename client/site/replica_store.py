@@ -1,4 +1,4 @@
-"""A site's replica on its own disk, so that a restarted process need not start from round 0."""
+"""A site's replica on its own disk, so that a restarted process continues from its round."""
 
 import logging
 import time
@@ -13,26 +13,26 @@ LOG = logging.getLogger("dandelion")
 
 
 class ReplicaStore:
-    """One file, replaced atomically; damaged or of another run, it is as if it were not there."""
+    """One file, replaced atomically; a damaged file or one of another run is ignored."""
 
     def __init__(self, folder: Path, every_s: float = 0.0) -> None:
         self.path = folder / "replica.safetensors"
-        self.round = 0  # of the run that this process follows; what it has not got comes again
+        self.round = 0  # of the stored replica, if it is of the run that this process follows
         self._every_s, self._next = every_s, 0.0
 
     def is_due(self, round_: int) -> bool:
-        """Whether a replica at this round should be written now; rounds may be left out."""
+        """Whether a replica at this round should be written now; rounds may be skipped."""
         return round_ != self.round and time.monotonic() >= self._next
 
     def save(self, replica: Replica, run: bytes) -> None:
-        """Keep the replica as it is now."""
+        """Write the replica as it is now."""
         write_atomically(self.path, encode_snapshot(replica, run))
         self.round, self._next = replica.round, time.monotonic() + self._every_s
 
-    def where(self) -> tuple[int, bytes]:
-        """The round that the store seems to be at, and of which run; round 0 of none if unusable.
+    def read_position(self) -> tuple[int, bytes]:
+        """Read the stored replica's round and run; (0, b"") if it cannot be used.
 
-        A site says so when it is met, so that it is sent no more than it lacks.
+        They are in the site's introduction, so that it is sent no more than it lacks.
         """
         try:
             return snapshot_position(self.path) if self.path.exists() else (0, b"")
@@ -41,9 +41,9 @@ class ReplicaStore:
             return 0, b""
 
     def load_(self, replica: Replica, run: bytes) -> bool:
-        """Bring a fresh replica to where the store is; False where the store cannot be used.
+        """Bring a fresh replica to the stored round; return False if the store cannot be used.
 
-        The server then sends what is missing, so nothing is lost but bytes.
+        The server then sends all entries, which costs bytes and nothing else.
         """
         if not self.path.exists():
             return False

@@ -1,4 +1,4 @@
-"""The work of one data owner, on its own shard: what the round's plan asks for."""
+"""One data owner measures what the round's plan asks for, on its own shard of the data."""
 
 import time
 from dataclasses import dataclass, field
@@ -21,24 +21,27 @@ from shared.training.oracle import Oracle, evaluate
 
 @dataclass
 class LocalSite:
-    """A name, its examples and how it measures; the replica it is handed stays as it is."""
+    """A site: its name, its examples, and how it measures; it leaves the replica unchanged."""
 
     id: SiteId
     examples: Examples  # measured on
     config: Config
-    bp_examples: Examples | None = None  # backpropagated on; the same where none are given
+    bp_examples: Examples | None = None  # backpropagated on; None: the same
     can_backpropagate: bool = True
-    held_out: Examples | None = None  # evaluated on, where sites evaluate
+    held_out: Examples | None = None  # evaluated on, if sites evaluate
     _sender: GradientSender | None = field(default=None, repr=False)
     _answers: dict[tuple[object, ...], Measured] = field(default_factory=dict, repr=False)
 
     @property
     def count(self) -> int:
-        """Examples that this site holds."""
+        """Number of examples that this site measures on."""
         return len(self.examples)
 
     def measure(self, oracle: Oracle, request: Request) -> Measured:
-        """The reply to a request: loss differences, an encoded gradient, or both."""
+        """Return the reply to a request: loss differences, an encoded gradient, or both.
+
+        Costs 2Kq forward passes, one backward pass, or both, as the round's plan says.
+        """
         started = time.perf_counter()
         plan = plan_of(self.config, request.round, self.can_backpropagate)
         losses, payload, guide = self._gradient(oracle, request, plan)
@@ -49,7 +52,7 @@ class LocalSite:
             queries = Queries(self.id, self.examples, self.config, request.round, losses)
             along = None if plan.along == "keys" else guide
             numbers = queries.measure(oracle, request.learning_rate, along)
-        outcome = self.evaluated(oracle) if request.evaluate else None
+        outcome = self.evaluate(oracle) if request.evaluate else None
         measured = Measured(
             round=request.round,
             differences=numbers,
@@ -60,48 +63,51 @@ class LocalSite:
             gradient=payload,
             outcome=outcome,
         )
-        self._keep(request, measured)
+        self._remember(request, measured)
         return measured
 
-    def evaluated(self, oracle: Oracle) -> EvalSums | None:
-        """What the model does on the examples that this site keeps for that."""
+    def evaluate(self, oracle: Oracle) -> EvalSums | None:
+        """Evaluate the model on this site's held-out examples; None if it has none."""
         if self.held_out is None:
             return None
         rows = torch.from_numpy(self.held_out.batch(np.arange(len(self.held_out))))
         return evaluate(oracle, rows)
 
-    def answered(self, request: Request) -> Measured | None:
-        """The answer that was given to the same request a moment ago, where it was kept."""
-        return self._answers.get(_name(request))
+    def recall(self, request: Request) -> Measured | None:
+        """Return the answer to the same request, if it was given lately and remembered."""
+        return self._answers.get(_identity(request))
 
-    def _keep(self, request: Request, measured: Measured) -> None:
-        """Keep the answers of the rounds that may be open, but for gradients: they are large."""
+    def _remember(self, request: Request, measured: Measured) -> None:
+        """Remember the answers of the open rounds, except gradients, which are large."""
         if self.config.staleness and not measured.gradient:
-            self._answers[_name(request)] = measured
+            self._answers[_identity(request)] = measured
             while len(self._answers) > 1 + self.config.staleness:
                 del self._answers[next(iter(self._answers))]
 
-    def forget(self) -> None:
-        """Owe nothing any more: what was lost on a way that the run left is of no use."""
+    def forget_residual(self) -> None:
+        """Drop the residual of error feedback: it is of rounds that were undone."""
         self._sender = None
 
     def _gradient(
         self, oracle: Oracle, request: Request, plan: Plan
     ) -> tuple[list[float], bytes, Tensor | None]:
-        """Losses, payload, and the gradient as the server will decode it; nothing if not asked."""
+        """Losses, payload, and the gradient (size,) as the server will decode it.
+
+        All are empty if the plan has no gradient.
+        """
         if not plan.dense:
             return [], b"", None
         codec, examples = oracle.replica.codec, self.bp_examples or self.examples
-        what = self.config, oracle, examples, self.id.slot, request.round
+        arguments = self.config, oracle, examples, self.id.slot, request.round
         if plan.train:
-            losses, vector = train_locally(*what, request.learning_rate)
+            losses, vector = train_locally(*arguments, request.learning_rate)
         else:
-            losses, vector = backpropagate(*what)
+            losses, vector = backpropagate(*arguments)
         self._sender = self._sender or GradientSender(codec, self.config.error_feedback)
         payload = self._sender.encode(request.round, vector)
         return losses, payload, codec.decode(payload) if plan.measure else None
 
 
-def _name(request: Request) -> tuple[object, ...]:
+def _identity(request: Request) -> tuple[object, ...]:
     """All that an answer depends on, beside the site."""
     return request.run, request.round, request.digest, request.learning_rate

@@ -12,6 +12,7 @@ from shared.config.schema import Config
 from shared.data.examples import Examples, draw
 from shared.estimation.guided import directions_along
 from shared.estimation.two_point import radius, two_point, two_point_along
+from shared.optimizers.gradient import coefficients_of
 from shared.protocol.site_id import SiteId
 from shared.randomness.streams import (
     SHARED_SLOT,
@@ -25,7 +26,7 @@ from shared.training.oracle import Oracle
 
 @dataclass
 class Queries:
-    """What one site measures in one round; the replica is as it was when it is done."""
+    """The measurement of one site in one round; it leaves the replica as it was."""
 
     id: SiteId
     examples: Examples
@@ -34,42 +35,44 @@ class Queries:
     losses: list[float] = field(default_factory=list)  # of every evaluation
 
     def measure(self, oracle: Oracle, rate: float, guide: Tensor | None) -> NDArray[np.float32]:
-        """Differences (K*q,); costs 2Kq forward passes.
+        """Return differences (K*q,); costs 2Kq forward passes.
 
-        Which examples are measured depends on (seed, slot, round, step) alone, so a round that is
-        asked for again gives the same numbers.
+        ``guide`` (size,) is the gradient that directions are tilted to; None: plain directions.
+        The examples depend on (seed, slot, round, step) alone, so a repeated request gives the
+        same numbers.
         """
         if guide is not None:
-            return self._along(oracle, guide)
-        found: list[NDArray[np.float32]] = []
+            return self._measure_along(oracle, guide)
+        differences: list[NDArray[np.float32]] = []
         flat, steps = oracle.replica.model.flat, self.config.local_steps
         saved = flat.clone() if steps > 1 else None
         try:
             for step in range(steps):
-                found.append(self._step(oracle, step))
+                differences.append(self._measure_step(oracle, step))
                 if step + 1 < steps:
-                    self._step_(oracle, self.keys(step), found[-1], rate)
+                    self._step_(oracle, self.keys(step), differences[-1], rate)
         finally:
             if saved is not None:
                 flat.copy_(saved)
-        return np.concatenate(found)
+        return np.concatenate(differences)
 
-    def _step(self, oracle: Oracle, step: int) -> NDArray[np.float32]:
+    def _measure_step(self, oracle: Oracle, step: int) -> NDArray[np.float32]:
         """Differences (q,) of one step, one direction after the other or some at a time."""
         keys, at_once = self.keys(step), self.config.parallel_queries
         if at_once == 1:
             loss = self._loss(oracle, step)
             with oracle.frozen.reuse():
                 return two_point(loss, oracle.perturber, keys, self.config.eps)
-        found = [
-            self._together(oracle, step, slice(first, first + at_once), keys)
+        parts = [
+            self._measure_batched(oracle, step, slice(first, first + at_once), keys)
             for first in range(0, len(keys), at_once)
         ]
-        return np.concatenate(found)
+        return np.concatenate(parts)
 
-    def _together(
+    def _measure_batched(
         self, oracle: Oracle, step: int, part: slice, keys: list[Key]
     ) -> NDArray[np.float32]:
+        """Differences of a slice of a step's directions, in one batched forward pass per sign."""
         some, numbers = keys[part], range(*part.indices(len(keys)))
         fresh, first = self.config.query_data == "fresh", step * self.config.queries
         same = self.batch(step)
@@ -80,22 +83,26 @@ class Queries:
         differences: NDArray[np.float32] = (losses[0] - losses[1]).numpy().astype(np.float32)
         return differences
 
-    def _along(self, oracle: Oracle, guide: Tensor) -> NDArray[np.float32]:
+    def _measure_along(self, oracle: Oracle, guide: Tensor) -> NDArray[np.float32]:
+        """Differences (q,) along directions by a gradient (size,)."""
         model, directions = oracle.replica.model, oracle.replica.directions
-        lean = directions_along(self.config, model, directions, guide)
+        guided = directions_along(self.config, model, directions, guide)
         step = radius(self.config.eps, model.layout)
         loss, keys = self._loss(oracle, 0), self.keys(0)
         with oracle.frozen.reuse():
-            return two_point_along(loss, oracle.perturber, model, lean, keys, step)
+            return two_point_along(loss, oracle.perturber, model, guided, keys, step)
 
     def keys(self, step: int) -> list[Key]:
-        """The directions of a step, in the order of their numbers."""
+        """The keys of a step's directions (q,), in the order of their numbers."""
         c = self.config
         slot = SHARED_SLOT if c.seed_schedule == "shared" else self.id.slot
         return direction_keys(c.seed, self.round, slot, step * c.queries, c.queries)
 
     def _loss(self, oracle: Oracle, step: int) -> Callable[[int], float]:
-        """The loss of a query's batch, noted; both signs of a query see the same batch."""
+        """A function from a query's number to its batch's loss, which it also notes.
+
+        Both signs of a query see the same batch.
+        """
         c = self.config
         fresh, same = c.query_data == "fresh", self.batch(step)
 
@@ -107,7 +114,7 @@ class Queries:
         return loss
 
     def batch(self, number: int) -> Tensor:
-        """The examples (B, T) of a step, or of a query where each has its own."""
+        """Draw the examples (B, T) of a step, or of a query if each has its own."""
         c = self.config
         size = c.zo_batch_size * (c.queries if c.query_data == "shared" else 1)
         key = query_batch_key(c.seed, self.round, self.id.slot, number)
@@ -117,8 +124,9 @@ class Queries:
     def _step_(
         self, oracle: Oracle, keys: list[Key], differences: NDArray[np.float32], rate: float
     ) -> None:
+        """Take one local step of plain SGD: parameters minus ``rate`` times the estimate."""
         c = self.config
-        scale = -rate / (2 * c.eps * c.queries)
-        scaled = [scale * float(value) for value in differences]
+        scale = coefficients_of(-rate, c.eps, c.queries)  # of a difference of 1
+        scales = [scale * float(difference) for difference in differences]
         rounding = rounding_key(c.seed, self.round, self.id.slot, keys[0].index)
-        oracle.replica.drift_(keys, scaled, rounding)
+        oracle.replica.drift_(keys, scales, rounding)

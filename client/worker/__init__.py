@@ -1,1 +1,1 @@
-"""A process that stays between messages and holds a node's replica, data and device."""
+"""A worker is a process that stays between messages, with a node's replica, data and device."""

@@ -1,4 +1,4 @@
-"""A ClientApp's way to its node's resident worker: found, or started, and asked over its socket."""
+"""Calls a node's resident worker over its socket; starts it, or replaces it, if need be."""
 
 import logging
 import os
@@ -19,6 +19,7 @@ from client.worker.protocol import (
     STATUS,
     STOP,
     TRAIN,
+    decode_answer,
     decode_frame,
     encode_frame,
     path,
@@ -29,154 +30,164 @@ from shared.base.files import code_digest
 LOG = logging.getLogger("dandelion")
 ROOT = Path(__file__).resolve().parents[2]
 ANSWER_S, START_S, END_S = 5.0, 60.0, 15.0
-ATTEMPTS = 2  # a worker that dies at its work is started once more
+ATTEMPTS = 2  # a worker that dies during a call is started once more
 HELLO_S = 900.0  # the first call builds model and data
-TAIL = 1500  # characters of a log that an error quotes
+LOG_END = 1500  # characters of a log that an error quotes
 
 
 class WorkerClient:
-    """Answers for one node by the worker that stays; imports no torch."""
+    """Has the work of one node done by its resident worker; does not import torch."""
 
     def __init__(self, run_config: Mapping[str, object], node_config: Mapping[str, object]) -> None:
-        node, self._place = NodeConfig.of(node_config), paths_of(node_config)
-        defaults = {"store": str(self._place.store), "store-every": node.store_every}
-        self._head = {"run": dict(run_config), "node": {**node_config, **defaults}}
+        node, self._paths = NodeConfig.of(node_config), paths_of(node_config)
+        defaults = {"store": str(self._paths.store), "store-every": node.store_every}
+        self._header = {"run": dict(run_config), "node": {**node_config, **defaults}}
         self._idle_s = node.worker_idle
         self._round_s = float(str(run_config.get("round-timeout", HELLO_S)))
 
     def hello(self) -> bytes:
-        """Who this site is, where its replica is, and what it can do."""
-        return self._work(HELLO, [], HELLO_S)
-
-    def train(self, payload: bytes, snapshot: bytes | None) -> bytes:
-        """Catch up and measure one round.
+        """Return the node's introduction, encoded.
 
         Raises:
-            WorkerError: what the worker says, that it died twice, or that it hangs.
+            WorkerError: the worker's error, that it died twice, or that it hangs.
+        """
+        return self._work(HELLO, [], HELLO_S)[0]
+
+    def train(self, payload: bytes, snapshot: bytes | None) -> tuple[bytes, bool]:
+        """Catch up and measure one round; return the reply, and whether a gradient is in it.
+
+        Raises:
+            WorkerError: the worker's error, that it died twice, or that it hangs.
         """
         parts = [payload] if snapshot is None else [payload, snapshot]
         return self._work(TRAIN, parts, self._round_s)
 
-    def _work(self, call: str, parts: list[bytes], timeout_s: float) -> bytes:
-        frame = encode_frame(self._head, parts)
+    def _work(self, call: str, parts: list[bytes], timeout_s: float) -> tuple[bytes, bool]:
+        frame = encode_frame(self._header, parts)
         for _ in range(ATTEMPTS):
-            ensure_worker(self._place, self._idle_s)
+            ensure_worker(self._paths, self._idle_s)
             try:
-                return ask(self._place, call, frame, timeout_s)
+                return decode_answer(send_call(self._paths, call, frame, timeout_s))
             except grpc.RpcError as error:
                 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-                    end(self._place, patience_s=0.0)
+                    end(self._paths, patience_s=0.0)
                     raise WorkerError(
                         f"the worker was ended: {call} took {timeout_s:g} s"
                     ) from error
                 if error.code() != grpc.StatusCode.UNAVAILABLE:
                     raise WorkerError(str(error.details())) from error
                 LOG.warning("the worker died at %s", call)
-        raise WorkerError(f"the worker died {ATTEMPTS} times at {call}: {_tail(self._place)}")
+        raise WorkerError(f"the worker died {ATTEMPTS} times at {call}: {_read_log(self._paths)}")
 
 
-def ask(place: WorkerPaths, call: str, frame: bytes, timeout_s: float) -> bytes:
-    """One call; ``grpc.RpcError`` where it fails."""
-    with grpc.insecure_channel(place.address, options=OPTIONS) as channel:
+def send_call(paths: WorkerPaths, call: str, frame: bytes, timeout_s: float) -> bytes:
+    """Make one call and return its answer.
+
+    Raises:
+        grpc.RpcError: it fails.
+    """
+    with grpc.insecure_channel(paths.address, options=OPTIONS) as channel:
         answer: bytes = channel.unary_unary(path(call))(frame, timeout=timeout_s)
     return answer
 
 
-def status(place: WorkerPaths) -> dict[str, Any] | None:
-    """What the worker says of itself; None where there is none that answers."""
+def status(paths: WorkerPaths) -> dict[str, Any] | None:
+    """The worker's status; None if there is none that answers."""
     try:
-        return decode_frame(ask(place, STATUS, encode_frame({}), ANSWER_S))[0]
+        return decode_frame(send_call(paths, STATUS, encode_frame({}), ANSWER_S))[0]
     except grpc.RpcError:
         return None
 
 
-def ensure_worker(place: WorkerPaths, idle_s: float) -> dict[str, Any]:
-    """Return when a worker with this process's source files answers; start it where needed.
+def ensure_worker(paths: WorkerPaths, idle_s: float) -> dict[str, Any]:
+    """Return the status of a worker with this process's source files; start it if need be.
 
     Raises:
         WorkerError: it does not start, or another does not stop.
     """
-    found = _look(place)
-    if found is not None and found["code"] == code_digest().hex():
-        return found
-    if found is not None:
+    running = _await_status(paths)
+    if running is not None and running["code"] == code_digest().hex():
+        return running
+    if running is not None:
         LOG.info("the worker has other source files and is replaced")
-    end(place)
-    return _start(place, idle_s)
+    end(paths)
+    return _start(paths, idle_s)
 
 
-def _look(place: WorkerPaths) -> dict[str, Any] | None:
-    """The worker's status, once it has one; None where there is no worker, or it hangs."""
+def _await_status(paths: WorkerPaths) -> dict[str, Any] | None:
+    """Return the worker's status, once it answers; None if there is no worker, or it hangs."""
     deadline = time.monotonic() + END_S
-    while (found := status(place)) is None and time.monotonic() < deadline:
-        if (lock := take_lock(place.lock)) is not None:
+    while (answer := status(paths)) is None and time.monotonic() < deadline:
+        if (lock := take_lock(paths.lock)) is not None:
             lock.close()
             return None
         time.sleep(POLL_S)
-    return found
+    return answer
 
 
-def end(place: WorkerPaths, patience_s: float = END_S) -> None:
-    """Have the worker stop, kindly at first; return when it is gone, and its socket with it.
+def end(paths: WorkerPaths, patience_s: float = END_S) -> None:
+    """Tell the worker to stop, and kill it after ``patience_s``; return when it is gone.
+
+    Its socket is removed too.
 
     Raises:
         WorkerError: it is still there.
     """
-    if patience_s and (lock := take_lock(place.lock)):
-        _clear(place, lock)
+    if patience_s and (lock := take_lock(paths.lock)):
+        _clear(paths, lock)
         return
     try:
-        ask(place, STOP, encode_frame({}), ANSWER_S)
+        send_call(paths, STOP, encode_frame({}), ANSWER_S)
     except grpc.RpcError:
         LOG.info("the worker does not answer")
-    if not (lock := take_lock(place.lock, patience_s)):
-        _kill(place)
-        lock = take_lock(place.lock, END_S)
+    if not (lock := take_lock(paths.lock, patience_s)):
+        _kill(paths)
+        lock = take_lock(paths.lock, END_S)
     if lock is None:
-        raise WorkerError(f"the worker {place.lock.read_text()!r} does not stop")
-    _clear(place, lock)
+        raise WorkerError(f"the worker {paths.lock.read_text()!r} does not stop")
+    _clear(paths, lock)
 
 
-def _clear(place: WorkerPaths, lock: IO[str]) -> None:
-    """Remove what a killed worker leaves; with the lock in hand, so that no other one has begun."""
-    place.socket.unlink(missing_ok=True)
+def _clear(paths: WorkerPaths, lock: IO[str]) -> None:
+    """Remove the socket of a killed worker; the lock is ours, so no other worker has begun."""
+    paths.socket.unlink(missing_ok=True)
     lock.close()
 
 
-def _kill(place: WorkerPaths) -> None:
-    """End the process that holds the lock and wrote its number there."""
-    text = place.lock.read_text().strip()
+def _kill(paths: WorkerPaths) -> None:
+    """Kill the process that has the lock and wrote its number there."""
+    text = paths.lock.read_text().strip()
     try:
         os.kill(int(text), signal.SIGKILL)
     except (ValueError, ProcessLookupError):
         LOG.info("the worker %r is gone already", text)
 
 
-def _start(place: WorkerPaths, idle_s: float) -> dict[str, Any]:
-    pid, deadline = _spawn(place, idle_s), time.monotonic() + START_S
+def _start(paths: WorkerPaths, idle_s: float) -> dict[str, Any]:
+    pid, deadline = _spawn(paths, idle_s), time.monotonic() + START_S
     while time.monotonic() < deadline:
-        if (found := status(place)) is not None:
-            return found
+        if (answer := status(paths)) is not None:
+            return answer
         ended, code = os.waitpid(pid, os.WNOHANG) if pid else (0, 0)
         if code:
             break
-        pid = 0 if ended else pid  # well ended: another worker was there first
+        pid = 0 if ended else pid  # ended without error: another worker was there first
         time.sleep(POLL_S)
-    raise WorkerError(f"the worker did not start: {_tail(place)}")
+    raise WorkerError(f"the worker did not start: {_read_log(paths)}")
 
 
-def _spawn(place: WorkerPaths, idle_s: float) -> int:
-    """Start a process in a session of its own that finds these files and no others first."""
-    place.store.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _spawn(paths: WorkerPaths, idle_s: float) -> int:
+    """Start a worker in a session of its own, which imports this process's source files."""
+    paths.store.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [
         sys.executable,
         "-P",
         "-m",
         "client.worker.server",
-        str(place.socket),
-        str(place.lock),
+        str(paths.socket),
+        str(paths.lock),
     ]
-    log = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    log = os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         return os.posix_spawn(
             sys.executable,
@@ -193,8 +204,8 @@ def _spawn(place: WorkerPaths, idle_s: float) -> int:
         os.close(log)
 
 
-def _tail(place: WorkerPaths) -> str:
+def _read_log(paths: WorkerPaths) -> str:
     try:
-        return place.log.read_text(errors="replace")[-TAIL:]
+        return paths.log.read_text(errors="replace")[-LOG_END:]
     except OSError as error:
         return str(error)

@@ -1,4 +1,4 @@
-"""Where a node's worker is found: a folder that no other user can enter, and names within it."""
+"""Paths of a node's worker: in a folder that no other user can enter."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ from client.site.node_config import NodeConfig
 from shared.base.errors import ConfigError
 from shared.protocol.site_id import site_of
 
-LONGEST_SOCKET = 100  # bytes; Linux takes 107
+LONGEST_SOCKET_PATH = 100  # bytes; Linux takes 107
 POLL_S = 0.05
 
 
@@ -23,13 +23,13 @@ POLL_S = 0.05
 class WorkerPaths:
     """The files of one node's worker."""
 
-    store: Path  # folder: the replica, and what the worker says
+    store: Path  # folder: the replica, and the worker's log
     socket: Path
-    lock: Path  # held by the worker as long as it lives
+    lock: Path  # locked by the worker as long as it lives
 
     @property
     def log(self) -> Path:
-        """What the worker says."""
+        """The worker's log."""
         return self.store / "worker.log"
 
     @property
@@ -39,17 +39,17 @@ class WorkerPaths:
 
 
 def paths_of(node_config: Mapping[str, object]) -> WorkerPaths:
-    """The same place for every process of a node.
+    """Return the same paths in every process of a node.
 
     Raises:
         ConfigError: the folder for sockets is not private, or its path is too long.
     """
     node, name = NodeConfig.of(node_config), site_of(node_config).name
-    store = Path(node.store) if node.store else _state() / f"site-{quote(name, safe='')}"
-    folder = private_folder(_runtime())
+    store = Path(node.store) if node.store else _state_folder() / f"site-{quote(name, safe='')}"
+    folder = private_folder(_runtime_folder())
     short = sha256(f"{name}\0{store}".encode()).hexdigest()[:16]
     socket = folder / f"{short}.sock"
-    if len(os.fsencode(socket)) > LONGEST_SOCKET:
+    if len(os.fsencode(socket)) > LONGEST_SOCKET_PATH:
         raise ConfigError(f"{socket}: too long for a socket; set XDG_RUNTIME_DIR to a shorter path")
     return WorkerPaths(store, socket, folder / f"{short}.lock")
 
@@ -58,18 +58,18 @@ def private_folder(folder: Path) -> Path:
     """Make a folder that its owner alone can enter.
 
     Raises:
-        ConfigError: somebody else made it, or others can enter it.
+        ConfigError: it belongs to another user, or others can enter it.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.lstat()
-    private = stat.S_ISDIR(found.st_mode) and not stat.S_IMODE(found.st_mode) & 0o077
-    if not private or found.st_uid != os.getuid():
+    status = folder.lstat()
+    private = stat.S_ISDIR(status.st_mode) and not stat.S_IMODE(status.st_mode) & 0o077
+    if not private or status.st_uid != os.getuid():
         raise ConfigError(f"{folder}: a folder of user {os.getuid()} alone (mode 0700) expected")
     return folder
 
 
 def take_lock(lock: Path, timeout_s: float = 0.0) -> IO[str] | None:
-    """Lock a file until it is closed; None where another process keeps it."""
+    """Lock a file until it is closed; None if another process has it locked."""
     file, deadline = lock.open("a"), time.monotonic() + timeout_s
     while True:
         try:
@@ -83,13 +83,13 @@ def take_lock(lock: Path, timeout_s: float = 0.0) -> IO[str] | None:
             return file
 
 
-def _runtime() -> Path:
+def _runtime_folder() -> Path:
     given = os.environ.get("XDG_RUNTIME_DIR", "")
     if given and Path(given).is_dir():
         return Path(given, "dandelion")
     return Path(os.environ.get("TMPDIR", "") or "/tmp", f"dandelion-{os.getuid()}")
 
 
-def _state() -> Path:
+def _state_folder() -> Path:
     given = os.environ.get("XDG_STATE_HOME", "")
     return Path(given or Path.home() / ".local" / "state") / "dandelion"

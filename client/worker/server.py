@@ -1,4 +1,4 @@
-"""The resident worker: a process that holds replica, data and device between ClientApps."""
+"""The resident worker: a process that keeps replica, data and device between ClientApps."""
 
 import logging
 import os
@@ -20,24 +20,25 @@ from client.worker.protocol import (
     STOP,
     TRAIN,
     decode_frame,
+    encode_answer,
     encode_frame,
 )
 from shared.base.files import code_digest
 
 LOG = logging.getLogger("dandelion")
-LOOK_S = 0.2  # how often it looks whether it should stop
-SAVE_S = 60.0  # for the last write of the replica; a process that is told to stop must stop
+POLL_STOP_S = 0.2  # how often it checks whether it should stop
+SAVE_S = 60.0  # for the last write of the replica; a stopping process must end
 LONGEST_REASON = 2000  # characters of an error, which travels in a header
 
 
 class Worker:
-    """Answers calls one after another on one thread: numbers of threads and devices hang on it."""
+    """Answers calls one after another, all on one thread: threads and devices depend on it."""
 
     def __init__(self, idle_s: float) -> None:
         self.stopping = threading.Event()
         self._idle_s, self._last, self._calls, self._busy = idle_s, time.monotonic(), 0, 0
         self._code = code_digest()  # of the files as they were when this process began
-        self._one = ThreadPoolExecutor(1, thread_name_prefix="work")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="work")
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The calls, bytes in and bytes out."""
@@ -48,9 +49,9 @@ class Worker:
         )
 
     def status(self, frame: bytes, context: grpc.ServicerContext) -> bytes:
-        """Who this process is, and what it has done."""
-        head = {"pid": os.getpid(), "code": self._code.hex(), "calls": self._calls}
-        return encode_frame(head | {"torch": "torch" in sys.modules})
+        """Answer who this process is, and what it has done."""
+        header = {"pid": os.getpid(), "code": self._code.hex(), "calls": self._calls}
+        return encode_frame(header | {"torch": "torch" in sys.modules})
 
     def stop(self, frame: bytes, context: grpc.ServicerContext) -> bytes:
         """Stop soon."""
@@ -58,33 +59,33 @@ class Worker:
         return b""
 
     def hello(self, frame: bytes, context: grpc.ServicerContext) -> bytes:
-        """An introduction."""
+        """Answer with an introduction."""
         return self._work(frame, context)
 
     def train(self, frame: bytes, context: grpc.ServicerContext) -> bytes:
-        """A reply to a request."""
+        """Answer a request with a reply."""
         return self._work(frame, context)
 
     def wait(self) -> None:
-        """Return when told to stop, or after nobody has called for long."""
-        while not self.stopping.wait(LOOK_S):
+        """Return after a call to stop, or after ``idle_s`` seconds without a call."""
+        while not self.stopping.wait(POLL_STOP_S):
             if not self._busy and time.monotonic() - self._last > self._idle_s:
                 LOG.warning("nobody called for %g s", self._idle_s)
                 return
 
     def save(self) -> None:
-        """Write the replica, on the thread that changes it; give up where that is busy."""
+        """Write the replica, on the thread that changes it; give up if that is busy."""
         try:
-            self._one.submit(_save).result(timeout=SAVE_S if not self._busy else LOOK_S)
+            self._thread.submit(_save).result(timeout=SAVE_S if not self._busy else POLL_STOP_S)
         except TimeoutError:
-            LOG.warning("busy: what the store has stays as it is")
+            LOG.warning("busy: the store keeps an earlier replica")
 
     def _work(self, frame: bytes, context: grpc.ServicerContext) -> bytes:
         self._calls, self._busy = self._calls + 1, self._busy + 1
         try:
-            return self._one.submit(_answer, frame).result()
-        except Exception as error:  # the process boundary: the ClientApp says it to Flower
-            LOG.exception("not done")
+            return self._thread.submit(_answer, frame).result()
+        except Exception as error:  # the process boundary: the ClientApp reports it to Flower
+            LOG.exception("a call failed")
             reason = f"{type(error).__name__}: {error}"
             context.abort(grpc.StatusCode.ABORTED, reason[:LONGEST_REASON])
         finally:
@@ -93,14 +94,14 @@ class Worker:
 
 
 def serve(socket: Path, lock: Path, idle_s: float) -> None:
-    """Answer on ``socket`` until told to stop; return at once where another worker does."""
-    held = take_lock(lock)
-    if held is None:
+    """Answer on ``socket`` until a call to stop; return at once if another worker does."""
+    lock_file = take_lock(lock)
+    if lock_file is None:
         return
-    held.truncate(0)
-    held.write(str(os.getpid()))
-    held.flush()
-    socket.unlink(missing_ok=True)  # of a worker that died: nobody holds the lock
+    lock_file.truncate(0)
+    lock_file.write(str(os.getpid()))
+    lock_file.flush()
+    socket.unlink(missing_ok=True)  # of a worker that died: it has no lock
     os.umask(0o177)
     worker = Worker(idle_s)
     signal.signal(signal.SIGTERM, lambda number, frame: worker.stopping.set())
@@ -117,11 +118,14 @@ def serve(socket: Path, lock: Path, idle_s: float) -> None:
 
 
 def _answer(frame: bytes) -> bytes:
-    from client.worker.in_process import InProcessWork
+    """Do the work of one call; a frame without parts asks for an introduction."""
+    from client.site.replica_host import InProcessWork
 
-    head, parts = decode_frame(frame)
-    work = InProcessWork(head["run"], head["node"])
-    return work.train(parts[0], parts[1] if len(parts) > 1 else None) if parts else work.hello()
+    header, parts = decode_frame(frame)
+    work = InProcessWork(header["run"], header["node"])
+    if not parts:
+        return encode_answer(work.hello())
+    return encode_answer(*work.train(parts[0], parts[1] if len(parts) > 1 else None))
 
 
 def _save() -> None:

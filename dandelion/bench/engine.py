@@ -10,6 +10,7 @@ from dandelion.bench.rows import BenchRow
 from dandelion.engines.local import LocalGrid, contexts_of
 from server.ledger.run_folder import open_run
 from server.rounds.cohort import Cohort
+from server.rounds.round_log import RoundLog
 from server.rounds.strategy import ScalarStrategy
 from shared.config.schema import Config
 from shared.protocol.flower_records import pack, unpack
@@ -40,8 +41,11 @@ def engine(clients: int = 1000, rounds: int = 7) -> list[BenchRow]:
         )
         times: list[float] = []
         with open_run(config) as run:
-            cohort = Cohort(config, lambda hello: "", run.name)
-            strategy = ScalarStrategy(run, cohort, lambda round_: times.append(time.perf_counter()))
+            log = RoundLog(run.ledger)
+            cohort = Cohort(config, lambda hello: "", run.name, log)
+            strategy = ScalarStrategy(
+                run, cohort, log, lambda round_: times.append(time.perf_counter())
+            )
             strategy.start(LocalGrid(IdleClient(config), contexts_of(config)))
     seconds = float(np.median(np.diff(times)[1:]))  # the first round meets the clients
     note = f"{clients / seconds:,.0f} clients/s, {clients} clients, q = 1"

@@ -40,7 +40,7 @@ def measure(config: Config) -> tuple[int, int]:
     from shared.protocol.messages import Request
 
     host, node = ReplicaHost(config), {"partition-id": 0, "num-partitions": config.num_clients}
-    site, oracle = host._site(node), host._learner
+    site, oracle = host._site(node), host._oracle
     peak = more = 0
     for is_warm in (False, True):
         for round_ in (1, 2):

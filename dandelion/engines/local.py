@@ -142,8 +142,8 @@ def contexts_of(config: Config) -> dict[int, Context]:
 
 
 def merge_requests(contexts: Mapping[int, Context]) -> Callable[[Sequence[Message]], None]:
-    """Return a hook that lets nodes with equal requests measure in shared forward passes."""
-    from client.worker.in_process import InProcessWork
+    """Have nodes that get the same request measure together, in one forward per perturbation."""
+    from client.site.replica_host import InProcessWork
 
     def prepare(messages: Sequence[Message]) -> None:
         nodes_by_request: dict[tuple[bytes, bytes | None], list[Context]] = defaultdict(list)

@@ -1,1 +1,1 @@
-"""The sites' numbers become one entry."""
+"""Aggregation makes one entry of the numbers and gradients of many sites."""

@@ -1,46 +1,62 @@
-"""Valid replies become one entry: numbers by their directions, gradients by their codec.
+"""Valid replies become one entry: differences by their directions, gradients by their codec.
 
-Sites that sent gradients and sites that only measured make two estimates of one gradient. They are
-combined with weights that are inverse to their errors, as these show in the replies: a measured
-estimate of q directions in d dimensions is off by some (d/q)·‖g‖², so that a plain average with it
-would be worse than the backpropagated gradients alone.
+Sites that sent gradients and sites that only measured make two estimates of one gradient. An
+estimate from q directions in d dimensions has a squared error of some (d/q)·‖g‖². A plain average
+with it would be worse than the backpropagated gradients alone, so ``variance_weights`` weighs them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.aggregation.rules import combine, combine_dense
-from server.aggregation.variance_weights import ratio, tilted_weight
+from server.aggregation.rules import rule_of
+from server.aggregation.rules.flower import mean, weighted_mean
+from server.aggregation.variance_weights import (
+    gradients_error,
+    inverse_variance_weight,
+    measured_error,
+    tilted_weight,
+)
 from server.ledger.records import Contribution
 from shared.base.deterministic_sums import dot, norm
+from shared.base.errors import WireError
 from shared.config.rules import needed_replies
 from shared.config.schema import Config
 from shared.estimation.guided import Estimate, directions_along
 from shared.estimation.two_point import radius
 from shared.modes.mode import cost, plan_of
-from shared.optimizers.gradient import add_scaled_
+from shared.optimizers.gradient import add_scaled_, coefficients_of, differences_of
 from shared.protocol.entry import Entry, SlotDifferences
 from shared.randomness.streams import SHARED_SLOT, direction_keys
 from shared.replica.replica import Replica
 
 
+class GradientError(WireError):
+    """The gradient of ``site`` cannot be decoded; those of the others are not concerned."""
+
+    def __init__(self, site: str, detail: str) -> None:
+        super().__init__(detail)
+        self.site = site
+
+
 @dataclass(frozen=True)
 class PartialEstimate:
-    """What one kind of sites says of the gradient."""
+    """The estimate of the gradient by one kind of sites."""
 
     slots: Sequence[SlotDifferences]
     error: float  # estimated squared distance from the gradient
-    guide: float = 0.0  # along the guidance that every replica holds
+    guide: float = 0.0  # coefficient of the guidance, which every replica has
     dense: Tensor | None = None  # (size,)
 
-    def scaled(self, weight: float) -> list[SlotDifferences]:
+    def scaled_slots(self, weight: float) -> list[SlotDifferences]:
         """The slots, times ``weight``."""
         factor = np.float32(weight)
-        return [SlotDifferences(g.slot, g.differences * factor) for g in self.slots]
+        return [SlotDifferences(each.slot, each.differences * factor) for each in self.slots]
 
 
 @dataclass(frozen=True)
@@ -53,24 +69,25 @@ class Combiner:
     def entry(
         self, round_: int, rate: float, contributions: Sequence[Contribution]
     ) -> Entry | None:
-        """The entry of a round from valid replies in slot order; None if they are too few to judge.
+        """Make a round's entry of valid replies in slot order; None if they are too few.
 
         Raises:
-            WireError: what the sites' gradients add up to cannot be encoded.
+            GradientError: a site's gradient cannot be decoded.
+            WireError: the combined gradient cannot be encoded.
         """
         senders = [c for c in contributions if c.gradient]
         others = [c for c in contributions if not c.gradient]
         needed = needed_replies(self.config)
-        told = self._sent(senders) if len(senders) >= needed else None
-        measured = self._measured(others) if len(others) >= needed else None
-        if told is None or told.dense is None:
+        sent = self._combine_sent(senders) if len(senders) >= needed else None
+        measured = self._combine_measured(others) if len(others) >= needed else None
+        if sent is None or sent.dense is None:
             if measured is None:
                 return None
             return Entry(round_, rate, tuple(measured.slots), measured.guide)
-        slots, dense = list(told.slots), told.dense
+        slots, dense = list(sent.slots), sent.dense
         if measured is not None:
-            weight = ratio(measured.error, told.error)
-            slots = merge_slots(told.scaled(weight), measured.scaled(1 - weight))
+            weight = inverse_variance_weight(measured.error, sent.error)
+            slots = merge_slots(sent.scaled_slots(weight), measured.scaled_slots(1 - weight))
             dense = dense * weight
         payload = self.replica.codec.encode(dense)
         self.replica.codec.decode(payload)
@@ -80,91 +97,146 @@ class Combiner:
         """The length of the gradient: of the sent one, or as the loss differences estimate it."""
         if entry.payload:
             return norm(self.replica.codec.decode(entry.payload))
-        measured = np.concatenate([c.differences for c in contributions]).astype(np.float64)
-        return float(np.sqrt(np.mean((measured / (2 * self.config.eps)) ** 2)))
+        differences = np.concatenate([c.differences for c in contributions]).astype(np.float64)
+        return float(np.sqrt(np.mean(coefficients_of(differences, self.config.eps, 1) ** 2)))
 
     def forwards(self, round_: int, contributions: Sequence[Contribution]) -> int:
-        """Forward passes of all sites, a backward counted as two."""
+        """Forward passes of all sites, a backward pass counted as two."""
         return sum(
             cost(self.config, plan_of(self.config, round_, bool(c.gradient))) for c in contributions
         )
 
-    def _measured(self, sites: Sequence[Contribution]) -> PartialEstimate:
-        """Sites that sent loss differences alone."""
+    def _combine_measured(self, sites: Sequence[Contribution]) -> PartialEstimate:
+        """Combine sites that sent loss differences alone."""
         c, guide = self.config, self.replica.guidance
         plan = plan_of(c, sites[0].round, can_backpropagate=False)
         if plan.along == "guidance" and guide is not None:
-            return self._leaning(sites, guide)
-        slopes = np.concatenate([s.differences for s in sites]).astype(np.float64) / (2 * c.eps)
+            return self._combine_guided(sites, guide)
+        differences = np.concatenate([s.differences for s in sites]).astype(np.float64)
         directions = c.queries * (1 if c.seed_schedule == "shared" else len(sites))
-        spread = self.replica.model.layout.parameters / directions
-        return PartialEstimate(combine(c, sites), spread * float(np.mean(slopes**2)))
-
-    def _leaning(self, sites: Sequence[Contribution], guide: Tensor) -> PartialEstimate:
-        """Sites that measured along the last guidance: one number for it beside the directions."""
-        told = []
-        for site in sites:
-            estimate = self._estimate(site, guide)
-            values = np.append(self._numbers(estimate), estimate.guide)
-            told.append(replace(site, differences=values))
-        slots = combine(self.config, told)
-        along = sum(float(group.differences[-1]) for group in slots)
+        slopes, parameters = coefficients_of(differences, c.eps, 1), self._parameters
         return PartialEstimate(
-            [SlotDifferences(g.slot, g.differences[:-1]) for g in slots], 0.0, along
+            combine_differences(c, sites), measured_error(slopes, parameters, directions)
         )
 
-    def _sent(self, sites: Sequence[Contribution]) -> PartialEstimate:
-        """Sites that sent gradients, and perhaps differences along directions tilted to these."""
+    def _combine_guided(self, sites: Sequence[Contribution], guide: Tensor) -> PartialEstimate:
+        """Combine sites that measured along the last guidance, which gets a coefficient too."""
+        with_guide = []
+        for site in sites:
+            estimate = self._estimate(site, guide)
+            numbers = np.append(self._plain_differences(estimate), estimate.guide)
+            with_guide.append(replace(site, differences=numbers))
+        slots = combine_differences(self.config, with_guide)
+        along = sum(float(each.differences[-1]) for each in slots)
+        return PartialEstimate(
+            [SlotDifferences(each.slot, each.differences[:-1]) for each in slots], 0.0, along
+        )
+
+    def _combine_sent(self, sites: Sequence[Contribution]) -> PartialEstimate:
+        """Combine sites that sent gradients, perhaps with differences along tilted directions."""
         energies: list[float] = []
-        told: list[Contribution] = []
+        plain: list[Contribution] = []
 
         def vector_of(site: Contribution) -> Tensor:
-            vector, numbers = self._blended(site)
+            vector, differences = self._blend(site)
             energies.append(dot(vector, vector))
-            told.append(replace(site, differences=numbers))
+            plain.append(replace(site, differences=differences))
             return vector
 
-        dense = combine_dense(self.config, sites, vector_of)
-        mean, count = dot(dense, dense), len(sites)
-        error = max(sum(energies) / count - mean, 0.0) / (count - 1) if count > 1 else mean
-        measured = any(len(t.differences) for t in told)
-        return PartialEstimate(combine(self.config, told) if measured else [], error, dense=dense)
+        dense = combine_gradients(self.config, sites, vector_of)
+        error = gradients_error(energies, dot(dense, dense))
+        measured = any(len(each.differences) for each in plain)
+        slots = combine_differences(self.config, plain) if measured else []
+        return PartialEstimate(slots, error, dense=dense)
 
-    def _blended(self, site: Contribution) -> tuple[Tensor, NDArray[np.float64]]:
-        """A site's gradient, blended with what it measured along it: dense part and numbers."""
-        gradient = self.replica.codec.decode(site.gradient)
+    def _blend(self, site: Contribution) -> tuple[Tensor, NDArray[np.float64]]:
+        """Blend a site's gradient with its measurement: dense part (size,), differences (q,)."""
+        try:
+            gradient = self.replica.codec.decode(site.gradient)
+        except WireError as error:
+            raise GradientError(site.site, str(error)) from error
         if not len(site.differences):
             return gradient, np.zeros(0)
         estimate = self._estimate(site, gradient)
         weight = tilted_weight(self.config, gradient, self._slopes(site))
         dense = estimate.on(gradient) * (1 - weight)
         add_scaled_(dense, gradient, weight)
-        return dense, self._numbers(estimate) * (1 - weight)
+        return dense, self._plain_differences(estimate) * (1 - weight)
 
     def _estimate(self, site: Contribution, guide: Tensor) -> Estimate:
+        """The gradient as a site's slopes along directions by ``guide`` (size,) estimate it."""
         c, replica = self.config, self.replica
         slot = SHARED_SLOT if c.seed_schedule == "shared" else site.slot
         keys = direction_keys(c.seed, site.round, slot, 0, len(site.differences))
-        lean = directions_along(c, replica.model, replica.directions, guide)
-        found = lean.estimate(keys, self._slopes(site))
-        return found if found.dense is None else replace(found, dense=found.dense.cpu())
+        guided = directions_along(c, replica.model, replica.directions, guide)
+        estimate = guided.estimate(keys, self._slopes(site))
+        return estimate if estimate.dense is None else replace(estimate, dense=estimate.dense.cpu())
 
     def _slopes(self, site: Contribution) -> NDArray[np.float64]:
+        """Slopes (q,) along unit vectors, from a site's differences."""
         step = radius(self.config.eps, self.replica.model.layout)
-        slopes: NDArray[np.float64] = site.differences.astype(np.float64) / (2 * step)
-        return slopes
+        return coefficients_of(site.differences.astype(np.float64), step, 1)
 
-    def _numbers(self, estimate: Estimate) -> NDArray[np.float64]:
-        """Coefficients of directions as the differences that an entry holds."""
-        return estimate.keys * (2 * self.config.eps * self.config.queries)
+    def _plain_differences(self, estimate: Estimate) -> NDArray[np.float64]:
+        """The coefficients of directions as the differences (q,) that an entry has."""
+        return differences_of(estimate.keys, self.config.eps, self.config.queries)
+
+    @property
+    def _parameters(self) -> int:
+        return self.replica.model.layout.parameters
+
+
+def combine_differences(
+    config: Config, contributions: Sequence[Contribution]
+) -> list[SlotDifferences]:
+    """Make the slots of one entry of valid replies in slot order.
+
+    Sites that share directions are aggregated direction by direction by the rule ``aggregation``;
+    sites with directions of their own keep their differences, times their share of the examples.
+    """
+    if config.seed_schedule == "shared":
+        vectors = np.array([c.differences for c in contributions], np.float64)
+        vector = rule_of(config)(vectors, _weights(contributions))
+        return [SlotDifferences(SHARED_SLOT, vector.astype(np.float32))]
+    total = sum(c.examples for c in contributions)
+    return [
+        SlotDifferences(
+            c.slot, (c.differences.astype(np.float64) * (c.examples / total)).astype(np.float32)
+        )
+        for c in contributions
+    ]
+
+
+def combine_gradients(
+    config: Config,
+    contributions: Sequence[Contribution],
+    vector_of: Callable[[Contribution], Tensor],
+) -> Tensor:
+    """Aggregate the sites' vectors (size,), in slot order, to one (size,) float32.
+
+    The mean has one of them in memory at a time; rules that compare sites need all of them.
+    """
+    rule, weights = rule_of(config), _weights(contributions)
+    arrays = (vector_of(c).numpy() for c in contributions)
+    if rule is mean:
+        return torch.from_numpy(weighted_mean(arrays, weights).astype(np.float32))
+    first = next(arrays)
+    vectors = np.empty((len(contributions), len(first)))
+    for row, array in enumerate(chain([first], arrays)):
+        vectors[row] = array
+    return torch.from_numpy(rule(vectors, weights).astype(np.float32))
 
 
 def merge_slots(
     first: Sequence[SlotDifferences], second: Sequence[SlotDifferences]
 ) -> list[SlotDifferences]:
-    """Groups of both, those of one slot added, in slot order."""
-    found = {group.slot: group for group in first}
-    for slot, added in ((group.slot, group.differences) for group in second):
-        before = found[slot].differences if slot in found else np.zeros_like(added)
-        found[slot] = SlotDifferences(slot, before + added)
-    return [found[slot] for slot in sorted(found)]
+    """Slots of both, those of one number added, in slot order."""
+    merged = {each.slot: each for each in first}
+    for slot, added in ((each.slot, each.differences) for each in second):
+        before = merged[slot].differences if slot in merged else np.zeros_like(added)
+        merged[slot] = SlotDifferences(slot, before + added)
+    return [merged[slot] for slot in sorted(merged)]
+
+
+def _weights(contributions: Sequence[Contribution]) -> NDArray[np.float64]:
+    return np.array([c.examples for c in contributions], np.float64)

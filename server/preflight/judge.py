@@ -1,4 +1,4 @@
-"""Settings are tried out before the first round: eps against rounding, steps at some rates."""
+"""The preflight tries settings before the first round: eps, and steps at some learning rates."""
 
 import json
 import math
@@ -15,18 +15,18 @@ from shared.base.errors import ConfigError
 from shared.base.files import write_atomically
 from shared.config.schema import Config
 from shared.modes.mode import plan_of
-from shared.optimizers.gradient import Gradient
+from shared.optimizers.gradient import Gradient, coefficients_of, differences_of
 from shared.training.oracle import Oracle
 
-FILE = "preflight.json"
-GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # eps that are tried beside the given one
+PREFLIGHT_FILE = "preflight.json"
+GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # eps that are tried in addition to the given one
 DIRECTIONS, BATCHES, TRIALS = 8, 4, 3
-JUDGED = 64  # most rows that steps are measured on, and judged by
-CLEAR, USELESS = 10.0, 1.5  # signal to noise of a loss difference: fine from here, refused below
-LASTING, HALVINGS = 4, 5  # rounds in a row at a rate, and how often it is halved at the most
+MOST_ROWS = 64  # that steps are measured on, and as many that they are judged by
+CLEAR, USELESS = 10.0, 1.5  # signal to noise of a loss difference: fine from, refused below
+LASTING, HALVINGS = 4, 5  # rounds in a row at a rate, and the most halvings of it
 SLOW = 10.0  # times below the suggested rate
 OCTAVES = range(-4, 5)  # powers of two around the given rate that are tried first
-FARTHEST = 24  # powers of two that are gone on in one direction
+FARTHEST = 24  # powers of two that are tried beyond those, in one direction
 Verdict = Literal["fine", "doubtful", "refused"]
 
 
@@ -43,7 +43,7 @@ class EpsRow:
 
 @dataclass(frozen=True)
 class Rates:
-    """One step at several rates: change of the loss of examples that it was not taken from."""
+    """One step at several rates: the change of the loss of other examples than the step's."""
 
     key: str  # the setting
     given: float
@@ -56,7 +56,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was measured at the model that a run starts from, and what follows from it."""
+    """Measurements at the model that a run starts from, and the verdict on its settings."""
 
     loss: float
     loss_noise: float  # standard deviation of its rounding error
@@ -72,20 +72,20 @@ class Preflight:
 
     def suggestion(self) -> dict[str, float]:
         """The settings that differ from the given ones."""
-        found = {r.key: r.suggested for r in self.rates if r.verdict != "fine"}
+        settings = {r.key: r.suggested for r in self.rates if r.verdict != "fine"}
         if self.suggested_eps != self.given_eps:
-            found["eps"] = self.suggested_eps
-        return found
+            settings["eps"] = self.suggested_eps
+        return settings
 
     def to_json(self) -> str:
-        """All of it as text; what is not finite is null."""
+        """All of it as JSON; numbers that are not finite are null."""
         values: dict[str, Any] = asdict(self) | {"suggestion": self.suggestion()}
         return json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False)
 
     def write(self, folder: Path) -> Path:
-        """Put ``preflight.json`` into a folder."""
-        write_atomically(folder / FILE, self.to_json().encode())
-        return folder / FILE
+        """Write ``preflight.json`` into a folder and return its path."""
+        write_atomically(folder / PREFLIGHT_FILE, self.to_json().encode())
+        return folder / PREFLIGHT_FILE
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401  (what JSON can hold)
@@ -97,23 +97,21 @@ def _finite(value: Any) -> Any:  # noqa: ANN401  (what JSON can hold)
 
 
 def is_long(config: Config) -> bool:
-    """Whether a run has so many rounds that its settings are tried out first."""
+    """Whether a run has so many rounds that it gets a preflight."""
     return 0 < config.preflight_rounds <= config.num_rounds
 
 
 def preflight(config: Config, oracle: Oracle, examples: Tensor) -> Preflight:
-    """Try the settings out on held-out examples (n, …).
+    """Try the settings on held-out examples (n, …), and leave the parameters bit for bit.
 
     Costs 300 forward passes, and 2 q × sites' batches for each of some dozen trial rounds.
-
-    The parameters are as they were when this is done, to the bit.
     """
-    probe = Probe(config, oracle, *split_examples(examples, JUDGED))
+    probe = Probe(config, oracle, *split_examples(examples, MOST_ROWS))
     measures = any(plan_of(config, round_).measure for round_ in (1, 2))
     noise = probe.noise()
     table = eps_table(probe, noise) if measures else []
     suggested, verdict, reasons = judge_eps(table, config.eps) if measures else (config.eps, *FINE)
-    slopes = probe.differences(suggested, DIRECTIONS, BATCHES) / (2 * suggested)
+    slopes = coefficients_of(probe.differences(suggested, DIRECTIONS, BATCHES), suggested, 1)
     within = float(np.mean(np.var(slopes, axis=1, ddof=1)))
     between = max(float(np.mean(slopes.mean(1) ** 2)) - within / BATCHES, 0.0)
     rates = list(_rates(probe, suggested)) if verdict != "refused" else []
@@ -123,7 +121,7 @@ def preflight(config: Config, oracle: Oracle, examples: Tensor) -> Preflight:
     sites = config.clients_per_round or config.num_clients
     count = config.queries * (sites if config.seed_schedule == "independent" else 1)
     return Preflight(
-        loss=oracle.loss(probe.apart),
+        loss=oracle.loss(probe.other_rows),
         loss_noise=noise,
         eps=table,
         given_eps=config.eps,
@@ -141,40 +139,42 @@ FINE: tuple[Verdict, list[str]] = ("fine", [])
 
 
 def check_before(config: Config, oracle: Oracle, examples: Tensor, folder: Path) -> Preflight:
-    """The preflight of a long run, written into its folder.
+    """Do the preflight of a long run, and write it into the run's folder.
 
     Raises:
         ConfigError: the settings cannot work.
     """
-    found = preflight(config, oracle, examples)
-    path = found.write(folder)
-    if found.verdict == "refused":
-        raise ConfigError(f"{'; '.join(found.reasons)} ({path}; preflight-rounds = 0 goes without)")
-    return found
+    result = preflight(config, oracle, examples)
+    path = result.write(folder)
+    if result.verdict == "refused":
+        reasons = "; ".join(result.reasons)
+        raise ConfigError(f"{reasons} ({path}; preflight-rounds = 0 goes without)")
+    return result
 
 
 def eps_table(probe: Probe, noise: float) -> list[EpsRow]:
-    """Loss differences at some eps: what of them is slope, rounding and curvature.
+    """Split loss differences at several eps into slope, rounding and curvature.
 
-    The true slopes are taken to be those at the eps where they change least from one to the next.
+    The slopes are taken to be true at the eps at which they change least from one to the next.
     """
     grid = sorted({*GRID, probe.config.eps})
-    found = [probe.differences(eps, DIRECTIONS // 2)[:, 0] for eps in grid]
-    slopes = np.array([d / (2 * eps) for d, eps in zip(found, grid, strict=True)])
+    differences = [probe.differences(eps, DIRECTIONS // 2)[:, 0] for eps in grid]
+    slopes = np.array([coefficients_of(d, e, 1) for d, e in zip(differences, grid, strict=True)])
     changes = [rms(slopes[k] - slopes[k + 1]) for k in range(len(grid) - 1)]
-    places = range(1, len(grid) - 1)
-    true = slopes[min(places, key=lambda k: max(changes[k - 1], changes[k]))]
+    inner = range(1, len(grid) - 1)
+    true = slopes[min(inner, key=lambda k: max(changes[k - 1], changes[k]))]
     rows = []
-    for eps, difference in zip(grid, found, strict=True):
-        rounding, bend = math.sqrt(2) * noise, rms(difference - 2 * eps * true)
-        wrong = math.hypot(rounding, bend)
-        ratio = 2 * eps * rms(true) / wrong if wrong else math.inf
+    for eps, difference in zip(grid, differences, strict=True):
+        expected = differences_of(true, eps, 1)
+        rounding, bend = math.sqrt(2) * noise, rms(difference - expected)
+        error = math.hypot(rounding, bend)
+        ratio = differences_of(rms(true), eps, 1) / error if error else math.inf
         rows.append(EpsRow(eps, rms(difference), rounding, bend, ratio))
     return rows
 
 
 def judge_eps(table: list[EpsRow], eps: float) -> tuple[float, Verdict, list[str]]:
-    """The eps to use, whether the given one will do, and why not."""
+    """Return the eps to use, the verdict on the given one, and the reasons against it."""
     given = next(row for row in table if row.eps == eps)
     best = max(table, key=lambda row: row.signal_to_noise)
     if given.signal_to_noise >= CLEAR:
@@ -190,7 +190,7 @@ def judge_eps(table: list[EpsRow], eps: float) -> tuple[float, Verdict, list[str
 
 
 def _rates(probe: Probe, eps: float) -> Iterator[Rates]:
-    """The rates of the rounds that the run will have: those that measure, those that do not."""
+    """Judge the learning rates of the run: of rounds that measure, and of those that do not."""
     c = probe.config
     plans = [plan_of(c, round_) for round_ in (1, 2)]
     if any(plan.measure and not plan.backpropagate for plan in plans):
@@ -199,23 +199,23 @@ def _rates(probe: Probe, eps: float) -> Iterator[Rates]:
     if any(plan.backpropagate for plan in plans):
         key = "learning-rate" if c.mode == "fo" and not c.bp_learning_rate else "bp-learning-rate"
         given = c.bp_learning_rate or c.learning_rate
-        yield judge_rates(key, given, probe, [probe.backpropagated()])
+        yield judge_rates(key, given, probe, [probe.backpropagate()])
 
 
 def judge_rates(
     key: str, given: float, probe: Probe, steps: list[Gradient], eps: float | None = None
 ) -> Rates:
-    """Take single steps at rates around the given one, and judge it by them.
+    """Judge a learning rate by the effect of single steps at rates around it.
 
-    With momentum a step goes on: a rate counts 1 / (1 − momentum) times. With ``eps`` the best rate
-    is then tried for LASTING rounds in a row, and halved until they bring more than one step does:
-    noise adds up from round to round, and a step that is the best alone may be too long for many.
+    With momentum a step is repeated: a rate counts 1 / (1 − momentum) times. With ``eps`` the best
+    rate is then tried for LASTING rounds in a row, and halved until they lower the loss more than
+    one step does: noise adds up from round to round, so the best single step may be too long.
     """
-    before = probe.oracle.loss(probe.apart)
-    goes_on = 1 / (1 - probe.config.momentum) if probe.config.optimizer == "sgd" else 1.0
+    before = probe.oracle.loss(probe.other_rows)
+    momentum_factor = 1 / (1 - probe.config.momentum) if probe.config.optimizer == "sgd" else 1.0
 
     def change(rate: float) -> float:
-        after = [probe.after_step(step, rate * goes_on) for step in steps]
+        after = [probe.after_step(step, rate * momentum_factor) for step in steps]
         value = float(np.mean(after)) - before
         return value if math.isfinite(value) else math.inf
 
@@ -248,7 +248,7 @@ def judge_rates(
 def lasting_rate(
     tried: dict[float, float], best: float, in_a_row: Callable[[float], float]
 ) -> float:
-    """The best rate or a half, a quarter … of it: the first at which rounds add up."""
+    """Halve the best rate until several rounds lower the loss more than one step does."""
     rate = best
     for _ in range(HALVINGS):
         if in_a_row(rate) <= tried.get(rate, 0.0):
@@ -258,7 +258,7 @@ def lasting_rate(
 
 
 def search_rate(given: float, change: Callable[[float], float]) -> dict[float, float]:
-    """The change at the given rate and at powers of two of it, until the lowest is inside."""
+    """Return the change at powers of two times the given rate, until the lowest is inside."""
     tried = {given * 2.0**k: change(given * 2.0**k) for k in OCTAVES}
     for _ in range(FARTHEST):
         low, high = min(tried), max(tried)

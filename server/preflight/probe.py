@@ -1,4 +1,4 @@
-"""Measurements at the model as it stands: the loss's rounding, slopes over eps, trial steps."""
+"""Measurements at a model before its first round: rounding of the loss, slopes, trial steps."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.config.schema import Config
-from shared.optimizers.gradient import DenseGradient, Gradient, ZerothOrderGradient
+from shared.optimizers.gradient import DenseGradient, Gradient, ZerothOrderGradient, coefficients_of
 from shared.randomness.streams import (
     FIRST_PROBE,
     SHARED_SLOT,
@@ -30,15 +30,15 @@ MOST_SITES, MOST_PAIRS = 8, 256  # batches of a trial round, and directions time
 
 @dataclass(frozen=True)
 class Probe:
-    """Tries things out on a oracle and leaves parameters and optimizer as they were, to the bit.
+    """Measures with an oracle and leaves parameters and optimizer as they were, to the bit.
 
-    ``rows`` (n, …) are measured on, ``apart`` (m, …) judge steps that were taken from those.
+    Steps are measured on ``rows`` (n, …), and judged by their effect on ``other_rows`` (m, …).
     """
 
     config: Config
     oracle: Oracle
     rows: Tensor
-    apart: Tensor
+    other_rows: Tensor
 
     def noise(self, lines: int = 2) -> float:
         """Standard deviation of the rounding error of the loss of one site's batch.
@@ -48,15 +48,15 @@ class Probe:
         per line.
         """
         size = float(self.oracle.replica.model.flat.float().square().mean().sqrt())
-        batch, found = self.batch(0), []
+        batch, variances = self.batch(0), []
         for key in self._keys(lines):
-            at = range(-(NOISE_POINTS // 2), NOISE_POINTS // 2 + 1)
+            points = range(-(NOISE_POINTS // 2), NOISE_POINTS // 2 + 1)
             with self.oracle.frozen.reuse():
-                values = [self._loss_at(key, k * NOISE_STEP * size, batch) for k in at]
+                values = [self._loss_at(key, k * NOISE_STEP * size, batch) for k in points]
             differences = np.diff(np.array(values), NOISE_ORDER)
             scale = math.factorial(NOISE_ORDER) ** 2 / math.factorial(2 * NOISE_ORDER)
-            found.append(scale * float(np.mean(differences**2)))
-        return math.sqrt(float(np.mean(found)))
+            variances.append(scale * float(np.mean(differences**2)))
+        return math.sqrt(float(np.mean(variances)))
 
     def differences(self, eps: float, directions: int, batches: int = 1) -> Numbers:
         """L(θ+εz) − L(θ−εz) of some directions over some sites' batches (directions, batches)."""
@@ -68,7 +68,7 @@ class Probe:
         )
 
     def estimate(self, eps: float, trial: int) -> Gradient:
-        """What a round of the run would measure: its directions over its sites' batches."""
+        """The estimate of a round of the run: its directions over its sites' batches."""
         c = self.config
         sites = max(
             1, min(c.clients_per_round or c.num_clients, MOST_SITES, MOST_PAIRS // c.queries)
@@ -78,26 +78,26 @@ class Probe:
         first = (trial - 1) * sites  # every trial has batches of its own, as rounds do
         pairs = [(k, [i % sites] if own else range(sites)) for i, k in enumerate(keys)]
         pairs = [(k, [first + b for b in of]) for k, of in pairs]
-        slopes = [np.mean([self._difference(k, eps, b) for b in of]) / 2 / eps for k, of in pairs]
-        each = [float(slope) / len(keys) for slope in slopes]
+        means = [float(np.mean([self._difference(k, eps, b) for b in of])) for k, of in pairs]
+        each = [coefficients_of(difference, eps, 1) / len(keys) for difference in means]
         return ZerothOrderGradient(self.oracle.replica.directions, keys, each)
 
-    def backpropagated(self) -> Gradient:
+    def backpropagate(self) -> Gradient:
         """The gradient of all rows at once."""
         return DenseGradient(self.oracle.gradient(self.rows)[1])
 
     def after_step(self, gradient: Gradient, rate: float) -> float:
-        """Loss of the rows apart after one step of the run's optimizer, which is then undone."""
-        with self._undone():
+        """Loss of the other rows after one step of the run's optimizer, which is then undone."""
+        with self._restore():
             self._step(gradient, rate)
-            return self.oracle.loss(self.apart)
+            return self.oracle.loss(self.other_rows)
 
     def after_rounds(self, eps: float, rate: float, rounds: int) -> float:
-        """The same after some rounds in a row, each measured where the one before has led."""
-        with self._undone():
+        """The same after some rounds in a row, each measured at the parameters after the last."""
+        with self._restore():
             for trial in range(1, rounds + 1):
                 self._step(self.estimate(eps, trial), rate)
-            return self.oracle.loss(self.apart)
+            return self.oracle.loss(self.other_rows)
 
     def _step(self, gradient: Gradient, rate: float) -> None:
         replica = self.oracle.replica
@@ -106,7 +106,7 @@ class Probe:
         replica.model.layout.clear_padding_(replica.model.flat)
 
     @contextmanager
-    def _undone(self) -> Iterator[None]:
+    def _restore(self) -> Iterator[None]:
         replica = self.oracle.replica
         flat = replica.model.flat.clone()
         state = {name: value.clone() for name, value in replica.optimizer.state().items()}
@@ -117,10 +117,10 @@ class Probe:
             replica.optimizer.load_state(state)
 
     def batch(self, number: int) -> Tensor:
-        """Rows for one site's batch: ``zo-batch-size`` of them, the numbers one after the other."""
+        """Rows of one site's batch: ``zo-batch-size`` of them; batches follow each other."""
         size = min(self.config.zo_batch_size, len(self.rows))
-        places = (torch.arange(size) + number * size) % len(self.rows)
-        return self.rows[places]
+        indices = (torch.arange(size) + number * size) % len(self.rows)
+        return self.rows[indices]
 
     def _keys(self, count: int, trial: int = 0) -> list[Key]:
         return probe_keys(self.config.seed, count, trial)
@@ -136,7 +136,7 @@ class Probe:
 
 
 def split_examples(examples: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Two sets of at most so many rows each, every other one; both are all where there is one."""
+    """Split examples into two sets of at most ``most`` rows; both are the same if there is one."""
     if len(examples) < 2:
         return examples, examples
     return examples[::2][:most], examples[1::2][:most]

@@ -1,1 +1,1 @@
-"""One round: requests, replies, one entry, and what follows a commit."""
+"""A round has requests, replies, one entry, and what follows its commit."""

@@ -1,4 +1,4 @@
-"""What a site needs to be at the server's round: missed entries, or a snapshot and the rest."""
+"""How a site's replica gets to the server's round: by missed entries, or from a snapshot."""
 
 import logging
 from dataclasses import dataclass
@@ -17,20 +17,21 @@ ENTRY_OVERHEAD = 4  # bytes of a length before each entry in a request
 
 @dataclass(frozen=True)
 class CatchUp:
-    """Sent with a request so that the site's replica is at the round before it."""
+    """The part of a request that brings the site's replica to the round that it measures at."""
 
     entries: list[bytes]
     snapshot: bytes | None = None
-    reset: bool = False  # forget what the replica is; start from the snapshot or the base model
+    reset: bool = False  # start from the snapshot or the base model, not from the site's replica
 
 
 def catch_up(
     config: Config, ledger: Ledger, snapshots: Snapshots, site_round: int | None, to: int
 ) -> CatchUp:
-    """The way from a site's round (None: unusable) to round ``to`` that ``catch-up`` asks for.
+    """Choose how a replica gets from ``site_round`` to round ``to``, as ``catch-up`` says.
 
-    ``auto`` takes whichever is fewer bytes. Where no snapshot can be used, replay is the only way;
-    where a gradient was dropped, a snapshot is. A round that was undone is unusable.
+    ``site_round`` is None if the site has no replica of this run. A round that was undone is of no
+    use either. ``auto`` takes whichever is fewer bytes. If no snapshot can be used, entries are
+    replayed from the base model; if a gradient was dropped, only a snapshot can be used.
 
     Raises:
         GapError: a gradient was dropped, and no snapshot that is late enough can be used.
@@ -38,25 +39,28 @@ def catch_up(
     unusable = site_round is None or site_round not in lineage(ledger, to)
     start = 0 if site_round is None or unusable else site_round
     missed = entries_between(ledger, start, to)
-    gone = newest_dropped(missed)
-    found = None if config.catch_up == "replay" and not gone else snapshots.latest(to)
-    if gone and (found is None or found.round < gone):
-        raise GapError(f"no snapshot of round {gone}, whose gradient was dropped, or a later one")
-    if found is None or found.round <= start:
+    dropped = newest_dropped(missed)
+    newest = None if config.catch_up == "replay" and not dropped else snapshots.latest(to)
+    if dropped and (newest is None or newest.round < dropped):
+        raise GapError(
+            f"no snapshot of round {dropped}, whose gradient was dropped, or a later one"
+        )
+    if newest is None or newest.round <= start:
         return CatchUp(missed, reset=unusable)
-    rest = entries_between(ledger, found.round, to)
-    if not gone and config.catch_up == "auto" and _size(missed) <= found.size + _size(rest):
+    round_, size = newest.round, newest.size
+    rest = entries_between(ledger, round_, to)
+    if not dropped and config.catch_up == "auto" and _size(missed) <= size + _size(rest):
         return CatchUp(missed, reset=unusable)
     try:
-        return CatchUp(rest, snapshots.read(found.round), reset=True)
+        return CatchUp(rest, snapshots.read(round_), reset=True)
     except SnapshotError as error:
         LOG.warning("not used: %s", error)
-        snapshots.forget(found.round)
+        snapshots.forget(round_)
         return catch_up(config, ledger, snapshots, site_round, to)
 
 
 def full_parameters(replica: Replica, run: bytes) -> CatchUp:
-    """The whole state, as ``downlink = dense`` sends it every round."""
+    """The whole state of a replica, as ``downlink = dense`` sends it every round."""
     return CatchUp([], encode_snapshot(replica, run), reset=True)
 
 

@@ -1,4 +1,4 @@
-"""The sites that are there: who they are, where their replicas are, and which are asked."""
+"""The sites of a federation: who they are, where their replicas are, and which take part."""
 
 import logging
 import time
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from server.ledger.records import Refusal
-from server.rounds.exchange import Exchange, transfer
+from server.rounds.exchange import Exchange
+from server.rounds.round_log import RoundLog
 from shared.base.errors import StalledError, WireError
 from shared.config.schema import Config
-from shared.protocol.flower_records import Transfer, pack, unpack
+from shared.protocol.flower_records import pack, unpack
 from shared.protocol.messages import Hello, decode_hello
 from shared.protocol.site_id import SiteId
 from shared.randomness.philox import words
 from shared.randomness.streams import cohort_key
 
 LOG = logging.getLogger("dandelion")
-HELLO_TIMEOUT_S = 120.0  # round-timeout where that is less
-ASK_AGAIN_S = 60.0  # a node that was refused may have been mended, or its rival be gone
-UNANSWERED_S = 300.0  # the question or its answer may be lost; or the node still builds its model
-REFUSALS = 2  # of one node in a row: nothing will come of it by itself
+HELLO_TIMEOUT_S = 120.0  # round-timeout if that is less
+ASK_AGAIN_S = 60.0  # the cause of a refusal may be gone by then
+UNANSWERED_S = 300.0  # a question or answer may be lost; or the node still builds its model
+HOPELESS_REFUSALS = 2  # of one node in a row: it will not be accepted without somebody's help
 
 
 @dataclass
@@ -32,16 +32,16 @@ class SiteRecord:
     id: SiteId
     node_id: int
     hello: Hello
-    round: int | None  # where its replica is; None: it has none that can be used
+    round: int | None  # of its replica; None: it has no replica of this run
 
 
 @dataclass(frozen=True)
-class Outsider:
-    """A node that cannot take part, why, and when it is asked again (``time.monotonic``)."""
+class ExcludedNode:
+    """A node that does not take part, why, and when it is asked again (``time.monotonic``)."""
 
     reason: str
     again: float
-    times: int = 1  # refused in a row
+    refusals: int = 1  # in a row
 
 
 class Cohort:
@@ -50,29 +50,27 @@ class Cohort:
     def __init__(
         self,
         config: Config,
-        accept: Callable[[Hello], str],
+        reason_against: Callable[[Hello], str],
         run: bytes,
-        met: Callable[[Hello], None] = lambda hello: None,
+        log: RoundLog,
+        on_meeting: Callable[[Hello], None] = lambda hello: None,
     ) -> None:
-        self._config = config
-        self._accept = accept  # says why a site cannot take part; empty: it can
-        self._met = met  # told of every site that is taken in
-        self._run = run
+        self._config, self._run, self._log = config, run, log
+        self._reason_against = reason_against  # why a site cannot take part; empty: it can
+        self._on_meeting = on_meeting  # called with every site that is accepted
         self.sites: dict[str, SiteRecord] = {}  # by name
         self._slots: dict[int, str] = {}  # the names of those, by slot
-        self.outsiders: dict[int, Outsider] = {}  # by node id
+        self.excluded: dict[int, ExcludedNode] = {}  # by node id
         self._exchange: Exchange | None = None
-        self.transfers: list[Transfer] = []  # these two: of introductions, since last taken
-        self.refusals: list[Refusal] = []
 
     def meet(self, grid: Grid, round_: int) -> None:
         """Ask nodes that are new, or were refused a while ago, who they are; forget who is gone."""
         present, now = set(grid.get_node_ids()), time.monotonic()
         self.sites = {name: s for name, s in self.sites.items() if s.node_id in present}
         self._slots = {site.id.slot: name for name, site in self.sites.items()}
-        self.outsiders = {n: o for n, o in self.outsiders.items() if n in present}
+        self.excluded = {n: node for n, node in self.excluded.items() if n in present}
         known = {site.node_id for site in self.sites.values()}
-        known |= {n for n, outsider in self.outsiders.items() if now < outsider.again}
+        known |= {n for n, node in self.excluded.items() if now < node.again}
         self._ask(grid, sorted(present - known), round_)
 
     def wait(self, grid: Grid, round_: int) -> None:
@@ -82,92 +80,97 @@ class Cohort:
             StalledError: they did not come within ``wait-timeout``, or enough nodes are there and
                 were refused again and again.
         """
-        start, said = time.monotonic(), -1
+        start, announced = time.monotonic(), -1
         while True:
             self.meet(grid, round_)
             count, needed = len(self.sites), self._config.min_clients
             if count >= needed:
                 return
-            if count != said:
+            if count != announced:
                 LOG.info("waiting for sites: %d of %d are there", count, needed)
-                said = count
-            waited = time.monotonic() - start
-            if waited > self._config.wait_timeout or self._is_hopeless():
-                reasons = sorted(outsider.reason for outsider in self.outsiders.values())
+                announced = count
+            seconds = time.monotonic() - start
+            if seconds > self._config.wait_timeout or self._is_hopeless():
+                reasons = sorted(node.reason for node in self.excluded.values())
                 raise StalledError(
                     f"{needed} sites needed for round {round_}, {count} came within "
-                    f"{min(waited, self._config.wait_timeout):.3g} s; refused: {reasons}"
+                    f"{min(seconds, self._config.wait_timeout):.3g} s; refused: {reasons}"
                 )
             time.sleep(min(1.0, self._config.wait_timeout / 10))
 
     def _is_hopeless(self) -> bool:
         """Whether enough nodes are there, and all that are missing were refused repeatedly."""
-        there = len(self.sites) + len(self.outsiders)
-        refused = all(outsider.times >= REFUSALS for outsider in self.outsiders.values())
+        there = len(self.sites) + len(self.excluded)
+        refused = all(node.refusals >= HOPELESS_REFUSALS for node in self.excluded.values())
         return refused and there >= self._config.min_clients
 
     def draw(self, round_: int, attempt: int) -> list[SiteRecord]:
-        """The sites that measure a round, in slot order: a pure function of who is there."""
+        """Draw the sites that measure a round, in slot order: a pure function of who is there."""
         sites = sorted(self.sites.values(), key=lambda site: site.id)
         count = self._config.clients_per_round
         if not 0 < count < len(sites):
             return sites
         key = cohort_key(self._config.seed, round_, attempt)
-        lots = words(key, range(len(sites)))[:, 0]
-        chosen = sorted(range(len(sites)), key=lambda index: (int(lots[index]), index))[:count]
+        draws = words(key, range(len(sites)))[:, 0]
+        chosen = sorted(range(len(sites)), key=lambda index: (int(draws[index]), index))[:count]
         return [sites[index] for index in sorted(chosen)]
 
     def _ask(self, grid: Grid, node_ids: list[int], round_: int) -> None:
-        """Wait for the nodes that are asked now; those asked earlier may answer when they will.
+        """Ask nodes who they are, and take in the answers that have come, to earlier calls too.
 
-        Where there are sites enough, nobody waits for a newcomer that builds its model first.
+        The server waits for answers only while there are too few sites: a newcomer may have to
+        build its model first.
         """
-        patient = len(self.sites) < self._config.min_clients
+        waits = len(self.sites) < self._config.min_clients
         exchange = self._exchange = self._exchange or Exchange(grid)
         messages = [
             Message(pack(b""), node_id, MessageType.QUERY, group_id=str(round_))
             for node_id in node_ids
         ]
         sent = exchange.send(messages)
-        timeout = min(HELLO_TIMEOUT_S, self._config.round_timeout) if patient else 0.0
+        timeout = min(HELLO_TIMEOUT_S, self._config.round_timeout) if waits else 0.0
         names: dict[int | None, str] = {}
         for reply in exchange.replies(timeout):
             node_id, name = exchange.node_of(reply), f"node {reply.metadata.src_node_id}"
             if node_id is not None:
                 name = names[node_id] = self._introduce(reply, node_id, round_)
-            self.transfers.append(transfer(reply, round_, name, "up"))
+            self._log.add_received(reply, round_, name)
         for message in sent:
             node_id = message.metadata.dst_node_id
             name = names.get(node_id, f"node {node_id}")
-            self.transfers.append(transfer(message, round_, name, "down"))
-            if node_id not in names and patient:
+            self._log.add_sent(message, round_, name)
+            if node_id not in names and waits:
                 reason = f"no answer within {timeout:g} s"
                 self._refuse(round_, node_id, name, reason, UNANSWERED_S, counts=False)
             elif node_id not in names:
                 again = time.monotonic() + UNANSWERED_S
-                self.outsiders[node_id] = Outsider("it was asked who it is", again, times=0)
+                reason = "it was asked who it is"
+                self.excluded[node_id] = ExcludedNode(reason, again, refusals=0)
 
     def _introduce(self, reply: Message, node_id: int, round_: int) -> str:
-        """Take a node in or refuse it; return what to call it."""
-        hello, reason = _read(reply)
+        """Accept a node as a site, or refuse it; return its name."""
+        hello, reason = _read_hello(reply)
         name = hello.site if hello else f"node {node_id}"
-        if hello is None or (reason := self._accept(hello) or self._clash(hello, node_id)):
+        if hello is not None:
+            reason = self._reason_against(hello) or self._find_clash(hello, node_id)
+        if hello is None or reason:
             self._refuse(round_, node_id, name, reason, ASK_AGAIN_S)
             return name
         at = hello.round if hello.run in ("", self._run.hex()) else None
-        self.outsiders.pop(node_id, None)
+        self.excluded.pop(node_id, None)
         self.sites[name] = SiteRecord(SiteId(hello.slot, name), node_id, hello, at)
         self._slots[hello.slot] = name
-        self._met(hello)
+        self._on_meeting(hello)
         LOG.info(
             "site %s is here: %d examples, %s, round %s", name, hello.examples, hello.device, at
         )
         return name
 
-    def _clash(self, hello: Hello, node_id: int) -> str:
-        there = self.sites.get(hello.site)
-        if there is not None and there.node_id != node_id:
-            return f"site {hello.site!r} is here already, as node {there.node_id}"
+    def _find_clash(self, hello: Hello, node_id: int) -> str:
+        """Say which other site has the name or the slot; empty: none."""
+        same = self.sites.get(hello.site)
+        if same is not None and same.node_id != node_id:
+            return f"site {hello.site!r} is here already, as node {same.node_id}"
         if (name := self._slots.get(hello.slot, hello.site)) != hello.site:
             return f"slot {hello.slot} is taken by site {name!r}: rename one of them"
         return ""
@@ -176,13 +179,14 @@ class Cohort:
         self, round_: int, node_id: int, name: str, reason: str, again_s: float, counts: bool = True
     ) -> None:
         LOG.warning("site %s refused: %s", name, reason)
-        before = self.outsiders[node_id].times if node_id in self.outsiders else 0
-        times = before + 1 if counts else before
-        self.outsiders[node_id] = Outsider(reason, time.monotonic() + again_s, times)
-        self.refusals.append(Refusal(round_, name, "introduction", reason))
+        before = self.excluded[node_id].refusals if node_id in self.excluded else 0
+        refusals = before + 1 if counts else before
+        self.excluded[node_id] = ExcludedNode(reason, time.monotonic() + again_s, refusals)
+        self._log.refuse(round_, name, "introduction", reason)
 
 
-def _read(reply: Message) -> tuple[Hello | None, str]:
+def _read_hello(reply: Message) -> tuple[Hello | None, str]:
+    """Decode an introduction; or say why that cannot be done."""
     if reply.has_error():
         return None, f"could not introduce itself: {reply.error.reason}"
     try:

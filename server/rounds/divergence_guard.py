@@ -1,6 +1,6 @@
-"""A run that diverges goes back to where it was well, and goes on at lower learning rates.
+"""A run that diverges goes back to an earlier round and continues at lower learning rates.
 
-Judged from what the ledger holds alone, so that a run that was killed decides as if it were not.
+The decision depends on the ledger alone, so a run that was killed and resumed decides the same.
 """
 
 import logging
@@ -22,77 +22,79 @@ from shared.modes.mode import measured_at
 from shared.protocol.entry import Entry
 
 LOG = logging.getLogger("dandelion")
-WINDOW = 9  # rounds whose median is compared, so that a few bad batches are none's concern
+WINDOW = 9  # rounds whose median is compared, so that a few bad batches do not count
 HISTORY = 200  # rounds that the bound is taken from
-LEAST = 3  # rounds before anything is judged
+FEWEST_ROUNDS = 3  # before anything is judged
 SPREADS = 4.0  # a rise within so many standard deviations of a round's loss is noise
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """What is wrong, and the newest round whose parameters were well."""
+    """What is wrong, and the newest round whose parameters were sound."""
 
     reason: str
-    well: int
+    sound_round: int
 
 
 @dataclass
 class DivergenceGuard:
-    """Watches the sites' losses between rounds.
+    """Watches the sites' losses between rounds; off if ``guard-rewinds`` is 0.
 
-    With staleness a rewind is followed by a pause, so that no round after the two is measured at
-    parameters that were undone. Off where ``guard-rewinds`` is 0.
+    With staleness a pause follows each rewind, so that no later round is measured at parameters
+    that were undone.
     """
 
     run: Run
     _losses: dict[int, float] = field(default_factory=dict)  # of each round, over its sites
 
-    def rewind_if_diverged(self, notes: RoundLog) -> bool:
-        """Commit a rewind, and be there, if the run has diverged; or the pause that is due.
+    def rewind_if_diverged(self, log: RoundLog) -> bool:
+        """Commit a rewind and bring the replica there if the run has diverged; or a due pause.
+
+        Returns whether it committed a round.
 
         Raises:
-            StalledError: it has, and ``guard-rewinds`` were of no avail.
+            StalledError: the run diverged again after ``guard-rewinds`` rewinds.
         """
         config, ledger, rewinds = self.run.config, self.run.ledger, self.run.ledger.rewinds()
         last = ledger.last_round
         if rewinds and last < rewinds[-1].round + config.staleness:
-            self._commit(Entry(last + 1, rewinds[-1].scale, (), back_to=last), notes)
+            self._commit(Entry(last + 1, rewinds[-1].scale, (), back_to=last), log)
             return True
-        if (found := self.divergence()) is None:
+        if (divergence := self.find_divergence()) is None:
             return False
         if len(rewinds) >= config.guard_rewinds:
             raise StalledError(
-                f"round {last}: {found.reason}; the run went back {len(rewinds)} "
+                f"round {last}: {divergence.reason}; the run went back {len(rewinds)} "
                 f"times (guard-rewinds) and diverged again at {rewinds[-1].scale:.3g} × its "
                 "learning rates; 'dandelion preflight' suggests eps and learning rate"
             )
         scale = (rewinds[-1].scale if rewinds else 1.0) * config.guard_rate_factor
-        back_to = self._return_to(found.well)
+        back_to = self._return_to(divergence.sound_round)
         LOG.warning(
             "round %d: %s; back to round %d, learning rates × %.3g",
-            *(last + 1, found.reason, back_to, scale),
+            *(last + 1, divergence.reason, back_to, scale),
         )
-        self._commit(Entry(last + 1, scale, (), back_to=back_to), notes, found.reason)
+        self._commit(Entry(last + 1, scale, (), back_to=back_to), log, divergence.reason)
         return True
 
-    def _commit(self, entry: Entry, notes: RoundLog, reason: str = "") -> None:
-        transfers, refusals = notes.until(entry.round)
-        up, down = (notes.payload(way, entry.round, transfers) for way in ("up", "down"))
+    def _commit(self, entry: Entry, log: RoundLog, reason: str = "") -> None:
+        transfers, refusals = log.until(entry.round)
+        up, down = (log.payload(way, entry.round, transfers) for way in ("up", "down"))
         metrics = self._metrics(entry, up, down)
         committed = self.run.ledger.commit(entry, [], transfers, metrics, refusals, reason)
         self.run.oracle.replica.apply([committed])
 
     def warn(self) -> None:
-        """Say so where the run ends in divergence: no round is left to go back in."""
-        if (found := self.divergence()) is not None:
-            LOG.warning("the run ends where it diverged: %s", found.reason)
+        """Warn if the run ends in divergence: no round is left for a rewind."""
+        if (divergence := self.find_divergence()) is not None:
+            LOG.warning("the run ends where it diverged: %s", divergence.reason)
 
-    def divergence(self) -> Divergence | None:
-        """Whether most sites' numbers are none, or the newest losses are above the bound."""
+    def find_divergence(self) -> Divergence | None:
+        """Say if most sites' losses are not finite, or the newest are above the bound."""
         last = self.run.ledger.last_round
         if not (config := self.run.config).guard_rewinds:
             return None
-        rounds, losses = self._recent(last)
+        rounds, losses = self._recent_losses(last)
         reason = judge_losses(losses, config.guard_tolerance)
         reason = reason or self._not_finite(last) or self._not_finite(last + 1)
         if not reason:
@@ -101,9 +103,9 @@ class DivergenceGuard:
         return Divergence(reason, measured_at(config, rounds[newest]) if rounds else 0)
 
     def _not_finite(self, round_: int) -> str:
-        """What is wrong where most sites' numbers of a round are none, after a step; else empty.
+        """Say how many sites' numbers of a round are not finite, if they are most; else empty.
 
-        Where they were none before the first step as well, going back would mend nothing.
+        If they were not finite before the first step either, a rewind would not help.
         """
         config, ledger = self.run.config, self.run.ledger
         at, rewinds = measured_at(config, round_), ledger.rewinds()
@@ -118,7 +120,7 @@ class DivergenceGuard:
         bad, size = self.run.ledger.count_not_finite(round_), self.run.ledger.count_cohort(round_)
         return f"{bad} of {size} sites measured no finite losses" if 2 * bad > size else ""
 
-    def _recent(self, last: int) -> tuple[list[int], list[float]]:
+    def _recent_losses(self, last: int) -> tuple[list[int], list[float]]:
         """The newest rounds on the way to ``last``, and the median of the sites' losses in each."""
         line, first = lineage(self.run.ledger, last), max(1, last - HISTORY + 1)
         for round_ in range(first, last + 1):
@@ -131,14 +133,14 @@ class DivergenceGuard:
         ]
         return rounds, [self._losses[k] for k in rounds]
 
-    def _return_to(self, well: int) -> int:
-        """Bring the replica to the newest snapshot up to ``well``, or to the base model."""
+    def _return_to(self, sound: int) -> int:
+        """Bring the replica to the newest snapshot up to ``sound``, or to the base model."""
         run, snapshots = self.run, Snapshots(self.run.ledger)
         line = lineage(run.ledger, run.ledger.last_round)
-        at = next(k for k in range(well, -1, -1) if k in line)
+        at = next(k for k in range(sound, -1, -1) if k in line)
         while True:
-            found = snapshots.latest(at)
-            to = found.round if found else 0
+            newest = snapshots.latest(at)
+            to = newest.round if newest else 0
             try:
                 run.return_to(to)
             except GapError as error:  # a snapshot was lost, and gradients before it were dropped
@@ -150,7 +152,7 @@ class DivergenceGuard:
             return to
 
     def _metrics(self, entry: Entry, up: int, down: int) -> Metrics:
-        """What the log says of a rewind: the loss where it went back to, and the new rate."""
+        """The metrics of a rewind: the loss at the round that it goes back to, and the new rate."""
         measured = entry.follows + self.run.config.staleness if entry.undoes else entry.follows - 1
         return Metrics(
             round=entry.round,
@@ -167,8 +169,8 @@ class DivergenceGuard:
 
 
 def judge_losses(losses: Sequence[float], tolerance: float) -> str:
-    """What is wrong with the newest of some rounds' losses (n,), oldest first; empty: nothing."""
-    if len(losses) < LEAST:
+    """Say what is wrong with the newest of some rounds' losses (n,), oldest first; or nothing."""
+    if len(losses) < FEWEST_ROUNDS:
         return ""
     medians = running_medians(losses)
     limit = bound(losses, medians[:-1], tolerance)
@@ -178,7 +180,7 @@ def judge_losses(losses: Sequence[float], tolerance: float) -> str:
 
 
 def newest_sound(losses: Sequence[float], tolerance: float) -> int | None:
-    """Place of the newest loss that took no more than half of the rise that is allowed."""
+    """Index of the newest loss within half of the rise that is allowed; None if there is none."""
     medians = running_medians(losses)
     if not medians:
         return None
@@ -189,26 +191,26 @@ def newest_sound(losses: Sequence[float], tolerance: float) -> int | None:
 
 
 def running_medians(losses: Sequence[float]) -> list[float]:
-    """The median of each loss and the up to WINDOW - 1 before it."""
+    """The median of each loss (n,) and of up to WINDOW - 1 losses before it."""
     return [median(losses[max(0, k - WINDOW + 1) : k + 1]) for k in range(len(losses))]
 
 
 def lowest(medians: Sequence[float]) -> float:
-    """The lowest median over a whole window; in the first rounds over as many as there are."""
+    """The lowest median of whole windows; of any in the first rounds."""
     return min(medians[WINDOW - 1 :] if len(medians) > 2 * WINDOW else medians)
 
 
 def bound(losses: Sequence[float], medians: Sequence[float], tolerance: float) -> float:
-    """What a median of losses may be; more in the first rounds, before their spread is known."""
+    """The bound on a median of losses; higher in the first rounds, as their spread is unknown."""
     early = 1.0 if len(losses) < WINDOW else 0.75 if len(losses) <= 2 * WINDOW else 0.0
     return lowest(medians) + max(rise(losses, medians, tolerance), early * scale(medians))
 
 
 def rise(losses: Sequence[float], medians: Sequence[float], tolerance: float) -> float:
-    """How far a median may be above the lowest: a share of the scale, or what is noise.
+    """How far a median may be above the lowest: a share of the scale, or the noise if larger.
 
-    Noise is SPREADS standard deviations of a single loss, which steps from one to the next tell,
-    whatever the trend.
+    The noise is SPREADS standard deviations of a single loss, estimated from the differences of
+    successive losses, so that a trend does not count.
     """
     settled = np.asarray(losses[:-WINDOW], float)
     spread = float(np.std(np.diff(settled))) / 2**0.5 if len(settled) > WINDOW else 0.0

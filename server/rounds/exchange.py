@@ -1,38 +1,29 @@
-"""Messages out and replies in, with an own poll and time-out; their bytes are counted here."""
+"""Round trips of messages with some nodes, with a poll and a time-out of their own."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from flwr.app import Message, MessageType
+from flwr.app import Message
 from flwr.serverapp import Grid
-
-from shared.protocol.flower_records import (
-    Direction,
-    Kind,
-    Transfer,
-    is_dense,
-    message_bytes,
-    payload_bytes,
-)
 
 POLL_FIRST_S, POLL_LAST_S = 0.005, 0.25
 
 
 class Exchange:
-    """Round trips with some nodes; more may be sent while replies are read.
+    """Sends messages and yields their replies; more may be sent while replies are read.
 
-    Flower's own ``send_and_receive`` sleeps three seconds between looks; this one looks soon and
-    then less often.
+    Flower's own ``send_and_receive`` sleeps three seconds between polls. This one polls after
+    POLL_FIRST_S, and then less and less often.
     """
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._nodes: dict[str, int] = {}  # message id to the node that it was sent to
-        self._asked: dict[int, dict[str, float]] = {}  # by node: ids that are open, and since when
-        self.took: dict[int, float] = {}  # seconds of each node's last answer
+        self._pending: dict[int, dict[str, float]] = {}  # by node: ids awaited, and since when
+        self.answer_seconds: dict[int, float] = {}  # of each node's last answer
         self._open: dict[str, None] = {}  # ids of messages whose replies are awaited
         self._late: dict[str, None] = {}  # ids of messages that were not answered in time
-        self._passed: set[str] = set()  # ids that were answered when they were not awaited any more
+        self._superseded: set[str] = set()  # ids that were answered when no longer awaited
 
     def send(self, messages: Iterable[Message]) -> list[Message]:
         """Send messages; return those that Flower could push."""
@@ -42,16 +33,16 @@ class Exchange:
         self._nodes |= {name: message.metadata.dst_node_id for name, message in sent.items()}
         self._open |= dict.fromkeys(sent)
         for name in sent:
-            self._asked.setdefault(self._nodes[name], {})[name] = time.monotonic()
+            self._pending.setdefault(self._nodes[name], {})[name] = time.monotonic()
         return list(sent.values())
 
     def replies(
         self, timeout_s: float, meanwhile: Callable[[], None] = lambda: None
     ) -> Iterator[Message]:
-        """What comes back, as it comes, until nothing is awaited or the time is up.
+        """Yield replies as they come, until none is awaited or ``timeout_s`` seconds are over.
 
-        ``meanwhile`` is called whenever there was a look and not all is there; it may send more.
-        What is late is not awaited any more, but taken if this is called again.
+        ``meanwhile`` is called after each poll that leaves replies to come; it may send more. A
+        late reply is no longer awaited, but yielded if this is called again.
         """
         deadline, pause = time.monotonic() + timeout_s, POLL_FIRST_S
         while ids := [*self._late, *self._open]:
@@ -68,71 +59,58 @@ class Exchange:
             pause = min(2 * pause, POLL_LAST_S)
 
     def _close(self, name: str) -> None:
-        """An answer is in; what else the node was asked meanwhile is not awaited any more."""
+        """Await no other answer of the node that has just answered message ``name``."""
         self._late.pop(name, None)
         if name not in self._open:
-            self._passed.add(name)
+            self._superseded.add(name)
         else:
             node = self._nodes[name]
-            asked = self._asked.pop(node)
-            self.took[node] = time.monotonic() - asked[name]
-            for other in asked:
+            pending = self._pending.pop(node)
+            self.answer_seconds[node] = time.monotonic() - pending[name]
+            for other in pending:
                 del self._open[other]
                 if other != name:
                     self._late[other] = None
 
     def was_awaited(self, reply: Message) -> bool:
-        """Whether this was the answer to what its node was asked last, and not to an older one."""
-        return reply.metadata.reply_to_message_id not in self._passed
+        """Whether this answers the newest request to its node, and not a superseded one."""
+        return reply.metadata.reply_to_message_id not in self._superseded
 
     def supersede(self, node_id: int) -> bool:
-        """Await no answer to what a node was asked: it is asked anew. False: it has answered."""
-        asked = self._asked.pop(node_id, {})
-        for name in asked:
+        """Await no answer of a node, which gets a new request; False if it has answered."""
+        pending = self._pending.pop(node_id, {})
+        for name in pending:
             del self._open[name]
             self._late[name] = None
-        return bool(asked)
+        return bool(pending)
 
     def give_up(self) -> None:
-        """Await nothing any more; what still comes is late."""
+        """Await nothing any more; replies that still come are late."""
         self._late |= self._open
         self._open.clear()
-        self._asked.clear()
+        self._pending.clear()
 
-    def waiting(self) -> dict[int, float]:
-        """Nodes whose answer is awaited, and for how many seconds since they were last asked."""
+    def seconds_waiting(self) -> dict[int, float]:
+        """Seconds since the newest request, of each node whose answer is awaited."""
         now = time.monotonic()
-        return {node: now - max(asked.values()) for node, asked in self._asked.items()}
+        return {node: now - max(pending.values()) for node, pending in self._pending.items()}
 
     @property
     def unanswered(self) -> bool:
         """Whether a message was not answered in time."""
         return bool(self._late)
 
-    def late(self) -> list[Message]:
-        """Replies that came after the time was up, without waiting for any."""
-        found = list(self._grid.pull_messages(list(self._late))) if self._late else []
-        for reply in found:
+    def pull_late(self) -> list[Message]:
+        """Return replies that came after the time was up, without waiting for any."""
+        replies = list(self._grid.pull_messages(list(self._late))) if self._late else []
+        for reply in replies:
             self._late.pop(reply.metadata.reply_to_message_id, None)
-        return found
+        return replies
 
     def node_of(self, reply: Message) -> int | None:
-        """The node that was asked what this answers; None where another one answers.
+        """The node that the answered message was sent to; None if another node answers it.
 
-        An error may be the grid's own: its source is then the server itself.
+        An error may come from the grid itself: its source is then the server.
         """
         node_id = self._nodes.get(reply.metadata.reply_to_message_id)
         return node_id if reply.has_error() or reply.metadata.src_node_id == node_id else None
-
-
-def transfer(message: Message, round_: int, site: str, direction: Direction) -> Transfer:
-    """What a message cost; one of ours must be sent, so that it has Flower's message id."""
-    kind: Kind = "scalars"
-    if message.has_error() or message.metadata.message_type == MessageType.QUERY:
-        kind = "control"
-    elif len(message.content) > 1:
-        kind = "snapshot"
-    elif is_dense(message.content):
-        kind = "gradient"
-    size = message_bytes(message)
-    return Transfer(round_, site, direction, kind, payload_bytes(message), size)

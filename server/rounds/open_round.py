@@ -1,4 +1,4 @@
-"""Rounds that were requested and are not closed: whose replies are awaited, overdue or late.
+"""Rounds that were requested and are not closed, and what becomes of replies that are overdue.
 
 With ``staleness = 1`` two rounds are open at once.
 """
@@ -9,84 +9,82 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message
 
-from server.ledger.records import Refusal
 from server.rounds.cohort import SiteRecord
-from server.rounds.exchange import Exchange, transfer
-from shared.protocol.flower_records import Transfer
+from server.rounds.exchange import Exchange
+from server.rounds.round_log import RoundLog
+
+MARGIN = 4  # times the longest answer of the same node so far
+MOST_CLOSED = 8  # rounds whose late replies are still looked for
 
 
 @dataclass(frozen=True)
 class OpenRound:
-    """Who was asked for a round, and the messages that went there and come back."""
+    """The sites that a round was requested of, and the messages to and from them."""
 
     round: int
     exchange: Exchange
-    asked: Mapping[int, SiteRecord]  # by node id
+    sites: Mapping[int, SiteRecord]  # by node id
     since: float = field(default_factory=time.monotonic)
 
-    def site_of(self, reply: Message) -> SiteRecord | None:
-        """The site whose answer this is; None where it was not asked."""
-        node_id = self.exchange.node_of(reply)
-        return None if node_id is None else self.asked.get(node_id)
+    def site_of(self, message: Message) -> SiteRecord | None:
+        """The site that sent this reply; None if the round was not requested of it."""
+        node_id = self.exchange.node_of(message)
+        return None if node_id is None else self.sites.get(node_id)
 
-    def name_of(self, reply: Message) -> str:
-        """What to call whoever sent this."""
-        site = self.site_of(reply)
-        return site.id.name if site else f"node {reply.metadata.src_node_id}"
-
-
-MOST_CLOSED = 8  # rounds whose late replies are still looked for
+    def name_of(self, message: Message) -> str:
+        """The name of the sender: of a site, or of a node that is none of the round's."""
+        site = self.site_of(message)
+        return site.id.name if site else f"node {message.metadata.src_node_id}"
 
 
 class LateReplies:
-    """Looks for what closed rounds did not get in time."""
+    """Collects the replies that closed rounds did not get in time."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: RoundLog) -> None:
+        self._log = log
         self._closed: list[OpenRound] = []
 
-    def close(self, open_round: OpenRound) -> None:
-        """Remember a round whose time is over, if a reply of it is still to come."""
-        if open_round.exchange.unanswered:
-            self._closed = [*self._closed, open_round][-MOST_CLOSED:]
+    def watch(self, closed: OpenRound) -> None:
+        """Remember a round that is closed, if a reply to it is still to come."""
+        if closed.exchange.unanswered:
+            self._closed = [*self._closed, closed][-MOST_CLOSED:]
 
-    def take(self) -> tuple[list[Transfer], list[Refusal]]:
-        """What has come since: its bytes, and one refusal each; errors were counted as missing."""
-        transfers: list[Transfer] = []
-        refusals: list[Refusal] = []
+    def collect(self) -> None:
+        """Count the bytes of what has come since, and refuse it; errors count as missing already.
+
+        A late reply is never used.
+        """
         for closed in self._closed:
-            for reply in closed.exchange.late():
-                name = closed.name_of(reply)
-                transfers.append(transfer(reply, closed.round, name, "up"))
-                if not reply.has_error():
+            for message in closed.exchange.pull_late():
+                name = closed.name_of(message)
+                self._log.add_received(message, closed.round, name)
+                if not message.has_error():
                     detail = f"round {closed.round} did without it"
-                    refusals.append(Refusal(closed.round, name, "late", detail))
+                    self._log.refuse(closed.round, name, "late", detail)
         self._closed = [closed for closed in self._closed if closed.exchange.unanswered]
-        return transfers, refusals
-
-
-MARGIN = 4  # times the longest answer of the same node so far
 
 
 @dataclass
 class ResendPolicy:
-    """What a cable or a process that broke has swallowed never comes: Flower sends nothing twice.
+    """Decides when a request is sent again to a node that does not answer.
 
-    A node that has answered before is asked again after ``least`` seconds, or MARGIN times its
-    longest answer where that is more, then after twice as long, and so on. A request that is there
-    twice is answered with the same numbers, of which the first count.
+    Flower sends nothing twice, so a message that was lost with a connection or a process would
+    never arrive. A node that has answered before gets its request again after ``least`` seconds, or
+    after MARGIN times its longest answer if that is more, then after twice as long, and so on. A
+    site answers a repeated request with the same numbers, and the first answer counts.
     """
 
-    least: float  # 0: nobody is asked again
+    least: float  # seconds; 0: no request is sent again
     longest: dict[int, float] = field(default_factory=dict)  # seconds, by node id
 
     def note(self, node_id: int, seconds: float) -> None:
-        """An answer took so long."""
+        """Note how long an answer took."""
         self.longest[node_id] = max(seconds, self.longest.get(node_id, 0.0))
 
-    def is_over(self, node_id: int, seconds: float, times: int) -> bool:
-        """Whether a node that was asked so long ago, for the 1 + ``times``-th time, is asked again.
+    def is_due(self, node_id: int, seconds: float, times: int) -> bool:
+        """Whether a request that has waited for ``seconds`` is sent again, after ``times`` resends.
 
-        Nobody knows how long the first answer takes, with a model and data to be made before it.
+        A node's first answer is never overdue: it builds its model and data before it.
         """
         longest = self.longest.get(node_id)
         if longest is None or not self.least:

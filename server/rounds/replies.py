@@ -1,8 +1,8 @@
-"""A site's reply is checked field by field before it may enter a round; a refusal has a reason."""
+"""A reply is decoded once and checked field by field before it may enter a round."""
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,16 +11,17 @@ from flwr.app import Message
 from server.ledger.records import Contribution, Refusal
 from server.ledger.run_folder import Run
 from server.rounds.cohort import SiteRecord
-from server.rounds.digest_consensus import agree_on_digest
 from server.rounds.open_round import OpenRound
 from server.rounds.requests import RequestBuilder
+from server.rounds.round_log import RoundLog
 from shared.base.errors import DandelionError, WireError
-from shared.codecs import Codec
 from shared.modes.mode import measured_at, plan_of
-from shared.protocol.flower_records import says_behind, unpack
+from shared.protocol.flower_records import unpack
 from shared.protocol.messages import DIVERGED, OUTCOME, Behind, Measured, decode_reply
 
-LARGEST = 1e9  # no loss is larger; sums and squares of numbers up to it stay finite
+LOG = logging.getLogger("dandelion")
+LARGEST_LOSS = 1e9  # no loss is larger; sums and squares of numbers up to it stay finite
+RETRIES = 2  # how often a site that is behind is sent more within one round
 
 
 class RefusedError(DandelionError):
@@ -32,60 +33,85 @@ class RefusedError(DandelionError):
 
 
 @dataclass(frozen=True)
+class Reply:
+    """An answer to a round's request, decoded."""
+
+    sender: str  # name of the site, or of a node that the round was not requested of
+    site: SiteRecord | None  # None: such a node
+    content: Measured | Behind | Refusal  # Refusal: an error, oversized or undecodable
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the site says that it needs more before it can measure."""
+        return self.site is not None and isinstance(self.content, Behind)
+
+
+@dataclass(frozen=True)
 class Expected:
-    """What a valid reply to a round's request looks like."""
+    """What a valid reply to a round's request has."""
 
     round: int
     numbers: int  # K * q
-    digest: bytes | None  # 16, of the parameters that the round is measured at; None: any
-    codec: Codec | None = None  # of the gradient that the round asks for
+    gradient_bytes: int | None = None  # the most of a gradient; None: the round asks for none
     classes: int | None = None  # of the outcome that the round asks for; None: it asks for none
 
+    @property
+    def most_bytes(self) -> int:
+        """No valid reply is longer."""
+        outcome = 0 if self.classes is None else OUTCOME.size + 4 * self.classes**2
+        return 64 + 4 * self.numbers + (self.gradient_bytes or 0) + outcome
 
-def read_reply(message: Message, expected: Expected) -> Measured | Behind:
-    """The reply in a message, checked.
+
+def decode_message(message: Message, most_bytes: int) -> Measured | Behind:
+    """Decode the reply in a message; nothing of it is checked but its length and checksum.
 
     Raises:
-        RefusedError: an error, undecodable, oversized, of another round, of the wrong length, not
-            finite or too large, measured at other parameters, or measured on nothing.
+        RefusedError: it is an error, longer than ``most_bytes``, or cannot be decoded.
     """
     if message.has_error():
         raise RefusedError("error", message.error.reason or f"code {message.error.code}")
     try:
         payload, snapshot = unpack(message.content)
-        limit = 64 + 4 * expected.numbers
-        limit += expected.codec.payload_bytes if expected.codec else 0
-        limit += OUTCOME.size + 4 * expected.classes**2 if expected.classes is not None else 0
-        if len(payload) > limit or snapshot is not None:
-            raise RefusedError("oversized", f"at most {limit} bytes expected, got {len(payload)}")
-        reply = decode_reply(payload)
+        if len(payload) > most_bytes or snapshot is not None:
+            detail = f"at most {most_bytes} bytes expected, got {len(payload)}"
+            raise RefusedError("oversized", detail)
+        return decode_reply(payload)
     except WireError as error:
         raise RefusedError("undecodable", str(error)) from error
-    if isinstance(reply, Measured):
-        _check(reply, expected)
-        _check_gradient(reply, expected)
-        _check_outcome(reply, expected)
-    return reply
 
 
-def _check(reply: Measured, expected: Expected) -> None:
+def check_reply(reply: Measured, expected: Expected, digest: bytes | None) -> None:
+    """Check all fields of a reply but its gradient's bytes, which are checked when decoded.
+
+    ``digest`` names the parameters that the round is measured at; None: any are accepted.
+
+    Raises:
+        RefusedError: of another round, of the wrong length, not finite or too large, measured at
+            other parameters, measured on nothing, or without what the round asks for.
+    """
+    _check_numbers(reply, expected)
+    if digest is not None and reply.digest != digest:
+        raise RefusedError("wrong digest", f"{digest.hex()} expected, got {reply.digest.hex()}")
+    if reply.examples < 1 or not 0 <= reply.seconds < math.inf:
+        raise RefusedError("no examples", f"{reply.examples} examples in {reply.seconds} s")
+    if bool(reply.gradient) != (expected.gradient_bytes is not None):
+        wanted = "no gradient" if expected.gradient_bytes is None else "a gradient"
+        raise RefusedError("wrong kind", f"{wanted} expected, got {len(reply.gradient)} bytes")
+    _check_outcome(reply, expected)
+
+
+def _check_numbers(reply: Measured, expected: Expected) -> None:
     if reply.round != expected.round:
         raise RefusedError("wrong round", f"round {expected.round} expected, got {reply.round}")
     if len(reply.differences) != expected.numbers:
         raise RefusedError(
             "wrong length", f"{expected.numbers} numbers expected, got {len(reply.differences)}"
         )
-    peak = float(np.abs(reply.differences).max(initial=0.0))  # not finite where one number is not
+    peak = float(np.abs(reply.differences).max(initial=0.0))  # not finite if one number is not
     if not (math.isfinite(peak) and math.isfinite(reply.loss)):
         raise RefusedError("not finite", f"{reply.differences}, loss {reply.loss}")
-    if (most := max(peak, abs(reply.loss))) > LARGEST:
-        raise RefusedError("too large", f"up to {LARGEST:g} expected, got {most}")
-    if expected.digest is not None and reply.digest != expected.digest:
-        raise RefusedError(
-            "wrong digest", f"{expected.digest.hex()} expected, got {reply.digest.hex()}"
-        )
-    if reply.examples < 1 or not 0 <= reply.seconds < math.inf:
-        raise RefusedError("no examples", f"{reply.examples} examples in {reply.seconds} s")
+    if (most := max(peak, abs(reply.loss))) > LARGEST_LOSS:
+        raise RefusedError("too large", f"up to {LARGEST_LOSS:g} expected, got {most}")
 
 
 def _check_outcome(reply: Measured, expected: Expected) -> None:
@@ -95,115 +121,124 @@ def _check_outcome(reply: Measured, expected: Expected) -> None:
         raise RefusedError("wrong kind", f"{wanted} expected, got {outcome}")
     if outcome is None:
         return
-    told = int(outcome.confusion.sum()) if outcome.classes else outcome.examples
-    whole = 0 <= outcome.total <= LARGEST * outcome.examples and outcome.examples == told > 0
-    if outcome.classes != expected.classes or not whole:
+    counted = int(outcome.confusion.sum()) if outcome.classes else outcome.examples
+    sound = 0 <= outcome.total <= LARGEST_LOSS * outcome.examples
+    sound = sound and outcome.examples == counted > 0
+    if outcome.classes != expected.classes or not sound:
         raise RefusedError("bad outcome", f"of {expected.classes} classes expected, got {outcome}")
 
 
-def _check_gradient(reply: Measured, expected: Expected) -> None:
-    if bool(reply.gradient) != (expected.codec is not None):
-        wanted = "no gradient" if expected.codec is None else "a gradient"
-        raise RefusedError("wrong kind", f"{wanted} expected, got {len(reply.gradient)} bytes")
-    if expected.codec is None:
-        return
-    try:
-        expected.codec.decode(reply.gradient)
-    except WireError as error:
-        raise RefusedError("bad gradient", str(error)) from error
+def agree_on_digest(run: Run, round_: int, replies: Iterable[Reply]) -> tuple[int, bytes] | None:
+    """Return the round that replies were measured at, and the one digest that they all carry.
+
+    With ``server-replica = lazy`` the server does not know the digest of the parameters that a
+    round is measured at. The digest that all replies agree on is recorded before anything rests on
+    it, and compared when a replica is brought there (``follow_``, ``ledger verify``). If replies
+    differ, the server catches up at once and checks them as if it had never been behind.
+
+    Returns None if the replica is at that round, also after it has caught up.
+
+    Raises:
+        DivergedError: earlier rounds were measured at other parameters than the ledger gives.
+    """
+    at = measured_at(run.config, round_)
+    if run.config.server_replica == "eager" or run.oracle.replica.round == at:
+        return None
+    contents = (reply.content for reply in replies if reply.site is not None)
+    digests = {content.digest for content in contents if isinstance(content, Measured)}
+    if len(digests) > 1:
+        run.catch_up()
+        return None
+    return (at, digests.pop()) if digests else None
 
 
-LOG = logging.getLogger("dandelion")
-RETRIES = 2  # how often a site that is behind is sent more within one round
+class ReplyValidator:
+    """Trusts nothing that a site sends, and keeps track of where the sites' replicas are."""
 
+    def __init__(self, run: Run, requests: RequestBuilder, log: RoundLog) -> None:
+        self._run, self._requests, self._log = run, requests, log
 
-class Judge:
-    """Believes nothing that a site sends; keeps what it knows of the sites' replicas true."""
-
-    def __init__(self, run: Run, asking: RequestBuilder) -> None:
-        self._run, self._asking = run, asking
-        self.refusals: list[Refusal] = []  # since they were last taken
-        self.claim: tuple[int, bytes] | None = None  # a round, and the digest that sites agree on
-
-    def is_behind(self, message: Message, site: SiteRecord, round_: int) -> bool:
-        """Whether the reply says that the site needs more before it can measure."""
-        if not says_behind(message):
-            return False
+    def open(self, message: Message, open_round: OpenRound) -> Reply:
+        """Decode a message; if that fails, the reply's content is the refusal."""
+        round_, name = open_round.round, open_round.name_of(message)
+        site = open_round.site_of(message)
+        if site is None:
+            return Reply(name, None, Refusal(round_, name, "not asked", ""))
         try:
-            reply = read_reply(message, self._expected(round_, site))
-        except RefusedError:
-            return False  # refused, and counted, with the round's other replies
-        if not isinstance(reply, Behind):
-            return False
-        site.round = reply.round
-        if reply.reason == DIVERGED:
-            self._refuse(round_, site.id.name, "diverged", f"at round {reply.round}")
+            most = self._expected(round_, site).most_bytes
+            return Reply(name, site, decode_message(message, most))
+        except RefusedError as refused:
+            return Reply(name, site, Refusal(round_, name, refused.reason, str(refused)))
+
+    def note_behind(self, site: SiteRecord, behind: Behind, round_: int) -> None:
+        """Note where a site that is behind says its replica is; nowhere if it has diverged."""
+        site.round = behind.round
+        if behind.reason == DIVERGED:
+            self.refuse(round_, site.id.name, "diverged", f"at round {behind.round}")
             site.round = None
-        return True
 
-    def accept(self, open_round: OpenRound, replies: Iterable[Message]) -> list[Contribution]:
-        """One contribution for each site whose reply can be used, in slot order."""
-        valid: list[Contribution] = []
-        round_, silent = (
-            open_round.round,
-            {site.id.name: site for site in open_round.asked.values()},
-        )
-        gathered = list(replies)
-        self.claim = agree_on_digest(self._run, open_round, gathered)
-        for message in gathered:
-            site = open_round.site_of(message)
-            if site is None:
-                self._refuse(round_, open_round.name_of(message), "not asked", "")
-                continue
-            silent.pop(site.id.name, None)
+    def accept(
+        self, open_round: OpenRound, replies: Iterable[Reply], digest: bytes | None
+    ) -> list[Contribution]:
+        """Return one contribution for each site whose reply can be used, in slot order.
+
+        All others are refused, silent sites too. ``digest``: as in ``check_reply``.
+        """
+        round_, valid = open_round.round, list[Contribution]()
+        silent = {site.id.name for site in open_round.sites.values()}
+        for reply in replies:
+            if reply.site is not None:
+                silent.discard(reply.sender)
             try:
-                valid.append(self._contribution(message, site, round_))
+                valid.append(self._contribution(reply, round_, digest))
             except RefusedError as refused:
-                site.round = None if refused.reason == "wrong digest" else site.round
-                self._refuse(round_, site.id.name, refused.reason, str(refused))
-                continue
-            site.round = measured_at(self._run.config, round_)
-        for name in silent:
-            timeout = self._run.config.round_timeout
-            self._refuse(round_, name, "no answer", f"none within {timeout:g} s")
-        return self._unique(round_, valid)
+                if reply.site is not None and refused.reason == "wrong digest":
+                    reply.site.round = None
+                self.refuse(round_, reply.sender, refused.reason, str(refused))
+        for name in (site.id.name for site in open_round.sites.values()):
+            if name in silent:
+                timeout = self._run.config.round_timeout
+                self.refuse(round_, name, "no answer", f"none within {timeout:g} s")
+        return self._drop_copies(round_, valid)
 
-    def _unique(self, round_: int, valid: Iterable[Contribution]) -> list[Contribution]:
-        """One contribution for each site, in slot order, whatever order they came in."""
-        kept: dict[int, Contribution] = {}
-        for found in sorted(valid, key=Contribution.order):
-            if found.slot in kept:
-                self._refuse(round_, found.site, "duplicate", "replied already")
-            kept.setdefault(found.slot, found)
-        return list(kept.values())
+    def refuse(self, round_: int, site: str, reason: str, detail: str) -> None:
+        """Warn of a reply that is not used, and count it."""
+        LOG.warning("round %d: reply of site %s refused: %s (%s)", round_, site, reason, detail)
+        self._log.refuse(round_, site, reason, detail)
 
-    def _contribution(self, message: Message, site: SiteRecord, round_: int) -> Contribution:
-        reply = read_reply(message, self._expected(round_, site))
-        if isinstance(reply, Behind):
-            raise RefusedError("behind", f"still at round {reply.round} after {RETRIES} resends")
+    def _contribution(self, reply: Reply, round_: int, digest: bytes | None) -> Contribution:
+        content, site = reply.content, reply.site
+        if isinstance(content, Refusal):
+            raise RefusedError(content.reason, content.detail)
+        if isinstance(content, Behind) or site is None:
+            raise RefusedError("behind", f"still at round {content.round} after {RETRIES} resends")
+        check_reply(content, self._expected(round_, site), digest)
+        site.round = measured_at(self._run.config, round_)
         return Contribution(
             round=round_,
             slot=site.id.slot,
             site=site.id.name,
-            examples=reply.examples,
-            loss=reply.loss,
-            seconds=reply.seconds,
-            differences=reply.differences,
-            gradient=reply.gradient,
-            outcome=reply.outcome,
+            examples=content.examples,
+            loss=content.loss,
+            seconds=content.seconds,
+            differences=content.differences,
+            gradient=content.gradient,
+            outcome=content.outcome,
         )
+
+    def _drop_copies(self, round_: int, valid: Sequence[Contribution]) -> list[Contribution]:
+        """Return one contribution for each site, in slot order, whatever order they came in."""
+        unique: dict[int, Contribution] = {}
+        for each in sorted(valid, key=Contribution.order):
+            if each.slot in unique:
+                self.refuse(round_, each.site, "duplicate", "replied already")
+            unique.setdefault(each.slot, each)
+        return list(unique.values())
 
     def _expected(self, round_: int, site: SiteRecord) -> Expected:
         config, replica = self._run.config, self._run.oracle.replica
         plan = plan_of(config, round_, site.hello.can_backpropagate)
         numbers = config.queries * config.local_steps * plan.measure
-        digest = self._asking.digest(round_)
-        if self.claim is not None and self.claim[0] == measured_at(config, round_):
-            digest = self.claim[1]
-        codec = replica.codec if plan.dense else None
-        classes = self._run.oracle.task.classes if self._asking.evaluates(round_) else None
-        return Expected(round_, numbers, digest, codec, classes)
-
-    def _refuse(self, round_: int, site: str, reason: str, detail: str) -> None:
-        LOG.warning("round %d: reply of site %s refused: %s (%s)", round_, site, reason, detail)
-        self.refusals.append(Refusal(round_, site, reason, detail))
+        gradient_bytes = replica.codec.payload_bytes if plan.dense else None
+        classes = self._run.oracle.task.classes if self._requests.evaluates(round_) else None
+        return Expected(round_, numbers, gradient_bytes, classes)

@@ -1,66 +1,34 @@
-"""The request to one site: what it missed, and the round to measure."""
+"""The request to one site: the entries that it missed, the round to measure, learning rates."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from flwr.app import Message, MessageType
 
+from server.ledger.ledger import Ledger
 from server.ledger.run_folder import Run
 from server.ledger.snapshots import Snapshots
 from server.rounds.catch_up import CatchUp, catch_up, full_parameters
 from server.rounds.cohort import SiteRecord
 from shared.base.errors import GapError, LedgerError
+from shared.config.schema import Config
 from shared.modes.mode import measured_at, plan_of
 from shared.optimizers.schedules import learning_rate
 from shared.protocol.entry import is_dense
 from shared.protocol.flower_records import pack
 from shared.protocol.messages import UNKNOWN, Request, encode_request
 
-Frame = tuple[bytes, bytes | None, bool]  # request, snapshot, whether gradients are in the request
 
+@dataclass(frozen=True)
+class LearningRates:
+    """Learning rates of rounds: the schedule, times what the ledger's rewinds lowered them by."""
 
-class RequestBuilder:
-    """Makes requests for the rounds that are open: the next one, with staleness two."""
+    config: Config
+    ledger: Ledger
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._snapshots = Snapshots(run.ledger)
-        self._frames: dict[tuple[int, int | None], Frame] = {}  # of the rounds that are open
-
-    def message(self, site: SiteRecord, round_: int, at: int | None) -> Message:
-        """The request for a site whose replica is at a round; None: it has none to be used."""
-        payload, snapshot, dense = self._frame(at, round_)
-        return Message(
-            content=pack(payload, snapshot, dense),
-            dst_node_id=site.node_id,
-            message_type=MessageType.TRAIN,
-            group_id=str(round_),
-            ttl=self._run.config.round_timeout * (1 + self._run.config.staleness),
-        )
-
-    def digest(self, round_: int) -> bytes | None:
-        """Of the parameters that a round is measured at: the replica's, or as it was recorded.
-
-        None where a lazy server has not come there yet.
-
-        Raises:
-            LedgerError: none was recorded.
-        """
-        run, at = self._run, measured_at(self._run.config, round_)
-        if run.oracle.replica.round == at:
-            return run.oracle.replica.digest()
-        found = run.ledger.digest(at)
-        if found is None and run.config.server_replica == "eager":
-            raise LedgerError(f"{run.ledger.path}: table digests: round {at} is missing")
-        return found
-
-    def evaluates(self, round_: int) -> bool:
-        """Whether sites evaluate the parameters that a round is measured at."""
-        c = self._run.config
-        at = measured_at(c, round_)
-        due = c.eval_interval > 0 and at % c.eval_interval == 0
-        return bool(c.site_eval_fraction) and due
-
-    def rate(self, round_: int) -> float:
-        """The learning rate of a round, which its entry will carry; rewinds have lowered it."""
-        c = self._run.config
+    def at(self, round_: int) -> float:
+        """The learning rate of a round: ``bp-learning-rate`` if the round's plan backpropagates."""
+        c = self.config
         backpropagates = plan_of(c, round_).backpropagate
         return self._scale * learning_rate(
             round_,
@@ -70,51 +38,113 @@ class RequestBuilder:
             rounds=c.num_rounds,
         )
 
-    def _local_rate(self, round_: int) -> float:
-        """The learning rate of sites' own steps, which their requests carry."""
-        own = self._run.config.local_learning_rate
-        return self._scale * own if own else self.rate(round_)
+    def of_entry(self, round_: int) -> float:
+        """The rate that a round's entry carries; 1 if the sites' own steps had the rate."""
+        return 1.0 if self.config.mode == "fedavg" else self.at(round_)
+
+    def of_request(self, round_: int) -> float:
+        """The rate that a round's request carries, of the sites' own local steps."""
+        local = self.config.local_learning_rate
+        return self._scale * local if local else self.at(round_)
 
     @property
     def _scale(self) -> float:
-        """What rewinds have lowered all learning rates by."""
-        rewinds = self._run.ledger.rewinds()
+        rewinds = self.ledger.rewinds()
         return rewinds[-1].scale if rewinds else 1.0
 
-    def _frame(self, site_round: int | None, round_: int) -> Frame:
-        """Request and snapshot for all sites that are at the same round: made once."""
-        if (name := (round_, site_round)) not in self._frames:
-            open_ = round_ - self._run.config.staleness
-            self._frames = {key: made for key, made in self._frames.items() if key[0] >= open_}
-            self._frames[name] = self._made(site_round, round_)
-        return self._frames[name]
 
-    def _made(self, site_round: int | None, round_: int) -> Frame:
-        run, way = self._run, self._way(site_round, measured_at(self._run.config, round_))
+class EncodedRequest(NamedTuple):
+    """The content of a message to sites whose replicas are at one round."""
+
+    payload: bytes
+    snapshot: bytes | None
+    dense: bool  # whether gradients are in the payload
+
+
+class RequestBuilder:
+    """Builds requests for the rounds that are open: one, or two with staleness.
+
+    Sites whose replicas are at the same round get the same bytes, which are encoded once.
+    """
+
+    def __init__(self, run: Run, rates: LearningRates) -> None:
+        self._run, self._rates = run, rates
+        self._snapshots = Snapshots(run.ledger)
+        self._encoded: dict[tuple[int, int | None], EncodedRequest] = {}  # of the open rounds
+
+    def message(self, site: SiteRecord, round_: int, at: int | None) -> Message:
+        """Build the request for a site whose replica is at round ``at``; None: it has none.
+
+        Raises:
+            GapError: neither entries nor a snapshot can bring the replica to where it measures.
+        """
+        payload, snapshot, dense = self._encode(at, round_)
+        return Message(
+            content=pack(payload, snapshot, dense),
+            dst_node_id=site.node_id,
+            message_type=MessageType.TRAIN,
+            group_id=str(round_),
+            ttl=self._run.config.round_timeout * (1 + self._run.config.staleness),
+        )
+
+    def digest(self, round_: int) -> bytes | None:
+        """The digest of the parameters that a round is measured at: the replica's or the ledger's.
+
+        None if a lazy server's replica has not been there yet.
+
+        Raises:
+            LedgerError: none was recorded.
+        """
+        run, at = self._run, measured_at(self._run.config, round_)
+        if run.oracle.replica.round == at:
+            return run.oracle.replica.digest()
+        recorded = run.ledger.digest(at)
+        if recorded is None and run.config.server_replica == "eager":
+            raise LedgerError(f"{run.ledger.path}: table digests: round {at} is missing")
+        return recorded
+
+    def evaluates(self, round_: int) -> bool:
+        """Whether sites evaluate the parameters that a round is measured at."""
+        c = self._run.config
+        at = measured_at(c, round_)
+        is_due = c.eval_interval > 0 and at % c.eval_interval == 0
+        return bool(c.site_eval_fraction) and is_due
+
+    def _encode(self, site_round: int | None, round_: int) -> EncodedRequest:
+        if (name := (round_, site_round)) not in self._encoded:
+            oldest = round_ - self._run.config.staleness
+            self._encoded = {key: each for key, each in self._encoded.items() if key[0] >= oldest}
+            self._encoded[name] = self._encode_anew(site_round, round_)
+        return self._encoded[name]
+
+    def _encode_anew(self, site_round: int | None, round_: int) -> EncodedRequest:
+        run = self._run
+        missing = self._catch_up(site_round, measured_at(run.config, round_))
         request = Request(
             round=round_,
-            learning_rate=self._local_rate(round_),
+            learning_rate=self._rates.of_request(round_),
             digest=self.digest(round_) or UNKNOWN,
             run=run.name,
             code=run.code,
-            entries=way.entries,
-            reset=way.reset,
+            entries=missing.entries,
+            reset=missing.reset,
             evaluate=self.evaluates(round_),
         )
-        dense = any(is_dense(entry) for entry in way.entries)
-        return encode_request(request), way.snapshot, dense
+        dense = any(is_dense(entry) for entry in missing.entries)
+        return EncodedRequest(encode_request(request), missing.snapshot, dense)
 
-    def _way(self, site_round: int | None, to: int) -> CatchUp:
+    def _catch_up(self, site_round: int | None, to: int) -> CatchUp:
+        """What brings a replica to round ``to``; the server's own state if nothing else does."""
         run = self._run
         if run.config.downlink == "dense":
-            return self._whole()
+            return self._full_parameters()
         try:
             return catch_up(run.config, run.ledger, self._snapshots, site_round, to)
         except GapError:
             if run.ledger.last_round != to:
                 raise
-            return self._whole()
+            return self._full_parameters()
 
-    def _whole(self) -> CatchUp:
+    def _full_parameters(self) -> CatchUp:
         self._run.catch_up()
         return full_parameters(self._run.oracle.replica, self._run.name)

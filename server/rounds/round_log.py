@@ -1,46 +1,76 @@
-"""What has crossed the network and was refused, until a round writes it into the ledger."""
+"""Traffic and refused replies that are not yet in the ledger; the next commit writes them."""
 
 from collections.abc import Iterable
 
+from flwr.app import Message, MessageType
+
+from server.ledger.ledger import Ledger
 from server.ledger.records import Refusal
-from server.ledger.run_folder import Run
-from server.rounds.cohort import Cohort
-from server.rounds.open_round import LateReplies
-from server.rounds.replies import Judge
-from shared.protocol.flower_records import Direction, Transfer
+from shared.protocol.flower_records import (
+    Direction,
+    Kind,
+    Transfer,
+    is_dense,
+    message_bytes,
+    payload_bytes,
+)
 
 
 class RoundLog:
-    """Bytes and refusals that are not in the ledger yet; each is written once (I6)."""
+    """The one place that counts bytes and refusals; each is written into the ledger once (I6).
 
-    def __init__(self, run: Run, cohort: Cohort, judge: Judge, late: LateReplies) -> None:
-        self._run, self._cohort, self._judge, self._late = run, cohort, judge, late
-        self.transfers: list[Transfer] = []  # beside those of introductions
+    Whoever sends, receives or refuses a message adds it here. A row is taken by ``until`` when its
+    round is written, and never changed.
+    """
 
-    def take_late(self) -> None:
-        """Note what rounds that are closed did not get in time."""
-        transfers, refusals = self._late.take()
-        self.transfers += transfers
-        self._judge.refusals += refusals
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._transfers: list[Transfer] = []
+        self._refusals: list[Refusal] = []
+
+    def add_sent(self, message: Message, round_: int, site: str) -> None:
+        """Count a message to a site; it must be sent, so that it has Flower's message id."""
+        self._transfers.append(transfer(message, round_, site, "down"))
+
+    def add_received(self, message: Message, round_: int, site: str) -> None:
+        """Count a message from a site."""
+        self._transfers.append(transfer(message, round_, site, "up"))
+
+    def refuse(self, round_: int, site: str, reason: str, detail: str = "") -> None:
+        """Count a reply that is not used or did not come; ``reason`` is one of a few words."""
+        self._refusals.append(Refusal(round_, site, reason, detail))
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """The refusals that are not in the ledger yet."""
+        return tuple(self._refusals)
 
     def until(self, round_: int) -> tuple[list[Transfer], list[Refusal]]:
-        """What is to be written with a round: all but what concerns later ones, which stays."""
-        cohort, judge = self._cohort, self._judge
-        transfers, refusals = cohort.transfers + self.transfers, cohort.refusals + judge.refusals
-        cohort.transfers, cohort.refusals = [], []
-        self.transfers = [t for t in transfers if t.round > round_]
-        judge.refusals = [r for r in refusals if r.round > round_]
-        return (
-            [t for t in transfers if t.round <= round_],
-            [r for r in refusals if r.round <= round_],
-        )
+        """Take what is to be written with a round; what belongs to later rounds stays."""
+        transfers = [each for each in self._transfers if each.round <= round_]
+        refusals = [each for each in self._refusals if each.round <= round_]
+        self._transfers = [each for each in self._transfers if each.round > round_]
+        self._refusals = [each for each in self._refusals if each.round > round_]
+        return transfers, refusals
 
-    def write_rest(self) -> None:
-        """Write what no round will: late replies, and those of rounds that were forsaken."""
-        self.take_late()
-        self._run.ledger.note(*self.until(self._run.config.num_rounds))
+    def write_rest(self, rounds: int) -> None:
+        """Write what no round of a run of ``rounds`` will: late replies, and abandoned rounds."""
+        self._ledger.note(*self.until(rounds))
 
     def payload(self, direction: Direction, round_: int, transfers: Iterable[Transfer]) -> int:
         """Bytes of a round that is about to be written, attempts that were skipped included."""
-        earlier = self._run.ledger.payload_bytes(round_, direction)
+        earlier = self._ledger.payload_bytes(round_, direction)
         return earlier + sum(t.payload for t in transfers if t.direction == direction)
+
+
+def transfer(message: Message, round_: int, site: str, direction: Direction) -> Transfer:
+    """Count the bytes of a message, and say what kind of content it has."""
+    kind: Kind = "scalars"
+    if message.has_error() or message.metadata.message_type == MessageType.QUERY:
+        kind = "control"
+    elif len(message.content) > 1:
+        kind = "snapshot"
+    elif is_dense(message.content):
+        kind = "gradient"
+    size = message_bytes(message)
+    return Transfer(round_, site, direction, kind, payload_bytes(message), size)

@@ -5,7 +5,7 @@ import pytest
 from federation import Network, config, federate, is_reply
 from flwr.app import RecordDict
 
-from client.site import merged_clients as together
+from client.site import merged_clients
 from dandelion.engines.local import contexts_of, merge_requests
 from shared.base.errors import ConfigError
 from shared.training.oracle import Oracle
@@ -32,14 +32,14 @@ def numbers(outcome):
 @pytest.fixture
 def passes(monkeypatch):
     """Rows of each forward pass that measures several examples apart."""
-    found, losses = [], Oracle.losses
+    rows, losses = [], Oracle.losses
 
     def counted(self, blocks):
-        found.append(len(blocks))
+        rows.append(len(blocks))
         return losses(self, blocks)
 
     monkeypatch.setattr(Oracle, "losses", counted)
-    return found
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_one_forward_serves_all_sites_and_none_is_too_large(tmp_path, passes, mo
     federate(chosen, Merging(chosen))
     assert passes == [2 * SITES] * 2
     passes.clear()
-    monkeypatch.setattr(together, "TOKENS", 4 * chosen.block_size)
+    monkeypatch.setattr(merged_clients, "PASS_TOKENS", 4 * chosen.block_size)
     small = config(tmp_path, "s", merge_clients=True, num_clients=SITES, num_rounds=1, queries=1)
     federate(small, Merging(small))
     assert passes == [4, 4, 2] * 2
@@ -87,10 +87,10 @@ def test_a_site_that_answers_twice_or_not_at_all_changes_nothing_for_the_others(
         return [] if is_reply(reply, site=2, round_=1) else [reply, reply]
 
     chosen = config(tmp_path, merge_clients=True, num_clients=SITES, num_rounds=2)
-    found = federate(chosen, Merging(chosen, change=drop))
+    result = federate(chosen, Merging(chosen, change=drop))
     whole = config(tmp_path, "whole", merge_clients=True, num_clients=SITES, num_rounds=2)
     expected = numbers(federate(whole, Merging(whole)))
-    for key, (loss, differences) in numbers(found).items():
+    for key, (loss, differences) in numbers(result).items():
         if key[0] == 1:
             assert loss == expected[key][0]
             assert np.array_equal(differences, expected[key][1])

@@ -25,9 +25,9 @@ def stored(config, nodes, folder):
     return network
 
 
-def sent_to(found, site, round_):
+def sent_to(result, site, round_):
     return [
-        row[5] for row in found.rows["traffic"] if row[1:5] == (round_, site, "down", "scalars")
+        row[5] for row in result.rows["traffic"] if row[1:5] == (round_, site, "down", "scalars")
     ]
 
 
@@ -63,12 +63,12 @@ def loaded(trained, folder, data, run=RUN):
 
 def test_a_store_gives_back_what_was_saved(trained, tmp_path):
     assert loaded(trained, tmp_path, trained[1])
-    assert ReplicaStore(tmp_path).where() == (3, RUN)
+    assert ReplicaStore(tmp_path).read_position() == (3, RUN)
 
 
 def test_without_a_file_a_store_is_empty(trained, tmp_path):
     store = ReplicaStore(tmp_path / "none")
-    assert store.where() == (0, b"")
+    assert store.read_position() == (0, b"")
     assert not store.load_(trained[2], RUN)
 
 
@@ -82,7 +82,7 @@ def test_a_truncated_store_is_named_and_not_used(trained, tmp_path, caplog, leng
     assert not loaded(trained, tmp_path, trained[1][:length])
     assert str(tmp_path / "replica.safetensors") in caplog.text
     if length < 1000:
-        assert ReplicaStore(tmp_path).where()[0] in (0, 3)
+        assert ReplicaStore(tmp_path).read_position()[0] in (0, 3)
 
 
 @given(st.data())
@@ -91,28 +91,28 @@ def test_a_store_with_a_flipped_bit_is_not_used_or_harmless(trained, tmp_path, d
     content = bytearray(trained[1])
     last = data.draw(st.sampled_from([300, len(content) - 1]))  # the header, or anywhere
     content[data.draw(st.integers(0, last))] ^= 1 << data.draw(st.integers(0, 7))
-    taken, where = loaded(trained, tmp_path, bytes(content)), ReplicaStore(tmp_path).where()
-    assert not taken or where == (3, RUN)
+    taken = loaded(trained, tmp_path, bytes(content))
+    assert not taken or ReplicaStore(tmp_path).read_position() == (3, RUN)
 
 
 def test_a_process_that_starts_again_is_sent_what_its_store_lacks(tmp_path):
     chosen, nodes = config(tmp_path, num_rounds=6), Processes()
     network = stored(chosen, nodes, tmp_path)
-    found = federate(
+    result = federate(
         chosen, network, lambda run, round_: nodes.memories.clear() if round_ == 4 else None
     )
-    assert found.digest == federate(config(tmp_path, "expected", num_rounds=6)).digest
-    assert sent_to(found, "1", 5) == [REQUEST + ENTRY]
-    assert not found.summary["refusals"]
+    assert result.digest == federate(config(tmp_path, "expected", num_rounds=6)).digest
+    assert sent_to(result, "1", 5) == [REQUEST + ENTRY]
+    assert not result.summary["refusals"]
 
 
 def test_all_processes_may_start_again_and_say_where_they_are(tmp_path):
     chosen = config(tmp_path, num_rounds=4)
     federate(chosen, stored(chosen, Processes(), tmp_path))
     chosen = resumed(chosen, num_rounds=6)
-    found = federate(chosen, stored(chosen, Processes(), tmp_path))
-    assert found.digest == federate(config(tmp_path, "expected", num_rounds=6)).digest
-    assert sent_to(found, "1", 5) == [REQUEST + ENTRY]  # its replica was at round 3
+    result = federate(chosen, stored(chosen, Processes(), tmp_path))
+    assert result.digest == federate(config(tmp_path, "expected", num_rounds=6)).digest
+    assert sent_to(result, "1", 5) == [REQUEST + ENTRY]  # its replica was at round 3
 
 
 def damage(path, how):
@@ -136,27 +136,27 @@ def test_a_damaged_store_is_named_and_rebuilt_from_the_server(tmp_path, caplog, 
     path = tmp_path / "node-3" / "replica.safetensors"
     damage(path, how)
     chosen, nodes = resumed(chosen, num_rounds=6), Processes()
-    found = federate(chosen, stored(chosen, nodes, tmp_path))
-    assert found.digest == federate(config(tmp_path, "expected", num_rounds=6)).digest
+    result = federate(chosen, stored(chosen, nodes, tmp_path))
+    assert result.digest == federate(config(tmp_path, "expected", num_rounds=6)).digest
     assert f"{path}: " in caplog.text
-    assert not found.summary["refusals"]
-    assert ReplicaStore(path.parent).where() == (5, bytes.fromhex(run_name(found)))
+    assert not result.summary["refusals"]
+    assert ReplicaStore(path.parent).read_position() == (5, bytes.fromhex(run_name(result)))
 
 
-def run_name(found):
+def run_name(result):
     from federation import ledger_of
 
-    with ledger_of(found.config) as ledger:
+    with ledger_of(result.config) as ledger:
         return ledger.header("run").hex()
 
 
 def test_a_store_of_an_earlier_run_is_replaced(tmp_path):
     first, second = config(tmp_path, "first", seed=2), config(tmp_path, "second")
     federate(first, stored(first, Processes(), tmp_path))
-    found = federate(second, stored(second, Processes(), tmp_path))
-    assert found.digest == federate(config(tmp_path, "expected")).digest
-    stores = [ReplicaStore(tmp_path / f"node-{n}").where() for n in (2, 3, 4)]
-    assert stores == [(2, bytes.fromhex(run_name(found)))] * 3
+    result = federate(second, stored(second, Processes(), tmp_path))
+    assert result.digest == federate(config(tmp_path, "expected")).digest
+    stores = [ReplicaStore(tmp_path / f"node-{n}").read_position() for n in (2, 3, 4)]
+    assert stores == [(2, bytes.fromhex(run_name(result)))] * 3
 
 
 def test_a_host_that_follows_a_run_drops_it_for_another(tmp_path):
@@ -167,8 +167,8 @@ def test_a_host_that_follows_a_run_drops_it_for_another(tmp_path):
         network = Network(chosen, nodes)
         for context in network._contexts.values():
             context.run_config.pop("output-dir")
-        found = federate(chosen, network)
-        assert not found.summary["refusals"]
-        assert found.digest == federate(config(tmp_path, f"expected {name}")).digest
+        result = federate(chosen, network)
+        assert not result.summary["refusals"]
+        assert result.digest == federate(config(tmp_path, f"expected {name}")).digest
     assert len(nodes.memories[2]) == 1
     assert folder_of(chosen).parent == tmp_path / "two"

@@ -75,9 +75,9 @@ class OneMessage:
             cwd=ROOT, input=json.dumps(given), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
-        self.modules.append(set(found["modules"]))
-        return message_from_proto(ProtoMessage.FromString(base64.b64decode(found["reply"])))
+        result = json.loads(done.stdout)
+        self.modules.append(set(result["modules"]))
+        return message_from_proto(ProtoMessage.FromString(base64.b64decode(result["reply"])))
 
 
 @pytest.fixture
@@ -87,10 +87,10 @@ def runtime(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     yield tmp_path
     for lock in (tmp_path / "dandelion").glob("*.lock"):
-        if (held := take_lock(lock)) is None:
+        if (lock_file := take_lock(lock)) is None:
             os.kill(int(lock.read_text()), signal.SIGKILL)
         else:
-            held.close()
+            lock_file.close()
 
 
 def node(number: int = 0, **more: object) -> dict[str, object]:
@@ -183,8 +183,8 @@ def test_a_worker_that_was_killed_is_started_again_and_catches_up_from_its_store
     place = paths_of(config)
     federation(runtime, "cut", [config], **{"num-rounds": 1})
     os.kill(status(place)["pid"], signal.SIGKILL)
-    found = federation(runtime, "cut", [config], resume=str(runtime / "cut"))
-    assert found == expected
+    result = federation(runtime, "cut", [config], resume=str(runtime / "cut"))
+    assert result == expected
 
 
 def test_a_worker_that_dies_at_its_work_is_started_once_more_and_then_it_is_an_error(runtime):
@@ -192,8 +192,8 @@ def test_a_worker_that_dies_at_its_work_is_started_once_more_and_then_it_is_an_e
 
     def kill_at_work() -> None:
         while not over.wait(0.02):
-            if (found := status(place)) and found["calls"]:
-                os.kill(found["pid"], signal.SIGKILL)
+            if (result := status(place)) and result["calls"]:
+                os.kill(result["pid"], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_at_work)
     killer.start()
@@ -228,8 +228,8 @@ def test_two_starts_at_once_make_one_worker(runtime):
     both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(2)]
     while sum(process.poll() is None for process in both) == 2:
         time.sleep(0.05)
-    found = ensure_worker(place, 60)
-    assert found["pid"] in [process.pid for process in both]
+    result = ensure_worker(place, 60)
+    assert result["pid"] in [process.pid for process in both]
     end(place)
     assert [process.wait(10) for process in both] == [0, 0]
     assert not place.socket.exists()

@@ -17,7 +17,7 @@ from shared.training.corpus import Corpus
 from shared.training.oracle import Oracle
 
 
-def tried(chosen):
+def run_preflight(chosen):
     oracle = Oracle.of(chosen)
     return preflight(chosen, oracle, Corpus.of(chosen, oracle.language_model).evaluation())
 
@@ -32,37 +32,40 @@ def probe_of(chosen):
     ("eps", "cause"), [(1e-10, "rounding drowns it"), (0.6, "curvature bends it")]
 )
 def test_an_eps_that_cannot_work_is_refused_with_numbers(tmp_path, eps, cause):
-    found = tried(config(tmp_path, eps=eps))
-    assert found.verdict == "refused"
-    (reason,) = found.reasons
+    result = run_preflight(config(tmp_path, eps=eps))
+    assert result.verdict == "refused"
+    (reason,) = result.reasons
     assert f"eps = {eps:g}: a loss difference is " in reason
     assert cause in reason
-    assert 1e-6 <= found.suggestion()["eps"] <= 1e-2
-    assert tried(config(tmp_path, eps=found.suggested_eps)).suggested_eps == found.suggested_eps
+    assert 1e-6 <= result.suggestion()["eps"] <= 1e-2
+    assert (
+        run_preflight(config(tmp_path, eps=result.suggested_eps)).suggested_eps
+        == result.suggested_eps
+    )
 
 
 def test_settings_that_are_fine_are_left_alone(tmp_path):
-    found = tried(config(tmp_path, queries=8, learning_rate=1e-2))
-    assert (found.verdict, found.reasons, found.suggestion()) == ("fine", [], {})
-    assert found.eps[0].signal_to_noise > 10
-    assert 0 < found.batch_share < 1
+    result = run_preflight(config(tmp_path, queries=8, learning_rate=1e-2))
+    assert (result.verdict, result.reasons, result.suggestion()) == ("fine", [], {})
+    assert result.eps[0].signal_to_noise > 10
+    assert 0 < result.batch_share < 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rate", "word"), [(3.0, "diverge"), (1e-6, "take long")])
 def test_a_bad_rate_is_flagged_and_a_better_one_named(tmp_path, rate, word):
-    found = tried(config(tmp_path, queries=8, learning_rate=rate))
-    assert found.verdict == "doubtful"
-    assert word in found.reasons[0]
-    assert 1e-3 < found.suggestion()["learning-rate"] < 0.1
+    result = run_preflight(config(tmp_path, queries=8, learning_rate=rate))
+    assert result.verdict == "doubtful"
+    assert word in result.reasons[0]
+    assert 1e-3 < result.suggestion()["learning-rate"] < 0.1
 
 
 def test_rounds_that_backpropagate_have_a_rate_of_their_own(tmp_path):
-    found = tried(config(tmp_path, mode="calibrate", bp_learning_rate=1e4, queries=8))
-    assert [rates.key for rates in found.rates] == ["learning-rate", "bp-learning-rate"]
-    assert found.suggestion()["bp-learning-rate"] < 1e2
-    found = tried(config(tmp_path, mode="fo", learning_rate=0.2))
-    assert ([rates.key for rates in found.rates], found.eps) == (["learning-rate"], [])
+    result = run_preflight(config(tmp_path, mode="calibrate", bp_learning_rate=1e4, queries=8))
+    assert [rates.key for rates in result.rates] == ["learning-rate", "bp-learning-rate"]
+    assert result.suggestion()["bp-learning-rate"] < 1e2
+    result = run_preflight(config(tmp_path, mode="fo", learning_rate=0.2))
+    assert ([rates.key for rates in result.rates], result.eps) == (["learning-rate"], [])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -118,11 +121,11 @@ def test_a_long_run_is_tried_first_and_a_short_one_is_not(tmp_path):
     federate(short)
     assert not (folder_of(short) / "preflight.json").exists()
     long_ = config(tmp_path, "long", preflight_rounds=3)
-    found = federate(long_)
-    said = json.loads((folder_of(long_) / "preflight.json").read_text())
-    assert said["verdict"] in ("fine", "doubtful")
-    assert [row["eps"] for row in said["eps"]] == [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
-    assert found.digest == federate(config(tmp_path, "same")).digest
+    result = federate(long_)
+    written = json.loads((folder_of(long_) / "preflight.json").read_text())
+    assert written["verdict"] in ("fine", "doubtful")
+    assert [row["eps"] for row in written["eps"]] == [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+    assert result.digest == federate(config(tmp_path, "same")).digest
 
 
 def test_a_long_run_that_cannot_work_is_not_begun(tmp_path):
@@ -146,16 +149,16 @@ def test_the_status_tells(tmp_path, changes, status):
     done = CliRunner().invoke(app, ["preflight", *words, "--name", "tried"])
     assert done.exit_code == status, done.output
     assert ("use --set" in done.output) == bool(status)
-    said = json.loads((tmp_path / "tried" / "preflight.json").read_text())
-    assert bool(said["suggestion"]) == bool(status)
+    written = json.loads((tmp_path / "tried" / "preflight.json").read_text())
+    assert bool(written["suggestion"]) == bool(status)
 
 
 @pytest.mark.slow
 def test_the_suggested_rate_lowers_the_loss_where_the_given_one_does_not(tmp_path):
     bad = {"queries": 8, "num_rounds": 60, "learning_rate": 2.0, "guard_rewinds": 0}
-    found = tried(config(tmp_path, **bad))
-    assert found.verdict == "doubtful"
-    good = bad | {"learning_rate": found.suggestion()["learning-rate"]}
+    result = run_preflight(config(tmp_path, **bad))
+    assert result.verdict == "doubtful"
+    good = bad | {"learning_rate": result.suggestion()["learning-rate"]}
     trained = federate(config(tmp_path, "good", **good)).summary
     assert trained["evaluation_loss_last"] < trained["evaluation_loss_first"] - 0.3
     with pytest.raises(Exception, match="skipped"):

@@ -50,42 +50,42 @@ def way(ledger, mode, site_round, to=ROUNDS):
     return catch_up(chosen, ledger, Snapshots(ledger), site_round, to)
 
 
-def size(found):
-    return sum(len(e) + ENTRY_OVERHEAD for e in found.entries) + len(found.snapshot or b"")
+def size(sent):
+    return sum(len(e) + ENTRY_OVERHEAD for e in sent.entries) + len(sent.snapshot or b"")
 
 
-def rounds(found):
-    return [Entry.decode(data).round for data in found.entries]
+def rounds(sent):
+    return [Entry.decode(data).round for data in sent.entries]
 
 
 @pytest.mark.parametrize("site_round", [0, 3, 8, 11, 12])
 def test_replay_sends_the_missed_entries_whatever_they_cost(ledger, site_round):
-    found = way(ledger, "replay", site_round)
-    assert rounds(found) == [*range(site_round + 1, ROUNDS + 1)]
-    assert (found.snapshot, found.reset) == (None, False)
+    result = way(ledger, "replay", site_round)
+    assert rounds(result) == [*range(site_round + 1, ROUNDS + 1)]
+    assert (result.snapshot, result.reset) == (None, False)
 
 
 @pytest.mark.parametrize(("site_round", "start"), [(None, 8), (0, 8), (7, 8), (8, 8), (11, 11)])
 def test_snapshot_sends_the_newest_that_the_site_has_not_passed(ledger, site_round, start):
-    found = way(ledger, "snapshot", site_round)
-    assert rounds(found) == [*range(start + 1, ROUNDS + 1)]
+    result = way(ledger, "snapshot", site_round)
+    assert rounds(result) == [*range(start + 1, ROUNDS + 1)]
     used = start != site_round
-    assert (found.snapshot, found.reset) == ((b"\x08" * 700, True) if used else (None, False))
+    assert (result.snapshot, result.reset) == ((b"\x08" * 700, True) if used else (None, False))
 
 
 @pytest.mark.parametrize("to", [4, 7, 8, 12])
 @pytest.mark.parametrize("site_round", [None, 0, 1, 2, 3, 4, 6, 7, 8, 11, 99])
 def test_auto_sends_whichever_is_fewer_bytes(ledger, site_round, to):
     replay, snapshot = (way(ledger, mode, site_round, to) for mode in ("replay", "snapshot"))
-    found = way(ledger, "auto", site_round, to)
-    assert size(found) == min(size(replay), size(snapshot))
-    assert found in (replay, snapshot)
+    result = way(ledger, "auto", site_round, to)
+    assert size(result) == min(size(replay), size(snapshot))
+    assert result in (replay, snapshot)
 
 
 def test_a_site_without_a_usable_replica_starts_anew(ledger):
     for site_round in (None, ROUNDS + 1):
-        found = way(ledger, "replay", site_round)
-        assert (rounds(found), found.reset) == ([*range(1, ROUNDS + 1)], True)
+        result = way(ledger, "replay", site_round)
+        assert (rounds(result), result.reset) == ([*range(1, ROUNDS + 1)], True)
 
 
 def test_without_a_snapshot_replay_is_the_only_way(ledger):
@@ -100,10 +100,10 @@ class Late(Network):
         return here if len(self.sent) >= 8 else here[:2]
 
 
-def sent_to(found, site, kind=None):
+def sent_to(result, site, kind=None):
     """Payload bytes of each request to a site."""
     return [
-        row[5] for row in found.rows["traffic"]
+        row[5] for row in result.rows["traffic"]
         if row[2:4] == (site, "down") and row[4] in ((kind,) if kind else ("scalars", "snapshot"))
     ]  # fmt: skip
 
@@ -113,38 +113,38 @@ def test_a_newcomer_has_the_servers_bits_in_its_first_round(tmp_path, mode):
     chosen = config(tmp_path, num_rounds=6, catch_up=mode, snapshot_interval=2)
     nodes = Processes()
     network = Late(chosen, nodes)
-    found = federate(chosen, network)
-    assert [row[0] for row in found.rows["contributions"] if row[2] == "2"] == [4, 5, 6]
-    first, *others = sent_to(found, "2")
+    result = federate(chosen, network)
+    assert [row[0] for row in result.rows["contributions"] if row[2] == "2"] == [4, 5, 6]
+    first, *others = sent_to(result, "2")
     assert first > 600_000 if mode == "snapshot" else first == REQUEST + 3 * ENTRY
     assert others == [REQUEST + ENTRY] * 2 or mode == "snapshot"
-    assert not found.summary["refusals"]
-    replica = nodes.host(4)._learner.replica
-    replica.apply([Entry.decode(found.entries[-1])])
-    assert (replica.round, replica.digest().hex()) == (6, found.digest)
+    assert not result.summary["refusals"]
+    replica = nodes.host(4)._oracle.replica
+    replica.apply([Entry.decode(result.entries[-1])])
+    assert (replica.round, replica.digest().hex()) == (6, result.digest)
 
 
 def test_a_site_that_missed_rounds_gets_those(tmp_path):
     chosen = config(tmp_path, num_rounds=5)
     deaf = lambda r: [] if is_reply(r, 1, 2) or is_reply(r, 1, 3) else [r]  # noqa: E731
-    found = federate(chosen, Network(chosen, Processes(), deaf))
-    entries = [(size - REQUEST) // ENTRY for size in sent_to(found, "1")]
+    result = federate(chosen, Network(chosen, Processes(), deaf))
+    entries = [(size - REQUEST) // ENTRY for size in sent_to(result, "1")]
     assert entries == [0, 1, 2, 3, 1]  # the server cannot know that it was only the reply
-    assert found.summary["refusals"] == {"no answer": 2}
+    assert result.summary["refusals"] == {"no answer": 2}
 
 
 @pytest.mark.parametrize("interval", [0, 2])
 def test_a_process_that_forgot_everything_catches_up_within_the_round(tmp_path, interval):
     changes = {"num_rounds": 5, "snapshot_interval": interval, "catch_up": "snapshot"}
     chosen, nodes = config(tmp_path, **changes), Processes()
-    found = federate(
+    result = federate(
         chosen,
         Network(chosen, nodes),
         lambda run, round_: nodes.memories.pop(3) if round_ == 3 else None,
     )
-    assert found.digest == federate(config(tmp_path, "expected", **changes)).digest
-    assert not found.summary["refusals"]  # to be behind is no fault
-    again = [row[4] for row in found.rows["traffic"] if row[1:4] == (4, "1", "down")]
+    assert result.digest == federate(config(tmp_path, "expected", **changes)).digest
+    assert not result.summary["refusals"]  # to be behind is no fault
+    again = [row[4] for row in result.rows["traffic"] if row[1:4] == (4, "1", "down")]
     assert again == ["scalars", "snapshot" if interval else "scalars"]
 
 
@@ -152,21 +152,21 @@ def test_a_process_that_forgot_everything_catches_up_within_the_round(tmp_path, 
 def test_dense_downlink_gives_the_same_bits_for_more_bytes(tmp_path, optimizer):
     changes = {"optimizer": optimizer, "learning_rate": 1e-3}
     dense, replay = config(tmp_path, downlink="dense", **changes), config(tmp_path, "x", **changes)
-    found, expected = federate(dense), federate(replay)
-    assert found.entries == expected.entries
-    assert found.digest == expected.digest
-    least = 4 * found.summary["parameters"] * (3 if optimizer == "adam" else 1)
-    assert all(payload > least for payload in sent_to(found, "1", "snapshot"))
-    assert len(sent_to(found, "1", "snapshot")) == 3
-    assert not sent_to(found, "1", "scalars")
+    result, expected = federate(dense), federate(replay)
+    assert result.entries == expected.entries
+    assert result.digest == expected.digest
+    least = 4 * result.summary["parameters"] * (3 if optimizer == "adam" else 1)
+    assert all(payload > least for payload in sent_to(result, "1", "snapshot"))
+    assert len(sent_to(result, "1", "snapshot")) == 3
+    assert not sent_to(result, "1", "scalars")
 
 
 def test_a_request_holds_what_the_strategy_says_it_holds(tmp_path):
     chosen = config(tmp_path)
     network = Network(chosen)
-    found = federate(chosen, network)
-    asked = [m for m in network.sent if m.metadata.group_id == "3" and len(m.content) == 1]
-    for message in asked:
+    result = federate(chosen, network)
+    requests = [m for m in network.sent if m.metadata.group_id == "3" and len(m.content) == 1]
+    for message in requests:
         request = decode_request(unpack(message.content)[0])
-        assert (request.round, request.entries) == (3, (found.entries[1],))
+        assert (request.round, request.entries) == (3, (result.entries[1],))
         assert request.learning_rate == chosen.learning_rate

@@ -138,7 +138,7 @@ def test_sites_with_memories_of_their_own_come_along_however_long_they_were_away
     assert counted == crossed(network)
     with ledger_of(chosen) as ledger:
         for node in nodes.memories:  # wherever a site stopped, it has that round's bits
-            replica = nodes.host(node)._learner.replica
+            replica = nodes.host(node)._oracle.replica
             if replica.round:
                 replica.check(ledger.digest(replica.round))
 

@@ -10,8 +10,8 @@ pytestmark = [pytest.mark.deployment, pytest.mark.soak]
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory):
-    with three_nodes(tmp_path_factory.mktemp("federation")) as made:
-        yield made
+    with three_nodes(tmp_path_factory.mktemp("federation")) as machines:
+        yield machines
 
 
 def test_a_run_that_fails_has_a_status_that_says_so(federation):
@@ -26,7 +26,7 @@ def test_a_site_of_other_source_files_is_refused_and_gets_nothing(federation):
     four = {**SETTINGS, "num-rounds": 1, "min-clients": 4}
     assert federation.run("before", four).wait(400) == 0, federation.output_of("before")
     (app,) = (federation.folder / "other" / "flwr" / "apps").iterdir()
-    with (app / "client" / "site.py").open("a") as file:
+    with (app / "client" / "site" / "site.py").open("a") as file:
         file.write("# not what the server runs\n")
     before = federation.proxies["other"].counted()[1]
     assert federation.run("after", SETTINGS).wait(400) == 0, federation.output_of("after")

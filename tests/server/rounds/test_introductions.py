@@ -8,7 +8,8 @@ import pytest
 from federation import Network, config, federate, with_payload
 from flwr.app import MessageType
 
-from server.rounds.cohort import Cohort, Outsider
+from server.rounds.cohort import Cohort, ExcludedNode
+from server.rounds.round_log import RoundLog
 from shared.base.errors import StalledError
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import decode_hello, encode_hello
@@ -17,6 +18,11 @@ from shared.protocol.messages import decode_hello, encode_hello
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     return federate(config(tmp_path_factory.mktemp("undisturbed")))
+
+
+@pytest.fixture
+def log():
+    return RoundLog(None)  # nothing of it is written here
 
 
 def test_the_server_waits_for_enough_sites_and_says_how_many_are_there(tmp_path, caplog):
@@ -67,11 +73,11 @@ def introduced(**changes):
 )
 def test_a_site_that_cannot_take_part_is_refused_with_a_reason(tmp_path, caplog, changes, reason):
     chosen = config(tmp_path)
-    found = federate(chosen, Network(chosen, change=introduced(**changes)))
+    result = federate(chosen, Network(chosen, change=introduced(**changes)))
     assert reason in caplog.text
-    assert found.summary["clients"] == 2
-    assert found.summary["refusals"] == {"introduction": 1}
-    ((_, round_, _, _, detail),) = found.rows["refusals"]
+    assert result.summary["clients"] == 2
+    assert result.summary["refusals"] == {"introduction": 1}
+    ((_, round_, _, _, detail),) = result.rows["refusals"]
     assert round_ == 1
     assert detail.startswith(reason)
 
@@ -84,8 +90,8 @@ def test_a_site_whose_introduction_cannot_be_read_is_refused(tmp_path, payload):
         garbled = reply.metadata.message_type == MessageType.QUERY
         return [with_payload(reply, payload)] if garbled and is_of(reply, 1) else [reply]
 
-    found = federate(chosen, Network(chosen, change=change))
-    assert (found.summary["clients"], found.summary["refusals"]) == (2, {"introduction": 1})
+    result = federate(chosen, Network(chosen, change=change))
+    assert (result.summary["clients"], result.summary["refusals"]) == (2, {"introduction": 1})
 
 
 def is_of(reply, site):
@@ -119,36 +125,36 @@ def test_the_server_waits_for_a_node_that_may_still_come(tmp_path, monkeypatch):
 
 
 def test_a_refused_node_is_asked_again_after_a_while_and_when_its_rival_is_gone(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, log
 ):
     """A site that restarts has a new node id while Flower still lists the old one for a minute."""
     chosen = config(tmp_path)
     network, accepts = Network(chosen, change=introduced(site="0")), lambda hello: ""
-    cohort = Cohort(chosen, accepts, b"r" * 16)
+    cohort = Cohort(chosen, accepts, b"r" * 16, log)
     cohort.meet(network, 1)
     assert sorted(cohort.sites) == ["0", "2"]
-    assert list(cohort.outsiders) == [3]
+    assert list(cohort.excluded) == [3]
     cohort.meet(network, 1)
     assert len(network.sent) == 3  # not yet
     network._contexts.pop(2)
     monkeypatch.setattr("server.rounds.cohort.time.monotonic", lambda: 1e9)
     cohort.meet(network, 1)
     assert cohort.sites["0"].node_id == 3
-    assert not cohort.outsiders
+    assert not cohort.excluded
 
 
-def test_a_newcomer_that_takes_long_to_answer_delays_no_round(tmp_path):
+def test_a_newcomer_that_takes_long_to_answer_delays_no_round(tmp_path, log):
     chosen = config(tmp_path, round_timeout=60.0)
-    held = []
-    network = Network(chosen, change=lambda reply: [reply] if not is_of(reply, 1) else held)
-    late, cohort = network._contexts.pop(3), Cohort(chosen, lambda hello: "", b"r" * 16)
+    withheld = []
+    network = Network(chosen, change=lambda reply: [reply] if not is_of(reply, 1) else withheld)
+    late, cohort = network._contexts.pop(3), Cohort(chosen, lambda hello: "", b"r" * 16, log)
     cohort.meet(network, 1)
     network._contexts[3] = late
     begun = time.monotonic()
     cohort.meet(network, 2)
     assert time.monotonic() - begun < 10
     assert sorted(cohort.sites) == ["0", "2"]
-    assert not cohort.refusals
+    assert not log.refusals
     network.change = lambda reply: [reply]
     network.push_messages(message for message in network.sent if message.metadata.dst_node_id == 3)
     cohort._exchange._late = dict.fromkeys(network._inbox)  # its answer is there only now
@@ -157,24 +163,24 @@ def test_a_newcomer_that_takes_long_to_answer_delays_no_round(tmp_path):
     assert sorted(cohort.sites) == ["0", "1", "2"]
 
 
-def test_a_node_that_is_slow_to_introduce_itself_delays_one_round_and_is_met_later(tmp_path):
+def test_a_node_that_is_slow_to_introduce_itself_delays_one_round_and_is_met_later(tmp_path, log):
     chosen = config(tmp_path)
-    held = []
+    withheld = []
 
     def change(reply):
         if reply.metadata.message_type == MessageType.QUERY and is_of(reply, 1):
-            held.append(reply)
+            withheld.append(reply)
             return []
         return [reply]
 
     network = Network(chosen, change=change)
-    cohort = Cohort(chosen, lambda hello: "", b"r" * 16)
+    cohort = Cohort(chosen, lambda hello: "", b"r" * 16, log)
     cohort.meet(network, 1)
     assert sorted(cohort.sites) == ["0", "2"]
-    assert isinstance(cohort.outsiders[3], Outsider)
+    assert isinstance(cohort.excluded[3], ExcludedNode)
     network.change = lambda reply: [reply]
     cohort.meet(network, 2)
     assert len(network.sent) == 3  # nobody is asked twice
-    network._inbox[held[0].metadata.reply_to_message_id] = held[0]
+    network._inbox[withheld[0].metadata.reply_to_message_id] = withheld[0]
     cohort.meet(network, 3)
     assert sorted(cohort.sites) == ["0", "1", "2"]

@@ -156,7 +156,7 @@ def node(number, of):
 def test_i3_measuring_touches_no_parameter(changes):
     with scratch() as folder:
         host = ReplicaHost(config(folder, **changes))
-    oracle, sites = host._learner, changes["num_clients"]
+    oracle, sites = host._oracle, changes["num_clients"]
     module, flat = oracle.language_model.module, oracle.replica.model.flat
     before = {name: (p.detach().clone(), p.data_ptr()) for name, p in module.named_parameters()}
     kept, state = flat.clone(), copy.deepcopy(dict(oracle.replica.optimizer.state()))
@@ -239,8 +239,8 @@ def test_i7_a_round_that_is_asked_for_again_gives_the_same_numbers(changes, roun
     )  # the second is a process that was started again
     for host in hosts:
         host._run = b"r" * 16
-        host._learner.replica.set_round(measured_at(chosen, round_))
-    request = asked(hosts[0]._learner, round_)
+        host._oracle.replica.set_round(measured_at(chosen, round_))
+    request = asked(hosts[0]._oracle, round_)
     first, again, other, later = (
         encode_reply(replace(host.train(node(number, 3), request, None), seconds=0.0))
         for host, number in ((hosts[0], 0), (hosts[0], 0), (hosts[0], 1), (hosts[1], 0))

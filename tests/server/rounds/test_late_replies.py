@@ -20,18 +20,18 @@ class Slow(LocalGrid):
 
     def __init__(self, settings):
         super().__init__(app, contexts_of(settings))
-        self.held, self.rounds = {}, 0
+        self.withheld, self.rounds = {}, 0
 
     def push_messages(self, messages):
         listed = list(messages)
         ids = list(super().push_messages(listed))
         if listed and listed[0].metadata.message_type == MessageType.TRAIN:
             self.rounds += 1
-            self._inbox |= self.held
-            self.held = {}
+            self._inbox |= self.withheld
+            self.withheld = {}
             for name, message in zip(ids, listed, strict=True):
                 if message.metadata.dst_node_id == SLOW and self.rounds == 1:
-                    self.held[name] = self._inbox.pop(name)
+                    self.withheld[name] = self._inbox.pop(name)
         return ids
 
 
@@ -57,37 +57,37 @@ class Patient(Network):
     looks = 0
 
     def pull_messages(self, message_ids):
-        found = super().pull_messages(message_ids)
-        slow = [reply for reply in found if is_reply(reply, 1, 2)]
+        result = super().pull_messages(message_ids)
+        slow = [reply for reply in result if is_reply(reply, 1, 2)]
         if slow and self.looks < 6:
             self.looks += 1
             self._inbox |= {reply.metadata.reply_to_message_id: reply for reply in slow}
-            return [reply for reply in found if reply not in slow]
-        return found
+            return [reply for reply in result if reply not in slow]
+        return result
 
 
 def test_a_reply_that_takes_long_counts_until_the_time_out(tmp_path):
     whole = federate(config(tmp_path, "whole"))
     chosen = config(tmp_path, round_timeout=30.0)
     network = Patient(chosen)
-    found = federate(chosen, network)
+    result = federate(chosen, network)
     assert network.looks == 6
-    assert (found.entries, found.summary["refusals"]) == (whole.entries, {})
+    assert (result.entries, result.summary["refusals"]) == (whole.entries, {})
 
 
 def test_more_sites_are_asked_than_a_round_needs(tmp_path):
     """``clients-per-round`` are asked, ``min-clients`` must answer: a silent one costs no round."""
     chosen = config(tmp_path, num_clients=4, clients_per_round=3, min_clients=2, num_rounds=12)
     silent = Network(chosen, change=lambda reply: [] if is_reply(reply, 1) else [reply])
-    found = federate(chosen, silent)
-    assert found.summary["skipped_rounds"] == 0
-    asked, heard = Counter(), Counter(row[0] for row in found.rows["contributions"])
+    result = federate(chosen, silent)
+    assert result.summary["skipped_rounds"] == 0
+    requests, heard = Counter(), Counter(row[0] for row in result.rows["contributions"])
     for message in silent.sent:
         if message.metadata.message_type == MessageType.TRAIN:
-            asked[int(message.metadata.group_id)] += 1
-    assert set(asked.values()) == {3}
+            requests[int(message.metadata.group_id)] += 1
+    assert set(requests.values()) == {3}
     assert set(heard.values()) == {2, 3}
-    assert found.summary["refusals"] == {"no answer": list(heard.values()).count(2)}
+    assert result.summary["refusals"] == {"no answer": list(heard.values()).count(2)}
 
 
 class Lossy(Network):
@@ -109,12 +109,12 @@ class Lossy(Network):
 def test_a_site_whose_answer_was_lost_is_asked_again_and_no_bit_changes(tmp_path, staleness):
     whole = federate(config(tmp_path, "whole", staleness=staleness))
     chosen = config(tmp_path, round_timeout=60.0, resend_after=0.1, staleness=staleness)
-    found = federate(chosen, Lossy(chosen, [(1, 2), (1, 2), (2, 3)]))
-    assert (found.digest, found.entries) == (whole.digest, whole.entries)
-    assert (found.summary["refusals"], found.rows["skips"]) == ({}, [])
-    asked = Counter((row[2], row[1]) for row in found.rows["traffic"] if row[3] == "down")
+    result = federate(chosen, Lossy(chosen, [(1, 2), (1, 2), (2, 3)]))
+    assert (result.digest, result.entries) == (whole.digest, whole.entries)
+    assert (result.summary["refusals"], result.rows["skips"]) == ({}, [])
+    requests = Counter((row[2], row[1]) for row in result.rows["traffic"] if row[3] == "down")
     more = Counter((row[2], row[1]) for row in whole.rows["traffic"] if row[3] == "down")
-    assert asked - more == Counter({("1", 2): 2, ("2", 3): 1})
+    assert requests - more == Counter({("1", 2): 2, ("2", 3): 1})
 
 
 def test_an_answer_to_each_of_two_requests_counts_once(tmp_path):
@@ -122,20 +122,20 @@ def test_an_answer_to_each_of_two_requests_counts_once(tmp_path):
     whole = federate(config(tmp_path, "whole"))
     chosen = config(tmp_path, round_timeout=60.0, resend_after=0.1)
     network = Patient(chosen)
-    found = federate(chosen, network)
-    assert (found.digest, found.entries) == (whole.digest, whole.entries)
-    assert found.summary["refusals"] == {"duplicate": 1}
-    sent = [row for row in found.rows["traffic"] if row[1:4] == (2, "1", "down")]
+    result = federate(chosen, network)
+    assert (result.digest, result.entries) == (whole.digest, whole.entries)
+    assert result.summary["refusals"] == {"duplicate": 1}
+    sent = [row for row in result.rows["traffic"] if row[1:4] == (2, "1", "down")]
     assert len(sent) == 2
 
 
-def test_patience_grows_with_the_longest_answer_and_with_each_request():
-    patience = ResendPolicy(10.0)
-    assert not patience.is_over(1, 1e9, 0)  # it never answered: its model may be in the making
-    patience.note(1, 0.5)
-    assert [patience.is_over(1, s, 0) for s in (9.0, 11.0)] == [False, True]
-    assert [patience.is_over(1, s, 2) for s in (39.0, 41.0)] == [False, True]
-    patience.note(1, 5.0)
-    patience.note(1, 1.0)
-    assert [patience.is_over(1, s, 0) for s in (19.0, 21.0)] == [False, True]
-    assert not ResendPolicy(0.0, {1: 1.0}).is_over(1, 1e9, 0)
+def test_the_time_until_a_resend_grows_with_the_longest_answer_and_with_each_request():
+    policy = ResendPolicy(10.0)
+    assert not policy.is_due(1, 1e9, 0)  # it never answered: its model may be in the making
+    policy.note(1, 0.5)
+    assert [policy.is_due(1, s, 0) for s in (9.0, 11.0)] == [False, True]
+    assert [policy.is_due(1, s, 2) for s in (39.0, 41.0)] == [False, True]
+    policy.note(1, 5.0)
+    policy.note(1, 1.0)
+    assert [policy.is_due(1, s, 0) for s in (19.0, 21.0)] == [False, True]
+    assert not ResendPolicy(0.0, {1: 1.0}).is_due(1, 1e9, 0)

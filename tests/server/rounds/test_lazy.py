@@ -20,12 +20,12 @@ def applied(monkeypatch):
     """Rounds that the server's replica took, pass by pass."""
     from shared.replica.replica import Replica
 
-    passes, lots = [], Replica._batch
+    passes, batches = [], Replica._batch
 
     def noted(self, entries):
-        for lot in lots(self, entries):
-            passes.append((id(self), [entry.round for entry in lot]))
-            yield lot
+        for batch in batches(self, entries):
+            passes.append((id(self), [entry.round for entry in batch]))
+            yield batch
 
     monkeypatch.setattr(Replica, "_batch", noted)
     return passes
@@ -48,13 +48,13 @@ def of_server(run, passes):
     ids=str,
 )
 def test_a_lazy_server_makes_the_run_of_an_eager_one(tmp_path, changes):
-    eager, found = (
+    eager, result = (
         federate(config(tmp_path, kind, server_replica=kind, **RUN | changes))
         for kind in ("eager", "lazy")
     )
-    assert found.digest == eager.digest
-    assert found.entries == eager.entries
-    with ledger_of(eager.config) as one, ledger_of(found.config) as other:
+    assert result.digest == eager.digest
+    assert result.entries == eager.entries
+    with ledger_of(eager.config) as one, ledger_of(result.config) as other:
         for table in ("digests", "evaluations"):
             assert select(one, f"SELECT * FROM {table}") == select(other, f"SELECT * FROM {table}")
     verify(tmp_path / "lazy")
@@ -82,10 +82,10 @@ def test_a_site_that_differs_is_refused_in_that_round_and_brought_back(tmp_path)
         return [reply]
 
     chosen = lazy(tmp_path)
-    found = federate(chosen, Network(chosen, change=differ))
-    refusals = [(row[1], row[2], row[3]) for row in found.rows["refusals"]]
+    result = federate(chosen, Network(chosen, change=differ))
+    refusals = [(row[1], row[2], row[3]) for row in result.rows["refusals"]]
     assert refusals == [(3, "1", "wrong digest")]
-    assert len(found.rows["contributions"]) == 7 * 3 - 1
+    assert len(result.rows["contributions"]) == 7 * 3 - 1
     verify(tmp_path / "lazy")
 
 
@@ -114,8 +114,8 @@ def test_a_lazy_run_goes_on_after_a_crash_at_any_point(tmp_path):
         chosen = lazy(tmp_path, f"crash {number}", **changes)
         with pytest.raises(Crash), crash_at(number):
             federate(chosen)
-        found = go_on(chosen)
-        assert (found.digest, found.entries) == (expected.digest, expected.entries)
+        result = go_on(chosen)
+        assert (result.digest, result.entries) == (expected.digest, expected.entries)
         with ledger_of(chosen) as ledger:
             assert [row[0] for row in select(ledger, "SELECT round FROM digests")] == [*range(4)]
 

@@ -34,12 +34,12 @@ def without(tmp_path_factory):
 def test_a_site_that_goes_on_saying_that_it_is_behind_is_refused(tmp_path, without):
     chosen = config(tmp_path)
     behind = encode_reply(Behind(0, 0))
-    found = federate(
+    result = federate(
         chosen, Network(chosen, change=misbehaving(lambda r: [with_payload(r, behind)]))
     )
-    assert found.digest == without.digest
-    assert found.summary["refusals"] == {"behind": 1}
-    down = [row for row in found.rows["traffic"] if row[1:4] == (2, "1", "down")]
+    assert result.digest == without.digest
+    assert result.summary["refusals"] == {"behind": 1}
+    down = [row for row in result.rows["traffic"] if row[1:4] == (2, "1", "down")]
     assert len(down) == 3  # the request and two more, all of them sent
 
 
@@ -50,13 +50,13 @@ def test_a_round_with_too_few_valid_replies_is_skipped_and_tried_again(tmp_path,
     def change(reply):
         return [] if is_reply(reply, round_=2) and next(refusing, False) else [reply]
 
-    found = federate(chosen, Network(chosen, change=change))
-    assert found.digest == undisturbed.digest
-    assert found.summary["skipped_rounds"] == 1
-    assert found.summary["refusals"] == {"no answer": 2}
-    assert [row[1:] for row in found.rows["skips"]] == [(2, "1 of 2 valid replies")]
-    spent = sum(row[5] for row in found.rows["traffic"] if row[1] == 2 and row[3] == "down")
-    assert found.rows["metrics"][1][8] == spent > undisturbed.rows["metrics"][1][8]
+    result = federate(chosen, Network(chosen, change=change))
+    assert result.digest == undisturbed.digest
+    assert result.summary["skipped_rounds"] == 1
+    assert result.summary["refusals"] == {"no answer": 2}
+    assert [row[1:] for row in result.rows["skips"]] == [(2, "1 of 2 valid replies")]
+    spent = sum(row[5] for row in result.rows["traffic"] if row[1] == 2 and row[3] == "down")
+    assert result.rows["metrics"][1][8] == spent > undisturbed.rows["metrics"][1][8]
 
 
 def test_too_many_skipped_rounds_stop_the_run_and_leave_the_ledger_whole(tmp_path, undisturbed):
@@ -77,7 +77,7 @@ def test_skips_count_only_in_a_row(tmp_path):
 
 
 def flip(host):
-    flat = host._learner.replica.model.flat
+    flat = host._oracle.replica.model.flat
     flat.view(-1)[5] += 1e-3
 
 
@@ -90,26 +90,26 @@ def test_a_diverged_replica_is_found_at_once_and_resynchronised(tmp_path, interv
         if round_ == 3:
             flip(nodes.host(3))
 
-    found = federate(chosen, Network(chosen, nodes), on_round)
-    assert found.digest == federate(config(tmp_path, "expected", **changes)).digest
-    assert found.summary["refusals"] == {"diverged": 1}
-    assert [row[1:4] for row in found.rows["refusals"]] == [(4, "1", "diverged")]
-    kinds = [row[4] for row in found.rows["traffic"] if row[1:4] == (4, "1", "down")]
+    result = federate(chosen, Network(chosen, nodes), on_round)
+    assert result.digest == federate(config(tmp_path, "expected", **changes)).digest
+    assert result.summary["refusals"] == {"diverged": 1}
+    assert [row[1:4] for row in result.rows["refusals"]] == [(4, "1", "diverged")]
+    kinds = [row[4] for row in result.rows["traffic"] if row[1:4] == (4, "1", "down")]
     assert kinds == ["scalars", "snapshot" if interval else "scalars"]
-    assert nodes.host(3)._learner.replica.digest() == nodes.host(2)._learner.replica.digest()
+    assert nodes.host(3)._oracle.replica.digest() == nodes.host(2)._oracle.replica.digest()
 
 
 def test_a_site_is_brought_back_while_another_is_still_measuring(tmp_path, undisturbed):
     """Site 2 answers round 2 only when site 1, whose replica diverged, was sent what it lacks."""
     chosen, nodes = config(tmp_path, round_timeout=60.0), Processes()
     network = Network(chosen, nodes)
-    held = []
+    withheld = []
 
     def change(reply):
-        if is_reply(reply, 1, 2) and held:
-            return [reply, held.pop()]
+        if is_reply(reply, 1, 2) and withheld:
+            return [reply, withheld.pop()]
         if is_reply(reply, 2, 2):
-            held.append(reply)
+            withheld.append(reply)
             return []
         return [reply]
 
@@ -118,9 +118,9 @@ def test_a_site_is_brought_back_while_another_is_still_measuring(tmp_path, undis
         return [reply] if behind else change(reply)
 
     network.change = measured_once
-    found = federate(chosen, network, lambda run, at: flip(nodes.host(3)) if at == 1 else None)
-    assert found.digest == undisturbed.digest
-    assert found.summary["refusals"] == {"diverged": 1}
+    result = federate(chosen, network, lambda run, at: flip(nodes.host(3)) if at == 1 else None)
+    assert result.digest == undisturbed.digest
+    assert result.summary["refusals"] == {"diverged": 1}
 
 
 def test_a_grid_that_cannot_deliver_a_reply_says_so_in_the_servers_own_name(tmp_path, without):
@@ -128,13 +128,13 @@ def test_a_grid_that_cannot_deliver_a_reply_says_so_in_the_servers_own_name(tmp_
     chosen = config(tmp_path)
 
     def unavailable(reply):
-        (found,) = failed(reply)
-        found.metadata.__dict__["_src_node_id"] = 1
-        return [found]
+        (result,) = failed(reply)
+        result.metadata.__dict__["_src_node_id"] = 1
+        return [result]
 
-    found = federate(chosen, Network(chosen, change=misbehaving(unavailable)))
-    assert found.digest == without.digest
-    assert [row[1:4] for row in found.rows["refusals"]] == [(2, "1", "error")]
+    result = federate(chosen, Network(chosen, change=misbehaving(unavailable)))
+    assert result.digest == without.digest
+    assert [row[1:4] for row in result.rows["refusals"]] == [(2, "1", "error")]
 
 
 def test_a_message_that_flower_cannot_push_is_not_waited_for(tmp_path, without):
@@ -147,9 +147,9 @@ def test_a_message_that_flower_cannot_push_is_not_waited_for(tmp_path, without):
                 names[1] = None  # what Flower gives for a message that it could not push
             return names
 
-    found = federate(chosen, Leaky(chosen))
-    assert found.digest == without.digest
-    assert found.summary["refusals"] == {"no answer": 1}
+    result = federate(chosen, Leaky(chosen))
+    assert result.digest == without.digest
+    assert result.summary["refusals"] == {"no answer": 1}
 
 
 def test_a_site_with_other_code_does_not_measure_for_this_server(tmp_path, monkeypatch):
@@ -167,7 +167,7 @@ def test_what_is_no_request_is_an_error_reply(tmp_path):
     """The client app answers what it understands; the rest is Flower's to report."""
     chosen = config(tmp_path)
     network = Network(chosen)
-    asked = Message(pack(b"nonsense"), 2, MessageType.TRAIN, group_id="1")
-    (reply,) = network.pull_messages(network.push_messages([asked]))
+    request = Message(pack(b"nonsense"), 2, MessageType.TRAIN, group_id="1")
+    (reply,) = network.pull_messages(network.push_messages([request]))
     assert reply.has_error()
     assert "WireError" in reply.error.reason

@@ -39,7 +39,7 @@ def test_what_the_ledger_holds_is_what_is_measured_at_those_parameters(tmp_path,
     with ledger_of(chosen) as ledger:
         for round_, slot, site, _, _, _, differences, _ in found.rows["contributions"]:
             at, host = measured_at(chosen, round_), ReplicaHost(chosen)
-            host._run, replica = b"r" * 16, host._learner.replica
+            host._run, replica = b"r" * 16, host._oracle.replica
             flat = replayed(chosen, ledger, at)
             assert digest_of(flat) == ledger.digest(at)
             replica.model.flat.copy_(flat)
@@ -109,7 +109,7 @@ def test_sites_that_are_ahead_of_a_resumed_server_answer_what_they_answered(tmp_
     with pytest.raises(Cut):
         federate(replace(chosen, max_skipped_rounds=1, round_timeout=0.5), network, cut_at(3))
     ask_ahead(network, nodes, 5)
-    assert {nodes.host(k)._learner.replica.round for k in (2, 3, 4)} == {3}
+    assert {nodes.host(k)._oracle.replica.round for k in (2, 3, 4)} == {3}
     again = resumed(chosen)
     second = Network(again, nodes)
     found = federate(again, second)
@@ -233,5 +233,5 @@ def test_a_replica_does_not_go_back_by_itself(tmp_path):
     assert np.isfinite(host.train(node, request, None).differences).all()
     behind = host.train(node, Request(4, 1e-3, before, run, b"c" * 16), None)
     assert behind == Behind(3, 0)
-    assert host._learner.replica.digest() == digest
+    assert host._oracle.replica.digest() == digest
     assert Oracle.of(chosen).replica.round == 0

@@ -31,21 +31,21 @@ def flipped(reply):
 
 
 def extra_record(reply):
-    found = copy.deepcopy(reply)
-    found.content["more"] = ConfigRecord({"b": b"x"})
-    return [found]
+    result = copy.deepcopy(reply)
+    result.content["more"] = ConfigRecord({"b": b"x"})
+    return [result]
 
 
 def of_another_node(reply):
-    found = copy.deepcopy(reply)
-    found.metadata.__dict__["_src_node_id"] = 99
-    return [found]
+    result = copy.deepcopy(reply)
+    result.metadata.__dict__["_src_node_id"] = 99
+    return [result]
 
 
 def late_reply_of_an_earlier_round(reply):
-    found = copy.deepcopy(reply)
-    found.metadata.__dict__["_reply_to_message_id"] = "local-1"
-    return [found]
+    result = copy.deepcopy(reply)
+    result.metadata.__dict__["_reply_to_message_id"] = "local-1"
+    return [result]
 
 
 BAD = {  # how a reply is bad: what arrives in its place, and the reason that is counted
@@ -93,20 +93,20 @@ def test_a_bad_reply_is_refused_and_counted_and_changes_nothing_else(
 ):
     how, reason = BAD[name]
     chosen = config(tmp_path)
-    found = federate(chosen, Network(chosen, change=misbehaving(how)))
-    assert found.digest == without.digest != undisturbed.digest
-    assert found.entries == without.entries
+    result = federate(chosen, Network(chosen, change=misbehaving(how)))
+    assert result.digest == without.digest != undisturbed.digest
+    assert result.entries == without.entries
     absent_too = {"no answer": 1} if reason == "not asked" else {}
-    assert found.summary["refusals"] == {reason: 1, **absent_too}
-    assert found.summary["refused_replies"] == 1 + len(absent_too)
+    assert result.summary["refusals"] == {reason: 1, **absent_too}
+    assert result.summary["refused_replies"] == 1 + len(absent_too)
     assert f"refused: {reason}" in caplog.text
     who = "node 99" if name == "other node" else "1"
     if name != "late":
-        assert found.rows["refusals"][0][1:4] == (ROUND, who, reason)
+        assert result.rows["refusals"][0][1:4] == (ROUND, who, reason)
     with (folder_of(chosen) / "clients.csv").open() as file:
-        said = {(row["round"], row["site"]): row["refusal"] for row in csv.DictReader(file)}
-    assert said["2", "1"] == (reason if reason != "not asked" else "no answer")
-    assert said["2", "0"] == said["3", "1"] == ""
+        recorded = {(row["round"], row["site"]): row["refusal"] for row in csv.DictReader(file)}
+    assert recorded["2", "1"] == (reason if reason != "not asked" else "no answer")
+    assert recorded["2", "0"] == recorded["3", "1"] == ""
 
 
 DENSE = {  # the same for a round that asks for gradients
@@ -151,17 +151,17 @@ def test_a_bad_gradient_is_refused_and_counted_and_changes_nothing_else(
 ):
     how, reason = DENSE[name]
     chosen = config(tmp_path, mode="fo", scope="regex:ln_f")
-    found = federate(chosen, Network(chosen, change=misbehaving(how)))
-    assert found.digest == dense_without.digest
-    assert found.summary["refusals"] == {reason: 1}
+    result = federate(chosen, Network(chosen, change=misbehaving(how)))
+    assert result.digest == dense_without.digest
+    assert result.summary["refusals"] == {reason: 1}
 
 
 def test_a_copy_of_a_reply_is_refused_and_the_reply_counts(tmp_path, undisturbed):
     chosen = config(tmp_path)
     twice = Network(chosen, change=misbehaving(lambda r: [r, copy.deepcopy(r), r]))
-    found = federate(chosen, twice)
-    assert found.digest == undisturbed.digest
-    assert found.summary["refusals"] == {"duplicate": 2}
+    result = federate(chosen, twice)
+    assert result.digest == undisturbed.digest
+    assert result.summary["refusals"] == {"duplicate": 2}
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -171,5 +171,5 @@ def test_of_two_replies_that_differ_the_same_one_counts_whichever_comes_first(tm
         return [reply, other] if last else [other, reply]
 
     chosen = config(tmp_path)
-    found = federate(chosen, Network(chosen, change=misbehaving(both)))
-    assert [row[3:5] for row in found.rows["contributions"] if row[:2] == (2, 2)] == [(7, 1.0)]
+    result = federate(chosen, Network(chosen, change=misbehaving(both)))
+    assert [row[3:5] for row in result.rows["contributions"] if row[:2] == (2, 2)] == [(7, 1.0)]

@@ -55,7 +55,7 @@ def test_each_site_trains_on_its_own_folder(tmp_path):
     for given, node in zip(own, (2, 3, 4), strict=True):
         host = nodes.host(node)
         examples = host._sites[given["site"]].examples
-        ends = host._learner.language_model.tokenizer
+        ends = host._oracle.language_model.tokenizer
         assert set(np.unique(examples.tokens)) - {ends.end} == {*ends.encode(given["site"])}
         assert list(host._data) == [(given["data"], "")]  # and the run's was not even read
         assert host._data[given["data"], ""].queries.held_out.tokens.shape[0] == 0

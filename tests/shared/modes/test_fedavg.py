@@ -16,9 +16,9 @@ def test_one_round_is_the_mean_of_what_the_sites_parameters_came_to(tmp_path):
     for number in range(3):
         host = ReplicaHost(c)
         site = host._site({"partition-id": number, "num-partitions": 3})
-        losses, way = train_locally(c, host._learner, site.examples, number + 1, 1, c.learning_rate)
+        losses, way = train_locally(c, host._oracle, site.examples, number + 1, 1, c.learning_rate)
         assert losses[-1] < losses[0]
-        mean = mean + (host._learner.replica.model.flat - way).double() * site.count
+        mean = mean + (host._oracle.replica.model.flat - way).double() * site.count
         weight += site.count
     assert torch.allclose(found.flat.double(), mean / weight, atol=1e-7)
 
@@ -27,10 +27,10 @@ def test_training_at_a_site_leaves_the_replica_as_it_was(tmp_path):
     c = config(tmp_path, mode="fedavg", local_steps=2, weight_decay=0.1)
     host = ReplicaHost(c)
     site = host._site({"partition-id": 0, "num-partitions": 3})
-    before = host._learner.replica.digest()
-    train_locally(c, host._learner, site.examples, 1, 1, 0.01)
-    host._learner.replica.set_round(0)
-    assert host._learner.replica.digest() == before
+    before = host._oracle.replica.digest()
+    train_locally(c, host._oracle, site.examples, 1, 1, 0.01)
+    host._oracle.replica.set_round(0)
+    assert host._oracle.replica.digest() == before
 
 
 def test_averaged_parameters_are_sent_in_full_both_ways_and_cost_three_passes_a_step(tmp_path):

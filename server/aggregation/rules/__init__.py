@@ -1,0 +1,45 @@
+"""An aggregation rule makes one vector of the vectors of many sites.
+
+A rule is a function ``(vectors, weights) -> vector``: ``vectors`` (n, k) float64, one row a site;
+``weights`` (n,) float64, each site's number of examples; the result (k,) float64. It is pure, it
+returns the vector of sites that are all equal, and it does not depend on the order of the rows.
+
+A new rule is one module of this package, or of a plug-in (entry points ``dandelion.aggregation``)::
+
+    @AGGREGATION.register("coordinate-maximum")
+    def maximum(vectors, weights):
+        return vectors.max(axis=0)
+
+A rule with options is a frozen dataclass whose fields are made by ``shared.base.options.option``
+and whose ``__call__`` has that signature.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.base.options import options_of
+from shared.base.registry import Registry
+from shared.config.schema import Config
+
+Rule = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+RuleKind = Rule | Callable[..., Rule]  # a rule, or a dataclass that makes one from its options
+
+AGGREGATION: Registry[RuleKind] = Registry(
+    "aggregation", "server.aggregation.rules", group="dandelion.aggregation"
+)
+
+
+def rule_of(config: Config) -> Rule:
+    """Return the rule that ``aggregation`` names, with the options that the run gives it.
+
+    Raises:
+        UnknownNameError: no rule has this name.
+    """
+    kind = AGGREGATION[config.aggregation]
+    if not isinstance(kind, type):
+        return cast(Rule, kind)
+    options = {name: getattr(config, name) for name in options_of(kind)}
+    return cast(Rule, kind(**options))
