@@ -13,12 +13,13 @@ from server.reporting.report import Report
 from server.rounds.after_commit import AfterCommit
 from server.rounds.cohort import Cohort
 from server.rounds.strategy import ScalarStrategy
-from shared.config.schema import Config
+from shared.modes.mode import mode_of
 from shared.protocol.messages import Hello
 from shared.replica.stochastic_rounding import lost
 from shared.training.corpus import Corpus
 from shared.training.held_out import held_out
 from shared.training.oracle import evaluate
+from shared.training.validate import configure
 
 LOG = logging.getLogger("dandelion")
 
@@ -36,7 +37,7 @@ def serve(
         StalledError: too few sites or valid replies.
     """
     logging.getLogger("flwr").addFilter(_not_of_aggregation)
-    with open_run(Config.from_run_config(run_config)) as run:
+    with open_run(configure(run_config)) as run:
         train(grid, run, on_round).finish(run.oracle.language_model)
         LOG.info("done: %s", run.folder)
         return run.folder
@@ -73,7 +74,7 @@ def warn_of_rounding(run: Run) -> None:
     """Say how many parameters do not notice eps, where these are more than a few."""
     model, eps = run.oracle.replica.model, run.config.eps
     found = lost(model.flat, model.layout, eps)
-    if run.config.mode == "fo" or not found.matters:
+    if not mode_of(run.config).measures or not found.matters:
         return
     LOG.warning(
         "eps = %g is lost to rounding at %.2g %% of the parameters in %s%s; 99 %% of them would "
@@ -97,11 +98,11 @@ def acceptance(run: Run) -> Callable[[Hello], str]:
             return f"other source files: {run.code.hex()} expected, got {hello.code}"
         if hello.base != run.oracle.base.hex():
             return f"another base model: {run.oracle.base.hex()} expected, got {hello.base}"
-        if config.mode == "fedavg" and not hello.can_backpropagate:
-            return "mode 'fedavg' trains at the sites, and this one cannot backpropagate"
+        if mode_of(config).averages_parameters and not hello.can_backpropagate:
+            return f"mode {config.mode!r} trains at the sites, and this one cannot backpropagate"
         if not exact and hello.device.split(":")[0] != device:
             return (
-                f"directions {config.directions!r} or optimizer {config.optimizer!r} differ "
+                f"directions {config.directions!r} or optimizer {config.optimizer.name!r} differ "
                 f"between kinds of devices: {device} expected, got {hello.device}"
             )
         return ""

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from shared.base.options import arguments_of
 from shared.codecs import Codec
 from shared.codecs.error_feedback import ErrorFeedback
 from shared.config.schema import Config
 from shared.data.examples import Examples, draw
+from shared.modes.standard import LocalAdamW
 from shared.training.oracle import Oracle
 
 FIRST_BATCH = 1 << 16  # batches of queries have lower numbers
@@ -64,14 +66,15 @@ def train_locally(
     FedAvg (McMahan et al. 2017, https://arxiv.org/abs/1602.05629).
     """
     model, losses = oracle.replica.model, list[float]()
+    options = LocalAdamW(**arguments_of(LocalAdamW, config.options))  # type: ignore[arg-type]
     saved, flat = model.flat.clone(), model.flat
     free = torch.nn.Parameter(flat)  # shares its memory: a step moves the model
     optimizer = torch.optim.AdamW(
         [free],
         lr=rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
+        betas=(options.beta1, options.beta2),
+        eps=options.epsilon,
+        weight_decay=options.weight_decay,
         foreach=False,
     )
     try:

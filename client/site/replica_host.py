@@ -14,7 +14,7 @@ from client.site.replica_store import ReplicaStore
 from client.site.site import LocalSite
 from shared.base.errors import DandelionError, DataError, DivergedError, GapError, SnapshotError
 from shared.base.source_digest import code_digest
-from shared.config.schema import OPERATIONAL, Config
+from shared.config.schema import RESUMABLE, Config
 from shared.modes.mode import MEASURE, measured_at, plan_of
 from shared.protocol.entry import Entry
 from shared.protocol.messages import DIVERGED, MISSING, UNKNOWN, Behind, Hello, Measured, Request
@@ -22,6 +22,7 @@ from shared.protocol.site_id import site_of
 from shared.replica.snapshot import load_snapshot_
 from shared.training.oracle import Oracle
 from shared.training.site_data import Shards, SiteData
+from shared.training.validate import configure
 
 LOG = logging.getLogger("dandelion")
 _hosts: dict[str, "ReplicaHost"] = {}
@@ -48,8 +49,8 @@ def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object])
 @lru_cache(maxsize=8)
 def _read(given: tuple[tuple[str, type, object], ...]) -> tuple[Config, str]:
     """A configuration, and what of it decides numbers; read once, not for every message."""
-    config = Config.from_run_config({key: value for key, _, value in given})
-    decisive = {k: v for k, v in config.to_run_config().items() if k not in OPERATIONAL}
+    config = configure({key: value for key, _, value in given})
+    decisive = {k: v for k, v in config.to_run_config().items() if k not in RESUMABLE}
     return config, json.dumps(decisive, sort_keys=True)
 
 

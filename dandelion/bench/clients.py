@@ -75,7 +75,7 @@ def timed(clients: int, examples: int, merge: bool, rounds: int) -> float:
             "save-model": False,
             "output-dir": folder,
         }
-        run_local(Config.from_run_config(settings), ended)
+        run_local(Config(settings), ended)
     seconds = [b - a for a, b in pairwise(ends)]
     return median(seconds[1:-1])
 

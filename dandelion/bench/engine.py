@@ -35,7 +35,7 @@ class Idle:
 def engine(clients: int = 1000, rounds: int = 7) -> list[Row]:
     """Seconds of a round of ``clients`` no-op measurements; the note has clients per second."""
     with tempfile.TemporaryDirectory(prefix="dandelion-") as folder:
-        config = Config.from_run_config(
+        config = Config(
             {"num-clients": clients, "num-rounds": rounds + 1, "queries": 1, "output-dir": folder}
         )
         times: list[float] = []

@@ -21,6 +21,7 @@ from dandelion.cli import ledger as ledger_cli
 from dandelion.cli import models as models_cli
 from dandelion.cli import preflight as preflight_cli
 from dandelion.cli import server as server_cli
+from dandelion.cli import settings as settings_cli
 from dandelion.cli import sweep as sweep_cli
 from shared.base.errors import DandelionError, UnknownNameError
 
@@ -41,6 +42,7 @@ app.command()(compare_cli.compare)
 app.command()(preflight_cli.preflight)
 app.command()(sweep_cli.sweep)
 app.command()(models_cli.models)
+app.command()(settings_cli.settings)
 console = Console()
 
 
@@ -74,7 +76,7 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     ] = "local",
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "",
-    task: preflight_cli.Task = "",
+    preset: preflight_cli.Preset = "",
     model: preflight_cli.Model = "",
 ) -> None:
     """Train: a new run, or one that was cut off."""
@@ -86,7 +88,7 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     from dandelion.settings.gather import gather
 
     chosen = gather(
-        config, settings or [], resume, **{"run-name": name, "task": task, "model": model}
+        config, settings or [], resume, **{"run-name": name, "preset": preset, "model": model}
     )
     if engine == "flower":
         folder = run_flower(chosen, console)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dandelion.settings.gather import check_sites
 from shared.base.errors import ConfigError
-from shared.config.schema import Value
+from shared.base.options import Value
 
 console = Console()
 MOST_ROUNDS = 1_000_000  # more than any budget is enough for
@@ -51,7 +51,7 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     pairs = [*(p for p in pairs if not p.startswith("output-dir=")), f"output-dir={folder}"]
     configs = configurations(methods, preset, pairs, base)
     for config in configs.values():
-        check_name(config.model)
+        check_name(config.model.name)
         check_sites(config)
         if config.num_rounds == MOST_ROUNDS and config.lr_schedule != "constant":
             raise ConfigError(

@@ -1,6 +1,5 @@
 """``dandelion preflight``: try settings out before a run, and hear what to set instead."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,9 @@ if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.preflight.judge import Preflight, Rates
 
 console = Console()
-Task = Annotated[str, typer.Option(help="rotten-tomatoes, shakespeare, or as --set task=…")]
+Preset = Annotated[
+    str, typer.Option("--preset", "--task", help="A task with all it takes: rotten-tomatoes, …")
+]
 Model = Annotated[str, typer.Option(help="As --set model=…; dandelion models lists some.")]
 STATUS = {"fine": 0, "doubtful": 1, "refused": 2}
 
@@ -24,7 +25,7 @@ def preflight(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "",
-    task: Task = "",
+    preset: Preset = "",
     model: Model = "",
 ) -> None:
     """Measure what eps and learning rate do to the model that a run would start from.
@@ -40,10 +41,10 @@ def preflight(
 
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     chosen = gather(
-        config, settings or [], None, **{"run-name": name, "task": task, "model": model}
+        config, settings or [], None, **{"run-name": name, "preset": preset, "model": model}
     )
     if not chosen.run_name:
-        chosen = replace(chosen, run_name=f"preflight-{stamp}")
+        chosen = chosen.replace(run_name=f"preflight-{stamp}")
     oracle = Oracle.of(chosen)
     corpus = Corpus.of(chosen, oracle.language_model)
     with console.status("measuring rounding, slopes and trial steps; a large model takes minutes"):

@@ -25,7 +25,7 @@ from dandelion.deployment.deploy_home import (
 )
 from dandelion.deployment.supervisor import Keeper, alive, printed
 from dandelion.engines.flower_simulation import APP, EngineError
-from shared.config.toml_text import to_toml
+from shared.config.schema import to_toml
 
 app = typer.Typer(no_args_is_help=True, help="The server's side of a federation.")
 console = Console()

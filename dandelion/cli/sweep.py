@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from shared.base.errors import ConfigError
-from shared.config.schema import Config, Value, parse
+from shared.base.options import Value
+from shared.config.schema import Config, flat
 
 if TYPE_CHECKING:  # the runner needs torch, which takes a second
     from dandelion.sweep.cells import Outcome
@@ -150,17 +151,10 @@ class _Shown:
 
 
 def _base(file: Path | None, pairs: Sequence[str]) -> dict[str, Value]:
-    from dandelion.settings.gather import read_toml
+    from dandelion.settings.gather import read_pairs, read_toml
 
-    base: dict[str, Value] = {"save-model": False}
-    if file:
-        base |= cast("Mapping[str, Value]", read_toml(file))  # checked with the cells
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--set key=value expected, got {pair!r}")
-        base[key.strip()] = parse(key.strip(), text.strip())
-    return base
+    given = flat(read_toml(file)) if file else {}  # values are checked with the cells
+    return {"save-model": False, **cast("Mapping[str, Value]", given | read_pairs(pairs))}
 
 
 def _begun(plan: Plan, name: str) -> tuple[Path, Plan]:

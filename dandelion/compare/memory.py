@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from shared.config.schema import Config
-from shared.config.toml_text import to_toml
+from shared.config.schema import Config, to_toml
+from shared.training.validate import configure
 
 STATUS, PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -62,7 +62,7 @@ def main() -> None:
     """Print what ``client_memory`` reads."""
     import tomllib
 
-    config = Config.from_run_config(tomllib.loads(Path(sys.argv[1]).read_text()))
+    config = configure(tomllib.loads(Path(sys.argv[1]).read_text()))
     peak, more = measure(config)
     sys.stdout.write(f"{peak} {more}\n")
 

@@ -15,8 +15,7 @@ from rich.console import Console
 
 from server.reporting.status_line import PREFIX
 from shared.base.errors import ConfigError, DandelionError
-from shared.config.schema import Config
-from shared.config.toml_text import to_toml
+from shared.config.schema import Config, to_toml
 
 APP = Path(__file__).resolve().parents[2]  # pyproject.toml, server/, client/, shared/
 CONNECTION = "simulation"

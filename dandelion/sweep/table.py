@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from dandelion.sweep.cells import Outcome
-from shared.config.schema import Value
+from shared.base.options import Value
 from shared.replica.snapshot import write_atomically
 
 NOT_COLUMNS = ("settings", "folder")

@@ -25,7 +25,6 @@ from server.aggregation.variance_weights import (
 from server.ledger.records import Contribution
 from shared.base.deterministic_sums import dot, norm
 from shared.base.errors import WireError
-from shared.config.rules import needed_replies
 from shared.config.schema import Config
 from shared.estimation.guided import Estimate, directions_along, radius
 from shared.estimation.two_point import coefficients, differences_of
@@ -33,6 +32,7 @@ from shared.modes.mode import cost, plan_of
 from shared.optimizers.gradient import add_scaled_
 from shared.protocol.entry import Entry, SlotDifferences
 from shared.replica.replica import SHARED_SLOT, Replica, keys_of
+from shared.training.rules import needed_replies
 
 
 class GradientError(WireError):

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.base.deterministic_sums import norm
-from shared.config.rules import weight_of
 from shared.config.schema import Config
+from shared.config.sections import weight_of
 
 
 def inverse_variance_weight(error: float, other: float) -> float:

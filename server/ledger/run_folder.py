@@ -7,7 +7,7 @@ import secrets
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from server.ledger.ledger import Ledger
 from server.ledger.snapshots import Snapshots, follow_
 from shared.base.errors import ConfigError, DivergedError, LedgerError, SnapshotError
 from shared.base.source_digest import code_digest
-from shared.config.schema import Config
-from shared.config.toml_text import to_toml
+from shared.config.schema import Config, to_toml
 from shared.models.model import LanguageModel
+from shared.modes.mode import mode_of
 from shared.replica.snapshot import encode_snapshot, load_snapshot_, write_atomically
+from shared.training.components import effective_options, with_own_options
 from shared.training.corpus import Corpus
 from shared.training.oracle import Oracle
 
@@ -99,14 +100,14 @@ def run_folder(config: Config) -> Path:
     if config.resume:
         return Path(config.resume).resolve()
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    name = config.run_name or f"{config.mode}-{Path(config.model).name}-{stamp}"
+    name = config.run_name or f"{config.mode}-{Path(config.model.name).name}-{stamp}"
     return (Path(config.output_dir) / name).resolve()
 
 
 def read_config(ledger: Ledger) -> Config:
     """The configuration that a ledger's run was started with."""
     try:
-        return Config.from_run_config(tomllib.loads(ledger.head("config").decode()))
+        return with_own_options(Config(tomllib.loads(ledger.head("config").decode())))
     except (ValueError, ConfigError) as error:
         raise LedgerError(f"{ledger.path}: table head, row config: {error}") from error
 
@@ -156,7 +157,8 @@ def _resume(folder: Path, config: Config) -> Run:
 
 
 def _text(config: Config) -> str:
-    return to_toml(config.to_run_config() | {"resume": ""})
+    """All settings and, so that defaults may change, those options that components have."""
+    return to_toml(config.to_run_config() | effective_options(config) | {"resume": ""})
 
 
 def resolve_epochs(config: Config, model: LanguageModel) -> Config:
@@ -168,13 +170,14 @@ def resolve_epochs(config: Config, model: LanguageModel) -> Config:
         return config
     examples = len(Corpus.of(config, model).training)
     rounds = math.ceil(config.epochs * examples / examples_of_round(config))
-    return replace(config, num_rounds=max(1, rounds), epochs=0.0)
+    return config.replace(num_rounds=max(1, rounds), epochs=0.0)
 
 
 def examples_of_round(config: Config) -> int:
     """Examples that all sites measure, or backpropagate, in one round."""
     c = config
-    backpropagates = c.mode in ("fo", "fedavg")
-    batch = c.bp_batch_size if backpropagates else c.zo_batch_size
-    batches = 1 if backpropagates or c.query_data == "same" else c.queries
-    return (c.clients_per_round or c.num_clients) * c.local_steps * batch * batches
+    backpropagates = mode_of(c).always_backpropagates
+    batch = c.bp.batch_size if backpropagates else c.zo.batch_size
+    batches = 1 if backpropagates or c.zo.query_data == "same" else c.zo.queries
+    sites = c.federation.clients_per_round or c.federation.num_clients
+    return sites * c.training.local_steps * batch * batches

@@ -13,7 +13,7 @@ from torch import Tensor
 from server.preflight.probe import Probe, rms, split_examples
 from shared.base.errors import ConfigError
 from shared.config.schema import Config
-from shared.modes.mode import plan_of
+from shared.modes.mode import mode_of, plan_of
 from shared.optimizers.gradient import Gradient
 from shared.replica.snapshot import write_atomically
 from shared.training.oracle import Oracle
@@ -98,7 +98,7 @@ def _finite(value: Any) -> Any:  # noqa: ANN401  (what JSON can hold)
 
 def is_long(config: Config) -> bool:
     """Whether a run has so many rounds that its settings are tried out first."""
-    return 0 < config.preflight_rounds <= config.num_rounds
+    return 0 < config.guard.preflight_rounds <= config.training.rounds
 
 
 def preflight(config: Config, oracle: Oracle, examples: Tensor) -> Preflight:
@@ -197,7 +197,8 @@ def _rates(probe: Probe, eps: float) -> Iterator[Rates]:
         steps = [probe.estimate(eps, trial) for trial in range(1, TRIALS + 1)]
         yield judge_rates("learning-rate", c.learning_rate, probe, steps, eps)
     if any(plan.backpropagate for plan in plans):
-        key = "learning-rate" if c.mode == "fo" and not c.bp_learning_rate else "bp-learning-rate"
+        only = mode_of(c).always_backpropagates and not c.bp_learning_rate
+        key = "learning-rate" if only else "bp-learning-rate"
         given = c.bp_learning_rate or c.learning_rate
         yield judge_rates(key, given, probe, [probe.backpropagated()])
 
@@ -212,7 +213,7 @@ def judge_rates(
     noise adds up from round to round, and a step that is the best alone may be too long for many.
     """
     before = probe.oracle.loss(probe.apart)
-    goes_on = 1 / (1 - probe.config.momentum) if probe.config.optimizer == "sgd" else 1.0
+    goes_on = 1 / (1 - float(probe.config.options.get("momentum", 0.0)))
 
     def change(rate: float) -> float:
         after = [probe.after_step(step, rate * goes_on) for step in steps]

@@ -13,6 +13,7 @@ from server.reporting.loss_plot import draw_losses
 from server.rounds.after_commit import TOGETHER
 from shared.config.schema import Config
 from shared.models.model import LanguageModel
+from shared.modes.mode import mode_of
 from shared.replica.replica import Replica
 from shared.replica.snapshot import write_atomically
 
@@ -171,10 +172,10 @@ class Report:
         c = self.config
         rows = self.ledger.rows(METRICS_QUERY, (first, last))
         settings = (c.mode, c.scope, c.queries)
-        interval = c.bp_interval if c.mode in ("calibrate", "instruct") else 0
+        interval = c.bp_interval if mode_of(c).has_interval else 0
         return [
             _readable(
-                [*row[:2], *settings, row[2], c.zo_batch_size, c.optimizer, interval, *row[3:]]
+                [*row[:2], *settings, row[2], c.zo_batch_size, c.optimizer.name, interval, *row[3:]]
             )
             for row in rows
             if self._logged(row[1])
@@ -185,7 +186,8 @@ class Report:
         return [_readable(row) for row in rows if self._logged(row[0])]
 
     def _logged(self, round_: int) -> bool:
-        return round_ % self.config.log_interval == 0 or round_ == self.config.num_rounds
+        last = round_ == self.config.training.rounds
+        return last or round_ % self.config.run.log_interval == 0
 
 
 def _readable(row: Iterable[object]) -> list[object]:

@@ -77,7 +77,7 @@ class Cohort:
         self._ask(grid, sorted(present - known), round_)
 
     def wait(self, grid: Grid, round_: int) -> None:
-        """Return when ``min-clients`` sites are there.
+        """Return when ``min-sites`` sites are there.
 
         Raises:
             StalledError: they did not come within ``wait-timeout``, or enough nodes are there and
@@ -86,7 +86,7 @@ class Cohort:
         start, said = time.monotonic(), -1
         while True:
             self.meet(grid, round_)
-            count, needed = len(self.sites), self._config.min_clients
+            count, needed = len(self.sites), self._config.min_sites
             if count >= needed:
                 return
             if count != said:
@@ -105,7 +105,7 @@ class Cohort:
         """Whether enough nodes are there, and all that are missing were refused repeatedly."""
         there = len(self.sites) + len(self.outsiders)
         refused = all(outsider.times >= REFUSALS for outsider in self.outsiders.values())
-        return refused and there >= self._config.min_clients
+        return refused and there >= self._config.min_sites
 
     def draw(self, round_: int, attempt: int) -> list[SiteRecord]:
         """The sites that measure a round, in slot order: a pure function of who is there."""
@@ -123,7 +123,7 @@ class Cohort:
 
         Where there are sites enough, nobody waits for a newcomer that builds its model first.
         """
-        patient = len(self.sites) < self._config.min_clients
+        patient = len(self.sites) < self._config.min_sites
         exchange = self._exchange = self._exchange or Exchange(grid)
         messages = [
             Message(pack(b""), node_id, MessageType.QUERY, group_id=str(round_))

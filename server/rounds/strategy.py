@@ -23,7 +23,7 @@ from server.rounds.replies import RETRIES, Judge
 from server.rounds.requests import RequestBuilder
 from server.rounds.round_log import RoundLog
 from shared.base.errors import GapError, StalledError
-from shared.modes.mode import measured_at
+from shared.modes.mode import measured_at, mode_of
 from shared.protocol.entry import Entry
 from shared.protocol.flower_records import Transfer, says_behind
 
@@ -78,7 +78,7 @@ class ScalarStrategy(Strategy):
             if skipped >= config.max_skipped_rounds:
                 raise StalledError(
                     f"round {round_} was skipped {skipped} times in a row: fewer than "
-                    f"{config.min_clients} valid replies; the ledger holds round {round_ - 1}"
+                    f"{config.min_replies} valid replies; the ledger holds round {round_ - 1}"
                 )
         self._guard.warn()
         self._notes.write_rest()
@@ -105,10 +105,10 @@ class ScalarStrategy(Strategy):
         run, open_round = self._run, self._open_rounds.pop(server_round)
         contributions = self._judge.accept(open_round, replies)
         transfers, refusals = self._notes.until(server_round)
-        if len(contributions) < run.config.min_clients:
-            detail = f"{len(contributions)} of {run.config.min_clients} valid replies"
+        if len(contributions) < run.config.min_replies:
+            detail = f"{len(contributions)} of {run.config.min_replies} valid replies"
             return self._skip(server_round, detail, transfers, refusals)
-        rate = 1.0 if run.config.mode == "fedavg" else self._asking.rate(server_round)
+        rate = 1.0 if mode_of(run.config).averages_parameters else self._asking.rate(server_round)
         entry = self._combining.entry(server_round, rate, contributions)
         if entry is None:
             return self._skip(server_round, "too few replies of one kind", transfers, refusals)
@@ -161,7 +161,7 @@ class ScalarStrategy(Strategy):
                 self._cohort.wait(grid, each)
             else:
                 self._cohort.meet(grid, each)
-                if len(self._cohort.sites) < config.min_clients:
+                if len(self._cohort.sites) < config.min_sites:
                     return
             messages = self.configure_train(each, ArrayRecord(), ConfigRecord(), grid)
             self._send(self._open_rounds[each], messages)

@@ -52,8 +52,8 @@ def of(config: Config, model: LanguageModel) -> LanguageModelling:
     """
     if model.has_head:
         raise ConfigError(
-            f"task language-modelling: {config.model!r} is a classifier, a causal language model "
-            "expected; or use task classification"
+            f"task language-modelling: {config.model.name!r} is a classifier, a causal language "
+            "model expected; or use task classification"
         )
     return LanguageModelling(model.tokenizer)
 

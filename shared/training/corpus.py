@@ -97,7 +97,7 @@ class Corpus:
 
 def with_dataset(config: Config, dataset: str) -> Config:
     """The same run on another data set: what was said of parts of its own is not meant."""
-    return replace(config, dataset=dataset, max_samples=0, partition_by="", data_part="")
+    return config.replace(dataset=dataset, max_samples=0, partition_by="", data_part="")
 
 
 def renumber_labels(documents: Documents, words: Sequence[str]) -> Documents:

@@ -45,7 +45,7 @@ class Oracle:
         model = start_of(config)
         if config.block_size > model.positions:
             raise ConfigError(
-                f"block-size up to {model.positions} expected for model {config.model!r}, "
+                f"block-size up to {model.positions} expected for model {config.model.name!r}, "
                 f"got {config.block_size}"
             )
         if config.scope == "lora":
@@ -110,7 +110,7 @@ def start_of(config: Config) -> LanguageModel:
     """
     labels = label_words(config) if config.task == "classification" else ()
     if not config.init_from:
-        return load_model(config.model, config.seed, labels)
+        return load_model(config.model.name, config.seed, labels)
     folder = Path(config.init_from)
     found = folder / "model" if (folder / "model").is_dir() else folder
     if not (found / "config.json").is_file():

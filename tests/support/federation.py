@@ -20,6 +20,7 @@ from shared.config.schema import Config
 from shared.protocol.flower_records import pack, unpack
 from shared.protocol.messages import decode_reply, encode_reply
 from shared.training.oracle import Oracle
+from shared.training.validate import configure
 
 SMALL = {
     "model": "byte-gpt",
@@ -51,7 +52,7 @@ def scratch():
 def config(folder, name="run", **changes):
     """A small configuration; keyword arguments are its keys with underscores."""
     keys = {key.replace("_", "-"): value for key, value in changes.items()}
-    return Config.from_run_config({**SMALL, "output-dir": str(folder), "run-name": name, **keys})
+    return configure({**SMALL, "output-dir": str(folder), "run-name": name, **keys})
 
 
 class Network(LocalGrid):
@@ -132,7 +133,7 @@ def resumed(config, **changes):
     """The configuration that goes on with a run."""
     folder = f"{config.output_dir}/{config.run_name}"
     keys = {key.replace("_", "-"): value for key, value in changes.items()}
-    return Config.from_run_config(config.to_run_config() | {"resume": folder} | keys)
+    return configure(config.to_run_config() | {"resume": folder} | keys)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from dandelion.sweep.runner import Listed, Runner
 from dandelion.sweep.search import Searched, ranges_of
 from server.ledger.run_folder import LEDGER
 from shared.base.errors import ConfigError
-from shared.config.toml_text import to_toml
+from shared.config.schema import to_toml
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = {

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.base.errors import ConfigError, DataError, UnknownNameError
-from shared.config.schema import Config
 from shared.data.documents import Documents, evenly_spaced
 from shared.data.examples import cut, draw, hold_out
 from shared.data.flower_partitioners import PARTITIONERS
 from shared.data.partition_rules import RULES, shard
 from shared.data.resolve import documents_of
 from shared.models.tokenizers import ByteTokenizer
+from shared.training.validate import configure
 
 BYTES = ByteTokenizer()
 
@@ -303,4 +303,4 @@ def test_parts_are_whole_groups_disjoint_and_together_all(count, groups):
 @pytest.mark.parametrize("text", ["0/2", "3/2", "half", "1/", "-1/2", "1/0"])
 def test_a_part_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match="k/n with k from 1 to n expected"):
-        Config.from_run_config({"data-part": text})
+        configure({"data-part": text})
