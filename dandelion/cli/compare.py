@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dandelion.settings.gather import check_sites
 from shared.base.errors import ConfigError
 from shared.base.options import Value
 
@@ -34,6 +33,7 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     from dandelion.compare.pictures import draw
     from dandelion.compare.runner import Budget
     from dandelion.compare.runner import compare as run_all
+    from dandelion.settings.gather import check_sites
     from shared.models.hub import check_name
     from shared.replica.snapshot import write_atomically
 
