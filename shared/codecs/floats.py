@@ -18,7 +18,7 @@ from shared.codecs.frame import (
     unpack_vector,
 )
 
-_NAME = b"f32\0"
+_FLOAT32, _BFLOAT16 = b"f32\0", b"bf16"  # names on the wire
 
 
 @CODECS.register("float32")
@@ -37,16 +37,13 @@ class Float32:
         """Encode ``vector`` (size,)."""
         values = pack_vector(self.layout, numbers(self.layout, vector))
         body = values.astype("<f4", copy=False).tobytes()
-        return seal_frame(_NAME, self.layout.parameters, body)
+        return seal_frame(_FLOAT32, self.layout.parameters, body)
 
     def decode(self, payload: bytes) -> Tensor:
         """Return the vector (size,); WireError where the payload is not whole or finite."""
-        body = open_frame(_NAME, self.layout.parameters, self.payload_bytes, payload)
+        body = open_frame(_FLOAT32, self.layout.parameters, self.payload_bytes, payload)
         values = np.frombuffer(body, "<f4").astype(np.float32, copy=False)
         return check_finite(unpack_vector(self.layout, values))
-
-
-_NAME = b"bf16"
 
 
 @CODECS.register("bfloat16")
@@ -70,10 +67,10 @@ class BFloat16:
         values = torch.from_numpy(pack_vector(self.layout, numbers(self.layout, vector)))
         halves = values.to(torch.bfloat16).view(torch.uint16).numpy()
         body = halves.astype("<u2", copy=False).tobytes()
-        return seal_frame(_NAME, self.layout.parameters, body)
+        return seal_frame(_BFLOAT16, self.layout.parameters, body)
 
     def decode(self, payload: bytes) -> Tensor:
         """Return the rounded vector (size,); WireError where the payload is not whole or finite."""
-        body = open_frame(_NAME, self.layout.parameters, self.payload_bytes, payload)
+        body = open_frame(_BFLOAT16, self.layout.parameters, self.payload_bytes, payload)
         words = np.frombuffer(body, "<u2").astype(np.uint32) << 16
         return check_finite(unpack_vector(self.layout, words.view(np.float32)))
