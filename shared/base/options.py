@@ -55,7 +55,9 @@ class Option:
             f"below {_limit(self.below)}" if self.below is not None
             else f"at most {self.at_most:g}" if self.at_most is not None else ""
         )  # fmt: skip
-        return (" to " if low.startswith("from") else " and ").join(filter(None, (low, high)))
+        if low.startswith("from") and high:
+            return f"{low} to {high.removeprefix('at most ')}"
+        return " and ".join(filter(None, (low, high)))
 
     def check(self, value: Any) -> Value:  # noqa: ANN401  (whatever came from outside)
         """Return ``value`` as this setting's type; an integer may stand for a float.
