@@ -1,8 +1,9 @@
 """``dandelion compare``: what each method costs in bytes, forward passes and time for its loss."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -10,6 +11,9 @@ from rich.table import Table
 
 from shared.base.errors import ConfigError
 from shared.base.options import Value
+
+if TYPE_CHECKING:
+    from shared.config.schema import Config
 
 console = Console()
 MOST_ROUNDS = 1_000_000  # more than any budget is enough for
@@ -33,8 +37,6 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     from dandelion.compare.pictures import draw
     from dandelion.compare.runner import Budget
     from dandelion.compare.runner import compare as run_all
-    from dandelion.settings.gather import check_sites
-    from shared.models.hub import check_name
     from shared.replica.snapshot import write_atomically
 
     if preset and methods:
@@ -50,7 +52,25 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
         base |= {"num-rounds": MOST_ROUNDS, "preflight-rounds": 0}
     pairs = [*(p for p in pairs if not p.startswith("output-dir=")), f"output-dir={folder}"]
     configs = configurations(methods, preset, pairs, base)
-    for config in configs.values():
+    check(configs.values())
+    found = run_all(configs, folder, target_loss, Budget(seconds, forwards), say)
+    write_atomically(folder / "comparison.html", page(found).encode())
+    files = [folder / "comparison.json", folder / "comparison.html", *draw(found, folder)]
+    show(found)
+    for file in files:
+        say(str(file))
+
+
+def check(configs: "Iterable[Config]") -> None:
+    """Refuse what no run of the comparison could do.
+
+    Raises:
+        ConfigError: an unknown model, too few sites, or a schedule without an end.
+    """
+    from dandelion.settings.gather import check_sites
+    from shared.models.hub import check_name
+
+    for config in configs:
         check_name(config.model.name)
         check_sites(config)
         if config.num_rounds == MOST_ROUNDS and config.lr_schedule != "constant":
@@ -58,12 +78,6 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
                 f"lr-schedule {config.lr_schedule!r} with a budget: it falls towards the last "
                 "round, so set num-rounds as well"
             )
-    found = run_all(configs, folder, target_loss, Budget(seconds, forwards), say)
-    write_atomically(folder / "comparison.html", page(found).encode())
-    files = [folder / "comparison.json", folder / "comparison.html", *draw(found, folder)]
-    show(found)
-    for file in files:
-        say(str(file))
 
 
 def show(comparison: dict[str, object]) -> None:
