@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow deployment e2e check lint types map fmt clean
+.PHONY: demo test slow deployment e2e check lint types map settings fmt clean
 
 demo: $(STAMP)  ## train a byte-level GPT over 8 sites by scalars alone
 	$(BIN)/dandelion run --name demo-$$(date +%Y%m%d-%H%M%S)
@@ -32,6 +32,9 @@ check: lint types test
 
 map: $(STAMP)  ## bring the file map of the README up to date
 	$(BIN)/python docs/file_map.py --write
+
+settings: $(STAMP)  ## write the page of settings and the defaults of pyproject.toml anew
+	$(BIN)/python -m docs.settings
 
 fmt: $(STAMP)
 	$(BIN)/ruff check --fix .

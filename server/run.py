@@ -14,11 +14,12 @@ from server.rounds.after_commit import AfterCommit
 from server.rounds.cohort import Cohort
 from server.rounds.round_log import RoundLog
 from server.rounds.strategy import ScalarStrategy
-from shared.config.schema import Config
+from shared.modes.mode import mode_of
 from shared.protocol.messages import Hello
 from shared.replica.stochastic_rounding import count_unperturbed
 from shared.training.corpus import Corpus, load_evaluation
 from shared.training.oracle import evaluate
+from shared.training.validate import configure
 
 LOG = logging.getLogger("dandelion")
 
@@ -36,7 +37,7 @@ def serve(
         StalledError: too few sites or valid replies.
     """
     logging.getLogger("flwr").addFilter(_is_worth_logging)
-    with open_run(Config.from_run_config(run_config)) as run:
+    with open_run(configure(run_config)) as run:
         train(grid, run, on_round).finish(run.oracle.language_model)
         LOG.info("done: %s", run.folder)
         return run.folder
@@ -69,14 +70,15 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
 
 def warn_of_rounding(run: Run) -> None:
     """Warn if ``eps`` is lost to rounding at more than a few parameters."""
-    model, eps = run.oracle.replica.model, run.config.eps
+    model, eps = run.oracle.replica.model, run.config.zo.eps
     rounded = count_unperturbed(model.flat, model.layout, eps)
-    if run.config.mode == "fo" or not rounded.matters:
+    if not mode_of(run.config).measures or not rounded.matters:
         return
     LOG.warning(
         "eps = %g is lost to rounding at %.2g %% of the parameters in %s%s; 99 %% of them would "
         "notice eps = %.2g",
-        eps, 100 * rounded.share, run.config.dtype, _examples(rounded.tensors), rounded.needed,
+        eps, 100 * rounded.share, run.config.model.dtype,
+        _examples(rounded.tensors), rounded.needed,
     )  # fmt: skip
 
 
@@ -95,12 +97,13 @@ def reason_against(run: Run) -> Callable[[Hello], str]:
             return f"other source files: {run.code.hex()} expected, got {hello.code}"
         if hello.base != run.oracle.base.hex():
             return f"another base model: {run.oracle.base.hex()} expected, got {hello.base}"
-        if config.mode == "fedavg" and not hello.can_backpropagate:
-            return "mode 'fedavg' trains at the sites, and this one cannot backpropagate"
+        if mode_of(config).averages_parameters and not hello.can_backpropagate:
+            mode = config.training.mode
+            return f"mode {mode!r} trains at the sites, and this one cannot backpropagate"
         if not exact and hello.device.split(":")[0] != device:
             return (
-                f"directions {config.directions!r} or optimizer {config.optimizer!r} differ "
-                f"between kinds of devices: {device} expected, got {hello.device}"
+                f"directions {config.zo.directions!r} or optimizer {config.optimizer.name!r} "
+                f"differ between kinds of devices: {device} expected, got {hello.device}"
             )
         return ""
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from shared.base.options import arguments_of
 from shared.codecs import Codec
 from shared.codecs.error_feedback import ErrorFeedback
 from shared.config.schema import Config
 from shared.data.examples import Examples, draw
+from shared.modes.standard import LocalAdamW
 from shared.randomness.streams import gradient_batch_key
 from shared.training.oracle import Oracle
 
@@ -41,8 +43,8 @@ class GradientSender:
 
 def batch_of(config: Config, examples: Examples, slot: int, round_: int, step: int) -> Tensor:
     """The examples (bp-batch-size, T) of one backward pass: a pure function of its arguments."""
-    key = gradient_batch_key(config.seed, round_, slot, step)
-    rows = draw(key, len(examples), config.bp_batch_size)
+    key = gradient_batch_key(config.training.seed, round_, slot, step)
+    rows = draw(key, len(examples), config.bp.batch_size)
     return torch.from_numpy(examples.batch(rows))
 
 
@@ -63,18 +65,19 @@ def train_locally(
     FedAvg (McMahan et al. 2017, https://arxiv.org/abs/1602.05629).
     """
     model, losses = oracle.replica.model, list[float]()
+    options = LocalAdamW(**arguments_of(LocalAdamW, config.options))  # type: ignore[arg-type]
     saved, flat = model.flat.clone(), model.flat
     free = torch.nn.Parameter(flat)  # shares its memory: a step moves the model
     optimizer = torch.optim.AdamW(
         [free],
         lr=rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
+        betas=(options.beta1, options.beta2),
+        eps=options.epsilon,
+        weight_decay=options.weight_decay,
         foreach=False,
     )
     try:
-        for step in range(config.local_steps):
+        for step in range(config.training.local_steps):
             loss, free.grad = oracle.gradient(batch_of(config, examples, slot, round_, step))
             losses.append(loss)
             optimizer.step()

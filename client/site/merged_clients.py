@@ -43,13 +43,13 @@ def measure_merged(oracle: Oracle, sites: Sequence[LocalSite], request: Request)
 def _measure_losses(oracle: Oracle, sites: Sequence[Queries]) -> NDArray[np.float64]:
     """Losses (S, q, 2) at θ + εz and θ − εz, for the q directions that all sites share."""
     config = sites[0].config
-    losses = np.empty((len(sites), config.queries, 2))
+    losses = np.empty((len(sites), config.zo.queries, 2))
     same = torch.stack([site.batch(0) for site in sites])  # (S, B, T)
     with oracle.frozen.reuse():
         for k, key in enumerate(sites[0].keys(0)):
-            fresh = config.query_data == "fresh" and k > 0
+            fresh = config.zo.query_data == "fresh" and k > 0
             blocks = torch.stack([site.batch(k) for site in sites]) if fresh else same
-            for sign, scale in enumerate((config.eps, -config.eps)):
+            for sign, scale in enumerate((config.zo.eps, -config.zo.eps)):
                 with oracle.perturber.at(key, scale):
                     losses[:, k, sign] = _mean_losses(oracle, blocks)
     return losses

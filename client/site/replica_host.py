@@ -15,7 +15,7 @@ from client.site.replica_store import ReplicaStore
 from client.site.site import LocalSite
 from shared.base.errors import DandelionError, DataError, DivergedError, GapError, SnapshotError
 from shared.base.files import code_digest
-from shared.config.schema import OPERATIONAL, Config
+from shared.config.schema import RESUMABLE, Config
 from shared.modes.mode import MEASURE, measured_at, plan_of
 from shared.protocol.entry import Entry
 from shared.protocol.messages import (
@@ -34,6 +34,7 @@ from shared.protocol.site_id import site_of
 from shared.replica.snapshot import load_snapshot_
 from shared.training.oracle import Oracle
 from shared.training.site_data import Shards, SiteData
+from shared.training.validate import configure
 
 LOG = logging.getLogger("dandelion")
 _hosts: dict[str, "ReplicaHost"] = {}
@@ -60,8 +61,8 @@ def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object])
 @lru_cache(maxsize=8)
 def _read(given: tuple[tuple[str, type, object], ...]) -> tuple[Config, str]:
     """Parse a configuration, once and not for every message; name what of it decides numbers."""
-    config = Config.from_run_config({key: value for key, _, value in given})
-    decisive = {k: v for k, v in config.to_run_config().items() if k not in OPERATIONAL}
+    config = configure({key: value for key, _, value in given})
+    decisive = {k: v for k, v in config.to_run_config().items() if k not in RESUMABLE}
     return config, json.dumps(decisive, sort_keys=True)
 
 
@@ -115,7 +116,7 @@ class ReplicaHost:
         """
         site = self._site(node_config)
         self._follow(request.run)
-        if request.reset and self._config.downlink != "dense":
+        if request.reset and self._config.federation.downlink != "dense":
             site.forget_residual()
         is_past = self._oracle.replica.round > measured_at(self._config, request.round)
         if is_past and (answer := site.recall(request)) is not None:
@@ -144,8 +145,8 @@ class ReplicaHost:
 
     def _bring(self, request: Request, snapshot: bytes | None) -> Behind | None:
         """Bring the replica to where it is measured; return why that cannot be done, or None."""
-        if torch.get_num_threads() != self._config.threads:
-            torch.set_num_threads(self._config.threads)
+        if torch.get_num_threads() != self._config.run.threads:
+            torch.set_num_threads(self._config.run.threads)
         self._follow(request.run)
         try:
             self._catch_up(request, snapshot)

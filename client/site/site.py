@@ -79,9 +79,9 @@ class LocalSite:
 
     def _remember(self, request: Request, measured: Measured) -> None:
         """Remember the answers of the open rounds, except gradients, which are large."""
-        if self.config.staleness and not measured.gradient:
+        if self.config.federation.staleness and not measured.gradient:
             self._answers[_identity(request)] = measured
-            while len(self._answers) > 1 + self.config.staleness:
+            while len(self._answers) > 1 + self.config.federation.staleness:
                 del self._answers[next(iter(self._answers))]
 
     def forget_residual(self) -> None:
@@ -103,7 +103,7 @@ class LocalSite:
             losses, vector = train_locally(*arguments, request.learning_rate)
         else:
             losses, vector = backpropagate(*arguments)
-        self._sender = self._sender or GradientSender(codec, self.config.error_feedback)
+        self._sender = self._sender or GradientSender(codec, self.config.bp.error_feedback)
         payload = self._sender.encode(request.round, vector)
         return losses, payload, codec.decode(payload) if plan.measure else None
 

@@ -44,7 +44,7 @@ class Queries:
         if guide is not None:
             return self._measure_along(oracle, guide)
         differences: list[NDArray[np.float32]] = []
-        flat, steps = oracle.replica.model.flat, self.config.local_steps
+        flat, steps = oracle.replica.model.flat, self.config.training.local_steps
         saved = flat.clone() if steps > 1 else None
         try:
             for step in range(steps):
@@ -58,11 +58,11 @@ class Queries:
 
     def _measure_step(self, oracle: Oracle, step: int) -> NDArray[np.float32]:
         """Differences (q,) of one step, one direction after the other or some at a time."""
-        keys, at_once = self.keys(step), self.config.parallel_queries
+        keys, at_once = self.keys(step), self.config.zo.parallel_queries
         if at_once == 1:
             loss = self._loss(oracle, step)
             with oracle.frozen.reuse():
-                return two_point(loss, oracle.perturber, keys, self.config.eps)
+                return two_point(loss, oracle.perturber, keys, self.config.zo.eps)
         parts = [
             self._measure_batched(oracle, step, slice(first, first + at_once), keys)
             for first in range(0, len(keys), at_once)
@@ -74,11 +74,11 @@ class Queries:
     ) -> NDArray[np.float32]:
         """Differences of a slice of a step's directions, in one batched forward pass per sign."""
         some, numbers = keys[part], range(*part.indices(len(keys)))
-        fresh, first = self.config.query_data == "fresh", step * self.config.queries
+        fresh, first = self.config.zo.query_data == "fresh", step * self.config.zo.queries
         same = self.batch(step)
         blocks = torch.stack([self.batch(first + k) if fresh else same for k in numbers])
         device = oracle.replica.model.flat.device
-        losses = oracle.parallel.losses(some, self.config.eps, blocks.to(device)).cpu()
+        losses = oracle.parallel.losses(some, self.config.zo.eps, blocks.to(device)).cpu()
         self.losses += losses.T.flatten().tolist()
         differences: NDArray[np.float32] = (losses[0] - losses[1]).numpy().astype(np.float32)
         return differences
@@ -87,7 +87,7 @@ class Queries:
         """Differences (q,) along directions by a gradient (size,)."""
         model, directions = oracle.replica.model, oracle.replica.directions
         guided = directions_along(self.config, model, directions, guide)
-        step = radius(self.config.eps, model.layout)
+        step = radius(self.config.zo.eps, model.layout)
         loss, keys = self._loss(oracle, 0), self.keys(0)
         with oracle.frozen.reuse():
             return two_point_along(loss, oracle.perturber, model, guided, keys, step)
@@ -95,8 +95,8 @@ class Queries:
     def keys(self, step: int) -> list[Key]:
         """The keys of a step's directions (q,), in the order of their numbers."""
         c = self.config
-        slot = SHARED_SLOT if c.seed_schedule == "shared" else self.id.slot
-        return direction_keys(c.seed, self.round, slot, step * c.queries, c.queries)
+        slot = SHARED_SLOT if c.zo.seed_schedule == "shared" else self.id.slot
+        return direction_keys(c.training.seed, self.round, slot, step * c.zo.queries, c.zo.queries)
 
     def _loss(self, oracle: Oracle, step: int) -> Callable[[int], float]:
         """A function from a query's number to its batch's loss, which it also notes.
@@ -104,10 +104,10 @@ class Queries:
         Both signs of a query see the same batch.
         """
         c = self.config
-        fresh, same = c.query_data == "fresh", self.batch(step)
+        fresh, same = c.zo.query_data == "fresh", self.batch(step)
 
         def loss(query: int) -> float:
-            batch = self.batch(step * c.queries + query) if fresh else same
+            batch = self.batch(step * c.zo.queries + query) if fresh else same
             self.losses.append(oracle.loss(batch))
             return self.losses[-1]
 
@@ -116,8 +116,8 @@ class Queries:
     def batch(self, number: int) -> Tensor:
         """Draw the examples (B, T) of a step, or of a query if each has its own."""
         c = self.config
-        size = c.zo_batch_size * (c.queries if c.query_data == "shared" else 1)
-        key = query_batch_key(c.seed, self.round, self.id.slot, number)
+        size = c.zo.batch_size * (c.zo.queries if c.zo.query_data == "shared" else 1)
+        key = query_batch_key(c.training.seed, self.round, self.id.slot, number)
         rows = draw(key, len(self.examples), size)
         return torch.from_numpy(self.examples.batch(rows))
 
@@ -126,7 +126,7 @@ class Queries:
     ) -> None:
         """Take one local step of plain SGD: parameters minus ``rate`` times the estimate."""
         c = self.config
-        scale = coefficients_of(-rate, c.eps, c.queries)  # of a difference of 1
+        scale = coefficients_of(-rate, c.zo.eps, c.zo.queries)  # of a difference of 1
         scales = [scale * float(difference) for difference in differences]
-        rounding = rounding_key(c.seed, self.round, self.id.slot, keys[0].index)
+        rounding = rounding_key(c.training.seed, self.round, self.id.slot, keys[0].index)
         oracle.replica.drift_(keys, scales, rounding)

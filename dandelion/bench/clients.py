@@ -64,7 +64,7 @@ def time_rounds(clients: int, examples: int, merge: bool, rounds: int) -> float:
             "save-model": False,
             "output-dir": folder,
         }
-        run_local(Config.from_run_config(settings), note_end)
+        run_local(Config(settings), note_end)
     seconds = [b - a for a, b in pairwise(ends)]
     return median(seconds[1:-1])
 

@@ -22,7 +22,7 @@ class IdleClient:
     """A site's side of the protocol without a model: it answers every request with zeros."""
 
     def __init__(self, config: Config) -> None:
-        self._numbers = np.zeros(config.queries * config.local_steps, np.float32)
+        self._numbers = np.zeros(config.zo.queries * config.training.local_steps, np.float32)
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Introduce itself, or answer zeros with the digest that the server expects."""
@@ -36,7 +36,7 @@ class IdleClient:
 def engine(clients: int = 1000, rounds: int = 7) -> list[BenchRow]:
     """Seconds of a round of ``clients`` no-op measurements; the note has clients per second."""
     with tempfile.TemporaryDirectory(prefix="dandelion-") as folder:
-        config = Config.from_run_config(
+        config = Config(
             {"num-clients": clients, "num-rounds": rounds + 1, "queries": 1, "output-dir": folder}
         )
         times: list[float] = []

@@ -20,6 +20,7 @@ from dandelion.cli import ledger as ledger_cli
 from dandelion.cli import models as models_cli
 from dandelion.cli import preflight as preflight_cli
 from dandelion.cli import server as server_cli
+from dandelion.cli import settings as settings_cli
 from dandelion.cli import sweep as sweep_cli
 from dandelion.cli.console import (
     ClientsOption,
@@ -41,7 +42,7 @@ from dandelion.cli.console import (
     say,
 )
 from shared.base.errors import DandelionError, UnknownNameError
-from shared.config.schema import Value
+from shared.base.options import Value
 
 ENGINES = ("local", "flower")
 
@@ -60,6 +61,7 @@ app.command()(compare_cli.compare)
 app.command()(preflight_cli.preflight)
 app.command()(sweep_cli.sweep)
 app.command()(models_cli.models)
+app.command()(settings_cli.settings)
 
 
 def _print_version(is_given: bool) -> None:
@@ -104,7 +106,7 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     ] = "local",
     resume: ResumeOption = None,
     name: RunNameOption = "",
-    task: preflight_cli.Task = "",
+    preset: preflight_cli.Preset = "",
     mode: ModeOption = "",
     model: ModelOption = "",
     dataset: DatasetOption = "",
@@ -123,7 +125,7 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     from dandelion.settings.gather import gather
 
     options: dict[str, Value | None] = {
-        **{"run-name": name, "task": task, "model": model},
+        **{"run-name": name, "preset": preset, "model": model},
         **{"mode": mode, "dataset": dataset, "num-rounds": rounds, "num-clients": clients},
         **{"queries": queries, "learning-rate": learning_rate, "eps": eps},
     }

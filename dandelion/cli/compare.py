@@ -10,7 +10,8 @@ from rich.table import Table
 from dandelion.cli.console import FolderNameOption, console, say
 from dandelion.settings.gather import check_sites
 from shared.base.errors import ConfigError
-from shared.config.schema import Config, Value
+from shared.base.options import Value
+from shared.config.schema import Config
 
 MOST_ROUNDS = 1_000_000  # more than any budget allows
 
@@ -78,11 +79,11 @@ def _check(config: Config) -> None:
     """
     from shared.models.load import check_name
 
-    check_name(config.model)
+    check_name(config.model.name)
     check_sites(config)
-    if config.num_rounds == MOST_ROUNDS and config.lr_schedule != "constant":
+    if config.training.rounds == MOST_ROUNDS and config.optimizer.schedule != "constant":
         raise ConfigError(
-            f"lr-schedule {config.lr_schedule!r} with a budget: it falls towards the last "
+            f"lr-schedule {config.optimizer.schedule!r} with a budget: it falls towards the last "
             "round, so set num-rounds as well"
         )
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from shared.base.errors import ConfigError
-from shared.config.schema import Value
+from shared.base.options import Value
 
 console = Console()
 

@@ -96,11 +96,13 @@ def inspect(
     )
 
     config = gather(None, [*(settings or []), f"dataset={name}"])
-    documents = documents_of(name, config.max_samples, config.partition_by).share(config.data_part)
+    documents = documents_of(name, config.data.max_samples, config.data.partition_by).share(
+        config.data.part
+    )
     corpus = corpus_of(config, documents)
     held_out = ("held out", f"{len(corpus.held_out):,} examples, evaluated by the server")
     show(name, [*describe(documents), held_out])
-    shards = summarize_partition(corpus, config.num_clients)
+    shards = summarize_partition(corpus, config.federation.num_clients)
     console.print(table_of(shards))
     out.mkdir(parents=True, exist_ok=True)
     write(shards, out)
@@ -116,7 +118,7 @@ def corpus_of(config: "Config", documents: Documents) -> "Corpus":
     from shared.training.oracle import load_start
 
     model = load_start(config)
-    if documents.labels is None or config.task == "classification":
+    if documents.labels is None or config.data.task == "classification":
         return Corpus.of(config, model)
 
     def examples(some: Documents) -> "Examples":

@@ -1,6 +1,5 @@
 """``dandelion preflight``: tries settings before a run, and suggests better ones."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,9 @@ from dandelion.cli.console import ConfigOption, RunNameOption, SettingsOption, c
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.preflight.judge import Preflight, Rates
 
-Task = Annotated[str, typer.Option(help="rotten-tomatoes, shakespeare, or as --set task=…")]
+Preset = Annotated[
+    str, typer.Option("--preset", help="Settings for a whole task: rotten-tomatoes, shakespeare.")
+]
 Model = Annotated[str, typer.Option(help="As --set model=…; dandelion models lists some.")]
 EXIT_STATUS = {"fine": 0, "doubtful": 1, "refused": 2}
 
@@ -21,7 +22,7 @@ def preflight(
     settings: SettingsOption = None,
     config: ConfigOption = None,
     name: RunNameOption = "",
-    task: Task = "",
+    preset: Preset = "",
     model: Model = "",
 ) -> None:
     """Measure the effect of eps and learning rate on the model that a run would start from.
@@ -36,10 +37,10 @@ def preflight(
 
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     chosen = gather(
-        config, settings or [], None, **{"run-name": name, "task": task, "model": model}
+        config, settings or [], None, **{"run-name": name, "preset": preset, "model": model}
     )
-    if not chosen.run_name:
-        chosen = replace(chosen, run_name=f"preflight-{stamp}")
+    if not chosen.run.name:
+        chosen = chosen.replace(run_name=f"preflight-{stamp}")
     oracle = Oracle.of(chosen)
     corpus = Corpus.of(chosen, oracle.language_model)
     with console.status("measuring rounding, slopes and trial steps; a large model takes minutes"):

@@ -30,7 +30,7 @@ from dandelion.deployment.deploy_home import (
 )
 from dandelion.deployment.supervisor import Keeper, find_process, quote
 from dandelion.engines.flower_simulation import ROOT, EngineError, program_path, run_flwr
-from shared.config.toml_text import to_toml
+from shared.config.schema import to_toml
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a federation's server.")
 MOST_DEATHS = 5  # of one program in a row

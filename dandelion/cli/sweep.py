@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from dandelion.cli.console import ConfigOption, FolderNameOption, console, say
 from shared.base.errors import ConfigError
-from shared.config.schema import Config, Value, parse
+from shared.base.options import Value
+from shared.config.schema import Config, flat
 
 if TYPE_CHECKING:  # the runner needs torch, which takes a second
     from dandelion.sweep.cells import CellResult
@@ -150,17 +151,10 @@ class _ProgressBars:
 
 
 def _base(file: Path | None, pairs: Sequence[str]) -> dict[str, Value]:
-    from dandelion.settings.gather import read_toml
+    from dandelion.settings.gather import read_pairs, read_toml
 
-    base: dict[str, Value] = {"save-model": False}
-    if file:
-        base |= cast("Mapping[str, Value]", read_toml(file))  # checked with the cells
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--set key=value expected, got {pair!r}")
-        base[key.strip()] = parse(key.strip(), text.strip())
-    return base
+    given = flat(read_toml(file)) if file else {}  # values are checked with the cells
+    return {"save-model": False, **cast("Mapping[str, Value]", given | read_pairs(pairs))}
 
 
 def _begin(plan: SweepPlan, name: str) -> tuple[Path, SweepPlan]:
@@ -218,6 +212,6 @@ def _source(folder: Path, plan: SweepPlan) -> "tuple[CellSource, list[Cell], lis
     if not plan.search:
         return ListedCells(cells), cells, list(axes)
     ranges = ranges_of(plan.search)
-    seed = int(str(plan.base.get("seed", Config().seed)))
+    seed = int(str(plan.base.get("seed", Config().training.seed)))
     source = SearchedCells(folder, cells, ranges, plan.trials, seed)
     return source, cells, [*axes, *(each.key for each in ranges)]

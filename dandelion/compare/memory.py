@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from shared.config.schema import Config
-from shared.config.toml_text import to_toml
+from shared.config.schema import Config, to_toml
+from shared.training.validate import configure
 
 STATUS, PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -39,14 +39,17 @@ def measure(config: Config) -> tuple[int, int]:
     from client.site.replica_host import ReplicaHost
     from shared.protocol.messages import Request
 
-    host, node = ReplicaHost(config), {"partition-id": 0, "num-partitions": config.num_clients}
+    host, node = (
+        ReplicaHost(config),
+        {"partition-id": 0, "num-partitions": config.federation.num_clients},
+    )
     site, oracle = host._site(node), host._oracle
     peak = more = 0
     for is_warm in (False, True):
         for round_ in (1, 2):
             before = _status("VmRSS")
             PEAK_RESET.write_text("5")
-            site.measure(oracle, Request(round_, config.learning_rate, b"", b"", b""))
+            site.measure(oracle, Request(round_, config.optimizer.learning_rate, b"", b"", b""))
             if is_warm:
                 peak = max(peak, _status("VmHWM"))
                 more = max(more, _status("VmHWM") - before)
@@ -62,7 +65,7 @@ def main() -> None:
     """Print the two numbers that ``client_memory`` reads."""
     import tomllib
 
-    config = Config.from_run_config(tomllib.loads(Path(sys.argv[1]).read_text()))
+    config = configure(tomllib.loads(Path(sys.argv[1]).read_text()))
     peak, more = measure(config)
     sys.stdout.write(f"{peak} {more}\n")
 

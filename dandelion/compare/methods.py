@@ -4,7 +4,10 @@ from collections.abc import Mapping
 
 from dandelion.settings.presets import expanded
 from shared.base.errors import ConfigError, UnknownNameError
-from shared.config.schema import Config, Value, parse
+from shared.base.options import Value
+from shared.config.schema import Config, flat_key
+from shared.training.components import parse
+from shared.training.validate import configure
 
 Settings = Mapping[str, Value]
 
@@ -54,7 +57,7 @@ def configurations(
     given = [_pair(text, rows) for text in pairs]
     common = {key: value for name, key, value in given if not name}
     return {
-        name: Config.from_run_config(
+        name: configure(
             expanded(
                 {**base, **common, **row, **{key: value for of, key, value in given if of == name}}
                 | {"run-name": name}
@@ -71,4 +74,4 @@ def _pair(text: str, rows: Mapping[str, Settings]) -> tuple[str, str, Value]:
     name, colon, key = left.rpartition(":")
     if colon and name.strip() not in rows:
         raise UnknownNameError("method", name.strip(), rows)
-    return name.strip(), key.strip(), parse(key.strip(), value.strip())
+    return name.strip(), flat_key(key.strip()), parse(key.strip(), value.strip())

@@ -55,10 +55,10 @@ def run_method(config: Config, budget: Budget, say: Callable[[str], None]) -> Pa
     try:
         return run_local(config, on_round)
     except SpentError:
-        folder = Path(config.output_dir, config.run_name)
-        say(f"{config.run_name}: budget spent in round {last}")
+        folder = Path(config.run.output_dir, config.run.name)
+        say(f"{config.run.name}: budget spent in round {last}")
         values = {"num-rounds": last, "resume": str(folder.resolve())}
-        return run_local(Config.from_run_config(config.to_run_config() | values))
+        return run_local(Config(config.to_run_config() | values))
 
 
 def compare(
@@ -112,7 +112,7 @@ def _row(
     at = find_first_at(points, loss)
     summary = json.loads((folder / "summary.json").read_text())
     default = Config().to_run_config()
-    settings = {k: v for k, v in config.to_run_config().items() if v != default[k]}
+    settings = {k: v for k, v in config.to_run_config().items() if v != default.get(k)}
     return {
         "name": name,
         "first_order": name in FIRST_ORDER,

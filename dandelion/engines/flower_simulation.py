@@ -16,8 +16,7 @@ from rich.console import Console
 
 from server.reporting.status_line import PREFIX
 from shared.base.errors import ConfigError, DandelionError
-from shared.config.schema import Config
-from shared.config.toml_text import to_toml
+from shared.config.schema import Config, to_toml
 
 ROOT = Path(__file__).resolve().parents[2]  # of pyproject.toml, server/, client/, shared/
 CONNECTION = "simulation"
@@ -35,7 +34,7 @@ def check_unmerged(config: Config, engine: str) -> None:
     Raises:
         ConfigError: ``merge-clients`` is set.
     """
-    if config.merge_clients:
+    if config.federation.merge_clients:
         raise ConfigError(
             f"merge-clients with {engine}: only sites of one process share forward passes; use the "
             "local engine"
@@ -55,7 +54,7 @@ def run_flower(config: Config, console: Console) -> Path:
     if not (ROOT / "pyproject.toml").exists():
         raise EngineError(f"{ROOT}: no pyproject.toml; --engine flower runs from a checkout")
     check_unmerged(config, "--engine flower")
-    if config.error_feedback:
+    if config.bp.error_feedback:
         raise ConfigError(
             "error-feedback with --engine flower: Ray moves sites between processes, and a site's "
             "residual stays behind; use the local engine or a deployment"
@@ -202,7 +201,8 @@ def _await_port(port: int, process: "subprocess.Popen[bytes]", log: Path) -> Non
 
 def _start(file: Path, config: Config, environment: Mapping[str, str]) -> str:
     """Start a run with the settings of a file; return Flower's number of it."""
-    federation = f"num-supernodes={config.num_clients} client-resources-num-cpus={config.threads}"
+    nodes, cores = config.federation.num_clients, config.run.threads
+    federation = f"num-supernodes={nodes} client-resources-num-cpus={cores}"
     words = ["run", str(ROOT), CONNECTION, "--run-config", str(file)]
     answer = run_flwr([*words, "--federation-config", federation], environment)
     try:

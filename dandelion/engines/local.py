@@ -133,11 +133,11 @@ def contexts_of(config: Config) -> dict[int, Context]:
         SERVER_NODE + 1 + number: Context(
             run_id=LOCAL_RUN,
             node_id=SERVER_NODE + 1 + number,
-            node_config={"partition-id": number, "num-partitions": config.num_clients},
+            node_config={"partition-id": number, "num-partitions": config.federation.num_clients},
             state=RecordDict(),
             run_config=config.to_run_config(),
         )
-        for number in range(config.num_clients)
+        for number in range(config.federation.num_clients)
     }
 
 
@@ -172,5 +172,7 @@ def run_local(
     from client.app import app
 
     contexts = contexts_of(config)
-    grid = LocalGrid(app, contexts, merge_requests(contexts) if config.merge_clients else None)
+    grid = LocalGrid(
+        app, contexts, merge_requests(contexts) if config.federation.merge_clients else None
+    )
     return serve(grid, config.to_run_config(), on_round)

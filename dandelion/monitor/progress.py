@@ -71,7 +71,7 @@ class RunProgress:
 
     def __call__(self, report: "Report", round_: int) -> None:
         """Show the state after ``round_``."""
-        self._report, rounds, now = report, report.config.num_rounds, time.monotonic()
+        self._report, rounds, now = report, report.config.training.rounds, time.monotonic()
         left = self._left(round_, rounds, now)
         text = f"round {round_}/{rounds}  {state_text(report, round_)}  {left}".rstrip()
         self._progress.update(self._task, completed=round_, total=rounds, description=text)

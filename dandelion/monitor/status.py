@@ -37,7 +37,7 @@ def rounds_of(folder: Path, ledger: LedgerReader) -> int:
         settings = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
         return int(settings["num-rounds"])
     except (OSError, ValueError, KeyError):
-        return read_config(ledger).num_rounds
+        return read_config(ledger).training.rounds
 
 
 def watch(folder: Path, console: Console, every_s: float) -> None:

@@ -1,24 +1,27 @@
 """Settings from the command line: a file, then single values, then what a resumed run recorded."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dandelion.settings.presets import expanded
 from shared.base.errors import ConfigError
-from shared.config.schema import OPERATIONAL, Config, Value, parse
+from shared.base.options import Value
+from shared.config.schema import RESUMABLE, Config, flat, flat_key
+from shared.training.components import parse
+from shared.training.validate import configure
 
 
 def gather(
     file: Path | None, pairs: list[str], resume: Path | None = None, **given: Value
 ) -> Config:
-    """One checked configuration, for an engine that makes ``num-clients`` sites.
+    """One valid configuration, for an engine that makes ``num-clients`` sites.
 
     Raises:
         ConfigError: as ``gather_deployed``, or more sites are waited for than there will be.
     """
     config = gather_deployed(file, pairs, resume, given)
-    if not config.resume:
+    if not config.run.resume:
         check_sites(config)
     return config
 
@@ -26,49 +29,71 @@ def gather(
 def gather_deployed(
     file: Path | None, pairs: list[str], resume: Path | None, given: Mapping[str, Value]
 ) -> Config:
-    """One checked configuration, whatever sites may come; later sources win.
+    """One valid configuration, whatever sites may come; later sources win.
 
     Raises:
         ConfigError: a pair is not ``key=value``, a value does not fit, a file cannot be read, or a
             resumed run is given a key that would make another run of it.
     """
-    settings: dict[str, object] = dict(read_toml(file)) if file else {}
+    settings = flat(read_toml(file)) if file else {}
+    settings |= read_pairs(pairs)
+    settings |= flat({key: value for key, value in given.items() if value != ""})
+    if named := settings.pop("resume", ""):
+        resume = resume or Path(str(named))
+    if resume is not None:
+        return _resumed(settings, resume)
+    from shared.models.load import check_name
+
+    config = configure(expanded(settings))
+    check_name(config.model.name)
+    return config
+
+
+def read_pairs(pairs: Sequence[str]) -> dict[str, object]:
+    """Settings by flat key from texts ``key=value``; the last of a key wins.
+
+    Raises:
+        ConfigError: a text is not of this form, there is no such setting, or a value is not of the
+            setting's type.
+    """
+    settings: dict[str, object] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set key=value expected, got {pair!r}")
-        settings[key.strip()] = parse(key.strip(), text.strip())
-    settings |= {key: value for key, value in given.items() if value != ""}
-    if named := settings.pop("resume", ""):
-        resume = resume or Path(str(named))
-    if resume is None:
-        from shared.models.load import check_name
+        settings[flat_key(key.strip())] = parse(key.strip(), text.strip())
+    return flat(settings)
 
-        config = Config.from_run_config(expanded(settings))
-        check_name(config.model)
-        return config
+
+def _resumed(settings: Mapping[str, object], folder: Path) -> Config:
+    """The configuration that a run's folder records, with the settings that may change."""
     from server.ledger.run_folder import CONFIG  # torch takes a second
 
-    if not (resume / CONFIG).is_file():
-        raise ConfigError(f"{resume}: no run to resume; {CONFIG} expected in it")
-    free = OPERATIONAL - {"run-name", "output-dir"}  # it stays where it is
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"{folder}: no run to resume; {CONFIG} expected in it")
+    free = RESUMABLE - {"run-name", "output-dir"}  # it stays where it is
     if fixed := sorted(set(settings) - free):
         raise ConfigError(f"a resumed run keeps {fixed}; it may be given {sorted(free)}")
-    recorded = read_toml(resume / CONFIG)
-    return Config.from_run_config({**recorded, **settings, "resume": str(resume.resolve())})
+    recorded = flat(read_toml(folder / CONFIG))
+    return configure({**recorded, **settings, "resume": str(folder.resolve())})
 
 
 def check_sites(config: Config) -> None:
     """Refuse to wait for more sites than the engines of this command make.
 
     Raises:
-        ConfigError: ``min-clients`` is above ``num-clients``.
+        ConfigError: ``min-sites`` or ``min-replies`` is above ``num-clients``.
     """
-    if config.min_clients > config.num_clients:
-        raise ConfigError(
-            f"min-clients: at most num-clients = {config.num_clients} expected here, "
-            f"got {config.min_clients}: the run would wait for sites that never come"
-        )
+    sites = config.federation.num_clients
+    for key, needed in (
+        ("min-sites", config.federation.min_sites),
+        ("min-replies", config.federation.min_replies),
+    ):
+        if needed > sites:
+            raise ConfigError(
+                f"{key}: at most num-clients = {sites} expected here, "
+                f"got {needed}: the run would wait for sites that never come"
+            )
 
 
 def read_toml(file: Path) -> dict[str, object]:

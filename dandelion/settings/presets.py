@@ -1,6 +1,6 @@
-"""What the name of a task, or of a pretrained model, sets besides; whatever the user says wins.
+"""What the name of a preset, or of a pretrained model, sets besides; whatever the user sets wins.
 
-So that ``dandelion run --task rotten-tomatoes --model minilm`` is enough. Where a rate was tried,
+So that ``dandelion run --preset rotten-tomatoes --model minilm`` is enough. Where a rate was tried,
 the README's figures say how far it goes.
 """
 
@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shared.base.errors import UnknownNameError
-from shared.config.schema import Value
+from shared.base.options import Value
 
 Settings = Mapping[str, Value]
+PRESET = "preset"  # not a setting: it stands for several
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,17 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def expanded(settings: Mapping[str, object]) -> dict[str, object]:
-    """Settings with those of the recipe that their task or their model names.
+    """Settings by flat key, with those of the recipe that their preset or their model names.
 
-    A model that some recipe is for brings that recipe along where no task and no data set is said.
+    A model that some recipe is for brings it along if neither a task nor a data set is given.
 
     Raises:
-        UnknownNameError: the task is neither a recipe nor one of the configuration's.
+        UnknownNameError: the preset is neither a recipe nor a task of the configuration.
     """
     name = _recipe_of(settings)
+    if PRESET in settings and name not in RECIPES:
+        settings = {**settings, "task": name}
+    settings = {key: value for key, value in settings.items() if key != PRESET}
     if name not in RECIPES:
         return dict(settings)
     recipe = RECIPES[name]
@@ -108,10 +112,11 @@ def expanded(settings: Mapping[str, object]) -> dict[str, object]:
 def _recipe_of(settings: Mapping[str, object]) -> str:
     from shared.tasks.task import TASKS
 
-    task, model = settings.get("task", ""), settings.get("model")
+    task, model = settings.get(PRESET) or settings.get("task", ""), settings.get("model")
     if task:
         if task not in RECIPES and task not in TASKS.names():
-            raise UnknownNameError("task", str(task), [*RECIPES, *TASKS.names()])
+            kind = PRESET if settings.get(PRESET) else "task"
+            raise UnknownNameError(kind, str(task), [*RECIPES, *TASKS.names()])
         return str(task)
     if "dataset" in settings:
         return ""

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from dandelion.settings.presets import expanded
 from shared.base.errors import ConfigError
-from shared.config.schema import Config, Value, parse
+from shared.base.options import Value
+from shared.config.schema import ALIASES, Config, flat_key, unknown_setting
+from shared.training.components import known_keys, parse
+from shared.training.validate import configure
 
 LONGEST_NAME = 120  # characters, of a cell's files
 
@@ -24,7 +27,7 @@ class Cell:
         Raises:
             ConfigError: the combination of settings is invalid.
         """
-        return Config.from_run_config(expanded({**base, **self.settings, "run-name": self.name}))
+        return configure(expanded({**base, **self.settings, "run-name": self.name}))
 
 
 def axes_of(texts: Sequence[str]) -> dict[str, list[Value]]:
@@ -52,12 +55,10 @@ def check_key(key: str, option: str, text: str) -> str:
     Raises:
         ConfigError: there is no such setting, or it names the run.
     """
-    keys = Config().to_run_config().keys() - {"run-name", "output-dir", "resume"}
-    if key not in keys:
-        raise ConfigError(
-            f"{option} {text!r}: unknown key {key!r}; known: {', '.join(sorted(keys))}"
-        )
-    return key
+    keys = [each for each in known_keys() if each not in ("run-name", "output-dir", "resume")]
+    if flat_key(key) not in [*keys, *ALIASES]:
+        raise ConfigError(f"{option} {text!r}: {unknown_setting(key, keys)}")
+    return flat_key(key)
 
 
 def cells_of(axes: Mapping[str, Sequence[Value]]) -> list[Cell]:

@@ -14,8 +14,8 @@ from dandelion.sweep.cells import CellFiles
 from dandelion.sweep.grid import Cell
 from server.ledger.run_folder import LEDGER
 from shared.base.errors import ConfigError
-from shared.config.schema import Value
-from shared.config.toml_text import to_toml
+from shared.base.options import Value
+from shared.config.schema import to_toml
 
 LOOK_S = 0.3  # between two looks at the running processes
 THREAD_VARIABLES = (

@@ -13,7 +13,8 @@ from typing import Any
 from dandelion.sweep.cells import CellFiles
 from dandelion.sweep.grid import Cell, check_key, name_of
 from shared.base.errors import ConfigError
-from shared.config.schema import Config, Value, parse
+from shared.base.options import Value
+from shared.training.components import option_of, parse
 
 STARTUP_TRIALS = 4  # none of these is pruned
 
@@ -31,7 +32,7 @@ class Range:
         """Optuna's distribution: of integers if the setting is an integer."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
-        if type(Config().to_run_config()[self.key]) is int:
+        if option_of(self.key).kind is int:
             return IntDistribution(int(self.low), int(self.high), log=self.log)
         return FloatDistribution(self.low, self.high, log=self.log)
 
@@ -49,7 +50,7 @@ def ranges_of(texts: Sequence[str]) -> list[Range]:
         key, log = key.strip(), span.endswith(":log")
         if not dots:
             raise ConfigError(f"--search key=low..high or key=low..high:log expected, got {text!r}")
-        check_key(key, "--search", text)
+        key = check_key(key, "--search", text)
         ends = parse(key, low), parse(key, high)
         if not all(isinstance(e, int | float) and not isinstance(e, bool) for e in ends):
             raise ConfigError(f"--search {text!r}: {key} is not a number; list it with --grid")

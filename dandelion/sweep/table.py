@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dandelion.sweep.cells import CellResult
 from shared.base.files import write_atomically
-from shared.config.schema import Value
+from shared.base.options import Value
 
 NOT_COLUMNS = ("settings", "folder")
 

@@ -25,7 +25,6 @@ from server.aggregation.variance_weights import (
 from server.ledger.records import Contribution
 from shared.base.deterministic_sums import dot, norm
 from shared.base.errors import WireError
-from shared.config.rules import needed_replies
 from shared.config.schema import Config
 from shared.estimation.guided import Estimate, directions_along
 from shared.estimation.two_point import radius
@@ -34,6 +33,7 @@ from shared.optimizers.gradient import add_scaled_, coefficients_of, differences
 from shared.protocol.entry import Entry, SlotDifferences
 from shared.randomness.streams import SHARED_SLOT, direction_keys
 from shared.replica.replica import Replica
+from shared.training.rules import needed_replies
 
 
 class GradientError(WireError):
@@ -98,7 +98,7 @@ class Combiner:
         if entry.payload:
             return norm(self.replica.codec.decode(entry.payload))
         differences = np.concatenate([c.differences for c in contributions]).astype(np.float64)
-        return float(np.sqrt(np.mean(coefficients_of(differences, self.config.eps, 1) ** 2)))
+        return float(np.sqrt(np.mean(coefficients_of(differences, self.config.zo.eps, 1) ** 2)))
 
     def forwards(self, round_: int, contributions: Sequence[Contribution]) -> int:
         """Forward passes of all sites, a backward pass counted as two."""
@@ -113,8 +113,8 @@ class Combiner:
         if plan.along == "guidance" and guide is not None:
             return self._combine_guided(sites, guide)
         differences = np.concatenate([s.differences for s in sites]).astype(np.float64)
-        directions = c.queries * (1 if c.seed_schedule == "shared" else len(sites))
-        slopes, parameters = coefficients_of(differences, c.eps, 1), self._parameters
+        directions = c.zo.queries * (1 if c.zo.seed_schedule == "shared" else len(sites))
+        slopes, parameters = coefficients_of(differences, c.zo.eps, 1), self._parameters
         return PartialEstimate(
             combine_differences(c, sites), measured_error(slopes, parameters, directions)
         )
@@ -166,20 +166,20 @@ class Combiner:
     def _estimate(self, site: Contribution, guide: Tensor) -> Estimate:
         """The gradient as a site's slopes along directions by ``guide`` (size,) estimate it."""
         c, replica = self.config, self.replica
-        slot = SHARED_SLOT if c.seed_schedule == "shared" else site.slot
-        keys = direction_keys(c.seed, site.round, slot, 0, len(site.differences))
+        slot = SHARED_SLOT if c.zo.seed_schedule == "shared" else site.slot
+        keys = direction_keys(c.training.seed, site.round, slot, 0, len(site.differences))
         guided = directions_along(c, replica.model, replica.directions, guide)
         estimate = guided.estimate(keys, self._slopes(site))
         return estimate if estimate.dense is None else replace(estimate, dense=estimate.dense.cpu())
 
     def _slopes(self, site: Contribution) -> NDArray[np.float64]:
         """Slopes (q,) along unit vectors, from a site's differences."""
-        step = radius(self.config.eps, self.replica.model.layout)
+        step = radius(self.config.zo.eps, self.replica.model.layout)
         return coefficients_of(site.differences.astype(np.float64), step, 1)
 
     def _plain_differences(self, estimate: Estimate) -> NDArray[np.float64]:
         """The coefficients of directions as the differences (q,) that an entry has."""
-        return differences_of(estimate.keys, self.config.eps, self.config.queries)
+        return differences_of(estimate.keys, self.config.zo.eps, self.config.zo.queries)
 
     @property
     def _parameters(self) -> int:
@@ -194,7 +194,7 @@ def combine_differences(
     Sites that share directions are aggregated direction by direction by the rule ``aggregation``;
     sites with directions of their own keep their differences, times their share of the examples.
     """
-    if config.seed_schedule == "shared":
+    if config.zo.seed_schedule == "shared":
         vectors = np.array([c.differences for c in contributions], np.float64)
         vector = rule_of(config)(vectors, _weights(contributions))
         return [SlotDifferences(SHARED_SLOT, vector.astype(np.float32))]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.base.deterministic_sums import norm
-from shared.config.rules import weight_of
 from shared.config.schema import Config
+from shared.config.sections import weight_of
 
 
 def inverse_variance_weight(error: float, other: float) -> float:
@@ -57,10 +57,10 @@ def tilted_weight(config: Config, gradient: Tensor, slopes: NDArray[np.float64])
     error e orthogonal to g, then ‖e‖² = ‖ĝ‖·(‖ĝ‖ − a). The estimate lacks the part of g that is
     orthogonal to ĝ, a·(‖ĝ‖ − a), and its q slopes add a variance of (mean(D²)/c⁴ − a²)/q.
     """
-    fixed = weight_of(config.bp_weight)
+    fixed = weight_of(config.bp.weight)
     if fixed is not None:
         return fixed
-    cosine, length = config.cosine_target, norm(gradient)
+    cosine, length = config.bp.cosine_target, norm(gradient)
     rise = float(np.mean(slopes)) / cosine
     sent = length * max(length - rise, 0.0)
     spread = max(float(np.mean(slopes**2)) / cosine**4 - rise**2, 0.0) / len(slopes)

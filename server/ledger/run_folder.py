@@ -7,7 +7,7 @@ import secrets
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from server.ledger.reader import LedgerReader
 from server.ledger.snapshots import Snapshots, follow_
 from shared.base.errors import ConfigError, DivergedError, LedgerError, SnapshotError
 from shared.base.files import code_digest, write_atomically
-from shared.config.schema import Config
-from shared.config.toml_text import to_toml
+from shared.config.schema import Config, to_toml
 from shared.models.model import LanguageModel
+from shared.modes.mode import mode_of
 from shared.replica.snapshot import encode_snapshot, load_snapshot_
+from shared.training.components import effective_options, with_own_options
 from shared.training.corpus import Corpus
 from shared.training.oracle import Oracle
 
@@ -84,7 +85,7 @@ def open_run(config: Config) -> Iterator[Run]:
         DivergedError: model or seed give other parameters than the recorded ones.
     """
     folder = run_folder(config)
-    if config.resume and not (folder / LEDGER).exists():
+    if config.run.resume and not (folder / LEDGER).exists():
         raise ConfigError(f"{folder}: no run to resume; {LEDGER} expected in it")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as lock:
@@ -92,7 +93,7 @@ def open_run(config: Config) -> Iterator[Run]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(f"{folder}: another process is at this run") from error
-        run = _resume(folder, config) if config.resume else _create(folder, config)
+        run = _resume(folder, config) if config.run.resume else _create(folder, config)
         try:
             yield run
         finally:
@@ -101,11 +102,11 @@ def open_run(config: Config) -> Iterator[Run]:
 
 def run_folder(config: Config) -> Path:
     """The absolute path of a run's folder; unless the run is named, it contains the time."""
-    if config.resume:
-        return Path(config.resume).resolve()
+    if config.run.resume:
+        return Path(config.run.resume).resolve()
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    name = config.run_name or f"{config.mode}-{Path(config.model).name}-{stamp}"
-    return (Path(config.output_dir) / name).resolve()
+    name = config.run.name or f"{config.training.mode}-{Path(config.model.name).name}-{stamp}"
+    return (Path(config.run.output_dir) / name).resolve()
 
 
 def read_config(ledger: LedgerReader) -> Config:
@@ -115,7 +116,7 @@ def read_config(ledger: LedgerReader) -> Config:
         LedgerError: it cannot be read, or is not a valid configuration.
     """
     try:
-        return Config.from_run_config(tomllib.loads(ledger.header("config").decode()))
+        return with_own_options(Config(tomllib.loads(ledger.header("config").decode())))
     except (ValueError, ConfigError) as error:
         raise LedgerError(f"{ledger.path}: table head, row config: {error}") from error
 
@@ -173,7 +174,9 @@ def _restore(folder: Path, config: Config, ledger: Ledger) -> Run:
 
 
 def _config_bytes(config: Config) -> bytes:
-    return to_toml(config.to_run_config() | {"resume": ""}).encode()
+    """All settings as TOML, with the effective options of components: their defaults may change."""
+    settings = config.to_run_config() | effective_options(config) | {"resume": ""}
+    return to_toml(settings).encode()
 
 
 def resolve_epochs(config: Config, model: LanguageModel) -> Config:
@@ -181,17 +184,18 @@ def resolve_epochs(config: Config, model: LanguageModel) -> Config:
 
     Every round draws its examples anew, so an epoch shows each example once on average.
     """
-    if not config.epochs:
+    if not config.training.epochs:
         return config
     examples = len(Corpus.of(config, model).training)
-    rounds = math.ceil(config.epochs * examples / examples_of_round(config))
-    return replace(config, num_rounds=max(1, rounds), epochs=0.0)
+    rounds = math.ceil(config.training.epochs * examples / examples_of_round(config))
+    return config.replace(num_rounds=max(1, rounds), epochs=0.0)
 
 
 def examples_of_round(config: Config) -> int:
     """Examples that all sites together measure or backpropagate in one round."""
     c = config
-    backpropagates = c.mode in ("fo", "fedavg")
-    batch = c.bp_batch_size if backpropagates else c.zo_batch_size
-    batches = 1 if backpropagates or c.query_data == "same" else c.queries
-    return (c.clients_per_round or c.num_clients) * c.local_steps * batch * batches
+    backpropagates = mode_of(c).always_backpropagates
+    batch = c.bp.batch_size if backpropagates else c.zo.batch_size
+    batches = 1 if backpropagates or c.zo.query_data == "same" else c.zo.queries
+    sites = c.federation.clients_per_round or c.federation.num_clients
+    return sites * c.training.local_steps * batch * batches

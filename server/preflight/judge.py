@@ -14,7 +14,7 @@ from server.preflight.probe import Probe, rms, split_examples
 from shared.base.errors import ConfigError
 from shared.base.files import write_atomically
 from shared.config.schema import Config
-from shared.modes.mode import plan_of
+from shared.modes.mode import mode_of, plan_of
 from shared.optimizers.gradient import Gradient, coefficients_of, differences_of
 from shared.training.oracle import Oracle
 
@@ -98,7 +98,7 @@ def _finite(value: Any) -> Any:  # noqa: ANN401  (what JSON can hold)
 
 def is_long(config: Config) -> bool:
     """Whether a run has so many rounds that it gets a preflight."""
-    return 0 < config.preflight_rounds <= config.num_rounds
+    return 0 < config.guard.preflight_rounds <= config.training.rounds
 
 
 def preflight(config: Config, oracle: Oracle, examples: Tensor) -> Preflight:
@@ -110,7 +110,9 @@ def preflight(config: Config, oracle: Oracle, examples: Tensor) -> Preflight:
     measures = any(plan_of(config, round_).measure for round_ in (1, 2))
     noise = probe.noise()
     table = eps_table(probe, noise) if measures else []
-    suggested, verdict, reasons = judge_eps(table, config.eps) if measures else (config.eps, *FINE)
+    suggested, verdict, reasons = (
+        judge_eps(table, config.zo.eps) if measures else (config.zo.eps, *FINE)
+    )
     slopes = coefficients_of(probe.differences(suggested, DIRECTIONS, BATCHES), suggested, 1)
     within = float(np.mean(np.var(slopes, axis=1, ddof=1)))
     between = max(float(np.mean(slopes.mean(1) ** 2)) - within / BATCHES, 0.0)
@@ -118,13 +120,13 @@ def preflight(config: Config, oracle: Oracle, examples: Tensor) -> Preflight:
     for row in rates:
         if row.verdict != "fine":
             verdict, reasons = "doubtful", [*reasons, row.reason]
-    sites = config.clients_per_round or config.num_clients
-    count = config.queries * (sites if config.seed_schedule == "independent" else 1)
+    sites = config.federation.clients_per_round or config.federation.num_clients
+    count = config.zo.queries * (sites if config.zo.seed_schedule == "independent" else 1)
     return Preflight(
         loss=oracle.loss(probe.other_rows),
         loss_noise=noise,
         eps=table,
-        given_eps=config.eps,
+        given_eps=config.zo.eps,
         suggested_eps=suggested,
         gradient_norm=math.sqrt(between),
         batch_share=within / (within + between) if within + between else 0.0,
@@ -157,7 +159,7 @@ def eps_table(probe: Probe, noise: float) -> list[EpsRow]:
 
     The slopes are taken to be true at the eps at which they change least from one to the next.
     """
-    grid = sorted({*GRID, probe.config.eps})
+    grid = sorted({*GRID, probe.config.zo.eps})
     differences = [probe.differences(eps, DIRECTIONS // 2)[:, 0] for eps in grid]
     slopes = np.array([coefficients_of(d, e, 1) for d, e in zip(differences, grid, strict=True)])
     changes = [rms(slopes[k] - slopes[k + 1]) for k in range(len(grid) - 1)]
@@ -195,10 +197,11 @@ def _rates(probe: Probe, eps: float) -> Iterator[Rates]:
     plans = [plan_of(c, round_) for round_ in (1, 2)]
     if any(plan.measure and not plan.backpropagate for plan in plans):
         steps = [probe.estimate(eps, trial) for trial in range(1, TRIALS + 1)]
-        yield judge_rates("learning-rate", c.learning_rate, probe, steps, eps)
+        yield judge_rates("learning-rate", c.optimizer.learning_rate, probe, steps, eps)
     if any(plan.backpropagate for plan in plans):
-        key = "learning-rate" if c.mode == "fo" and not c.bp_learning_rate else "bp-learning-rate"
-        given = c.bp_learning_rate or c.learning_rate
+        only = mode_of(c).always_backpropagates and not c.bp.learning_rate
+        key = "learning-rate" if only else "bp-learning-rate"
+        given = c.bp.learning_rate or c.optimizer.learning_rate
         yield judge_rates(key, given, probe, [probe.backpropagate()])
 
 
@@ -212,7 +215,7 @@ def judge_rates(
     one step does: noise adds up from round to round, so the best single step may be too long.
     """
     before = probe.oracle.loss(probe.other_rows)
-    momentum_factor = 1 / (1 - probe.config.momentum) if probe.config.optimizer == "sgd" else 1.0
+    momentum_factor = 1 / (1 - float(probe.config.options.get("momentum", 0.0)))
 
     def change(rate: float) -> float:
         after = [probe.after_step(step, rate * momentum_factor) for step in steps]

@@ -71,10 +71,15 @@ class Probe:
         """The estimate of a round of the run: its directions over its sites' batches."""
         c = self.config
         sites = max(
-            1, min(c.clients_per_round or c.num_clients, MOST_SITES, MOST_PAIRS // c.queries)
+            1,
+            min(
+                c.federation.clients_per_round or c.federation.num_clients,
+                MOST_SITES,
+                MOST_PAIRS // c.zo.queries,
+            ),
         )
-        own = c.seed_schedule == "independent"
-        keys = self._keys(c.queries * sites if own else c.queries, trial)
+        own = c.zo.seed_schedule == "independent"
+        keys = self._keys(c.zo.queries * sites if own else c.zo.queries, trial)
         first = (trial - 1) * sites  # every trial has batches of its own, as rounds do
         pairs = [(k, [i % sites] if own else range(sites)) for i, k in enumerate(keys)]
         pairs = [(k, [first + b for b in of]) for k, of in pairs]
@@ -101,7 +106,7 @@ class Probe:
 
     def _step(self, gradient: Gradient, rate: float) -> None:
         replica = self.oracle.replica
-        rounding = rounding_key(self.config.seed, 1, SHARED_SLOT, FIRST_PROBE)
+        rounding = rounding_key(self.config.training.seed, 1, SHARED_SLOT, FIRST_PROBE)
         step_(replica.optimizer, replica.model.flat, gradient, rate, rounding)
         replica.model.layout.clear_padding_(replica.model.flat)
 
@@ -118,12 +123,12 @@ class Probe:
 
     def batch(self, number: int) -> Tensor:
         """Rows of one site's batch: ``zo-batch-size`` of them; batches follow each other."""
-        size = min(self.config.zo_batch_size, len(self.rows))
+        size = min(self.config.zo.batch_size, len(self.rows))
         indices = (torch.arange(size) + number * size) % len(self.rows)
         return self.rows[indices]
 
     def _keys(self, count: int, trial: int = 0) -> list[Key]:
-        return probe_keys(self.config.seed, count, trial)
+        return probe_keys(self.config.training.seed, count, trial)
 
     def _difference(self, key: Key, eps: float, number: int) -> float:
         batch = self.batch(number)

@@ -80,7 +80,7 @@ def summarize_run(ledger: LedgerReader, corpus: Corpus) -> list[ShardSummary]:
     Of sites with data of their own, only the number of examples is known.
     """
     sites = ledger.sites()
-    count = corpus.config.num_clients
+    count = corpus.config.federation.num_clients
     if [site.slot for site in sites] == list(range(1, count + 1)):
         data = SiteData(corpus, corpus, corpus.config)
         with suppress(ConfigError):  # the server's data set may be too small for so many sites
@@ -92,9 +92,13 @@ def summarize_run(ledger: LedgerReader, corpus: Corpus) -> list[ShardSummary]:
 
 def title_of(config: Config) -> str:
     """How the data were partitioned, in one line."""
-    by = f" by {config.partition_by}" if config.partition_by else ""
-    alpha = f", alpha = {config.partition_alpha:g}" if "dirichlet" in config.partitioner else ""
-    return f"{Path(config.dataset).name} partitioned{by}: {config.partitioner}{alpha}"
+    by = f" by {config.data.partition_by}" if config.data.partition_by else ""
+    alpha = (
+        f", alpha = {config.data.partition_alpha:g}"
+        if "dirichlet" in config.data.partitioner
+        else ""
+    )
+    return f"{Path(config.data.dataset).name} partitioned{by}: {config.data.partitioner}{alpha}"
 
 
 def write(shards: list[ShardSummary], folder: Path) -> None:

@@ -13,6 +13,7 @@ from server.reporting.loss_plot import draw_losses
 from shared.base.files import write_atomically
 from shared.config.schema import Config
 from shared.models.model import LanguageModel
+from shared.modes.mode import mode_of
 from shared.replica.replica import Replica
 
 METRICS_COLUMNS = (
@@ -76,7 +77,7 @@ class Report:
         if shards := data_distribution.read(self.folder):
             title = data_distribution.title_of(self.config)
             data_distribution.draw(shards, title, self.folder / data_distribution.SHARDS_PNG)
-        if self.config.save_model:
+        if self.config.run.save_model:
             model.save(self.folder / "model")
 
     def summary(self) -> dict[str, Any]:
@@ -84,11 +85,11 @@ class Report:
         evaluations, config, ledger = self.ledger.evaluations(), self.config, self.ledger
         refusals = ledger.count_refusals()
         return {
-            "mode": config.mode,
+            "mode": config.training.mode,
             "rounds": ledger.last_round,
             "parameters": self._replica.model.layout.parameters,
             "clients": ledger.count_contributors(),
-            "queries": config.queries,
+            "queries": config.zo.queries,
             "evaluation_loss_first": evaluations[0].loss if evaluations else None,
             "evaluation_loss_last": evaluations[-1].loss if evaluations else None,
             **self._scores(),
@@ -127,9 +128,9 @@ class Report:
 
     def _metrics(self, first: int, last: int) -> list[list[object]]:
         c = self.config
-        settings = (c.mode, c.scope, c.queries)
-        interval = c.bp_interval if c.mode in ("calibrate", "instruct") else 0
-        batch = (c.zo_batch_size, c.optimizer, interval)
+        settings = (c.training.mode, c.model.scope, c.zo.queries)
+        interval = c.bp.interval if mode_of(c).has_interval else 0
+        batch = (c.zo.batch_size, c.optimizer.name, interval)
         return [
             _round_numbers(
                 [
@@ -146,7 +147,7 @@ class Report:
         return [_round_numbers(row) for row in rows if self._is_logged(row.round)]
 
     def _is_logged(self, round_: int) -> bool:
-        return round_ % self.config.log_interval == 0 or round_ == self.config.num_rounds
+        return round_ % self.config.run.log_interval == 0 or round_ == self.config.training.rounds
 
 
 def _round_numbers(row: Iterable[object]) -> list[object]:

@@ -52,7 +52,7 @@ class LineLog:
 
     def __call__(self, report: "Report", round_: int) -> None:
         """Log the state after a round, if the last line is ``EVERY_S`` old or the run is over."""
-        rounds, now = report.config.num_rounds, time.monotonic()
+        rounds, now = report.config.training.rounds, time.monotonic()
         if round_ >= rounds or now - self._last_line_at >= EVERY_S:
             self._log.info("round %d/%d  %s", round_, rounds, state_text(report, round_))
             self._last_line_at = now

@@ -26,7 +26,9 @@ class AfterCommit:
         """Record the digest, write a snapshot and evaluate if due, and report the round."""
         config, ledger, replica = self._run.config, self._run.ledger, self._run.oracle.replica
         snapshot = bool(round_) and self._needs_snapshot(round_)
-        evaluation = round_ in (0, config.num_rounds) or _is_due(round_, config.eval_interval)
+        evaluation = round_ in (0, config.training.rounds) or _is_due(
+            round_, config.evaluation.interval
+        )
         if replica.round != round_ and not (snapshot or evaluation):
             self._report(round_)
             return
@@ -49,7 +51,7 @@ class AfterCommit:
         Without the latter, all later rounds could be reached only through the round that the run
         went back to, and gradients before it may be dropped.
         """
-        interval = self._run.config.snapshot_interval
+        interval = self._run.config.run.snapshot_interval
         is_rewind = any(rewind.round == round_ for rewind in self._run.ledger.rewinds())
         return _is_due(round_, interval) or (interval > 0 and is_rewind)
 

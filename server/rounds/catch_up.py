@@ -40,7 +40,9 @@ def catch_up(
     start = 0 if site_round is None or unusable else site_round
     missed = entries_between(ledger, start, to)
     dropped = newest_dropped(missed)
-    newest = None if config.catch_up == "replay" and not dropped else snapshots.latest(to)
+    newest = (
+        None if config.federation.catch_up == "replay" and not dropped else snapshots.latest(to)
+    )
     if dropped and (newest is None or newest.round < dropped):
         raise GapError(
             f"no snapshot of round {dropped}, whose gradient was dropped, or a later one"
@@ -49,7 +51,7 @@ def catch_up(
         return CatchUp(missed, reset=unusable)
     round_, size = newest.round, newest.size
     rest = entries_between(ledger, round_, to)
-    if not dropped and config.catch_up == "auto" and _size(missed) <= size + _size(rest):
+    if not dropped and config.federation.catch_up == "auto" and _size(missed) <= size + _size(rest):
         return CatchUp(missed, reset=unusable)
     try:
         return CatchUp(rest, snapshots.read(round_), reset=True)

@@ -74,7 +74,7 @@ class Cohort:
         self._ask(grid, sorted(present - known), round_)
 
     def wait(self, grid: Grid, round_: int) -> None:
-        """Return when ``min-clients`` sites are there.
+        """Return when ``min-sites`` sites are there.
 
         Raises:
             StalledError: they did not come within ``wait-timeout``, or enough nodes are there and
@@ -83,34 +83,35 @@ class Cohort:
         start, announced = time.monotonic(), -1
         while True:
             self.meet(grid, round_)
-            count, needed = len(self.sites), self._config.min_clients
+            count, needed = len(self.sites), self._config.federation.min_sites
             if count >= needed:
                 return
             if count != announced:
                 LOG.info("waiting for sites: %d of %d are there", count, needed)
                 announced = count
             seconds = time.monotonic() - start
-            if seconds > self._config.wait_timeout or self._is_hopeless():
+            if seconds > self._config.federation.wait_timeout or self._is_hopeless():
                 reasons = sorted(node.reason for node in self.excluded.values())
                 raise StalledError(
                     f"{needed} sites needed for round {round_}, {count} came within "
-                    f"{min(seconds, self._config.wait_timeout):.3g} s; refused: {reasons}"
+                    f"{min(seconds, self._config.federation.wait_timeout):.3g} s; "
+                    f"refused: {reasons}"
                 )
-            time.sleep(min(1.0, self._config.wait_timeout / 10))
+            time.sleep(min(1.0, self._config.federation.wait_timeout / 10))
 
     def _is_hopeless(self) -> bool:
         """Whether enough nodes are there, and all that are missing were refused repeatedly."""
         there = len(self.sites) + len(self.excluded)
         refused = all(node.refusals >= HOPELESS_REFUSALS for node in self.excluded.values())
-        return refused and there >= self._config.min_clients
+        return refused and there >= self._config.federation.min_sites
 
     def draw(self, round_: int, attempt: int) -> list[SiteRecord]:
         """Draw the sites that measure a round, in slot order: a pure function of who is there."""
         sites = sorted(self.sites.values(), key=lambda site: site.id)
-        count = self._config.clients_per_round
+        count = self._config.federation.clients_per_round
         if not 0 < count < len(sites):
             return sites
-        key = cohort_key(self._config.seed, round_, attempt)
+        key = cohort_key(self._config.training.seed, round_, attempt)
         draws = words(key, range(len(sites)))[:, 0]
         chosen = sorted(range(len(sites)), key=lambda index: (int(draws[index]), index))[:count]
         return [sites[index] for index in sorted(chosen)]
@@ -121,14 +122,14 @@ class Cohort:
         The server waits for answers only while there are too few sites: a newcomer may have to
         build its model first.
         """
-        waits = len(self.sites) < self._config.min_clients
+        waits = len(self.sites) < self._config.federation.min_sites
         exchange = self._exchange = self._exchange or Exchange(grid)
         messages = [
             Message(pack(b""), node_id, MessageType.QUERY, group_id=str(round_))
             for node_id in node_ids
         ]
         sent = exchange.send(messages)
-        timeout = min(HELLO_TIMEOUT_S, self._config.round_timeout) if waits else 0.0
+        timeout = min(HELLO_TIMEOUT_S, self._config.federation.round_timeout) if waits else 0.0
         names: dict[int | None, str] = {}
         for reply in exchange.replies(timeout):
             node_id, name = exchange.node_of(reply), f"node {reply.metadata.src_node_id}"

@@ -57,18 +57,18 @@ class DivergenceGuard:
         """
         config, ledger, rewinds = self.run.config, self.run.ledger, self.run.ledger.rewinds()
         last = ledger.last_round
-        if rewinds and last < rewinds[-1].round + config.staleness:
+        if rewinds and last < rewinds[-1].round + config.federation.staleness:
             self._commit(Entry(last + 1, rewinds[-1].scale, (), back_to=last), log)
             return True
         if (divergence := self.find_divergence()) is None:
             return False
-        if len(rewinds) >= config.guard_rewinds:
+        if len(rewinds) >= config.guard.rewinds:
             raise StalledError(
                 f"round {last}: {divergence.reason}; the run went back {len(rewinds)} "
                 f"times (guard-rewinds) and diverged again at {rewinds[-1].scale:.3g} × its "
                 "learning rates; 'dandelion preflight' suggests eps and learning rate"
             )
-        scale = (rewinds[-1].scale if rewinds else 1.0) * config.guard_rate_factor
+        scale = (rewinds[-1].scale if rewinds else 1.0) * config.guard.rate_factor
         back_to = self._return_to(divergence.sound_round)
         LOG.warning(
             "round %d: %s; back to round %d, learning rates × %.3g",
@@ -92,14 +92,14 @@ class DivergenceGuard:
     def find_divergence(self) -> Divergence | None:
         """Say if most sites' losses are not finite, or the newest are above the bound."""
         last = self.run.ledger.last_round
-        if not (config := self.run.config).guard_rewinds:
+        if not (config := self.run.config).guard.rewinds:
             return None
         rounds, losses = self._recent_losses(last)
-        reason = judge_losses(losses, config.guard_tolerance)
+        reason = judge_losses(losses, config.guard.tolerance)
         reason = reason or self._not_finite(last) or self._not_finite(last + 1)
         if not reason:
             return None
-        newest = newest_sound(losses, config.guard_tolerance) or 0
+        newest = newest_sound(losses, config.guard.tolerance) or 0
         return Divergence(reason, measured_at(config, rounds[newest]) if rounds else 0)
 
     def _not_finite(self, round_: int) -> str:
@@ -113,7 +113,7 @@ class DivergenceGuard:
             return ""
         if ledger.is_rewind(at) or ledger.is_rewind(round_):
             return ""
-        first = rewinds[-1].round + 1 + config.staleness if rewinds else 1
+        first = rewinds[-1].round + 1 + config.federation.staleness if rewinds else 1
         return "" if self._bad(first) else bad
 
     def _bad(self, round_: int) -> str:
@@ -153,13 +153,17 @@ class DivergenceGuard:
 
     def _metrics(self, entry: Entry, up: int, down: int) -> Metrics:
         """The metrics of a rewind: the loss at the round that it goes back to, and the new rate."""
-        measured = entry.follows + self.run.config.staleness if entry.undoes else entry.follows - 1
+        measured = (
+            entry.follows + self.run.config.federation.staleness
+            if entry.undoes
+            else entry.follows - 1
+        )
         return Metrics(
             round=entry.round,
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
             loss=self.run.ledger.loss_after(measured) or 0.0,
             gradient_norm=0.0,
-            learning_rate=self.run.config.learning_rate * entry.learning_rate,
+            learning_rate=self.run.config.optimizer.learning_rate * entry.learning_rate,
             clients=0,
             forwards=0,
             bytes_up=up,

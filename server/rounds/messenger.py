@@ -36,19 +36,24 @@ class Messenger:
         self._run, self._cohort, self._log, self._requests = run, cohort, log, requests
         self._validator = validator
         self.open_rounds: dict[int, OpenRound] = {}  # by round
-        self._late, self._resend_policy = LateReplies(log), ResendPolicy(run.config.resend_after)
+        self._late, self._resend_policy = (
+            LateReplies(log),
+            ResendPolicy(run.config.federation.resend_after),
+        )
 
     def request_rounds(self, grid: Grid, round_: int) -> None:
         """Send the requests for a round, and with staleness for the next, unless they are sent."""
         config = self._run.config
-        for each in range(round_, min(round_ + config.staleness, config.num_rounds) + 1):
+        for each in range(
+            round_, min(round_ + config.federation.staleness, config.training.rounds) + 1
+        ):
             if each in self.open_rounds:
                 continue
             if each == round_:
                 self._cohort.wait(grid, each)
             else:
                 self._cohort.meet(grid, each)
-                if len(self._cohort.sites) < config.min_clients:
+                if len(self._cohort.sites) < config.federation.min_sites:
                     return
             messages = self.open_round(grid, each)
             self._send(self.open_rounds[each], messages)
@@ -72,7 +77,10 @@ class Messenger:
         gathered: list[Reply] = []
         retries: Counter[int] = Counter()
         resends: Counter[int] = Counter()
-        timeout, resend = self._run.config.round_timeout, partial(self._resend, open_round, resends)
+        timeout, resend = (
+            self._run.config.federation.round_timeout,
+            partial(self._resend, open_round, resends),
+        )
         for message in open_round.exchange.replies(timeout, resend):
             reply = self._receive(message, open_round)
             site, content = reply.site, reply.content
@@ -108,7 +116,9 @@ class Messenger:
         at, before = measured_at(self._run.config, round_), self.open_rounds.get(round_ - 1)
         if before is not None and site.node_id in before.sites:
             return measured_at(self._run.config, round_ - 1)
-        is_ahead = site.round is not None and at < site.round <= at + self._run.config.staleness
+        is_ahead = (
+            site.round is not None and at < site.round <= at + self._run.config.federation.staleness
+        )
         return at if is_ahead else site.round
 
     def _request(self, site: SiteRecord, round_: int, at: int | None) -> list[Message]:

@@ -142,7 +142,7 @@ def agree_on_digest(run: Run, round_: int, replies: Iterable[Reply]) -> tuple[in
         DivergedError: earlier rounds were measured at other parameters than the ledger gives.
     """
     at = measured_at(run.config, round_)
-    if run.config.server_replica == "eager" or run.oracle.replica.round == at:
+    if run.config.run.server_replica == "eager" or run.oracle.replica.round == at:
         return None
     contents = (reply.content for reply in replies if reply.site is not None)
     digests = {content.digest for content in contents if isinstance(content, Measured)}
@@ -197,7 +197,7 @@ class ReplyValidator:
                 self.refuse(round_, reply.sender, refused.reason, str(refused))
         for name in (site.id.name for site in open_round.sites.values()):
             if name in silent:
-                timeout = self._run.config.round_timeout
+                timeout = self._run.config.federation.round_timeout
                 self.refuse(round_, name, "no answer", f"none within {timeout:g} s")
         return self._drop_copies(round_, valid)
 
@@ -238,7 +238,7 @@ class ReplyValidator:
     def _expected(self, round_: int, site: SiteRecord) -> Expected:
         config, replica = self._run.config, self._run.oracle.replica
         plan = plan_of(config, round_, site.hello.can_backpropagate)
-        numbers = config.queries * config.local_steps * plan.measure
+        numbers = config.zo.queries * config.training.local_steps * plan.measure
         gradient_bytes = replica.codec.payload_bytes if plan.dense else None
         classes = self._run.oracle.task.classes if self._requests.evaluates(round_) else None
         return Expected(round_, numbers, gradient_bytes, classes)

@@ -12,7 +12,7 @@ from server.rounds.catch_up import CatchUp, catch_up, full_parameters
 from server.rounds.cohort import SiteRecord
 from shared.base.errors import GapError, LedgerError
 from shared.config.schema import Config
-from shared.modes.mode import measured_at, plan_of
+from shared.modes.mode import measured_at, mode_of, plan_of
 from shared.optimizers.schedules import learning_rate
 from shared.protocol.entry import is_dense
 from shared.protocol.flower_records import pack
@@ -32,19 +32,19 @@ class LearningRates:
         backpropagates = plan_of(c, round_).backpropagate
         return self._scale * learning_rate(
             round_,
-            rate=(c.bp_learning_rate if backpropagates else 0.0) or c.learning_rate,
-            schedule=c.lr_schedule,
-            warmup_rounds=c.warmup_rounds,
-            rounds=c.num_rounds,
+            rate=(c.bp.learning_rate if backpropagates else 0.0) or c.optimizer.learning_rate,
+            schedule=c.optimizer.schedule,
+            warmup_rounds=c.optimizer.warmup_rounds,
+            rounds=c.training.rounds,
         )
 
     def of_entry(self, round_: int) -> float:
         """The rate that a round's entry carries; 1 if the sites' own steps had the rate."""
-        return 1.0 if self.config.mode == "fedavg" else self.at(round_)
+        return 1.0 if mode_of(self.config).averages_parameters else self.at(round_)
 
     def of_request(self, round_: int) -> float:
         """The rate that a round's request carries, of the sites' own local steps."""
-        local = self.config.local_learning_rate
+        local = self.config.training.local_learning_rate
         return self._scale * local if local else self.at(round_)
 
     @property
@@ -84,7 +84,8 @@ class RequestBuilder:
             dst_node_id=site.node_id,
             message_type=MessageType.TRAIN,
             group_id=str(round_),
-            ttl=self._run.config.round_timeout * (1 + self._run.config.staleness),
+            ttl=self._run.config.federation.round_timeout
+            * (1 + self._run.config.federation.staleness),
         )
 
     def digest(self, round_: int) -> bytes | None:
@@ -99,7 +100,7 @@ class RequestBuilder:
         if run.oracle.replica.round == at:
             return run.oracle.replica.digest()
         recorded = run.ledger.digest(at)
-        if recorded is None and run.config.server_replica == "eager":
+        if recorded is None and run.config.run.server_replica == "eager":
             raise LedgerError(f"{run.ledger.path}: table digests: round {at} is missing")
         return recorded
 
@@ -107,12 +108,12 @@ class RequestBuilder:
         """Whether sites evaluate the parameters that a round is measured at."""
         c = self._run.config
         at = measured_at(c, round_)
-        is_due = c.eval_interval > 0 and at % c.eval_interval == 0
-        return bool(c.site_eval_fraction) and is_due
+        is_due = c.evaluation.interval > 0 and at % c.evaluation.interval == 0
+        return bool(c.evaluation.site_fraction) and is_due
 
     def _encode(self, site_round: int | None, round_: int) -> EncodedRequest:
         if (name := (round_, site_round)) not in self._encoded:
-            oldest = round_ - self._run.config.staleness
+            oldest = round_ - self._run.config.federation.staleness
             self._encoded = {key: each for key, each in self._encoded.items() if key[0] >= oldest}
             self._encoded[name] = self._encode_anew(site_round, round_)
         return self._encoded[name]
@@ -136,7 +137,7 @@ class RequestBuilder:
     def _catch_up(self, site_round: int | None, to: int) -> CatchUp:
         """What brings a replica to round ``to``; the server's own state if nothing else does."""
         run = self._run
-        if run.config.downlink == "dense":
+        if run.config.federation.downlink == "dense":
             return self._full_parameters()
         try:
             return catch_up(run.config, run.ledger, self._snapshots, site_round, to)

@@ -64,7 +64,7 @@ class ScalarStrategy(Strategy):
         config, ledger, skipped = self._run.config, self._run.ledger, 0
         self.summary()
         self._after_commit(ledger.last_round)
-        while (round_ := ledger.last_round + 1) <= config.num_rounds:
+        while (round_ := ledger.last_round + 1) <= config.training.rounds:
             if self._guard.rewind_if_diverged(self._log):
                 self._messenger.abandon()
                 skipped = 0
@@ -73,14 +73,15 @@ class ScalarStrategy(Strategy):
             self._messenger.request_rounds(grid, round_)
             metrics = self._close_round(round_, self._messenger.gather(round_))
             skipped = 0 if metrics is not None else skipped + 1
-            if skipped >= config.max_skipped_rounds:
+            if skipped >= config.federation.max_skipped_rounds:
                 raise StalledError(
                     f"round {round_} was skipped {skipped} times in a row: fewer than "
-                    f"{config.min_clients} valid replies; the ledger holds round {round_ - 1}"
+                    f"{config.federation.min_replies} valid replies; "
+                    f"the ledger holds round {round_ - 1}"
                 )
         self._guard.warn()
         self._messenger.collect_late()
-        self._log.write_rest(config.num_rounds)
+        self._log.write_rest(config.training.rounds)
         return Result()
 
     def configure_train(
@@ -113,9 +114,14 @@ class ScalarStrategy(Strategy):
     def summary(self) -> None:
         """Log what is about to run."""
         c, parameters = self._run.config, self._run.oracle.replica.model.layout.parameters
-        LOG.info("mode %s, %d parameters, aggregation %s", c.mode, parameters, c.aggregation)
-        LOG.info("%d directions (%s, %s)", c.queries, c.directions, c.seed_schedule)
-        LOG.info("rounds %d to %d", self._run.ledger.last_round + 1, c.num_rounds)
+        LOG.info(
+            "mode %s, %d parameters, aggregation %s",
+            c.training.mode,
+            parameters,
+            c.federation.aggregation,
+        )
+        LOG.info("%d directions (%s, %s)", c.zo.queries, c.zo.directions, c.zo.seed_schedule)
+        LOG.info("rounds %d to %d", self._run.ledger.last_round + 1, c.training.rounds)
 
     def _close_round(self, round_: int, replies: Sequence[Reply]) -> Metrics | None:
         """Commit and apply the entry of the valid replies; None if they are too few."""
@@ -133,7 +139,7 @@ class ScalarStrategy(Strategy):
         if consensus is not None:
             run.ledger.record_digest(*consensus)
         committed = run.ledger.commit(entry, contributions, transfers, metrics, refusals)
-        if run.config.server_replica == "eager":
+        if run.config.run.server_replica == "eager":
             run.oracle.replica.apply([committed])
         elif committed.guide:
             run.catch_up()
@@ -150,7 +156,7 @@ class ScalarStrategy(Strategy):
         entry is made of the others.
         """
         rate = self._rates.of_entry(round_)
-        while len(contributions) >= self._run.config.min_clients:
+        while len(contributions) >= self._run.config.federation.min_replies:
             try:
                 return self._combiner.entry(round_, rate, contributions), contributions
             except GradientError as error:
@@ -161,7 +167,7 @@ class ScalarStrategy(Strategy):
     def _skip(
         self, round_: int, valid: int, transfers: list[Transfer], refusals: list[Refusal]
     ) -> None:
-        needed = self._run.config.min_clients
+        needed = self._run.config.federation.min_replies
         few = valid < needed
         detail = f"{valid} of {needed} valid replies" if few else "too few replies of one kind"
         LOG.warning("round %d skipped: %s", round_, detail)

@@ -4,12 +4,20 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from shared.base.errors import UnknownNameError
 
 T = TypeVar("T")
 GROUP = "dandelion."  # of entry points: dandelion.optimizers, dandelion.directions, …
+
+
+_REGISTRIES: "dict[str, Registry[Any]]" = {}  # by kind, those that were declared
+
+
+def registry_of(kind: str) -> "Registry[Any]":
+    """The registry of a kind; the module that declares it has been imported."""
+    return _REGISTRIES[kind]
 
 
 class Registry(Generic[T]):
@@ -29,6 +37,7 @@ class Registry(Generic[T]):
         self._package = package
         self._known: dict[str, T] = {}
         self._discovered = False
+        _REGISTRIES[kind] = self
 
     @property
     def group(self) -> str:

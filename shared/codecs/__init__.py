@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from shared.base.flat import Layout
+from shared.base.options import arguments_of
 from shared.base.registry import Registry
 from shared.config.schema import Config
 
@@ -34,5 +35,5 @@ CODECS: Registry[Callable[..., Codec]] = Registry("codec", "shared.codecs")
 
 def codec_of(config: Config, layout: Layout) -> Codec:
     """The codec that the gradients of a run travel in."""
-    options = {"fraction": config.topk_fraction} if config.codec == "topk" else {}
-    return CODECS[config.codec](layout, **options)
+    codec = CODECS[config.bp.codec]
+    return codec(layout, **arguments_of(codec, config.options))

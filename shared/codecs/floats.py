@@ -18,7 +18,7 @@ from shared.codecs.frame import (
     unpack_vector,
 )
 
-_FLOAT32 = b"f32\0"
+_FLOAT32, _BFLOAT16 = b"f32\0", b"bf16"  # names on the wire
 
 
 @CODECS.register("float32")
@@ -44,9 +44,6 @@ class Float32:
         body = open_frame(_FLOAT32, self.layout.parameters, self.payload_bytes, payload)
         values = np.frombuffer(body, "<f4").astype(np.float32, copy=False)
         return check_finite(unpack_vector(self.layout, values))
-
-
-_BFLOAT16 = b"bf16"
 
 
 @CODECS.register("bfloat16")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shared.base.errors import ConfigError
 from shared.base.flat import Layout
+from shared.base.options import option
 from shared.codecs import CODECS
 from shared.codecs.addresses import Addresses, decode_addresses, encode_addresses, encoded_size
 from shared.codecs.frame import (
@@ -36,7 +37,9 @@ class TopK:
 
     layout: Layout
     _: KW_ONLY
-    fraction: float = 0.01  # of the parameters that is kept; at least one number is
+    fraction: float = option(
+        0.01, "share of the numbers that is kept", key="topk-fraction", above=0, at_most=1
+    )  # at least one number is
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:

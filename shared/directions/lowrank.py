@@ -23,6 +23,7 @@ from torch import Tensor
 
 from shared.base.errors import ConfigError
 from shared.base.flat import TILE, Layout, TensorSpan
+from shared.base.options import option
 from shared.directions import DIRECTIONS
 from shared.directions.backends import check_tensor, kernels_for
 from shared.directions.rademacher import signs
@@ -74,6 +75,7 @@ def reference(factors: Factors, rank: int, key: Key, coefficient: float) -> NDAr
 
 
 @DIRECTIONS.register("lowrank")
+@dataclass
 class Lowrank:
     """Products of signs for matrices, signs for all else; vectors are float32, contiguous.
 
@@ -83,11 +85,18 @@ class Lowrank:
     exact: ClassVar[bool] = True
     pointwise: ClassVar[bool] = False
 
-    def __init__(self, layout: Layout, direction_rank: int = 1) -> None:
-        if direction_rank < 1:
-            raise ConfigError(f"direction-rank of at least 1 expected, got {direction_rank}")
-        self.rank = direction_rank
-        self._factors = factors_of(layout, direction_rank)
+    layout: Layout
+    rank: int = option(
+        1,
+        "outer products that a matrix's direction is the sum of",
+        key="direction-rank",
+        at_least=1,
+    )
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"direction-rank of at least 1 expected, got {self.rank}")
+        self._factors = factors_of(self.layout, self.rank)
         self._starts = [factors.span.start for factors in self._factors]
 
     def add_to_(

@@ -124,6 +124,6 @@ def directions_along(
 ) -> Guided:
     """Guide directions by a gradient (size,) as the setting ``instruct-directions`` names."""
     vector = guide.to(model.flat.device)
-    if config.instruct_directions == "masked":
-        return Masked(model.layout, config.cosine_target, vector)
-    return Tilted(model.layout, directions, config.cosine_target, vector)
+    if config.bp.instruct_directions == "masked":
+        return Masked(model.layout, config.bp.cosine_target, vector)
+    return Tilted(model.layout, directions, config.bp.cosine_target, vector)

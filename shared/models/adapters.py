@@ -31,10 +31,10 @@ def adapt_(model: LanguageModel, config: Config) -> LanguageModel:
     from peft import LoraConfig, inject_adapter_in_model
 
     module: nn.Module = model.module
-    targets = [name.strip() for name in config.lora_targets.split(",") if name.strip()]
+    targets = [name.strip() for name in config.model.lora_targets.split(",") if name.strip()]
     lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        r=config.model.lora_rank,
+        lora_alpha=config.model.lora_alpha,
         target_modules=targets or None,
         fan_in_fan_out=_is_transposed(module),
     )
@@ -43,7 +43,7 @@ def adapt_(model: LanguageModel, config: Config) -> LanguageModel:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"scope lora: {str(error).splitlines()[0]}; set lora-targets") from error
     module.eval()
-    _initialise_(module, config.seed)
+    _initialise_(module, config.training.seed)
     return replace(model, state=merge_adapters)
 
 

@@ -1,13 +1,15 @@
-"""What a site does in a round: a mode is a function from the configuration and the round to a plan.
+"""What a site does in a round: a mode is a function from configuration and round to a plan.
 
-Everything else about a mode follows from its plans: what a reply holds, how an entry is made of the
-replies (``server/aggregation/combine.py``), what it costs. Every entry is applied in the same way.
+Everything else about a mode follows from its plans and its attributes: what a reply holds, how an
+entry is made of the replies (``server/aggregation/combine.py``), what it costs. Every entry is
+applied in the same way. No other file names a mode: a new one registers itself, and is complete.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
+from shared.base.registry import Registry
 from shared.config.schema import Config
 
 Along = Literal["keys", "gradient", "guidance"]
@@ -33,45 +35,34 @@ MEASURE = Plan()
 GRADIENT = Plan(backpropagate=True, measure=False)
 
 
-def asks_for_gradients(config: Config, round_: int) -> bool:
-    """Whether this is a BP round of a mode that has some: 1, 1 + bp-interval and so on."""
-    return (round_ - 1) % config.bp_interval == 0
+@dataclass(frozen=True)
+class Mode:
+    """A mode: its plans, and what other parts of the system have to know of it."""
+
+    plan: Callable[[Config, int], Plan]  # of a round, for a site that can do everything
+    measures: bool = True  # some rounds measure differences; otherwise all backpropagate
+    has_interval: bool = False  # rounds 1, 1 + bp-interval, … are BP rounds
+    takes_local_steps: bool = False  # a site may take several steps before it replies
+    leans_on_gradient: bool = False  # an entry joins numbers and a dense gradient of one site
+    averages_parameters: bool = False  # sites step by an optimizer of their own; the server adds
+    options: type | None = None  # a dataclass of settings that only this mode has
+
+    @property
+    def always_backpropagates(self) -> bool:
+        """Whether every round backpropagates, and none measures."""
+        return not self.measures
+
+    def keeps_guidance(self, config: Config) -> bool:
+        """Whether the last dense gradient is kept, and later rounds measure along it."""
+        return self.leans_on_gradient and config.bp.guidance == "reuse"
 
 
-def fo(config: Config, round_: int) -> Plan:
-    """Backpropagated gradients alone (the first-order reference)."""
-    return GRADIENT
+MODES: Registry[Mode] = Registry("mode", "shared.modes")
 
 
-def zo(config: Config, round_: int) -> Plan:
-    """Loss differences alone."""
-    return MEASURE
-
-
-def calibrate(config: Config, round_: int) -> Plan:
-    """Loss differences; now and then the gradient in their place."""
-    return GRADIENT if asks_for_gradients(config, round_) else MEASURE
-
-
-def instruct(config: Config, round_: int) -> Plan:
-    """Loss differences; now and then along directions tilted to the gradient, and the gradient."""
-    if asks_for_gradients(config, round_):
-        return Plan(backpropagate=True, along="gradient")
-    return replace(MEASURE, along="guidance" if config.guidance == "reuse" else "keys")
-
-
-def fedavg(config: Config, round_: int) -> Plan:
-    """Local AdamW steps, averaged (McMahan et al. 2017): the baseline that users would pick."""
-    return Plan(measure=False, train=True)
-
-
-MODES: Mapping[str, Callable[[Config, int], Plan]] = {
-    "fo": fo,
-    "zo": zo,
-    "calibrate": calibrate,
-    "instruct": instruct,
-    "fedavg": fedavg,
-}
+def mode_of(config: Config) -> Mode:
+    """The mode of a run."""
+    return MODES[config.training.mode]
 
 
 def plan_of(config: Config, round_: int, can_backpropagate: bool = True) -> Plan:
@@ -79,7 +70,7 @@ def plan_of(config: Config, round_: int, can_backpropagate: bool = True) -> Plan
 
     The server asks for nothing in words: both sides know this function.
     """
-    plan = MODES[config.mode](config, round_)
+    plan = mode_of(config).plan(config, round_)
     return MEASURE if plan.dense and not can_backpropagate else plan
 
 
@@ -88,13 +79,14 @@ def measured_at(config: Config, round_: int) -> int:
 
     Both sides know it, and every reply proves it: it has the digest of what it was measured at.
     """
-    return max(0, round_ - 1 - config.staleness)
+    return max(0, round_ - 1 - config.federation.staleness)
 
 
 def cost(config: Config, plan: Plan) -> int:
     """Forward passes over ``zo-batch-size`` examples that a plan costs; a backward counts two."""
-    queries = 2 * config.queries * config.local_steps
-    if config.query_data == "shared":
-        queries *= config.queries  # the batch is so many times larger
-    batches = (plan.backpropagate + config.local_steps * plan.train) * config.bp_batch_size
-    return queries * plan.measure + -(-(1 + BACKWARD) * batches // config.zo_batch_size)
+    steps = config.training.local_steps
+    queries = 2 * config.zo.queries * steps
+    if config.zo.query_data == "shared":
+        queries *= config.zo.queries  # the batch is so many times larger
+    batches = (plan.backpropagate + steps * plan.train) * config.bp.batch_size
+    return queries * plan.measure + -(-(1 + BACKWARD) * batches // config.zo.batch_size)

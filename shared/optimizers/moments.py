@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shared.base.errors import ConfigError
 from shared.base.flat import Layout
+from shared.base.options import option
 from shared.optimizers.gradient import CHUNK, Gradient, add_scaled_
 from shared.optimizers.restore import restore_
 
@@ -81,10 +82,10 @@ class WithMoments:
     layout: Layout
     device: torch.device | str = "cpu"
     _: KW_ONLY
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
+    beta1: float = option(0.9, "decay of the running mean of the gradient", at_least=0, below=1)
+    beta2: float = option(0.999, "decay of the mean of its square", at_least=0, below=1)
+    epsilon: float = option(1e-8, "added to the root of that mean", key="adam-epsilon", above=0)
+    weight_decay: float = option(0.0, "decoupled decay of the parameters", at_least=0)
     moments: Moments = field(init=False)
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from shared.base.errors import ConfigError
 from shared.base.flat import TensorSpan
+from shared.base.options import option
 from shared.optimizers import OPTIMIZERS
 from shared.optimizers.gradient import Gradient
 from shared.optimizers.moments import WithMoments
@@ -26,7 +27,7 @@ from shared.optimizers.newton_schulz import LIMIT, orthogonalise
 class MuDaMW(WithMoments):
     """AdamW's moments; matrices step along an orthogonalised update, other tensors along Adam's."""
 
-    cautious: bool = False  # keep only coordinates whose update agrees with the gradient in sign
+    cautious: bool = option(False, "keep only coordinates whose update and gradient agree in sign")
 
     def __post_init__(self) -> None:
         for span in self.layout.tensors:

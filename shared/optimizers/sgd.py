@@ -9,6 +9,7 @@ from torch import Tensor
 
 from shared.base.errors import ConfigError
 from shared.base.flat import Layout
+from shared.base.options import option
 from shared.optimizers import OPTIMIZERS
 from shared.optimizers.gradient import Gradient, add_scaled_
 from shared.optimizers.restore import restore_
@@ -27,8 +28,12 @@ class SGD:
     layout: Layout
     device: torch.device | str = "cpu"
     _: KW_ONLY
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    momentum: float = option(
+        0.0, "share of the last step that the next one keeps", at_least=0, below=1
+    )
+    weight_decay: float = option(
+        0.0, "decay of the parameters, as part of the gradient", at_least=0
+    )
     velocity: Tensor | None = field(init=False, default=None)  # (size,) float32, with momentum
 
     def __post_init__(self) -> None:

@@ -1,9 +1,7 @@
 """A copy of the model that follows the ledger, entry by entry, with the same bits everywhere."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from inspect import signature
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,10 +10,12 @@ from torch import Tensor
 
 from shared.base.errors import DivergedError, GapError
 from shared.base.flat import FlatModel
+from shared.base.options import arguments_of
 from shared.codecs import Codec, codec_of
 from shared.config.schema import Config
 from shared.directions import DIRECTIONS, Directions
 from shared.directions.low_precision import lower_precision
+from shared.modes.mode import mode_of
 from shared.optimizers import OPTIMIZERS, Optimizer
 from shared.optimizers.gradient import (
     DenseGradient,
@@ -39,12 +39,6 @@ def digest_of(tensor: Tensor, seed: int = 0) -> bytes:
     return xxhash.xxh3_128_digest(bytes_.numpy().data, seed)
 
 
-def _taken(made: Callable[..., object], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that an optimizer or a family of directions asks for."""
-    known = set(signature(made).parameters) & set(values) - {"device"}
-    return {name: values[name] for name in known}
-
-
 @dataclass
 class Replica:
     """Parameters and optimizer state of a round.
@@ -66,21 +60,21 @@ class Replica:
 
     @classmethod
     def of(cls, model: FlatModel, config: Config) -> "Replica":
-        """Return a replica at round 0 of the run that ``config`` describes."""
-        optimizer, family = OPTIMIZERS[config.optimizer], DIRECTIONS[config.directions]
-        values = asdict(config) | {"epsilon": config.adam_epsilon}
-        if config.mode == "fedavg":  # sites decay their weights themselves; here they are averaged
-            values["weight_decay"] = 0.0
-        reused = config.mode == "instruct" and config.guidance == "reuse"
+        """A replica at round 0 of the run that ``config`` describes."""
+        optimizer, family = OPTIMIZERS[config.optimizer.name], DIRECTIONS[config.zo.directions]
+        mode = mode_of(config)  # averaged parameters: sites have stepped, by options of their own
+        options = {} if mode.averages_parameters else arguments_of(optimizer, config.options)
+        guided = mode.keeps_guidance(config)
+        directions = family(model.layout, **arguments_of(family, config.options))
         return cls(
             model,
-            lower_precision(family(model.layout, **_taken(family, values)), model.flat.dtype),
-            optimizer(model.layout, model.flat.device, **_taken(optimizer, values)),
-            config.seed,
-            config.queries,
-            config.eps,
+            lower_precision(directions, model.flat.dtype),
+            optimizer(model.layout, model.flat.device, **options),
+            config.training.seed,
+            config.zo.queries,
+            config.zo.eps,
             codec_of(config, model.layout),
-            torch.zeros(model.layout.size, device=model.flat.device) if reused else None,
+            torch.zeros(model.layout.size, device=model.flat.device) if guided else None,
         )
 
     def apply(self, entries: Iterable[Entry]) -> None:

@@ -70,7 +70,7 @@ def classification(config: Config, model: LanguageModel) -> Classification:
     """
     words = label_words(config)
     if not model.has_head:
-        verbaliser = Verbaliser.of(model.tokenizer, config.prompt, words)
+        verbaliser = Verbaliser.of(model.tokenizer, config.data.prompt, words)
         return Classification(len(words), verbaliser.encode, verbaliser.logits)
     outputs = int(getattr(model.module.config, "num_labels", 0))
     if outputs != len(words):
@@ -87,11 +87,11 @@ def label_words(config: Config) -> tuple[str, ...]:
     Raises:
         ConfigError: fewer than two, or one twice.
     """
-    words = tuple(word.strip() for word in config.label_words.split(",") if word.strip())
+    words = tuple(word.strip() for word in config.data.label_words.split(",") if word.strip())
     if len(words) < 2 or len(set(words)) != len(words):
         raise ConfigError(
             "label-words: a word for each class expected, with commas, in the order of the "
-            f"classes' numbers, such as 'terrible, great'; got {config.label_words!r}"
+            f"classes' numbers, such as 'terrible, great'; got {config.data.label_words!r}"
         )
     return words
 

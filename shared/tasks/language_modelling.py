@@ -47,7 +47,7 @@ def language_modelling(config: Config, model: LanguageModel) -> LanguageModellin
     """
     if model.has_head:
         raise ConfigError(
-            f"task language-modelling: {config.model!r} is a classifier, a causal language model "
-            "expected; or use task classification"
+            f"task language-modelling: {config.model.name!r} is a classifier, a causal language "
+            "model expected; or use task classification"
         )
     return LanguageModelling(model.tokenizer)

@@ -47,4 +47,4 @@ def task_of(config: Config, model: LanguageModel) -> Task:
     Raises:
         ConfigError: settings that the task needs are missing, or the model does not fit it.
     """
-    return TASKS[config.task](config, model)
+    return TASKS[config.data.task](config, model)

@@ -39,8 +39,10 @@ class Corpus:
         Raises:
             ConfigError, DataError: the data set cannot be had, or not be split so.
         """
-        documents = documents_of(config.dataset, config.max_samples, config.partition_by)
-        documents = documents.share(config.data_part)
+        documents = documents_of(
+            config.data.dataset, config.data.max_samples, config.data.partition_by
+        )
+        documents = documents.share(config.data.part)
         return cls.split(config, documents, partial(_make_examples, config, model))
 
     @classmethod
@@ -52,8 +54,8 @@ class Corpus:
         Raises:
             DataError: classes that are not those of ``label-words``.
         """
-        documents = documents_of(config.dataset)
-        if config.task == "classification" and Path(config.dataset).is_dir():
+        documents = documents_of(config.data.dataset)
+        if config.data.task == "classification" and Path(config.data.dataset).is_dir():
             documents = renumber_labels(documents, label_words(config))
         parts = documents.parts()
         training = _make_examples(config, model, parts[0] if parts else documents)
@@ -70,14 +72,17 @@ class Corpus:
         """
         if parts := documents.parts():
             training, held_out = map(examples, parts)
-            most = min(config.eval_blocks, len(held_out))
+            most = min(config.evaluation.blocks, len(held_out))
             held_out = held_out.take(space_evenly(len(held_out), most))
         else:
             whole = examples(documents)
-            training, held_out = hold_out(whole, config.eval_fraction, config.eval_blocks)
+            training, held_out = hold_out(
+                whole, config.evaluation.fraction, config.evaluation.blocks
+            )
             if not len(held_out):
                 raise DataError(
-                    f"eval-fraction = {config.eval_fraction} holds no example out of {len(whole)}"
+                    f"eval-fraction = {config.evaluation.fraction} holds no example out of "
+                    f"{len(whole)}"
                 )
         return cls(training, held_out, config, documents.classes)
 
@@ -93,7 +98,12 @@ class Corpus:
             return self.training
         if count not in self._shards:
             c = self.config
-            how = c.partitioner, c.seed, c.partition_alpha, c.partition_classes
+            how = (
+                c.data.partitioner,
+                c.training.seed,
+                c.data.partition_alpha,
+                c.data.partition_classes,
+            )
             parts = partition(self.training.groups, count, *how)
             self._shards[count] = [self.training.take(rows) for rows in parts]
         return self._shards[count][number]
@@ -109,14 +119,14 @@ def load_evaluation(corpus: Corpus, model: LanguageModel) -> Tensor:
     No site trains on them.
     """
     config = corpus.config
-    if config.eval_dataset in ("", config.dataset):
+    if config.evaluation.dataset in ("", config.data.dataset):
         return corpus.evaluation()
-    return Corpus.of(with_dataset(config, config.eval_dataset), model).evaluation()
+    return Corpus.of(with_dataset(config, config.evaluation.dataset), model).evaluation()
 
 
 def with_dataset(config: Config, dataset: str) -> Config:
-    """The same run on another data set, without the settings that select parts of its own."""
-    return replace(config, dataset=dataset, max_samples=0, partition_by="", data_part="")
+    """The same run on another data set: what was said of parts of its own is not meant."""
+    return config.replace(dataset=dataset, max_samples=0, partition_by="", data_part="")
 
 
 def renumber_labels(documents: Documents, words: Sequence[str]) -> Documents:
@@ -149,16 +159,16 @@ def _make_examples(config: Config, model: LanguageModel, documents: Documents) -
     task = task_of(config, model)
 
     def make() -> Examples:
-        return task.examples(documents, config.block_size)
+        return task.examples(documents, config.data.block_size)
 
     if isinstance(model.tokenizer, ByteTokenizer):
         return make()
     settings = {
-        "dataset": config.dataset,
-        "max samples": config.max_samples,
-        "block size": config.block_size,
-        "grouped by": config.partition_by,
-        "part": config.data_part,
-        "task": [config.task, task.classes, config.prompt, model.has_head],
+        "dataset": config.data.dataset,
+        "max samples": config.data.max_samples,
+        "block size": config.data.block_size,
+        "grouped by": config.data.partition_by,
+        "part": config.data.part,
+        "task": [config.data.task, task.classes, config.data.prompt, model.has_head],
     }
     return load_or_make(settings, model.tokenizer.identity, documents, make)

@@ -43,18 +43,20 @@ class Oracle:
             ConfigError: no such device, blocks longer than the model reads, or a scope or task
                 that does not fit the model.
         """
-        torch.set_num_threads(config.threads)
-        if config.device != "cpu" and not torch.cuda.is_available():
-            raise ConfigError(f"device {config.device!r}: no CUDA device is visible here; use cpu")
-        model = load_start(config)
-        if config.block_size > model.positions:
+        torch.set_num_threads(config.run.threads)
+        if config.run.device != "cpu" and not torch.cuda.is_available():
             raise ConfigError(
-                f"block-size up to {model.positions} expected for model {config.model!r}, "
-                f"got {config.block_size}"
+                f"device {config.run.device!r}: no CUDA device is visible here; use cpu"
             )
-        if config.scope == "lora":
+        model = load_start(config)
+        if config.data.block_size > model.positions:
+            raise ConfigError(
+                f"block-size up to {model.positions} expected for model {config.model.name!r}, "
+                f"got {config.data.block_size}"
+            )
+        if config.model.scope == "lora":
             model = adapt_(model, config)
-        module = cast_(model.module.to(config.device), config.dtype)
+        module = cast_(model.module.to(config.run.device), config.model.dtype)
         base = base_digest(module)
         replica = Replica.of(flatten(module, trainable(config, module)), config)
         return cls(model, task_of(config, model), replica, base)
@@ -112,17 +114,17 @@ def load_start(config: Config) -> LanguageModel:
     Raises:
         DataError: that run left no model.
     """
-    labels = label_words(config) if config.task == "classification" else ()
-    if not config.init_from:
-        return load_model(config.model, config.seed, labels)
-    folder = Path(config.init_from)
+    labels = label_words(config) if config.data.task == "classification" else ()
+    if not config.model.init_from:
+        return load_model(config.model.name, config.training.seed, labels)
+    folder = Path(config.model.init_from)
     source = folder / "model" if (folder / "model").is_dir() else folder
     if not (source / "config.json").is_file():
         raise DataError(
             f"init-from: {folder} holds no model; a run with save-model = true leaves one, and so "
             f"does 'dandelion ledger replay {folder} --round N --out {folder / 'model'}'"
         )
-    return load_model(str(source), config.seed, labels)
+    return load_model(str(source), config.training.seed, labels)
 
 
 def cast_(module: nn.Module, dtype: str) -> nn.Module:

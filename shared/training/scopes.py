@@ -26,21 +26,21 @@ def trainable(config: Config, module: nn.Module) -> Callable[[str], bool]:
     Raises:
         ConfigError: the pattern is none, or the module has no such part.
     """
-    if config.scope == "full":
+    if config.model.scope == "full":
         return lambda name: True
-    if config.scope == "lora":
+    if config.model.scope == "lora":
         whole = head(module) if type(module).__name__.endswith(CLASSIFIER) else set[str]()
         return lambda name: ".lora_" in name or name in whole
-    if config.scope == "head":
+    if config.model.scope == "head":
         return head(module).__contains__
-    if config.scope == "bias":
+    if config.model.scope == "bias":
         return biases(module).__contains__
-    if config.scope == "reduced":
+    if config.model.scope == "reduced":
         return last_block(module).__contains__
     try:
-        pattern = re.compile(config.scope.removeprefix("regex:"))
+        pattern = re.compile(config.model.scope.removeprefix("regex:"))
     except re.error as error:
-        raise ConfigError(f"scope {config.scope!r}: {error}") from error
+        raise ConfigError(f"scope {config.model.scope!r}: {error}") from error
     return lambda name: pattern.search(name) is not None
 
 

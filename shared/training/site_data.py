@@ -41,14 +41,14 @@ class SiteData:
         Logs once if these are two.
         """
         queries = Corpus.own(with_dataset(config, own), model) if own else Corpus.of(config, model)
-        name = own_bp or config.bp_dataset
-        if name in ("", queries.config.dataset) or (own and name == config.dataset):
+        name = own_bp or config.bp.dataset
+        if name in ("", queries.config.data.dataset) or (own and name == config.data.dataset):
             return cls(queries, queries, config)
         other = with_dataset(config, name)
         gradients = Corpus.own(other, model) if own_bp else Corpus.of(other, model)
         LOG.warning(
             "queries are measured on %s (%d examples), gradients taken on %s (%d examples)",
-            queries.config.dataset, len(queries.training), name, len(gradients.training),
+            queries.config.data.dataset, len(queries.training), name, len(gradients.training),
         )  # fmt: skip
         return cls(queries, gradients, config)
 
@@ -67,17 +67,17 @@ class SiteData:
         queries, held_out = self._hold_out(queries)
         if self.gradients is self.queries:
             gradients = queries
-            if self.config.split_bp_zo_data and len(queries) > 1:
+            if self.config.bp.split_data and len(queries) > 1:
                 rows = np.arange(len(queries))
                 queries, gradients = queries.take(rows[1::2]), gradients.take(rows[::2])
-        most = self.config.bp_max_samples
+        most = self.config.bp.max_samples
         if 0 < most < len(gradients):
             gradients = gradients.take(space_evenly(len(gradients), most))
         return Shards(queries, gradients, held_out)
 
     def _hold_out(self, queries: Examples) -> tuple[Examples, Examples | None]:
         """Split a site's examples into those for queries and those for its evaluation."""
-        fraction, most = self.config.site_eval_fraction, self.config.eval_blocks
+        fraction, most = self.config.evaluation.site_fraction, self.config.evaluation.blocks
         if not fraction:
             return queries, None
         training, held_out = hold_out(queries, fraction, most)

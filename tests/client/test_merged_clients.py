@@ -76,7 +76,7 @@ def test_one_forward_serves_all_sites_and_none_is_too_large(tmp_path, passes, mo
     federate(chosen, Merging(chosen))
     assert passes == [2 * SITES] * 2
     passes.clear()
-    monkeypatch.setattr(merged_clients, "PASS_TOKENS", 4 * chosen.block_size)
+    monkeypatch.setattr(merged_clients, "PASS_TOKENS", 4 * chosen.data.block_size)
     small = config(tmp_path, "s", merge_clients=True, num_clients=SITES, num_rounds=1, queries=1)
     federate(small, Merging(small))
     assert passes == [4, 4, 2] * 2

@@ -9,7 +9,7 @@ from shutil import disk_usage
 from tempfile import TemporaryDirectory
 
 from flwr.app import MessageType
-from small_config import settings_of, small_config
+from small_config import small_config
 from torch import Tensor
 
 from client.app import app
@@ -22,6 +22,7 @@ from shared.config.schema import Config
 from shared.protocol.flower_records import pack, unpack
 from shared.protocol.messages import decode_reply, encode_reply
 from shared.training.oracle import Oracle
+from shared.training.validate import configure
 
 config = small_config
 
@@ -117,9 +118,9 @@ def select(ledger, query):
 
 def resumed(config, **changes):
     """The configuration that resumes a run."""
-    folder = f"{config.output_dir}/{config.run_name}"
-    own = {"resume": folder} | settings_of(changes)
-    return Config.from_run_config(config.to_run_config() | own)
+    folder = f"{config.run.output_dir}/{config.run.name}"
+    keys = {key.replace("_", "-"): value for key, value in changes.items()}
+    return configure(config.to_run_config() | {"resume": folder} | keys)
 
 
 @contextmanager

@@ -27,12 +27,7 @@ VARIANTS = {
 }
 
 
-def mode_names():
-    """The names of all modes."""
-    return MODES.names() if hasattr(MODES, "names") else sorted(MODES)
-
-
-ALL_MODES = {**{name: {} for name in mode_names()}, **VARIANTS}  # every mode gets their tests
+ALL_MODES = {**{name: {} for name in MODES.names()}, **VARIANTS}  # every mode gets their tests
 
 
 def config(folder, name="run", **changes):
@@ -54,7 +49,7 @@ def of_mode(folder, mode, name="run", **changes):
 def tolerates_sites_without_gradients(mode):
     """Whether a mode has work for sites that cannot backpropagate: it never trains locally."""
     c = of_mode("none", mode)
-    return not any(plan_of(c, round_).train for round_ in range(1, c.num_rounds + 1))
+    return not any(plan_of(c, round_).train for round_ in range(1, c.training.rounds + 1))
 
 
 def federate(config, unable=(), grid=None):

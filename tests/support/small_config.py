@@ -1,6 +1,6 @@
 """The small federation of the tests: settings that they share, and a way to change some."""
 
-from shared.config.schema import Config
+from shared.training.validate import configure
 
 DATA = {
     "dataset": "topics",
@@ -31,4 +31,4 @@ def settings_of(changes):
 def small_config(folder, name="run", **changes):
     """A small configuration whose runs are in ``folder``; keyword arguments change settings."""
     own = {"output-dir": str(folder), "run-name": name}
-    return Config.from_run_config({**SMALL, **own, **settings_of(changes)})
+    return configure({**SMALL, **own, **settings_of(changes)})

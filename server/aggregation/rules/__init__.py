@@ -20,7 +20,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.base.options import options_of
+from shared.base.options import arguments_of
 from shared.base.registry import Registry
 from shared.config.schema import Config
 
@@ -38,8 +38,7 @@ def rule_of(config: Config) -> Rule:
     Raises:
         UnknownNameError: no rule has this name.
     """
-    kind = AGGREGATION[config.aggregation]
+    kind = AGGREGATION[config.federation.aggregation]
     if not isinstance(kind, type):
         return cast(Rule, kind)
-    options = {name: getattr(config, name) for name in options_of(kind)}
-    return cast(Rule, kind(**options))
+    return cast(Rule, kind(**arguments_of(kind, config.options)))

@@ -244,7 +244,7 @@ def test_a_single_value_wins_over_the_file(dandelion, run, tmp_path):
         ("model=/none/such", "ConfigError: unknown model '/none/such'; known: 1B, "),
         ("scope=regex:(", "ConfigError: scope 'regex:(': "),
         ("block-size=4096", "ConfigError: block-size up to 128 expected for model 'byte-gpt', "),
-        ("min-clients=3", "ConfigError: min-clients: at most num-clients = 2 expected here, got 3"),
+        ("min-clients=3", "ConfigError: min-sites: at most num-clients = 2 expected here, got 3"),
         ("resume=/none/such", "ConfigError: /none/such: no run to resume; config.toml expected"),
     ],
 )

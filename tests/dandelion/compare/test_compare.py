@@ -82,7 +82,7 @@ def test_a_budget_alone_says_when_a_method_ends(tmp_path):
     comparison, _ = run(tmp_path, "--methods", "zo", "--forwards", "1000", rounds=())
     (row,) = comparison["methods"]
     assert row["totals"]["forwards"] == 1000
-    assert row["totals"]["round"] > Config().num_rounds
+    assert row["totals"]["round"] > Config().training.rounds
 
 
 def point(round_, loss):
@@ -110,9 +110,9 @@ def test_where_first_order_methods_win_is_said_first_and_who_never_arrives_last(
 
 def test_presets_are_the_original_experiments():
     merged = configurations("", "merged", [], {})
-    assert [c.query_data for c in merged.values()] == ["fresh", "shared", "same"]
-    assert all(c.split_bp_zo_data for c in merged.values())
-    assert [c.mode for c in configurations("", "three-modes", [], {}).values()] == [
+    assert [c.zo.query_data for c in merged.values()] == ["fresh", "shared", "same"]
+    assert all(c.bp.split_data for c in merged.values())
+    assert [c.training.mode for c in configurations("", "three-modes", [], {}).values()] == [
         "fo", "zo", "instruct"]  # fmt: skip
     assert set(PRESETS) == {"merged", "three-modes"}
 
@@ -120,7 +120,7 @@ def test_presets_are_the_original_experiments():
 def test_a_setting_may_be_of_one_method():
     configs = configurations("zo,fo", "", ["seed=3", "zo:queries=7"], {})
     assert (configs["zo"].queries, configs["fo"].queries) == (7, 16)
-    assert {c.seed for c in configs.values()} == {3}
+    assert {c.training.seed for c in configs.values()} == {3}
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ import pytest
 
 from dandelion.settings.gather import gather
 from dandelion.settings.presets import RECIPES, expanded
-from shared.base.errors import UnknownNameError
+from shared.base.errors import ConfigError, UnknownNameError
 from shared.config.schema import Config
 from shared.data.documents import DATASETS
 from shared.models.packaged import model_names
 from shared.tasks.classification import label_words
+from shared.training.validate import configure
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -16,12 +17,12 @@ def test_every_recipe_is_a_configuration(name):
     recipe = RECIPES[name]
     pairs = {(recipe.model, "full"), *recipe.scopes, *((m, "full") for m in recipe.models)}
     for model, scope in pairs:
-        config = Config.from_run_config(expanded({"task": name, "model": model, "scope": scope}))
-        assert (config.model, config.scope) == (model, scope)
-        assert config.dataset in DATASETS.names()
+        config = configure(expanded({"preset": name, "model": model, "scope": scope}))
+        assert (config.model.name, config.model.scope) == (model, scope)
+        assert config.data.dataset in DATASETS.names()
         assert model in model_names()
-        assert (config.task == "classification") == (len(config.label_words) > 0)
-        if config.task == "classification":
+        assert (config.data.task == "classification") == (len(config.data.label_words) > 0)
+        if config.data.task == "classification":
             assert len(label_words(config)) == 2
 
 
@@ -29,18 +30,21 @@ def test_the_users_settings_win():
     given = {"task": "rotten-tomatoes", "queries": 3, "label-words": "x, y"}
     found = gather(None, [f"{key}={value}" for key, value in given.items()])
     assert (found.task, found.queries, found.label_words) == ("classification", 3, "x, y")
-    assert found.model == "minilm"
+    assert found.model.name == "minilm"
 
 
 def test_a_pretrained_model_alone_brings_its_task():
     assert gather(None, [], model="smollm2-135m").dataset == "shakespeare"
     assert gather(None, ["model=minilm"]).dataset == "rotten-tomatoes"
-    assert gather(None, ["model=smollm2-135m", "dataset=stdlib"]).block_size == Config().block_size
+    assert (
+        gather(None, ["model=smollm2-135m", "dataset=stdlib"]).block_size
+        == Config().data.block_size
+    )
 
 
 def test_another_model_takes_a_task_too():
-    found = gather(None, [], task="rotten-tomatoes", model="smollm2-135m")
-    assert (found.model, found.label_words) == ("smollm2-135m", "terrible, great")
+    found = gather(None, [], preset="rotten-tomatoes", model="smollm2-135m")
+    assert (found.model.name, found.label_words) == ("smollm2-135m", "terrible, great")
 
 
 def test_what_names_no_recipe_changes_nothing():
@@ -53,3 +57,22 @@ def test_an_unknown_task_names_the_known_ones():
     known = "classification, language-modelling, rotten-tomatoes, shakespeare"
     with pytest.raises(UnknownNameError, match=f"unknown task 'sst2'; known: {known}"):
         gather(None, ["task=sst2"])
+
+
+def test_a_preset_may_also_be_the_name_of_a_task():
+    assert expanded({"preset": "classification"}) == {"task": "classification"}
+    with pytest.raises(UnknownNameError, match="unknown preset 'sst2'"):
+        gather(None, [], preset="sst2")
+
+
+def test_settings_are_read_in_any_spelling_and_later_sources_win(tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text("min-clients = 2\n[zo]\neps = 0.5\nqueries = 3\n")
+    config = gather(file, ["zo.queries=5", "num_rounds=7", "min-replies=1", "queries=6"])
+    assert (config.zo.eps, config.zo.queries, config.training.rounds) == (0.5, 6, 7)
+    assert (config.federation.min_replies, config.federation.min_sites) == (1, 2)
+
+
+def test_a_typing_error_is_answered_with_the_nearest_names():
+    with pytest.raises(ConfigError, match="unknown setting 'lr'; did you mean learning-rate"):
+        gather(None, ["lr=0.1"])

@@ -21,7 +21,7 @@ from dandelion.sweep.runner import ListedCells, Runner, make_slots
 from dandelion.sweep.search import SearchedCells, ranges_of
 from server.ledger.run_folder import LEDGER
 from shared.base.errors import ConfigError
-from shared.config.toml_text import to_toml
+from shared.config.schema import to_toml
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = {
@@ -74,12 +74,16 @@ def test_a_grid_that_cannot_be_meant_is_refused(text, message):
 def test_a_cell_has_what_its_task_or_model_brings_and_keeps_its_own():
     cell = cells_of(axes_of(["learning-rate=0.5"]))[0]
     config = cell.config({"task": "rotten-tomatoes", "queries": 3})
-    assert (config.task, config.dataset, config.model) == (
+    assert (config.data.task, config.data.dataset, config.model.name) == (
         "classification",
         "rotten-tomatoes",
         "minilm",
     )
-    assert (config.learning_rate, config.queries, config.label_words) == (0.5, 3, "rotten, fresh")
+    assert (config.optimizer.learning_rate, config.zo.queries, config.data.label_words) == (
+        0.5,
+        3,
+        "rotten, fresh",
+    )
     axis = cells_of(axes_of(["model=smollm2-135m"]))[0].config({})
     assert axis.dataset == "shakespeare"
     again = Cell("again", {}).config(config.to_run_config())  # as its process reads it

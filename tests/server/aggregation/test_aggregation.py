@@ -31,7 +31,7 @@ MANY = {"bulyan": 7}  # Flower's Bulyan needs 4f + 3 sites to withstand f
 
 def enough(rule):
     sites = MANY.get(rule, 5)
-    return {"aggregation": rule, "num_clients": sites, "min_clients": sites, **TRAINING}
+    return {"aggregation": rule, "num_clients": sites, "min_replies": sites, **TRAINING}
 
 
 def contribution(slot, differences, examples=10):
@@ -200,5 +200,5 @@ def test_directions_of_their_own_cannot_be_compared(tmp_path, rule):
 
 @pytest.mark.parametrize(("rule", "needed"), [("krum", 4), ("multi-krum", 4), ("bulyan", 7)])
 def test_a_rule_that_needs_more_sites_says_so(tmp_path, rule, needed):
-    with pytest.raises(ConfigError, match=f"needs min-clients >= {needed}, got {needed - 1}"):
-        config(tmp_path, aggregation=rule, min_clients=needed - 1)
+    with pytest.raises(ConfigError, match=f"needs min-replies >= {needed}, got {needed - 1}"):
+        config(tmp_path, aggregation=rule, min_replies=needed - 1)

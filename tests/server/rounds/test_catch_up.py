@@ -169,4 +169,4 @@ def test_a_request_holds_what_the_strategy_says_it_holds(tmp_path):
     for message in requests:
         request = decode_request(unpack(message.content)[0])
         assert (request.round, request.entries) == (3, (result.entries[1],))
-        assert request.learning_rate == chosen.learning_rate
+        assert request.learning_rate == chosen.optimizer.learning_rate

@@ -88,7 +88,7 @@ def test_no_round_is_measured_at_what_was_undone(tamed):
         if entry.back_to is None:
             assert measured_at(chosen, entry.round) in Lineage.of(rewinds(found), entry.round)
     pauses = [e.round for e in entries if e.back_to is not None and not e.undoes]
-    assert pauses == [at + 1 for at, _ in rewinds(found)] * chosen.staleness
+    assert pauses == [at + 1 for at, _ in rewinds(found)] * chosen.federation.staleness
 
 
 def test_every_digest_is_met_whether_undone_rounds_are_rebuilt_or_not(tamed):
@@ -217,7 +217,7 @@ def test_any_mode_that_is_cut_off_while_it_diverges_ends_with_the_same_bits(chan
         assert found.summary["rewinds"] == expected.summary["rewinds"]
         with ledger_of(chosen) as ledger:
             replica = Oracle.of(chosen).replica
-            for round_, digest in rebuild_each_(replica, ledger, chosen.num_rounds):
+            for round_, digest in rebuild_each_(replica, ledger, chosen.training.rounds):
                 assert digest == ledger.digest(round_)
             assert replica.digest().hex() == expected.digest
 

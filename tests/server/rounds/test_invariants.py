@@ -40,7 +40,6 @@ shapes = st.fixed_dictionaries(
         "learning_rate": st.just(1e-3),
         "staleness": st.integers(0, 1),
         "directions": st.sampled_from(["rademacher", "lowrank"]),
-        "direction_rank": st.integers(1, 2),
     }
 )
 
@@ -50,6 +49,8 @@ def federations(draw, **fixed):
     """Settings of a small run in any mode."""
     mode = draw(st.sampled_from(["zo", "zo", "zo", "fo", "calibrate", "instruct", "fedavg"]))
     found = draw(shapes) | draw(sgd | others)
+    if found["directions"] == "lowrank":
+        found["direction_rank"] = draw(st.integers(1, 2))
     if mode != "zo":
         codec = st.sampled_from(["float32", "bfloat16", "int8", "topk"])
         found |= {"codec": draw(codec), "bp_interval": 2, "bp_batch_size": 1}

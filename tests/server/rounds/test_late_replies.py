@@ -76,8 +76,8 @@ def test_a_reply_that_takes_long_counts_until_the_time_out(tmp_path):
 
 
 def test_more_sites_are_asked_than_a_round_needs(tmp_path):
-    """``clients-per-round`` are asked, ``min-clients`` must answer: a silent one costs no round."""
-    chosen = config(tmp_path, num_clients=4, clients_per_round=3, min_clients=2, num_rounds=12)
+    """``clients-per-round`` are asked, ``min-replies`` must answer: a silent one costs no round."""
+    chosen = config(tmp_path, num_clients=4, clients_per_round=3, min_replies=2, num_rounds=12)
     silent = Network(chosen, change=lambda reply: [] if is_reply(reply, 1) else [reply])
     result = federate(chosen, silent)
     assert result.summary["skipped_rounds"] == 0

@@ -58,7 +58,7 @@ def test_a_reply_is_decoded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(replies, "decode_reply", lambda data: decoded.append(data) or decode(data))
     chosen = config(tmp_path)
     federate(chosen)
-    assert len(decoded) == chosen.num_clients * chosen.num_rounds
+    assert len(decoded) == chosen.federation.num_clients * chosen.training.rounds
 
 
 def test_a_gradient_that_a_site_sends_is_decoded_once(tmp_path, monkeypatch):
@@ -76,5 +76,5 @@ def test_a_gradient_that_a_site_sends_is_decoded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(CODECS["float32"], "decode", count)
     chosen = config(tmp_path, mode="fo", scope="regex:ln_f")
     federate(chosen, Network(chosen, change=note))
-    assert len(sent) == chosen.num_clients * chosen.num_rounds
+    assert len(sent) == chosen.federation.num_clients * chosen.training.rounds
     assert [decoded.count(gradient) for gradient in sent] == [1] * len(sent)

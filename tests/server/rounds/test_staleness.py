@@ -1,7 +1,5 @@
 """With ``staleness = 1`` two rounds are open at once, and each is measured where it says it was."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from federation import Network, Processes, config, federate, is_reply, ledger_of, replayed, resumed
@@ -27,7 +25,7 @@ def undisturbed(tmp_path_factory):
 def test_a_round_is_measured_at_the_round_before_or_one_earlier(tmp_path):
     chosen = config(tmp_path)
     assert [measured_at(chosen, k) for k in (1, 2, 3, 9)] == [0, 1, 2, 8]
-    stale = replace(chosen, staleness=1)
+    stale = chosen.replace(staleness=1)
     assert [measured_at(stale, k) for k in (1, 2, 3, 9)] == [0, 0, 1, 7]
 
 
@@ -46,7 +44,7 @@ def test_what_the_ledger_holds_is_what_is_measured_at_those_parameters(tmp_path,
             replica.set_round(at)
             rate = ledger.entry(round_).learning_rate
             request = Request(round_, rate, replica.digest(), b"r" * 16, b"c" * 16)
-            node = {"partition-id": int(site), "num-partitions": chosen.num_clients}
+            node = {"partition-id": int(site), "num-partitions": chosen.federation.num_clients}
             measured = host.train(node, request, None)
             assert measured.differences.astype("<f4").tobytes() == differences, (round_, slot)
     fresh = federate(config(tmp_path, "fresh", **CHANGES | {"staleness": 0, "num_rounds": 4}))
@@ -69,9 +67,9 @@ def test_the_next_round_is_asked_for_before_the_last_reply_is_in(tmp_path, undis
             return found
 
     assert federate(chosen, Noting(chosen)).digest == undisturbed.digest
-    for round_ in range(1, chosen.num_rounds):
+    for round_ in range(1, chosen.training.rounds):
         assert order.index(("asked", round_ + 1)) < order.index(("read", round_))
-    for round_ in range(1, chosen.num_rounds - 1):
+    for round_ in range(1, chosen.training.rounds - 1):
         assert order.index(("asked", round_ + 2)) > order.index(("read", round_))
 
 
@@ -107,7 +105,7 @@ def test_sites_that_are_ahead_of_a_resumed_server_answer_what_they_answered(tmp_
     network = Network(chosen, nodes)
     network.change = lambda reply: [] if is_reply(reply, round_=4) else [reply]
     with pytest.raises(Cut):
-        federate(replace(chosen, max_skipped_rounds=1, round_timeout=0.5), network, cut_at(3))
+        federate(chosen.replace(max_skipped_rounds=1, round_timeout=0.5), network, cut_at(3))
     ask_ahead(network, nodes, 5)
     assert {nodes.host(k)._oracle.replica.round for k in (2, 3, 4)} == {3}
     again = resumed(chosen)

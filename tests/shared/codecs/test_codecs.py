@@ -156,3 +156,12 @@ def test_a_refused_gradient_leaves_the_residual_as_it_was():
     with pytest.raises(WireError):
         feedback.encode(torch.full((LAYOUT.size,), math.nan))
     assert torch.equal(feedback.residual, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [("float32", b"f32\0"), ("bfloat16", b"bf16"), ("int8", b"int8"), ("topk", b"topk")],
+)
+def test_a_payload_says_on_the_wire_which_codec_made_it(name, tag):
+    codec = CODECS[name](LAYOUT)
+    assert tag in codec.encode(torch.zeros(LAYOUT.size))[:16]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.config.toml_text import to_toml
+from shared.config.schema import to_toml
 
 values = st.one_of(
     st.booleans(),

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.base.errors import ConfigError, DataError, UnknownNameError
-from shared.config.schema import Config
 from shared.data.documents import DATASETS, Documents, space_evenly
 from shared.data.examples import cut_blocks, draw, hold_out
 from shared.data.flower_partitioners import PARTITIONERS
@@ -18,6 +17,7 @@ from shared.data.partition_rules import RULES, partition
 from shared.data.resolve import documents_of
 from shared.models.tokenizers import ByteTokenizer
 from shared.randomness.streams import query_batch_key
+from shared.training.validate import configure
 
 BYTES = ByteTokenizer()
 
@@ -321,4 +321,4 @@ def test_parts_are_whole_groups_disjoint_and_together_all(count, groups):
 @pytest.mark.parametrize("text", ["0/2", "3/2", "half", "1/", "-1/2", "1/0"])
 def test_a_part_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match="k/n with k from 1 to n expected"):
-        Config.from_run_config({"data-part": text})
+        configure({"data-part": text})

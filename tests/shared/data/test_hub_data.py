@@ -15,6 +15,7 @@ from shared.data.resolve import documents_of, source_of
 from shared.data.sets.hub import HUB
 from shared.models.load import load_model
 from shared.training.corpus import Corpus
+from shared.training.validate import configure
 
 CARD = """---
 configs:
@@ -222,13 +223,13 @@ def test_a_revision_changes_with_what_is_in_the_folder(tmp_path):
 @pytest.mark.parametrize("name", ["shakespear", "no/such/folder", "./nothing", "/none/such"])
 def test_a_name_that_nothing_has_is_refused_before_the_run(name):
     with pytest.raises((UnknownNameError, ConfigError), match=f"{name}"):
-        Config.from_run_config({"dataset": name})
+        configure({"dataset": name})
 
 
 def test_names_on_the_hub_and_folders_are_accepted_unseen(tmp_path):
     assert source_of("owner/name:en").about == "owner/name on the hub"
     config = {"dataset": str(tmp_path), "bp-dataset": "owner/name"}
-    assert Config.from_run_config(config).dataset == str(tmp_path)
+    assert configure(config).dataset == str(tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(HUB))

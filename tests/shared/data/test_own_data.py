@@ -130,7 +130,7 @@ def test_gradients_are_taken_on_other_data_where_a_site_says_so(tmp_path):
     assert len(only.queries.held_out)
     assert len(only.shard(0, 1).gradients) == len(apart.gradients)
     public = config(tmp_path, bp_dataset=other)
-    assert SiteData.of(public, model, own).gradients.config.dataset == other
+    assert SiteData.of(public, model, own).gradients.config.data.dataset == other
 
 
 def test_a_site_evaluates_on_a_part_of_its_own(tmp_path):

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from shared.base.errors import ConfigError
 from shared.base.flat import TILE, Layout
-from shared.config.schema import Config
 from shared.directions import lowrank as module
 from shared.directions.kernels import compiled as threads
 from shared.directions.kernels import lowrank_cpu
 from shared.directions.kernels import plain_torch as lowrank_torch
 from shared.directions.lowrank import Lowrank, factors_of, reference
 from shared.randomness.streams import Key
+from shared.training.validate import configure
 
 KEY = Key(seed=2**63 + 11, round=5, slot=3, index=7)
 KNOWN_FIRST = [1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0, -1.0]
@@ -115,7 +115,7 @@ def test_the_numbers_are_those_that_they_always_were():
 
 def test_a_rank_of_none_is_refused():
     with pytest.raises(ConfigError, match="direction-rank"):
-        Config.from_run_config({"direction-rank": 0})
+        configure({"direction-rank": 0})
     with pytest.raises(ConfigError, match="direction-rank"):
         Lowrank(LAYOUT, 0)
 

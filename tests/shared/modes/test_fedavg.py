@@ -16,7 +16,9 @@ def test_one_round_is_the_mean_of_what_the_sites_parameters_came_to(tmp_path):
     for number in range(3):
         host = ReplicaHost(c)
         site = host._site({"partition-id": number, "num-partitions": 3})
-        losses, way = train_locally(c, host._oracle, site.examples, number + 1, 1, c.learning_rate)
+        losses, way = train_locally(
+            c, host._oracle, site.examples, number + 1, 1, c.optimizer.learning_rate
+        )
         assert losses[-1] < losses[0]
         mean = mean + (host._oracle.replica.model.flat - way).double() * site.count
         weight += site.count

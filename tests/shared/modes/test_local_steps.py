@@ -20,16 +20,20 @@ def trajectory(c, oracle, shard, start, round_, rate):
     flat, layout = oracle.replica.model.flat, oracle.replica.model.layout
     number, blocks = shard
     theta = start.clone()
-    for step in range(c.local_steps):
-        rows = draw(query_batch_key(c.seed, round_, 1 + number, step), len(blocks), c.zo_batch_size)
+    for step in range(c.training.local_steps):
+        rows = draw(
+            query_batch_key(c.training.seed, round_, 1 + number, step), len(blocks), c.zo.batch_size
+        )
         batch, gradient = torch.from_numpy(blocks.batch(rows)), torch.zeros_like(theta)
-        slot = 0 if c.seed_schedule == "shared" else 1 + number
-        for key in direction_keys(c.seed, round_, slot, step * c.queries, c.queries):
+        slot = 0 if c.zo.seed_schedule == "shared" else 1 + number
+        for key in direction_keys(c.training.seed, round_, slot, step * c.zo.queries, c.zo.queries):
             z = torch.zeros_like(theta)
             oracle.replica.directions.add_to_(z, [key], [1.0])
             layout.clear_padding_(z)
-            losses = [oracle.loss(batch) for flat[:] in (theta + c.eps * z, theta - c.eps * z)]
-            gradient += (losses[0] - losses[1]) / (2 * c.eps) / c.queries * z
+            losses = [
+                oracle.loss(batch) for flat[:] in (theta + c.zo.eps * z, theta - c.zo.eps * z)
+            ]
+            gradient += (losses[0] - losses[1]) / (2 * c.zo.eps) / c.zo.queries * z
         theta -= rate * gradient
     return theta
 
@@ -41,12 +45,14 @@ def test_local_steps_equal_steps_by_hand_averaged_over_the_sites(tmp_path, sched
     federate(c)
     oracle = Oracle.of(c)
     corpus = Corpus.of(c, oracle.language_model)
-    shards = [(k, corpus.shard(k, c.num_clients)) for k in range(c.num_clients)]
+    shards = [
+        (k, corpus.shard(k, c.federation.num_clients)) for k in range(c.federation.num_clients)
+    ]
     total = sum(len(blocks) for _, blocks in shards)
     with ledger_of(c) as ledger:
-        for round_ in range(1, c.num_rounds + 1):
+        for round_ in range(1, c.training.rounds + 1):
             start, end = replayed(c, ledger, round_ - 1), replayed(c, ledger, round_)
-            rate = c.learning_rate * (round_ / warmup if warmup else 1)
+            rate = c.optimizer.learning_rate * (round_ / warmup if warmup else 1)
             mean = sum(
                 trajectory(c, oracle, shard, start, round_, rate) * (len(shard[1]) / total)
                 for shard in shards
@@ -65,9 +71,9 @@ def test_each_entry_holds_the_rate_of_its_round(tmp_path, schedule):
         rates = [ledger.entry(round_).learning_rate for round_ in range(1, 7)]
         noted = [metrics.learning_rate for metrics in ledger.metrics()]
     assert rates == noted
-    assert rates[:3] == pytest.approx([c.learning_rate * k / 3 for k in (1, 2, 3)])
-    assert rates[3] == c.learning_rate
-    assert (rates[5] == c.learning_rate) == (schedule == "constant")
+    assert rates[:3] == pytest.approx([c.optimizer.learning_rate * k / 3 for k in (1, 2, 3)])
+    assert rates[3] == c.optimizer.learning_rate
+    assert (rates[5] == c.optimizer.learning_rate) == (schedule == "constant")
 
 
 def test_a_step_size_of_their_own_changes_the_trajectory_not_the_first_step(tmp_path):

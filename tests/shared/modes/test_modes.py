@@ -5,9 +5,10 @@ import torch
 from fleet import ALL_MODES, config, federate, of_mode, tolerates_sites_without_gradients
 
 from shared.codecs import codec_of
-from shared.config.schema import CHOICES
-from shared.modes.mode import MODES, plan_of
+from shared.modes.mode import MODES as REGISTRY
+from shared.modes.mode import plan_of
 from shared.training.oracle import Oracle
+from shared.training.validate import configure
 
 every_mode = pytest.mark.parametrize("mode", ALL_MODES)
 mixed_modes = pytest.mark.parametrize(
@@ -28,8 +29,23 @@ def runs(tmp_path_factory):
     return get
 
 
-def test_every_plan_is_a_choice():
-    assert set(MODES) == set(CHOICES["mode"])
+@pytest.mark.parametrize("name", REGISTRY.names())
+def test_what_a_mode_says_of_itself_is_what_its_plans_do(name):
+    mode, chosen = REGISTRY[name], configure({"mode": name, "bp-interval": 3})
+    plans = [plan_of(chosen, round_) for round_ in range(1, 10)]
+    assert mode.measures == any(plan.measure for plan in plans)
+    assert mode.always_backpropagates == all(plan.dense and not plan.measure for plan in plans)
+    assert mode.averages_parameters == any(plan.train for plan in plans)
+    assert mode.leans_on_gradient == any(plan.measure and plan.backpropagate for plan in plans)
+    assert mode.has_interval == (len({plan.dense for plan in plans}) == 2)
+
+
+@pytest.mark.parametrize("name", REGISTRY.names())
+def test_a_guidance_is_kept_only_to_be_measured_along(name):
+    kept = configure({"mode": name, "guidance": "reuse"})
+    along = {plan_of(kept, round_).along for round_ in range(1, 13)}
+    assert REGISTRY[name].keeps_guidance(kept) == ("guidance" in along)
+    assert not REGISTRY[name].keeps_guidance(configure({"mode": name}))
 
 
 @every_mode
@@ -94,7 +110,8 @@ def test_bytes_are_counted_as_gradients_where_gradients_are_in_them(runs):
 @pytest.mark.parametrize("codec", ["bfloat16", "int8", "topk"])
 @pytest.mark.parametrize("mode", ["fo", "instruct reuse"])
 def test_a_lossy_codec_changes_nothing_but_accuracy(codec, mode, tmp_path):
-    c = of_mode(tmp_path, mode, codec=codec, topk_fraction=0.05, error_feedback=codec == "topk")
+    topk = {"topk_fraction": 0.05, "error_feedback": True} if codec == "topk" else {}
+    c = of_mode(tmp_path, mode, codec=codec, **topk)
     found = federate(c)
     assert found.losses[-1] < found.losses[0]
     replica = Oracle.of(c).replica

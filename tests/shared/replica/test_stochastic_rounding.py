@@ -104,7 +104,7 @@ def test_a_bfloat16_run_is_replayed_to_the_bit_and_resumed(tmp_path, more):
     assert result.flat.dtype == torch.bfloat16
     assert not result.summary["refused_replies"]
     with ledger_of(c) as ledger:
-        if c.mode not in ("fo", "instruct"):  # whose gradients give way to snapshots
+        if c.training.mode not in ("fo", "instruct"):  # whose gradients give way to snapshots
             assert torch.equal(bits(replayed(c, ledger, 3)), bits(result.flat))
     further = federate(resumed(c, num_rounds=5))
     whole = federate(config(tmp_path, "whole", snapshot_interval=2, num_rounds=5, **LOW, **more))

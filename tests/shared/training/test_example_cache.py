@@ -159,5 +159,5 @@ def test_a_corpus_is_tokenised_once_and_the_same_when_read(monkeypatch, cache):
         assert same(corpus.training, plain.training)
         assert same(corpus.held_out, plain.held_out)
         assert same(corpus.shard(1, 4), plain.shard(1, 4))
-    Corpus.of(replace(config, max_samples=4), counting)
+    Corpus.of(config.replace(max_samples=4), counting)
     assert len(counting.tokenizer.texts) == 12

@@ -1,0 +1,43 @@
+"""``dandelion settings``: every setting with its default, its meaning and its range."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
+
+from shared.base.errors import ConfigError
+
+console = Console()
+
+
+def settings(
+    word: Annotated[str, typer.Argument(help="Only those whose key or meaning has it.")] = "",
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="All of them, as the page of the documentation.")
+    ] = False,
+) -> None:
+    """Every setting for --set and TOML files: default, meaning, unit, range, and who uses it."""
+    from dandelion.settings import reference
+    from shared.training.components import known_keys
+
+    if markdown:
+        sys.stdout.write(reference.markdown())
+        return
+    groups = list(reference.groups(word))
+    if not groups:
+        from shared.config.schema import unknown_setting
+
+        raise ConfigError(str(unknown_setting(word, known_keys())))
+    for group in groups:
+        table = Table(
+            Column("key", no_wrap=True), "default", "meaning",
+            title=group.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD,
+        )  # fmt: skip
+        for each in group.options:
+            facts = reference.facts(each)
+            meaning = f"{each.meaning} [{facts}]" if facts else each.meaning
+            table.add_row(each.key, reference.shown(each.default), meaning.replace("[", r"\["))
+        console.print(table)

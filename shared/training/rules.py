@@ -1,0 +1,177 @@
+"""Settings that are each in range but cannot work together, refused before anything is sent."""
+
+from shared.base.errors import ConfigError
+from shared.config.schema import Config
+from shared.modes.mode import mode_of
+from shared.training.components import effective_options
+
+MOST_DRAWS = 1 << 16  # directions, and batches, of one round
+MOST_SLOTS = (1 << 16) - 1  # sites with directions of their own in one entry
+COMPARING = ("krum", "multi-krum", "bulyan")  # aggregation rules that choose whole replies
+
+
+def check_combinations(c: Config) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        ConfigError: says which settings, and what to set instead.
+    """
+    _check_rounds(c)
+    _check_staleness(c)
+    _check_aggregation(c)
+    _check_mode(c)
+    _check_averaging(c)
+    _check_gradients(c)
+    _check_model(c)
+    _check_merging(c)
+    _check_data(c)
+
+
+def _check_rounds(c: Config) -> None:
+    draws = c.zo.queries * c.training.local_steps
+    if draws > MOST_DRAWS:
+        raise ConfigError(f"queries × local-steps: at most {MOST_DRAWS} expected, got {draws}")
+    if 0 < c.federation.clients_per_round < c.federation.min_replies:
+        raise ConfigError(
+            f"clients-per-round: 0 or at least min-replies = {c.federation.min_replies} expected, "
+            f"got {c.federation.clients_per_round}: every round would be skipped"
+        )
+
+
+def _check_staleness(c: Config) -> None:
+    """What must be as it was one round ago is not kept: parameters as a whole, guidance, debts."""
+    for key, value, holds in (
+        ("downlink", c.federation.downlink, c.federation.downlink == "dense"),
+        ("guidance", c.bp.guidance, mode_of(c).keeps_guidance(c)),
+        ("error-feedback", "true", c.bp.error_feedback),
+        ("server-replica", "lazy", c.run.server_replica == "lazy"),
+    ):
+        if c.federation.staleness and holds:
+            raise ConfigError(
+                f"staleness = {c.federation.staleness} with {key} = {value}: it follows the newest "
+                "round, and sites measure at the one before; use staleness = 0, or the key's "
+                "default"
+            )
+
+
+def _check_aggregation(c: Config) -> None:
+    rule, independent = c.federation.aggregation, c.zo.seed_schedule == "independent"
+    if rule != "mean" and independent:
+        raise ConfigError(
+            f"aggregation {rule!r} compares sites direction by direction and needs "
+            "seed-schedule 'shared'; with 'independent' each site has its own: use 'mean'"
+        )
+    sites = c.federation.clients_per_round or c.federation.num_clients
+    if independent and sites > MOST_SLOTS:
+        raise ConfigError(
+            f"seed-schedule 'independent' with {sites} sites a round: an entry takes "
+            f"the numbers of at most {MOST_SLOTS}: set clients-per-round, or use 'shared'"
+        )
+    needed = needed_replies(c)
+    if c.federation.min_replies < needed:
+        liars = effective_options(c)["malicious-clients"]
+        raise ConfigError(
+            f"aggregation {rule!r} with malicious-clients = {liars} needs "
+            f"min-replies >= {needed}, got {c.federation.min_replies}"
+        )
+    if rule in COMPARING and mode_of(c).leans_on_gradient:
+        raise ConfigError(
+            f"aggregation {rule!r} keeps whole replies, but in mode {c.training.mode!r} a site's "
+            "numbers and its gradient are combined apart: use mean, median or trimmed-mean"
+        )
+
+
+def _check_mode(c: Config) -> None:
+    mode, name = mode_of(c), c.training.mode
+    if c.training.local_steps > 1 and not mode.takes_local_steps:
+        raise ConfigError(
+            f"local-steps = {c.training.local_steps} with mode {name!r}: a gradient is of one "
+            "point; use local-steps = 1, or mode zo or fedavg"
+        )
+    guided = mode.keeps_guidance(c)
+    if c.zo.parallel_queries > 1 and (guided or not mode.measures):
+        raise ConfigError(
+            f"parallel-queries = {c.zo.parallel_queries} with mode {name!r}"
+            f"{', guidance reuse' * guided}: no round measures plain directions; use 1"
+        )
+
+
+def _check_averaging(c: Config) -> None:
+    """Where parameters are averaged, sites have stepped, by AdamW, and no query is spent."""
+    if not mode_of(c).averages_parameters:
+        return
+    name, momentum = c.training.mode, c.options.get("momentum", 0.0)
+    if c.optimizer.name != "sgd" or momentum:
+        raise ConfigError(
+            f"optimizer {c.optimizer.name!r} with momentum {momentum}: in mode {name!r} sites step "
+            "by AdamW and parameters are averaged: use sgd, momentum 0"
+        )
+    if c.model.dtype != "float32":
+        raise ConfigError(
+            f"dtype {c.model.dtype!r} with mode {name!r}: the small steps of AdamW at the sites "
+            "would be lost: use float32"
+        )
+    if c.zo.query_data == "fresh":
+        raise ConfigError(f"query-data 'fresh' with mode {name!r}: no query is spent there")
+
+
+def _check_gradients(c: Config) -> None:
+    if c.bp.instruct_directions == "masked" and mode_of(c).keeps_guidance(c):
+        raise ConfigError(
+            "guidance 'reuse' with instruct-directions 'masked': between BP rounds a masked "
+            "estimate would be as large as a gradient: use tilted, or guidance fresh"
+        )
+    if c.bp.error_feedback and c.bp.codec == "float32":
+        raise ConfigError("error-feedback with codec float32: nothing is lost that could be owed")
+    if c.bp.split_data and c.bp.dataset:
+        raise ConfigError(
+            f"split-bp-zo-data with bp-dataset = {c.bp.dataset!r}: these are apart already; use one"
+        )
+
+
+def _check_model(c: Config) -> None:
+    batched = (c.data.task, c.model.dtype) == ("language-modelling", "float32")
+    if c.zo.parallel_queries > 1 and not batched:
+        raise ConfigError(
+            f"parallel-queries = {c.zo.parallel_queries} with task {c.data.task!r} and dtype "
+            f"{c.model.dtype!r}: only language modelling in float32 is batched over directions; "
+            "use 1"
+        )
+    if c.model.scope != "lora" and c.model.lora_targets:
+        raise ConfigError(
+            f"lora-targets {c.model.lora_targets!r} need scope lora, got {c.model.scope!r}"
+        )
+
+
+def _check_merging(c: Config) -> None:
+    """Batches of several sites are one only if the sites stand at one point, with one key."""
+    mode = mode_of(c)
+    alone = {
+        "seed-schedule": c.zo.seed_schedule == "independent",
+        "mode": not mode.measures or mode.keeps_guidance(c),
+        "local-steps": c.training.local_steps > 1,
+        "parallel-queries": c.zo.parallel_queries > 1,
+        "staleness": c.federation.staleness > 0,
+    }
+    if c.federation.merge_clients and any(alone.values()):
+        key = next(key for key, holds in alone.items() if holds)
+        raise ConfigError(
+            f"merge-clients with {key} = {c.to_run_config()[key]!r}: sites that share forwards "
+            "measure plain directions of shared keys, one step, one direction after the other"
+        )
+
+
+def _check_data(c: Config) -> None:
+    if c.data.task != "classification" and c.data.label_words:
+        raise ConfigError(
+            f"label-words {c.data.label_words!r} need task classification, got {c.data.task!r}"
+        )
+
+
+def needed_replies(c: Config) -> int:
+    """How many replies the aggregation rule needs to tell liars from others."""
+    rule = c.federation.aggregation.removeprefix("multi-")
+    if rule not in ("bulyan", "krum"):
+        return 1
+    liars = int(effective_options(c)["malicious-clients"])
+    return 4 * liars + 3 if rule == "bulyan" else liars + 3
