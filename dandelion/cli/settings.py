@@ -21,7 +21,7 @@ def settings(
 ) -> None:
     """Every setting for --set and TOML files: default, meaning, unit, range, and who uses it."""
     from dandelion.settings import reference
-    from shared.training.components import known_keys
+    from shared.training.components import all_keys
 
     if markdown:
         sys.stdout.write(reference.markdown())
@@ -30,7 +30,7 @@ def settings(
     if not groups:
         from shared.config.schema import unknown_setting
 
-        raise ConfigError(str(unknown_setting(word, known_keys())))
+        raise ConfigError(str(unknown_setting(word, all_keys())))
     for group in groups:
         table = Table(
             Column("key", no_wrap=True), "default", "meaning",
@@ -39,5 +39,5 @@ def settings(
         for each in group.options:
             facts = reference.facts(each)
             meaning = f"{each.meaning} [{facts}]" if facts else each.meaning
-            table.add_row(each.key, reference.shown(each.default), meaning.replace("[", r"\["))
+            table.add_row(each.key, reference.toml_of(each.default), meaning.replace("[", r"\["))
         console.print(table)

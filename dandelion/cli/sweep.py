@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from dandelion.cli.console import ConfigOption, FolderNameOption, console, say
 from shared.base.errors import ConfigError
 from shared.base.options import Value
-from shared.config.schema import Config, flat
+from shared.config.schema import Config, flat_settings
 
 if TYPE_CHECKING:  # the runner needs torch, which takes a second
     from dandelion.sweep.cells import CellResult
@@ -153,7 +153,7 @@ class _ProgressBars:
 def _base(file: Path | None, pairs: Sequence[str]) -> dict[str, Value]:
     from dandelion.settings.gather import read_pairs, read_toml
 
-    given = flat(read_toml(file)) if file else {}  # values are checked with the cells
+    given = flat_settings(read_toml(file)) if file else {}  # values are checked with the cells
     return {"save-model": False, **cast("Mapping[str, Value]", given | read_pairs(pairs))}
 
 

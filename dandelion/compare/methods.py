@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from dandelion.settings.presets import expanded
+from dandelion.settings.presets import expand_preset
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.base.options import Value
 from shared.config.schema import Config, flat_key
@@ -58,7 +58,7 @@ def configurations(
     common = {key: value for name, key, value in given if not name}
     return {
         name: configure(
-            expanded(
+            expand_preset(
                 {**base, **common, **row, **{key: value for of, key, value in given if of == name}}
                 | {"run-name": name}
             )

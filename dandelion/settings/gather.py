@@ -4,10 +4,10 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dandelion.settings.presets import expanded
+from dandelion.settings.presets import expand_preset
 from shared.base.errors import ConfigError
 from shared.base.options import Value
-from shared.config.schema import RESUMABLE, Config, flat, flat_key
+from shared.config.schema import RESUMABLE, Config, flat_key, flat_settings
 from shared.training.components import parse
 from shared.training.validate import configure
 
@@ -35,16 +35,16 @@ def gather_deployed(
         ConfigError: a pair is not ``key=value``, a value does not fit, a file cannot be read, or a
             resumed run is given a key that would make another run of it.
     """
-    settings = flat(read_toml(file)) if file else {}
+    settings = flat_settings(read_toml(file)) if file else {}
     settings |= read_pairs(pairs)
-    settings |= flat({key: value for key, value in given.items() if value != ""})
+    settings |= flat_settings({key: value for key, value in given.items() if value != ""})
     if named := settings.pop("resume", ""):
         resume = resume or Path(str(named))
     if resume is not None:
         return _resumed(settings, resume)
     from shared.models.load import check_name
 
-    config = configure(expanded(settings))
+    config = configure(expand_preset(settings))
     check_name(config.model.name)
     return config
 
@@ -62,7 +62,7 @@ def read_pairs(pairs: Sequence[str]) -> dict[str, object]:
         if not equals:
             raise ConfigError(f"--set key=value expected, got {pair!r}")
         settings[flat_key(key.strip())] = parse(key.strip(), text.strip())
-    return flat(settings)
+    return flat_settings(settings)
 
 
 def _resumed(settings: Mapping[str, object], folder: Path) -> Config:
@@ -74,7 +74,7 @@ def _resumed(settings: Mapping[str, object], folder: Path) -> Config:
     free = RESUMABLE - {"run-name", "output-dir"}  # it stays where it is
     if fixed := sorted(set(settings) - free):
         raise ConfigError(f"a resumed run keeps {fixed}; it may be given {sorted(free)}")
-    recorded = flat(read_toml(folder / CONFIG))
+    recorded = flat_settings(read_toml(folder / CONFIG))
     return configure({**recorded, **settings, "resume": str(folder.resolve())})
 
 

@@ -83,7 +83,7 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
-def expanded(settings: Mapping[str, object]) -> dict[str, object]:
+def expand_preset(settings: Mapping[str, object]) -> dict[str, object]:
     """Settings by flat key, with those of the recipe that their preset or their model names.
 
     A model that some recipe is for brings it along if neither a task nor a data set is given.

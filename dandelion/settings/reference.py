@@ -6,7 +6,7 @@ from inspect import getdoc
 
 from shared.base.options import Option, Value, options_of
 from shared.config.schema import ALIASES, Config, sections, to_toml
-from shared.training.components import component_options, declared
+from shared.training.components import component_options, list_options
 
 TITLE = "# Settings\n"
 INTRODUCTION = """
@@ -53,7 +53,7 @@ def _matching(group: Group, word: str) -> Iterator[Group]:
 def _shared_options() -> list[Option]:
     """Options of components; those that several declare alike are one, used by all of these."""
     users: dict[Option, list[str]] = {}
-    for kind, name, each in declared():
+    for kind, name, each in list_options():
         users.setdefault(each, []).append(f"{kind} {name}")
     return [replace(each, used_by=", ".join(names)) for each, names in users.items()]
 
@@ -74,7 +74,7 @@ def _range(each: Option) -> str:
     return "" if each.range == ANY_INTEGER else each.range.removesuffix(" to below 2**30")
 
 
-def shown(value: Value) -> str:
+def toml_of(value: Value) -> str:
     """A default as TOML writes it."""
     return to_toml({"": value}).removeprefix(" = ").strip()
 
@@ -94,7 +94,12 @@ def markdown() -> str:
 
 
 def _row(each: Option) -> str:
-    cells = [f"`{each.key}`", f"`{shown(each.default)}`", _cell(each.meaning), _cell(facts(each))]
+    cells = [
+        f"`{each.key}`",
+        f"`{toml_of(each.default)}`",
+        _cell(each.meaning),
+        _cell(facts(each)),
+    ]
     return f"| {' | '.join(cells)} |\n"
 
 

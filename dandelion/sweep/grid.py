@@ -4,11 +4,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dandelion.settings.presets import expanded
+from dandelion.settings.presets import expand_preset
 from shared.base.errors import ConfigError
 from shared.base.options import Value
 from shared.config.schema import ALIASES, Config, flat_key, unknown_setting
-from shared.training.components import known_keys, parse
+from shared.training.components import all_keys, parse
 from shared.training.validate import configure
 
 LONGEST_NAME = 120  # characters, of a cell's files
@@ -27,7 +27,7 @@ class Cell:
         Raises:
             ConfigError: the combination of settings is invalid.
         """
-        return configure(expanded({**base, **self.settings, "run-name": self.name}))
+        return configure(expand_preset({**base, **self.settings, "run-name": self.name}))
 
 
 def axes_of(texts: Sequence[str]) -> dict[str, list[Value]]:
@@ -55,8 +55,9 @@ def check_key(key: str, option: str, text: str) -> str:
     Raises:
         ConfigError: there is no such setting, or it names the run.
     """
-    keys = [each for each in known_keys() if each not in ("run-name", "output-dir", "resume")]
-    if flat_key(key) not in [*keys, *ALIASES]:
+    if flat_key(key) in NAMING:
+        raise ConfigError(f"{option} {text!r}: {key} names a run, and each cell has its own")
+    if flat_key(key) not in ALIASES and flat_key(key) not in (keys := all_keys()):
         raise ConfigError(f"{option} {text!r}: {unknown_setting(key, keys)}")
     return flat_key(key)
 

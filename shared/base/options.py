@@ -25,7 +25,7 @@ NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogat
 class Option:
     """What is known of one setting; ``check`` tells whether a value may be one of it."""
 
-    key: str  # hyphenated
+    key: str  # hyphenate
     default: Value
     meaning: str
     unit: str = ""
@@ -175,7 +175,7 @@ def options_of(target: object) -> dict[str, Option]:
 
 def _option(declaration: Field[Any]) -> Option:
     facts = dict(declaration.metadata[KEY])
-    facts["key"] = facts["key"] or hyphenated(declaration.name)
+    facts["key"] = facts["key"] or hyphenate(declaration.name)
     default: Any = declaration.default
     return Option(default=default, **facts)
 
@@ -190,12 +190,12 @@ def arguments_of(target: object, given: Mapping[str, object]) -> dict[str, Value
     return {name: each.check(given[each.key]) for name, each in known if each.key in given}
 
 
-def hyphenated(name: str) -> str:
+def hyphenate(name: str) -> str:
     """The spelling of a name as a key: hyphens for underscores."""
     return name.replace("_", "-")
 
 
-def nearest(name: str, known: Sequence[str]) -> list[str]:
+def nearest_names(name: str, known: Sequence[str]) -> list[str]:
     """Up to three known names that look like ``name``, or whose initials it gives."""
     initials = sorted(k for k in known if "".join(word[:1] for word in k.split("-")) == name)
     alike = get_close_matches(name, known, NEAREST, CUTOFF)

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from shared.base.errors import ConfigError
-from shared.base.options import Option, Value, hyphenated, nearest, options_of
+from shared.base.options import Option, Value, hyphenate, nearest_names, options_of
 from shared.config.run_sections import FederationSettings, GuardSettings, RunSettings
 from shared.config.sections import (
     BpSettings,
@@ -59,7 +59,7 @@ class Config:
         Raises:
             ConfigError: a value has the wrong type or is out of range, or a key is given twice.
         """
-        values = {**flat(settings or {}), **flat(more)}
+        values = {**flat_settings(settings or {}), **flat_settings(more)}
         for name, section in sections().items():
             keys = options_of(section)
             arguments = {k: values.pop(each.key) for k, each in keys.items() if each.key in values}
@@ -96,7 +96,7 @@ class Config:
         Raises:
             ConfigError: as ``Config`` itself.
         """
-        return type(self)({**self.to_run_config(), **flat(changes)})
+        return type(self)({**self.to_run_config(), **flat_settings(changes)})
 
     def differences(self, other: "Config") -> list[str]:
         """Settings whose change would make another run of it, with both values."""
@@ -133,11 +133,11 @@ def settings() -> Mapping[str, Option]:
 @cache
 def _spellings() -> Mapping[str, str]:
     """Flat keys by each dotted spelling: ``bp.interval`` and ``bp.bp-interval``."""
-    short = {f"{where}.{hyphenated(name)}": each.key for (where, name), each in _fields().items()}
+    short = {f"{where}.{hyphenate(name)}": each.key for (where, name), each in _fields().items()}
     return short | {f"{where}.{each.key}": each.key for (where, _), each in _fields().items()}
 
 
-def flat(given: Mapping[Any, object]) -> dict[str, object]:
+def flat_settings(given: Mapping[Any, object]) -> dict[str, object]:
     """Settings by their flat keys: sections resolved, hyphens for underscores, aliases replaced.
 
     Raises:
@@ -159,7 +159,7 @@ def flat(given: Mapping[Any, object]) -> dict[str, object]:
 
 def flat_key(spelling: str) -> str:
     """The flat key that a spelling means: ``zo.eps`` and ``eps`` are one, as are _ and -."""
-    key = hyphenated(spelling)
+    key = hyphenate(spelling)
     if key in _spellings():
         return _spellings()[key]
     where, dot, last = key.partition(".")
@@ -170,7 +170,7 @@ def _leaves(given: Mapping[Any, object]) -> Iterator[tuple[str, object]]:
     if wrong := [key for key in given if not isinstance(key, str)]:
         raise unknown_setting(str(wrong[0]), [])
     for key, value in given.items():
-        if isinstance(value, Mapping) and (hyphenated(key) in sections() or key == OPTIONS):
+        if isinstance(value, Mapping) and (hyphenate(key) in sections() or key == OPTIONS):
             yield from ((f"{key}.{name}", each) for name, each in _leaves(value))
         else:
             yield key, value
@@ -185,7 +185,7 @@ def _option_value(key: str, value: object) -> Value:
 
 def unknown_setting(name: str, others: list[str]) -> ConfigError:
     """The error for a name that no section, and no component, declares."""
-    close = nearest(hyphenated(name), [*settings(), *others])
+    close = nearest_names(hyphenate(name), [*settings(), *others])
     guess = f"; did you mean {' or '.join(close)}?" if close else ";"
     return ConfigError(f"unknown setting {name!r}{guess} All of them: dandelion settings")
 

@@ -30,7 +30,7 @@ def components(kind: str) -> Registry[object]:
     return registry_of(kind)
 
 
-def declared() -> Iterator[tuple[str, str, Option]]:
+def list_options() -> Iterator[tuple[str, str, Option]]:
     """Every option of every component that is installed: kind, component, option."""
     for kind in HOMES:
         for name in components(kind).names():
@@ -41,7 +41,7 @@ def declared() -> Iterator[tuple[str, str, Option]]:
 def component_options() -> dict[str, Option]:
     """The options of all components by key; the first component's, if several have one."""
     options: dict[str, Option] = {}
-    for _, _, each in declared():
+    for _, _, each in list_options():
         options.setdefault(each.key, each)
     return options
 
@@ -90,7 +90,7 @@ def with_own_options(config: Config) -> Config:
 
 def _check_unused(config: Config, key: str, value: Value) -> None:
     """Refuse an option that no chosen component declares, unless it is another's default."""
-    others = [(kind, each) for kind, _, each in declared() if each.key == key]
+    others = [(kind, each) for kind, _, each in list_options() if each.key == key]
     if not others:
         raise unknown_setting(key, list(component_options()))
     if any(each.check(value) == each.default for _, each in others):
@@ -126,6 +126,6 @@ def parse(spelling: str, text: str) -> Value:
     return option_of(spelling).parse(text)
 
 
-def known_keys() -> list[str]:
+def all_keys() -> list[str]:
     """The keys of all settings, those of components included."""
     return [*settings(), *component_options()]

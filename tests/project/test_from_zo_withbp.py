@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from dandelion.cli.app import app
-from shared.training.components import known_keys, parse
+from shared.training.components import all_keys, parse
 from shared.training.validate import configure
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "from-zo_withbp.md").read_text()
@@ -68,14 +68,14 @@ def test_what_a_flag_became_is_a_setting_and_its_value_can_be_set(row):
     values = {}
     for pair in pairs:
         key, _, value = pair.partition(" = ")
-        assert key in known_keys(), key
+        assert key in all_keys(), key
         if value:
             values[key] = parse(key, value.strip('"'))
     configure(values)
 
 
 def test_other_keys_that_the_page_speaks_of_exist():
-    known = known_keys()
+    known = all_keys()
     remarks = [code for row in FLAG_ROWS for code in CODE.findall(row[2] if len(row) > 2 else "")]
     keys = [code for code in remarks if re.fullmatch(r"[a-z]+-[a-z-]+", code)]
     assert len(keys) > 5

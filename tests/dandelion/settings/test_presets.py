@@ -3,7 +3,7 @@
 import pytest
 
 from dandelion.settings.gather import gather
-from dandelion.settings.presets import RECIPES, expanded
+from dandelion.settings.presets import RECIPES, expand_preset
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.config.schema import Config
 from shared.data.documents import DATASETS
@@ -17,7 +17,7 @@ def test_every_recipe_is_a_configuration(name):
     recipe = RECIPES[name]
     pairs = {(recipe.model, "full"), *recipe.scopes, *((m, "full") for m in recipe.models)}
     for model, scope in pairs:
-        config = configure(expanded({"preset": name, "model": model, "scope": scope}))
+        config = configure(expand_preset({"preset": name, "model": model, "scope": scope}))
         assert (config.model.name, config.model.scope) == (model, scope)
         assert config.data.dataset in DATASETS.names()
         assert model in model_names()
@@ -49,8 +49,8 @@ def test_another_model_takes_a_task_too():
 
 def test_what_names_no_recipe_changes_nothing():
     settings = {"task": "language-modelling", "queries": 3}
-    assert expanded(settings) == settings
-    assert expanded({}) == {}
+    assert expand_preset(settings) == settings
+    assert expand_preset({}) == {}
 
 
 def test_an_unknown_task_names_the_known_ones():
@@ -60,7 +60,7 @@ def test_an_unknown_task_names_the_known_ones():
 
 
 def test_a_preset_may_also_be_the_name_of_a_task():
-    assert expanded({"preset": "classification"}) == {"task": "classification"}
+    assert expand_preset({"preset": "classification"}) == {"task": "classification"}
     with pytest.raises(UnknownNameError, match="unknown preset 'sst2'"):
         gather(None, [], preset="sst2")
 

@@ -60,10 +60,10 @@ def test_a_grid_is_every_combination_with_values_of_their_types():
     ("text", "message"),
     [
         ("queries", "key=value,value,… expected"),
-        ("queris=1", "unknown key 'queris'"),
+        ("queris=1", "unknown setting 'queris'; did you mean queries"),
         ("queries=1,1", "each value once"),
         ("queries=1,x", "int expected, got 'x'"),
-        ("run-name=a,b", "unknown key 'run-name'"),
+        ("run-name=a,b", "run-name names a run, and each cell has its own"),
     ],
 )
 def test_a_grid_that_cannot_be_meant_is_refused(text, message):

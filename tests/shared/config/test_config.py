@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.base.options import options_of
-from shared.config.schema import ALIASES, RESUMABLE, Config, flat, sections, to_toml
+from shared.config.schema import ALIASES, RESUMABLE, Config, flat_settings, sections, to_toml
 from shared.config.schema import settings as declared
 from shared.config.sections import ZoSettings
 
@@ -149,7 +149,7 @@ def test_an_integer_is_taken_for_a_number():
 )
 def test_a_setting_has_several_spellings(spelling):
     assert Config(spelling) == Config(bp_interval=3)
-    assert flat(spelling) == {"bp-interval": 3}
+    assert flat_settings(spelling) == {"bp-interval": 3}
 
 
 def test_sections_of_a_toml_file_are_read():

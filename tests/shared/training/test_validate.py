@@ -18,12 +18,12 @@ from shared.modes.mode import MODES
 from shared.optimizers import OPTIMIZERS
 from shared.training.components import (
     HOMES,
+    all_keys,
     chosen_options,
     component_options,
     components,
-    declared,
     effective_options,
-    known_keys,
+    list_options,
     parse,
 )
 from shared.training.validate import configure, validate
@@ -222,12 +222,12 @@ def test_a_new_optimizer_brings_its_options_and_its_own_defaults_win(tmp_path):
 
 def test_options_of_components_are_no_settings_of_sections():
     assert not component_options().keys() & declared_settings().keys()
-    for kind, name, each in declared():
+    for kind, name, each in list_options():
         assert each in options_of(components(kind)[name]).values()
         assert each.meaning
 
 
-@pytest.mark.parametrize("key", known_keys())
+@pytest.mark.parametrize("key", all_keys())
 def test_a_default_written_out_is_parsed_as_itself(key):
     default = {**DEFAULTS, **{k: each.default for k, each in component_options().items()}}[key]
     value = parse(key, str(default))
@@ -275,7 +275,7 @@ def test_a_text_that_is_not_of_its_keys_type_names_key_expected_and_got(key, tex
 anything = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text())
 
 
-@given(st.dictionaries(st.sampled_from(sorted(known_keys())), anything, max_size=4))
+@given(st.dictionaries(st.sampled_from(sorted(all_keys())), anything, max_size=4))
 @settings(deadline=None, max_examples=150)
 def test_any_settings_are_a_valid_configuration_or_a_config_error(given_):
     try:
