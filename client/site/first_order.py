@@ -7,7 +7,7 @@ from torch import Tensor
 
 from shared.base.options import arguments_of
 from shared.codecs import Codec
-from shared.codecs.error_feedback import ErrorFeedback
+from shared.codecs.topk import ErrorFeedback
 from shared.config.schema import Config
 from shared.data.examples import Examples, draw
 from shared.modes.standard import LocalAdamW

@@ -11,6 +11,7 @@ from shared.config.schema import ALIASES, Config, flat_key, unknown_setting
 from shared.training.components import all_keys, parse
 from shared.training.validate import configure
 
+NAMING = ("run-name", "output-dir", "resume")  # what no cell may set
 LONGEST_NAME = 120  # characters, of a cell's files
 
 

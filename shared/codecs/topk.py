@@ -1,6 +1,7 @@
-"""The largest numbers exactly, the others not at all (Aji & Heafield 2017).
+"""Top-k sparsification: the largest numbers exactly, and error feedback for the others.
 
-https://arxiv.org/abs/1704.05021. What is left out is lost unless ``ErrorFeedback`` carries it over.
+Aji & Heafield 2017, https://arxiv.org/abs/1704.05021. What is left out is
+lost unless ``ErrorFeedback`` carries it over.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 from shared.base.errors import ConfigError
 from shared.base.flat import Layout
 from shared.base.options import option
-from shared.codecs import CODECS
+from shared.codecs import CODECS, Codec
 from shared.codecs.addresses import Addresses, decode_addresses, encode_addresses, encoded_size
 from shared.codecs.frame import (
     HEADER_BYTES,
@@ -81,3 +82,26 @@ def largest(values: NDArray[np.float32], count: int) -> Addresses:
     above = np.flatnonzero(magnitudes > limit)
     level = np.flatnonzero(magnitudes == limit)[: count - above.size]
     return np.sort(np.concatenate([above, level]))
+
+
+@dataclass
+class ErrorFeedback:
+    """One sender's memory of what its payloads left out; the receiver needs none.
+
+    What a lossy codec loses is added to the next vector (error feedback): Seide et al. 2014, "1-bit
+    SGD"; Karimireddy et al. 2019, https://arxiv.org/abs/1901.09847.
+    """
+
+    codec: Codec
+    residual: Tensor | None = None  # (size,); what is still owed, nothing before the first payload
+
+    def encode(self, vector: Tensor) -> bytes:
+        """Encode ``vector`` (size,) plus the residual, and keep what that loses.
+
+        Raises:
+            WireError: a number is not finite; the residual is as it was.
+        """
+        owed = vector if self.residual is None else vector + self.residual
+        payload = self.codec.encode(owed)
+        self.residual = owed - self.codec.decode(payload).to(owed.device)
+        return payload

@@ -17,8 +17,8 @@ from shared.base.errors import ConfigError
 from shared.base.flat import TensorSpan
 from shared.base.options import option
 from shared.optimizers import OPTIMIZERS
+from shared.optimizers.adam import WithMoments
 from shared.optimizers.gradient import Gradient
-from shared.optimizers.moments import WithMoments
 from shared.optimizers.newton_schulz import LIMIT, orthogonalise
 
 

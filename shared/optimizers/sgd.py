@@ -10,9 +10,8 @@ from torch import Tensor
 from shared.base.errors import ConfigError
 from shared.base.flat import Layout
 from shared.base.options import option
-from shared.optimizers import OPTIMIZERS
+from shared.optimizers import OPTIMIZERS, restore_
 from shared.optimizers.gradient import Gradient, add_scaled_
-from shared.optimizers.restore import restore_
 
 
 @OPTIMIZERS.register("sgd")

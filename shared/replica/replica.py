@@ -16,7 +16,7 @@ from shared.config.schema import Config
 from shared.directions import DIRECTIONS, Directions
 from shared.directions.low_precision import lower_precision
 from shared.modes.mode import mode_of
-from shared.optimizers import OPTIMIZERS, Optimizer
+from shared.optimizers import OPTIMIZERS, Optimizer, restore_
 from shared.optimizers.gradient import (
     DenseGradient,
     Gradient,
@@ -24,7 +24,6 @@ from shared.optimizers.gradient import (
     ZerothOrderGradient,
     coefficients_of,
 )
-from shared.optimizers.restore import restore_
 from shared.protocol.entry import Entry
 from shared.randomness.streams import SHARED_SLOT, Key, direction_keys, rounding_key
 from shared.replica.replay import PASS_KEYS, Step, add_steps_, add_steps_with_digests_

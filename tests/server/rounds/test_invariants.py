@@ -132,7 +132,7 @@ def test_i2_threads_and_chunks_change_no_bit(changes):
     try:
         for threads, chunk in ((1, 1 << 20), (2, 1 << 20), (1, 4096), (2, 10_240)):
             with pytest.MonkeyPatch.context() as patch:
-                for module in ("shared.optimizers.gradient", "shared.optimizers.moments"):
+                for module in ("shared.optimizers.gradient", "shared.optimizers.adam"):
                     patch.setattr(f"{module}.CHUNK", chunk)
                 replica = Oracle.of(chosen).replica
                 torch.set_num_threads(threads)

@@ -10,8 +10,7 @@ from codec_trials import LAYOUT, codecs, vector
 from shared.base.errors import ConfigError, WireError
 from shared.base.flat import TILE
 from shared.codecs import CODECS
-from shared.codecs.error_feedback import ErrorFeedback
-from shared.codecs.topk import largest
+from shared.codecs.topk import ErrorFeedback, largest
 
 
 def through(name, numbers, **options):

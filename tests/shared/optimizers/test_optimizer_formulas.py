@@ -8,8 +8,8 @@ import torch
 from optimizer_trials import LAYOUT, random_vector, threads  # noqa: F401  (a fixture)
 
 from shared.optimizers import OPTIMIZERS
+from shared.optimizers.adam import power, square_root
 from shared.optimizers.gradient import DenseGradient
-from shared.optimizers.moments import power, square_root
 
 
 @pytest.mark.parametrize(

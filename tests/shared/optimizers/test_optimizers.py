@@ -65,7 +65,7 @@ def test_replicas_agree_to_the_bit_at_any_number_of_threads_and_chunk_size(
     flats = []
     for count, chunk in [(1, 1 << 20), (2, 1 << 20), (2, 999)]:
         monkeypatch.setattr("shared.optimizers.gradient.CHUNK", chunk)
-        monkeypatch.setattr("shared.optimizers.moments.CHUNK", chunk)
+        monkeypatch.setattr("shared.optimizers.adam.CHUNK", chunk)
         monkeypatch.setattr("shared.optimizers.newton_schulz.CHUNK", chunk)
         threads(count)
         flats.append(train(OPTIMIZERS[name](LAYOUT, **hyper), random_vector(0), range(1, 5)))
