@@ -62,12 +62,14 @@ def _choose_folder(name: str, preset: str, pairs: list[str]) -> tuple[Path, list
     Raises:
         ConfigError: the folder exists.
     """
-    parent = next((p.partition("=")[2] for p in pairs if p.startswith("output-dir=")), "runs")
+    from dandelion.settings.gather import key_of
+
+    parent = next((p.partition("=")[2] for p in pairs if key_of(p) == "output-dir"), "runs")
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = Path(parent, name or f"compare-{preset or 'methods'}-{stamp}").resolve()
     if folder.exists():
         raise ConfigError(f"{folder} exists already; choose another --name")
-    others = [pair for pair in pairs if not pair.startswith("output-dir=")]
+    others = [pair for pair in pairs if key_of(pair) != "output-dir"]
     return folder, [*others, f"output-dir={folder}"]
 
 

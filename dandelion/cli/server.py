@@ -82,12 +82,12 @@ def run(
     """Train with the connected nodes; status 0 only if the run completed."""
     from dandelion.engines.flower_simulation import check_unmerged
     from dandelion.monitor.progress import show_summary
-    from dandelion.settings.gather import gather_deployed
+    from dandelion.settings.gather import gather_deployed, key_of
     from server.ledger.run_folder import run_folder
 
     home = Home.at(folder or default_home("server"))
     given: dict[str, str] = {"run-name": name}
-    if not resume and not any(pair.startswith("output-dir=") for pair in settings or []):
+    if not resume and not any(key_of(pair) == "output-dir" for pair in settings or []):
         given["output-dir"] = str(home.runs)
     chosen = gather_deployed(config, settings or [], resume, given)
     check_unmerged(chosen, "a deployment")

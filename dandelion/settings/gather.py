@@ -65,6 +65,11 @@ def read_pairs(pairs: Sequence[str]) -> dict[str, object]:
     return flat_settings(settings)
 
 
+def key_of(pair: str) -> str:
+    """The flat key that a text ``key=value`` sets."""
+    return flat_key(pair.partition("=")[0].strip())
+
+
 def _resumed(settings: Mapping[str, object], folder: Path) -> Config:
     """The configuration that a run's folder records, with the settings that may change."""
     from server.ledger.run_folder import CONFIG  # torch takes a second

@@ -52,6 +52,25 @@ class Lion:
     def state(self):
         return {}
 '''
+WARMUP = """
+from dataclasses import dataclass
+from shared.base.options import option
+from shared.modes.mode import GRADIENT, MEASURE, MODES, Mode, plan_of
+from shared.training.validate import configure
+
+@dataclass(frozen=True)
+class Options:
+    gradient_rounds: int = option(2, "rounds that backpropagate first", at_least=1)
+
+MODES.register("warmup")(
+    Mode(
+        lambda c, t: GRADIENT if t <= c.options.get("gradient-rounds", 2) else MEASURE,
+        options=Options,
+    )
+)
+config = configure({"mode": "warmup", "gradient_rounds": 3})
+assert [plan_of(config, t).measure for t in (1, 2, 3, 4)] == [False, False, False, True]
+"""
 REPLICA = """
 from shared.training.oracle import Oracle
 from shared.training.validate import configure
@@ -218,6 +237,13 @@ def test_a_new_optimizer_brings_its_options_and_its_own_defaults_win(tmp_path):
     assert "momentum = 0.9 has no effect with optimizer 'lion'; its options: beta1, beta2" in (
         done.stdout
     )
+
+
+def test_a_new_mode_registers_itself_with_options_of_its_own():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WARMUP], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_options_of_components_are_no_settings_of_sections():
