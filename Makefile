@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow deployment e2e check lint types map fmt clean
+.PHONY: demo test slow deployment e2e check lint types map reference docs fmt clean
 
 demo: $(STAMP)  ## train a byte-level GPT over 8 sites by scalars alone
 	$(BIN)/dandelion run --name demo-$$(date +%Y%m%d-%H%M%S)
@@ -30,8 +30,14 @@ types: $(STAMP)
 
 check: lint types test
 
-map: $(STAMP)  ## bring the file map of the README up to date
+map: $(STAMP)  ## write docs/reference/files.md anew
 	$(BIN)/python docs/file_map.py --write
+
+reference: map  ## write all generated pages of docs/reference anew
+	$(BIN)/python docs/generate.py --write
+
+docs: reference  ## build the documentation site into site/
+	$(BIN)/mkdocs build --strict
 
 fmt: $(STAMP)
 	$(BIN)/ruff check --fix .

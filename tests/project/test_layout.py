@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from docs.file_map import PACKAGES, ROOT, file_map, mapped, modules
+from docs.file_map import PACKAGES, PAGE, ROOT, file_map, listed, modules
 
 MODULES = [path.as_posix() for path in modules()]
 TESTS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "tests").rglob("*.py"))]
-README = ROOT / "README.md"
 MAY_IMPORT = {
     "server": {"server", "shared"},
     "client": {"client", "shared"},
@@ -134,20 +133,12 @@ def test_nothing_is_left_to_do(path):
     assert not re.search(rf"\b({'|'.join(marks)})\b", (ROOT / path).read_text())
 
 
-def test_the_map_of_the_readme_is_the_files_on_disk():
-    assert mapped(README.read_text()) == file_map(), "run: make map"
+def test_the_page_of_source_files_is_the_files_on_disk():
+    assert PAGE.read_text() == file_map(), "run: make map"
 
 
-def test_the_map_is_the_block_that_begins_with_our_first_module():
-    text = (
-        "```sh\nmake demo\n```\ntext\n```\nserver/a.py  One.\nshared/b.py  Two.\n```\n```\nx\n```\n"
-    )
-    assert mapped(text) == ["server/a.py  One.", "shared/b.py  Two."]
-    assert mapped("server/a.py  One.\n") == []
-
-
-def test_each_module_is_in_the_map_once():
-    listed = [line.split()[0] for line in file_map()]
-    found = {path for package in PACKAGES for path in Path(ROOT, package).rglob("*.py")}
-    assert sorted(listed) == sorted(path.relative_to(ROOT).as_posix() for path in found)
-    assert len(set(listed)) == len(listed)
+def test_each_module_is_on_the_page_of_source_files_once():
+    paths = listed(file_map())
+    on_disk = {path for package in PACKAGES for path in Path(ROOT, package).rglob("*.py")}
+    assert sorted(paths) == sorted(path.relative_to(ROOT).as_posix() for path in on_disk)
+    assert len(set(paths)) == len(paths)
