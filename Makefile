@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow deployment e2e check lint types map settings fmt clean
+.PHONY: demo test slow deployment e2e check lint types map settings reference docs fmt clean
 
 demo: $(STAMP)  ## train a byte-level GPT over 8 sites by scalars alone
 	$(BIN)/dandelion run --name demo-$$(date +%Y%m%d-%H%M%S)
@@ -30,11 +30,17 @@ types: $(STAMP)
 
 check: lint types test
 
-map: $(STAMP)  ## bring the file map of the README up to date
+map: $(STAMP)  ## write docs/reference/files.md anew
 	$(BIN)/python docs/file_map.py --write
 
 settings: $(STAMP)  ## write the page of settings and the defaults of pyproject.toml anew
 	$(BIN)/python -m docs.settings
+
+reference: map settings  ## write all generated pages of docs/reference anew
+	$(BIN)/python docs/generate.py --write
+
+docs: reference  ## build the documentation site into site/
+	$(BIN)/mkdocs build --strict
 
 fmt: $(STAMP)
 	$(BIN)/ruff check --fix .

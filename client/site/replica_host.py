@@ -16,7 +16,7 @@ from client.site.site import LocalSite
 from shared.base.errors import DandelionError, DataError, DivergedError, GapError, SnapshotError
 from shared.base.files import code_digest
 from shared.config.schema import RESUMABLE, Config
-from shared.modes.mode import MEASURE, measured_at, plan_of
+from shared.modes.mode import MEASURE, parameters_round, plan_of
 from shared.protocol.entry import Entry
 from shared.protocol.messages import (
     DIVERGED,
@@ -118,7 +118,7 @@ class ReplicaHost:
         self._follow(request.run)
         if request.reset and self._config.federation.downlink != "dense":
             site.forget_residual()
-        is_past = self._oracle.replica.round > measured_at(self._config, request.round)
+        is_past = self._oracle.replica.round > parameters_round(self._config, request.round)
         if is_past and (answer := site.recall(request)) is not None:
             return answer
         if (behind := self._bring(request, snapshot)) is not None:
@@ -181,7 +181,7 @@ class ReplicaHost:
             SnapshotError: the snapshot cannot be used.
         """
         replica = self._oracle.replica
-        at = measured_at(self._config, request.round)
+        at = parameters_round(self._config, request.round)
         is_there = replica.round == at and replica.digest() == request.digest
         if request.reset and snapshot is None and replica.round and not is_there:
             self._restart()

@@ -66,9 +66,9 @@ app.command()(settings_cli.settings)
 
 def _print_version(is_given: bool) -> None:
     if is_given:
-        from dandelion import __version__
+        from importlib.metadata import version
 
-        say(f"dandelion {__version__}")
+        say(f"dandelion {version('dandelion')}")
         raise typer.Exit
 
 

@@ -8,7 +8,6 @@ import typer
 from rich.table import Table
 
 from dandelion.cli.console import FolderNameOption, console, say
-from dandelion.settings.gather import check_sites
 from shared.base.errors import ConfigError
 from shared.base.options import Value
 from shared.config.schema import Config
@@ -79,6 +78,7 @@ def _check(config: Config) -> None:
     Raises:
         ConfigError: an unknown model, too few sites, or a schedule without a number of rounds.
     """
+    from dandelion.settings.gather import check_sites
     from shared.models.load import check_name
 
     check_name(config.model.name)

@@ -72,7 +72,7 @@ class RunProgress:
     def __call__(self, report: "Report", round_: int) -> None:
         """Show the state after ``round_``."""
         self._report, rounds, now = report, report.config.training.rounds, time.monotonic()
-        left = self._left(round_, rounds, now)
+        left = self._remaining(round_, rounds, now)
         text = f"round {round_}/{rounds}  {state_text(report, round_)}  {left}".rstrip()
         self._progress.update(self._task, completed=round_, total=rounds, description=text)
         if self._console.is_terminal:
@@ -81,7 +81,7 @@ class RunProgress:
             self._console.print(text, soft_wrap=True, highlight=False, markup=False)
             self._printed_at = now
 
-    def _left(self, round_: int, rounds: int, now: float) -> str:
+    def _remaining(self, round_: int, rounds: int, now: float) -> str:
         """Time left at the pace so far; rounds before a resumption do not count."""
         if self._first is None:
             self._first = round_, now

@@ -41,7 +41,7 @@ def gather_deployed(
     if named := settings.pop("resume", ""):
         resume = resume or Path(str(named))
     if resume is not None:
-        return _resumed(settings, resume)
+        return _resume(settings, resume)
     from shared.models.load import check_name
 
     config = configure(expand_preset(settings))
@@ -70,7 +70,7 @@ def key_of(pair: str) -> str:
     return flat_key(pair.partition("=")[0].strip())
 
 
-def _resumed(settings: Mapping[str, object], folder: Path) -> Config:
+def _resume(settings: Mapping[str, object], folder: Path) -> Config:
     """The configuration that a run's folder records, with the settings that may change."""
     from server.ledger.run_folder import CONFIG  # torch takes a second
 

@@ -36,7 +36,7 @@ def groups(word: str = "") -> Iterator[Group]:
     for name, section in sections().items():
         group = Group(name, getdoc(section) or "", list(options_of(section).values()))
         yield from _matching(group, word)
-    yield from _matching(Group(OPTIONS, OPTIONS_TEXT, _shared_options()), word)
+    yield from _matching(Group(OPTIONS, OPTIONS_TEXT, _list_shared_options()), word)
 
 
 def _matching(group: Group, word: str) -> Iterator[Group]:
@@ -50,7 +50,7 @@ def _matching(group: Group, word: str) -> Iterator[Group]:
         yield replace(group, options=options)
 
 
-def _shared_options() -> list[Option]:
+def _list_shared_options() -> list[Option]:
     """Options of components; those that several declare alike are one, used by all of these."""
     users: dict[Option, list[str]] = {}
     for kind, name, each in list_options():

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from server.aggregation.rules import rule_of
-from server.aggregation.rules.flower import mean, weighted_mean
+from server.aggregation.rules.flower import average, mean
 from server.aggregation.variance_weights import (
+    differences_error,
+    gradient_weight,
     gradients_error,
     inverse_variance_weight,
-    measured_error,
-    tilted_weight,
 )
 from server.ledger.records import Contribution
 from shared.base.deterministic_sums import dot, norm
@@ -33,7 +33,7 @@ from shared.optimizers.gradient import add_scaled_, coefficients_of, differences
 from shared.protocol.entry import Entry, SlotDifferences
 from shared.randomness.streams import SHARED_SLOT, direction_keys
 from shared.replica.replica import Replica
-from shared.training.rules import needed_replies
+from shared.training.rules import fewest_replies
 
 
 class GradientError(WireError):
@@ -53,7 +53,7 @@ class PartialEstimate:
     guide: float = 0.0  # coefficient of the guidance, which every replica has
     dense: Tensor | None = None  # (size,)
 
-    def scaled_slots(self, weight: float) -> list[SlotDifferences]:
+    def scale_slots(self, weight: float) -> list[SlotDifferences]:
         """The slots, times ``weight``."""
         factor = np.float32(weight)
         return [SlotDifferences(each.slot, each.differences * factor) for each in self.slots]
@@ -77,7 +77,7 @@ class Combiner:
         """
         senders = [c for c in contributions if c.gradient]
         others = [c for c in contributions if not c.gradient]
-        needed = needed_replies(self.config)
+        needed = fewest_replies(self.config)
         sent = self._combine_sent(senders) if len(senders) >= needed else None
         measured = self._combine_measured(others) if len(others) >= needed else None
         if sent is None or sent.dense is None:
@@ -87,7 +87,7 @@ class Combiner:
         slots, dense = list(sent.slots), sent.dense
         if measured is not None:
             weight = inverse_variance_weight(measured.error, sent.error)
-            slots = merge_slots(sent.scaled_slots(weight), measured.scaled_slots(1 - weight))
+            slots = merge_slots(sent.scale_slots(weight), measured.scale_slots(1 - weight))
             dense = dense * weight
         payload = self.replica.codec.encode(dense)
         self.replica.codec.decode(payload)
@@ -116,7 +116,7 @@ class Combiner:
         directions = c.zo.queries * (1 if c.zo.seed_schedule == "shared" else len(sites))
         slopes, parameters = coefficients_of(differences, c.zo.eps, 1), self._parameters
         return PartialEstimate(
-            combine_differences(c, sites), measured_error(slopes, parameters, directions)
+            combine_differences(c, sites), differences_error(slopes, parameters, directions)
         )
 
     def _combine_guided(self, sites: Sequence[Contribution], guide: Tensor) -> PartialEstimate:
@@ -158,7 +158,7 @@ class Combiner:
         if not len(site.differences):
             return gradient, np.zeros(0)
         estimate = self._estimate(site, gradient)
-        weight = tilted_weight(self.config, gradient, self._slopes(site))
+        weight = gradient_weight(self.config, gradient, self._slopes(site))
         dense = estimate.on(gradient) * (1 - weight)
         add_scaled_(dense, gradient, weight)
         return dense, self._plain_differences(estimate) * (1 - weight)
@@ -219,7 +219,7 @@ def combine_gradients(
     rule, weights = rule_of(config), _weights(contributions)
     arrays = (vector_of(c).numpy() for c in contributions)
     if rule is mean:
-        return torch.from_numpy(weighted_mean(arrays, weights).astype(np.float32))
+        return torch.from_numpy(average(arrays, weights).astype(np.float32))
     first = next(arrays)
     vectors = np.empty((len(contributions), len(first)))
     for row, array in enumerate(chain([first], arrays)):

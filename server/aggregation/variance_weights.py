@@ -29,7 +29,7 @@ def inverse_variance_weight(error: float, other: float) -> float:
     return error / total if total > 0 else 0.5
 
 
-def measured_error(slopes: NDArray[np.float64], parameters: int, directions: int) -> float:
+def differences_error(slopes: NDArray[np.float64], parameters: int, directions: int) -> float:
     """Squared error of an estimate from slopes along random directions: (d/q)·‖g‖².
 
     The mean of the squared ``slopes`` estimates ‖g‖².
@@ -49,7 +49,7 @@ def gradients_error(energies: Sequence[float], mean_energy: float) -> float:
     return max(sum(energies) / count - mean_energy, 0.0) / (count - 1)
 
 
-def tilted_weight(config: Config, gradient: Tensor, slopes: NDArray[np.float64]) -> float:
+def gradient_weight(config: Config, gradient: Tensor, slopes: NDArray[np.float64]) -> float:
     """The weight of a backpropagated gradient ĝ against the estimate along directions by it.
 
     It is ``bp-weight``; if that is auto, it follows from the slopes D (q,). Their mean over c

@@ -18,7 +18,7 @@ from server.ledger.run_folder import Run
 from server.ledger.snapshots import Snapshots
 from server.rounds.round_log import RoundLog
 from shared.base.errors import GapError, StalledError
-from shared.modes.mode import measured_at
+from shared.modes.mode import parameters_round
 from shared.protocol.entry import Entry
 
 LOG = logging.getLogger("dandelion")
@@ -100,7 +100,7 @@ class DivergenceGuard:
         if not reason:
             return None
         newest = newest_sound(losses, config.guard.tolerance) or 0
-        return Divergence(reason, measured_at(config, rounds[newest]) if rounds else 0)
+        return Divergence(reason, parameters_round(config, rounds[newest]) if rounds else 0)
 
     def _not_finite(self, round_: int) -> str:
         """Say how many sites' numbers of a round are not finite, if they are most; else empty.
@@ -108,7 +108,7 @@ class DivergenceGuard:
         If they were not finite before the first step either, a rewind would not help.
         """
         config, ledger = self.run.config, self.run.ledger
-        at, rewinds = measured_at(config, round_), ledger.rewinds()
+        at, rewinds = parameters_round(config, round_), ledger.rewinds()
         if not (bad := self._bad(round_)) or not at:
             return ""
         if ledger.is_rewind(at) or ledger.is_rewind(round_):

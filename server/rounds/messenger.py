@@ -16,7 +16,7 @@ from server.rounds.replies import RETRIES, Reply, ReplyValidator
 from server.rounds.requests import RequestBuilder
 from server.rounds.round_log import RoundLog
 from shared.base.errors import GapError
-from shared.modes.mode import measured_at
+from shared.modes.mode import parameters_round
 from shared.protocol.messages import Behind
 
 LOG = logging.getLogger("dandelion")
@@ -113,9 +113,9 @@ class Messenger:
         round's parameters. If it is ahead by at most ``staleness`` rounds, it may already have
         answered this round: it is sent no entries, and says so if it needs some.
         """
-        at, before = measured_at(self._run.config, round_), self.open_rounds.get(round_ - 1)
+        at, before = parameters_round(self._run.config, round_), self.open_rounds.get(round_ - 1)
         if before is not None and site.node_id in before.sites:
-            return measured_at(self._run.config, round_ - 1)
+            return parameters_round(self._run.config, round_ - 1)
         is_ahead = (
             site.round is not None and at < site.round <= at + self._run.config.federation.staleness
         )

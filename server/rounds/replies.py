@@ -15,7 +15,7 @@ from server.rounds.open_round import OpenRound
 from server.rounds.requests import RequestBuilder
 from server.rounds.round_log import RoundLog
 from shared.base.errors import DandelionError, WireError
-from shared.modes.mode import measured_at, plan_of
+from shared.modes.mode import parameters_round, plan_of
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import DIVERGED, OUTCOME, Behind, Measured, decode_reply
 
@@ -141,7 +141,7 @@ def agree_on_digest(run: Run, round_: int, replies: Iterable[Reply]) -> tuple[in
     Raises:
         DivergedError: earlier rounds were measured at other parameters than the ledger gives.
     """
-    at = measured_at(run.config, round_)
+    at = parameters_round(run.config, round_)
     if run.config.run.server_replica == "eager" or run.oracle.replica.round == at:
         return None
     contents = (reply.content for reply in replies if reply.site is not None)
@@ -165,7 +165,7 @@ class ReplyValidator:
         if site is None:
             return Reply(name, None, Refusal(round_, name, "not asked", ""))
         try:
-            most = self._expected(round_, site).most_bytes
+            most = self._expect(round_, site).most_bytes
             return Reply(name, site, decode_message(message, most))
         except RefusedError as refused:
             return Reply(name, site, Refusal(round_, name, refused.reason, str(refused)))
@@ -212,8 +212,8 @@ class ReplyValidator:
             raise RefusedError(content.reason, content.detail)
         if isinstance(content, Behind) or site is None:
             raise RefusedError("behind", f"still at round {content.round} after {RETRIES} resends")
-        check_reply(content, self._expected(round_, site), digest)
-        site.round = measured_at(self._run.config, round_)
+        check_reply(content, self._expect(round_, site), digest)
+        site.round = parameters_round(self._run.config, round_)
         return Contribution(
             round=round_,
             slot=site.id.slot,
@@ -235,7 +235,7 @@ class ReplyValidator:
             unique.setdefault(each.slot, each)
         return list(unique.values())
 
-    def _expected(self, round_: int, site: SiteRecord) -> Expected:
+    def _expect(self, round_: int, site: SiteRecord) -> Expected:
         config, replica = self._run.config, self._run.oracle.replica
         plan = plan_of(config, round_, site.hello.can_backpropagate)
         numbers = config.zo.queries * config.training.local_steps * plan.measure

@@ -12,7 +12,7 @@ from server.rounds.catch_up import CatchUp, catch_up, full_parameters
 from server.rounds.cohort import SiteRecord
 from shared.base.errors import GapError, LedgerError
 from shared.config.schema import Config
-from shared.modes.mode import measured_at, mode_of, plan_of
+from shared.modes.mode import mode_of, parameters_round, plan_of
 from shared.optimizers.schedules import learning_rate
 from shared.protocol.entry import is_dense
 from shared.protocol.flower_records import pack
@@ -96,7 +96,7 @@ class RequestBuilder:
         Raises:
             LedgerError: none was recorded.
         """
-        run, at = self._run, measured_at(self._run.config, round_)
+        run, at = self._run, parameters_round(self._run.config, round_)
         if run.oracle.replica.round == at:
             return run.oracle.replica.digest()
         recorded = run.ledger.digest(at)
@@ -107,7 +107,7 @@ class RequestBuilder:
     def evaluates(self, round_: int) -> bool:
         """Whether sites evaluate the parameters that a round is measured at."""
         c = self._run.config
-        at = measured_at(c, round_)
+        at = parameters_round(c, round_)
         is_due = c.evaluation.interval > 0 and at % c.evaluation.interval == 0
         return bool(c.evaluation.site_fraction) and is_due
 
@@ -120,7 +120,7 @@ class RequestBuilder:
 
     def _encode_anew(self, site_round: int | None, round_: int) -> EncodedRequest:
         run = self._run
-        missing = self._catch_up(site_round, measured_at(run.config, round_))
+        missing = self._catch_up(site_round, parameters_round(run.config, round_))
         request = Request(
             round=round_,
             learning_rate=self._rates.of_request(round_),

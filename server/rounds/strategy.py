@@ -20,7 +20,7 @@ from server.rounds.replies import Reply, ReplyValidator, agree_on_digest
 from server.rounds.requests import LearningRates, RequestBuilder
 from server.rounds.round_log import RoundLog
 from shared.base.errors import StalledError
-from shared.modes.mode import measured_at
+from shared.modes.mode import parameters_round
 from shared.protocol.entry import Entry
 from shared.protocol.flower_records import Transfer
 
@@ -135,7 +135,7 @@ class ScalarStrategy(Strategy):
             self._skip(round_, len(contributions), transfers, refusals)
             return None
         metrics = self._metrics(entry, contributions, transfers, open_round.since)
-        record_outcomes(run.ledger, measured_at(run.config, round_), contributions)
+        record_outcomes(run.ledger, parameters_round(run.config, round_), contributions)
         if consensus is not None:
             run.ledger.record_digest(*consensus)
         committed = run.ledger.commit(entry, contributions, transfers, metrics, refusals)

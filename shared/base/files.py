@@ -32,7 +32,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     If two processes make the same folder at once, the folder of the first one stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for draft in _abandoned_drafts(folder):
+    for draft in _find_abandoned_drafts(folder):
         shutil.rmtree(draft, ignore_errors=True)
     draft = _draft_of(folder)
     shutil.rmtree(draft, ignore_errors=True)
@@ -54,7 +54,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     File and folder are flushed to the disk before this returns.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for draft in _abandoned_drafts(path):
+    for draft in _find_abandoned_drafts(path):
         draft.unlink(missing_ok=True)
     draft = _draft_of(path)
     with draft.open("wb") as file:
@@ -73,7 +73,7 @@ def _draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
-def _abandoned_drafts(path: Path) -> Iterator[Path]:
+def _find_abandoned_drafts(path: Path) -> Iterator[Path]:
     """Yield the drafts of ``path`` whose processes are gone."""
     for draft in path.parent.glob(f".{path.name}.*"):
         process = draft.suffix[1:]

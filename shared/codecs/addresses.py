@@ -18,7 +18,7 @@ from shared.base.errors import WireError
 Addresses = NDArray[np.int64]
 
 
-def encoded_size(count: int, limit: int) -> int:
+def size_of_addresses(count: int, limit: int) -> int:
     """Length of ``coded`` for ``count`` addresses, at least one, below ``limit``."""
     return sum(_lengths(count, limit))
 

@@ -14,7 +14,7 @@ from shared.base.errors import ConfigError
 from shared.base.flat import Layout
 from shared.base.options import option
 from shared.codecs import CODECS, Codec
-from shared.codecs.addresses import Addresses, decode_addresses, encode_addresses, encoded_size
+from shared.codecs.addresses import Addresses, decode_addresses, encode_addresses, size_of_addresses
 from shared.codecs.frame import (
     HEADER_BYTES,
     check_finite,
@@ -54,7 +54,7 @@ class TopK:
     @property
     def payload_bytes(self) -> int:
         """16 + 4 per kept number + its address: 1.1 to 1.2 bytes each at a fraction of 0.01."""
-        return HEADER_BYTES + 4 * self.kept + encoded_size(self.kept, self.layout.parameters)
+        return HEADER_BYTES + 4 * self.kept + size_of_addresses(self.kept, self.layout.parameters)
 
     def encode(self, vector: Tensor) -> bytes:
         """Encode ``vector`` (size,)."""

@@ -74,7 +74,7 @@ def plan_of(config: Config, round_: int, can_backpropagate: bool = True) -> Plan
     return MEASURE if plan.dense and not can_backpropagate else plan
 
 
-def measured_at(config: Config, round_: int) -> int:
+def parameters_round(config: Config, round_: int) -> int:
     """The round whose parameters a round is measured at: the one before, or ``staleness`` earlier.
 
     Both sides know it, and every reply proves it: it has the digest of what it was measured at.

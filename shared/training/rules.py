@@ -67,7 +67,7 @@ def _check_aggregation(c: Config) -> None:
             f"seed-schedule 'independent' with {sites} sites a round: an entry takes "
             f"the numbers of at most {MOST_SLOTS}: set clients-per-round, or use 'shared'"
         )
-    needed = needed_replies(c)
+    needed = fewest_replies(c)
     if c.federation.min_replies < needed:
         liars = effective_options(c)["malicious-clients"]
         raise ConfigError(
@@ -168,7 +168,7 @@ def _check_data(c: Config) -> None:
         )
 
 
-def needed_replies(c: Config) -> int:
+def fewest_replies(c: Config) -> int:
     """How many replies the aggregation rule needs to tell liars from others."""
     rule = c.federation.aggregation.removeprefix("multi-")
     if rule not in ("bulyan", "krum"):

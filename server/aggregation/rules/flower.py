@@ -22,10 +22,10 @@ def mean(vectors: Vectors, weights: Vectors) -> Vectors:
 
     It is computed without Flower's messages, which would take a third of the time of a round.
     """
-    return weighted_mean(vectors, weights)
+    return average(vectors, weights)
 
 
-def weighted_mean(vectors: Iterable[NDArray[np.floating]], weights: Vectors) -> Vectors:
+def average(vectors: Iterable[NDArray[np.floating]], weights: Vectors) -> Vectors:
     """The same, from vectors (k,) that come one at a time, so that no two need be in memory."""
     total, shares = np.zeros(0), weights / weights.sum()
     for index, (vector, share) in enumerate(zip(vectors, shares, strict=True)):

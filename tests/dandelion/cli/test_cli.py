@@ -161,7 +161,7 @@ def test_a_setting_given_twice_is_refused(refused, tmp_path, key):
 
 def test_a_common_option_with_a_bad_value_is_refused_as_the_setting_is(refused):
     line = refused("run", "--queries", "0")
-    assert line == "ConfigError: queries: a number above 0 expected, got 0"
+    assert line == "ConfigError: queries: an integer from 1 to below 2**30 expected, got 0"
 
 
 def test_show_prints_the_rounds(dandelion, run):

@@ -7,6 +7,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from dandelion.cli.app import entry
+from dandelion.cli.console import console
 from shared.base.errors import ConfigError
 from shared.data.documents import DATASETS
 from shared.data.resolve import documents_of, merge
@@ -15,7 +16,7 @@ from shared.data.resolve import documents_of, merge
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DANDELION_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "_width", 200)
     return tmp_path / "cache"
 
 

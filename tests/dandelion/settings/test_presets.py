@@ -29,22 +29,26 @@ def test_every_recipe_is_a_configuration(name):
 def test_the_users_settings_win():
     given = {"task": "rotten-tomatoes", "queries": 3, "label-words": "x, y"}
     found = gather(None, [f"{key}={value}" for key, value in given.items()])
-    assert (found.task, found.queries, found.label_words) == ("classification", 3, "x, y")
+    assert (found.data.task, found.zo.queries, found.data.label_words) == (
+        "classification",
+        3,
+        "x, y",
+    )
     assert found.model.name == "minilm"
 
 
 def test_a_pretrained_model_alone_brings_its_task():
-    assert gather(None, [], model="smollm2-135m").dataset == "shakespeare"
-    assert gather(None, ["model=minilm"]).dataset == "rotten-tomatoes"
+    assert gather(None, [], model="smollm2-135m").data.dataset == "shakespeare"
+    assert gather(None, ["model=minilm"]).data.dataset == "rotten-tomatoes"
     assert (
-        gather(None, ["model=smollm2-135m", "dataset=stdlib"]).block_size
+        gather(None, ["model=smollm2-135m", "dataset=stdlib"]).data.block_size
         == Config().data.block_size
     )
 
 
 def test_another_model_takes_a_task_too():
     found = gather(None, [], preset="rotten-tomatoes", model="smollm2-135m")
-    assert (found.model.name, found.label_words) == ("smollm2-135m", "terrible, great")
+    assert (found.model.name, found.data.label_words) == ("smollm2-135m", "terrible, great")
 
 
 def test_what_names_no_recipe_changes_nothing():

@@ -85,7 +85,7 @@ def test_a_cell_has_what_its_task_or_model_brings_and_keeps_its_own():
         "rotten, fresh",
     )
     axis = cells_of(axes_of(["model=smollm2-135m"]))[0].config({})
-    assert axis.dataset == "shakespeare"
+    assert axis.data.dataset == "shakespeare"
     again = Cell("again", {}).config(config.to_run_config())  # as its process reads it
     assert again.differences(config) == []
 

@@ -29,7 +29,7 @@ from server.ledger.snapshots import Snapshots, rebuild_, rebuild_each_
 from server.rounds.divergence_guard import WINDOW, judge_losses, newest_sound
 from server.run import train
 from shared.base.errors import ConfigError, GapError, StalledError, WireError
-from shared.modes.mode import measured_at
+from shared.modes.mode import parameters_round
 from shared.protocol.entry import Entry
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import decode_request
@@ -86,7 +86,7 @@ def test_no_round_is_measured_at_what_was_undone(tamed):
     entries = [Entry.decode(data) for data in found.entries]
     for entry in entries:
         if entry.back_to is None:
-            assert measured_at(chosen, entry.round) in Lineage.of(rewinds(found), entry.round)
+            assert parameters_round(chosen, entry.round) in Lineage.of(rewinds(found), entry.round)
     pauses = [e.round for e in entries if e.back_to is not None and not e.undoes]
     assert pauses == [at + 1 for at, _ in rewinds(found)] * chosen.federation.staleness
 
@@ -125,7 +125,7 @@ def test_sites_with_memories_of_their_own_come_along_however_long_they_were_away
     tamed, tmp_path, catch_up
 ):
     changes = ABSURD | {"clients_per_round": 1, "catch_up": catch_up, "num_rounds": 20}
-    chosen = config(tmp_path, **changes, staleness=tamed[0].staleness)
+    chosen = config(tmp_path, **changes, staleness=tamed[0].federation.staleness)
     nodes = Processes()
     network = Network(chosen, nodes)
     found = federate(chosen, network)
@@ -144,7 +144,7 @@ def test_sites_with_memories_of_their_own_come_along_however_long_they_were_away
 
 
 def test_a_lazy_server_goes_back_as_an_eager_one_does(tamed, tmp_path):
-    if tamed[0].staleness:
+    if tamed[0].federation.staleness:
         pytest.skip("staleness needs the eager server")
     found = federate(config(tmp_path, server_replica="lazy", eval_interval=4, **ABSURD))
     assert rewinds(found) == rewinds(tamed[1])

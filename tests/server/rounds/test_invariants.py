@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from client.site.replica_host import ReplicaHost
 from server.ledger.verify import lasting_payload
 from shared.base.errors import GapError
-from shared.modes.mode import measured_at
+from shared.modes.mode import parameters_round
 from shared.protocol.entry import Entry
 from shared.protocol.messages import Request, encode_reply
 from shared.training.oracle import Oracle
@@ -240,7 +240,7 @@ def test_i7_a_round_that_is_asked_for_again_gives_the_same_numbers(changes, roun
     )  # the second is a process that was started again
     for host in hosts:
         host._run = b"r" * 16
-        host._oracle.replica.set_round(measured_at(chosen, round_))
+        host._oracle.replica.set_round(parameters_round(chosen, round_))
     request = asked(hosts[0]._oracle, round_)
     first, again, other, later = (
         encode_reply(replace(host.train(node(number, 3), request, None), seconds=0.0))

@@ -8,7 +8,7 @@ from hazards import Cut, cut_at, failed
 
 from client.site.replica_host import ReplicaHost
 from shared.base.errors import ConfigError
-from shared.modes.mode import measured_at
+from shared.modes.mode import parameters_round
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import Behind, Request, decode_reply, decode_request
 from shared.replica.replica import digest_of
@@ -24,9 +24,9 @@ def undisturbed(tmp_path_factory):
 
 def test_a_round_is_measured_at_the_round_before_or_one_earlier(tmp_path):
     chosen = config(tmp_path)
-    assert [measured_at(chosen, k) for k in (1, 2, 3, 9)] == [0, 1, 2, 8]
+    assert [parameters_round(chosen, k) for k in (1, 2, 3, 9)] == [0, 1, 2, 8]
     stale = chosen.replace(staleness=1)
-    assert [measured_at(stale, k) for k in (1, 2, 3, 9)] == [0, 0, 1, 7]
+    assert [parameters_round(stale, k) for k in (1, 2, 3, 9)] == [0, 0, 1, 7]
 
 
 @pytest.mark.parametrize("changes", [{}, {"local_steps": 2}, {"seed_schedule": "independent"}])
@@ -36,7 +36,7 @@ def test_what_the_ledger_holds_is_what_is_measured_at_those_parameters(tmp_path,
     found = federate(chosen)
     with ledger_of(chosen) as ledger:
         for round_, slot, site, _, _, _, differences, _ in found.rows["contributions"]:
-            at, host = measured_at(chosen, round_), ReplicaHost(chosen)
+            at, host = parameters_round(chosen, round_), ReplicaHost(chosen)
             host._run, replica = b"r" * 16, host._oracle.replica
             flat = replayed(chosen, ledger, at)
             assert digest_of(flat) == ledger.digest(at)
@@ -139,7 +139,7 @@ def ask_ahead(network, nodes, round_):
     path = next(iter(nodes.memories[2].values()))._config
     with ledger_of(path) as ledger:
         at = ledger.last_round
-        assert measured_at(path, round_) == at
+        assert parameters_round(path, round_) == at
         entry, digest, run, rate = (
             ledger.payloads(at - 1, at), ledger.digest(at), ledger.header("run"),
             ledger.entry(at).learning_rate,
@@ -209,7 +209,7 @@ def test_a_site_that_forgot_costs_two_messages_more_and_is_two_rounds_ahead_agai
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"staleness": 2}, "staleness: 0 or 1 expected, got 2"),
+        ({"staleness": 2}, "staleness: an integer from 0 to 1 expected, got 2"),
         ({"downlink": "dense"}, "staleness = 1 with downlink = dense"),
         ({"mode": "instruct", "guidance": "reuse"}, "staleness = 1 with guidance = reuse"),
         ({"mode": "fo", "codec": "topk", "error_feedback": True}, "with error-feedback = true"),

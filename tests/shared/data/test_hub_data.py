@@ -229,7 +229,7 @@ def test_a_name_that_nothing_has_is_refused_before_the_run(name):
 def test_names_on_the_hub_and_folders_are_accepted_unseen(tmp_path):
     assert source_of("owner/name:en").about == "owner/name on the hub"
     config = {"dataset": str(tmp_path), "bp-dataset": "owner/name"}
-    assert configure(config).dataset == str(tmp_path)
+    assert configure(config).data.dataset == str(tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(HUB))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from shared.base.errors import WireError
 from shared.base.flat import TILE
 from shared.codecs import CODECS
-from shared.codecs.addresses import decode_addresses, encode_addresses, encoded_size
+from shared.codecs.addresses import decode_addresses, encode_addresses, size_of_addresses
 from shared.codecs.frame import HEADER_BYTES, seal_frame
 
 
@@ -21,11 +21,11 @@ def test_addresses_come_back_in_the_stated_length(data, limit):
     chosen = data.draw(st.sets(st.integers(0, limit - 1), min_size=1, max_size=200))
     addresses = np.array(sorted(chosen), dtype=np.int64)
     body = encode_addresses(addresses, limit)
-    assert len(body) == encoded_size(addresses.size, limit)
+    assert len(body) == size_of_addresses(addresses.size, limit)
     assert np.array_equal(decode_addresses(memoryview(body), addresses.size, limit), addresses)
 
 
-@given(body=st.binary(min_size=encoded_size(20, 999), max_size=encoded_size(20, 999)))
+@given(body=st.binary(min_size=size_of_addresses(20, 999), max_size=size_of_addresses(20, 999)))
 @settings(deadline=None, max_examples=200)
 def test_any_bytes_are_rising_addresses_below_the_limit_or_refused(body):
     try:
