@@ -54,8 +54,18 @@ def build(name: str, seed: int) -> LanguageModel:
     return LanguageModel(name, module, ByteTokenizer() if bytes_ else gpt2_tokenizer())
 
 
-for _name in SHAPES:
-    MODELS.register(_name)(partial(build, _name))
+def register_size(name: str, shape: Shape) -> None:
+    """Make a size known by name: what a row of ``SHAPES`` does, for packages that are installed.
+
+    Raises:
+        ValueError: another model has the name.
+    """
+    MODELS.register(name)(partial(build, name))
+    SHAPES[name] = shape
+
+
+for _name, _shape in [*SHAPES.items()]:
+    register_size(_name, _shape)
 
 
 def hollow(shape: Shape) -> nn.Module:

@@ -11,10 +11,12 @@ A new rule is one module of this package, or of a plug-in (entry points ``dandel
         return vectors.max(axis=0)
 
 A rule with options is a frozen dataclass whose fields are made by ``shared.base.options.option``
-and whose ``__call__`` has that signature.
+and whose ``__call__`` has that signature. If it has a plain field ``min_replies``, it gets the
+run's setting of that name.
 """
 
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import cast
 
 import numpy as np
@@ -41,4 +43,7 @@ def rule_of(config: Config) -> Rule:
     kind = AGGREGATION[config.federation.aggregation]
     if not isinstance(kind, type):
         return cast(Rule, kind)
-    return cast(Rule, kind(**arguments_of(kind, config.options)))
+    arguments = dict(arguments_of(kind, config.options))
+    if is_dataclass(kind) and "min_replies" in {field.name for field in fields(kind)}:
+        arguments["min_replies"] = config.federation.min_replies
+    return cast(Rule, kind(**arguments))

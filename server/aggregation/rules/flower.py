@@ -77,13 +77,20 @@ class KrumRule(_Withstanding):
 @AGGREGATION.register("multi-krum")
 @dataclass(frozen=True)
 class MultiKrumRule(_Withstanding):
-    """The weighted mean of the n - f - 2 vectors that are nearest to their neighbours."""
+    """The weighted mean of the vectors that are nearest to their neighbours.
+
+    Of m = ``min-replies`` vectors, or of all n if it is 0, these are m - f - 2 (Blanchard et al.
+    2017).
+    """
+
+    min_replies: int = 0
 
     def __call__(self, vectors: Vectors, weights: Vectors) -> Vectors:
         """Aggregate vectors (n, k) to (k,)."""
         f = self.malicious_clients
         strategy = MultiKrum(
-            num_malicious_nodes=f, num_nodes_to_select=max(1, len(vectors) - f - 2)
+            num_malicious_nodes=f,
+            num_nodes_to_select=max(1, (self.min_replies or len(vectors)) - f - 2),
         )
         return aggregate_by_flower(strategy, vectors, weights)
 
