@@ -12,7 +12,8 @@ def main(grid: Grid, context: Context) -> None:
     from server.reporting.status_line import LineLog
     from server.run import serve
     from shared.base.errors import ConfigError
+    from shared.config.schema import Config
 
     if context.run_config.get("merge-clients"):
         raise ConfigError("merge-clients: only the local engine has all clients in one process")
-    serve(grid, context.run_config, LineLog())
+    serve(grid, Config.from_run_config(context.run_config), LineLog())

@@ -1,7 +1,7 @@
 """One run from start to end: folder, strategy, report."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -14,19 +14,20 @@ from server.rounds.after_commit import AfterCommit
 from server.rounds.cohort import Cohort
 from server.rounds.round_log import RoundLog
 from server.rounds.strategy import ScalarStrategy
+from shared.config.schema import Config
 from shared.modes.mode import mode_of
 from shared.protocol.messages import Hello
 from shared.replica.stochastic_rounding import count_unperturbed
 from shared.training.corpus import Corpus, load_evaluation
 from shared.training.oracle import evaluate
-from shared.training.validate import configure
+from shared.training.validate import validate
 
 LOG = logging.getLogger("dandelion")
 
 
 def serve(
     grid: Grid,
-    run_config: Mapping[str, object],
+    config: Config,
     on_round: Callable[[Report, int], None] = lambda report, round_: None,
 ) -> Path:
     """Train to ``num-rounds``, new or resumed; return the run folder.
@@ -37,7 +38,7 @@ def serve(
         StalledError: too few sites or valid replies.
     """
     logging.getLogger("flwr").addFilter(_is_worth_logging)
-    with open_run(configure(run_config)) as run:
+    with open_run(validate(config)) as run:
         train(grid, run, on_round).finish(run.oracle.language_model)
         LOG.info("done: %s", run.folder)
         return run.folder

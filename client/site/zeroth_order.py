@@ -86,7 +86,7 @@ class Queries:
     def _measure_along(self, oracle: Oracle, guide: Tensor) -> NDArray[np.float32]:
         """Differences (q,) along directions by a gradient (size,)."""
         model, directions = oracle.replica.model, oracle.replica.directions
-        guided = directions_along(self.config, model, directions, guide)
+        guided = directions_along(self.config.bp, model, directions, guide)
         step = radius(self.config.zo.eps, model.layout)
         loss, keys = self._loss(oracle, 0), self.keys(0)
         with oracle.frozen.reuse():

@@ -9,7 +9,6 @@ from torch import nn
 
 from dandelion.bench.rows import BenchRow, alternate, on_threads
 from shared.base.flat import flatten
-from shared.config.schema import Config
 from shared.directions import DIRECTIONS
 from shared.estimation.activation_cache import FrozenPrefixCache
 from shared.estimation.perturber import Perturber
@@ -42,7 +41,7 @@ def _scope(scope: str, repeats: int) -> list[BenchRow]:
 def ways(scope: str) -> dict[str, Callable[[], object]]:
     """The queries of a step on an encoder of MiniLM's shape, with and without a cache."""
     module = encoder().eval()
-    model = flatten(module, trainable(Config(scope=scope), module))
+    model = flatten(module, trainable(scope, module))
     perturber = Perturber(model, DIRECTIONS["rademacher"](model.layout))
     tokens = torch.arange(BATCH * LENGTH).view(BATCH, LENGTH) * 7919 % 30000
     labels, cache = torch.arange(BATCH) % 2, FrozenPrefixCache(model)

@@ -106,7 +106,7 @@ def inspect(
     console.print(table_of(shards))
     out.mkdir(parents=True, exist_ok=True)
     write(shards, out)
-    draw(shards, title_of(config), out / SHARDS_PNG)
+    draw(shards, title_of(config.data), out / SHARDS_PNG)
     for file in (SHARDS_JSON, SHARDS_CSV, SHARDS_PNG):
         say(str(out / file))
 

@@ -158,7 +158,7 @@ class Combiner:
         if not len(site.differences):
             return gradient, np.zeros(0)
         estimate = self._estimate(site, gradient)
-        weight = gradient_weight(self.config, gradient, self._slopes(site))
+        weight = gradient_weight(self.config.bp, gradient, self._slopes(site))
         dense = estimate.on(gradient) * (1 - weight)
         add_scaled_(dense, gradient, weight)
         return dense, self._plain_differences(estimate) * (1 - weight)
@@ -168,7 +168,7 @@ class Combiner:
         c, replica = self.config, self.replica
         slot = SHARED_SLOT if c.zo.seed_schedule == "shared" else site.slot
         keys = direction_keys(c.training.seed, site.round, slot, 0, len(site.differences))
-        guided = directions_along(c, replica.model, replica.directions, guide)
+        guided = directions_along(c.bp, replica.model, replica.directions, guide)
         estimate = guided.estimate(keys, self._slopes(site))
         return estimate if estimate.dense is None else replace(estimate, dense=estimate.dense.cpu())
 

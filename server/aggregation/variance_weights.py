@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.base.deterministic_sums import norm
-from shared.config.schema import Config
-from shared.config.sections import weight_of
+from shared.config.sections import BpSettings, weight_of
 
 
 def inverse_variance_weight(error: float, other: float) -> float:
@@ -49,7 +48,7 @@ def gradients_error(energies: Sequence[float], mean_energy: float) -> float:
     return max(sum(energies) / count - mean_energy, 0.0) / (count - 1)
 
 
-def gradient_weight(config: Config, gradient: Tensor, slopes: NDArray[np.float64]) -> float:
+def gradient_weight(settings: BpSettings, gradient: Tensor, slopes: NDArray[np.float64]) -> float:
     """The weight of a backpropagated gradient ĝ against the estimate along directions by it.
 
     It is ``bp-weight``; if that is auto, it follows from the slopes D (q,). Their mean over c
@@ -57,10 +56,10 @@ def gradient_weight(config: Config, gradient: Tensor, slopes: NDArray[np.float64
     error e orthogonal to g, then ‖e‖² = ‖ĝ‖·(‖ĝ‖ − a). The estimate lacks the part of g that is
     orthogonal to ĝ, a·(‖ĝ‖ − a), and its q slopes add a variance of (mean(D²)/c⁴ − a²)/q.
     """
-    fixed = weight_of(config.bp.weight)
+    fixed = weight_of(settings.weight)
     if fixed is not None:
         return fixed
-    cosine, length = config.bp.cosine_target, norm(gradient)
+    cosine, length = settings.cosine_target, norm(gradient)
     rise = float(np.mean(slopes)) / cosine
     sent = length * max(length - rise, 0.0)
     spread = max(float(np.mean(slopes**2)) / cosine**4 - rise**2, 0.0) / len(slopes)

@@ -15,7 +15,7 @@ from server.ledger.reader import LedgerReader
 from server.reporting.loss_plot import STYLE
 from shared.base.errors import ConfigError
 from shared.base.files import write_atomically
-from shared.config.schema import Config
+from shared.config.sections import DataSettings
 from shared.data.examples import Examples
 from shared.training.corpus import Corpus
 from shared.training.site_data import SiteData
@@ -90,15 +90,11 @@ def summarize_run(ledger: LedgerReader, corpus: Corpus) -> list[ShardSummary]:
     return [ShardSummary(site.site, site.examples, (0, 0, 0), {}, {}) for site in sites]
 
 
-def title_of(config: Config) -> str:
+def title_of(settings: DataSettings) -> str:
     """How the data were partitioned, in one line."""
-    by = f" by {config.data.partition_by}" if config.data.partition_by else ""
-    alpha = (
-        f", alpha = {config.data.partition_alpha:g}"
-        if "dirichlet" in config.data.partitioner
-        else ""
-    )
-    return f"{Path(config.data.dataset).name} partitioned{by}: {config.data.partitioner}{alpha}"
+    by = f" by {settings.partition_by}" if settings.partition_by else ""
+    alpha = f", alpha = {settings.partition_alpha:g}" if "dirichlet" in settings.partitioner else ""
+    return f"{Path(settings.dataset).name} partitioned{by}: {settings.partitioner}{alpha}"
 
 
 def write(shards: list[ShardSummary], folder: Path) -> None:

@@ -75,7 +75,7 @@ class Report:
         write_atomically(self.folder / "summary.json", text.encode())
         draw_losses(self.ledger, self.folder / "loss.png")
         if shards := data_distribution.read(self.folder):
-            title = data_distribution.title_of(self.config)
+            title = data_distribution.title_of(self.config.data)
             data_distribution.draw(shards, title, self.folder / data_distribution.SHARDS_PNG)
         if self.config.run.save_model:
             model.save(self.folder / "model")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from shared.base.deterministic_sums import dot, norm
 from shared.base.flat import FlatModel, Layout
-from shared.config.schema import Config
+from shared.config.sections import BpSettings
 from shared.directions import Directions
 from shared.estimation.two_point import Shifts
 from shared.optimizers.gradient import add_scaled_
@@ -120,10 +120,10 @@ class Masked:
 
 
 def directions_along(
-    config: Config, model: FlatModel, directions: Directions, guide: Tensor
+    settings: BpSettings, model: FlatModel, directions: Directions, guide: Tensor
 ) -> Guided:
     """Guide directions by a gradient (size,) as the setting ``instruct-directions`` names."""
     vector = guide.to(model.flat.device)
-    if config.bp.instruct_directions == "masked":
-        return Masked(model.layout, config.bp.cosine_target, vector)
-    return Tilted(model.layout, directions, config.bp.cosine_target, vector)
+    if settings.instruct_directions == "masked":
+        return Masked(model.layout, settings.cosine_target, vector)
+    return Tilted(model.layout, directions, settings.cosine_target, vector)

@@ -12,13 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from shared.base.errors import ConfigError
-from shared.config.schema import Config
+from shared.config.sections import ModelSettings
 from shared.models.initial_weights import fill_normal_
 from shared.models.model import LanguageModel
 from shared.randomness.streams import adapter_weights_key
 
 
-def adapt_(model: LanguageModel, config: Config) -> LanguageModel:
+def adapt_(model: LanguageModel, settings: ModelSettings, seed: int) -> LanguageModel:
     """Put adapters of ``lora-rank`` into the model's layers, which stay frozen.
 
     Returns:
@@ -31,10 +31,10 @@ def adapt_(model: LanguageModel, config: Config) -> LanguageModel:
     from peft import LoraConfig, inject_adapter_in_model
 
     module: nn.Module = model.module
-    targets = [name.strip() for name in config.model.lora_targets.split(",") if name.strip()]
+    targets = [name.strip() for name in settings.lora_targets.split(",") if name.strip()]
     lora = LoraConfig(
-        r=config.model.lora_rank,
-        lora_alpha=config.model.lora_alpha,
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
         target_modules=targets or None,
         fan_in_fan_out=_is_transposed(module),
     )
@@ -43,7 +43,7 @@ def adapt_(model: LanguageModel, config: Config) -> LanguageModel:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"scope lora: {str(error).splitlines()[0]}; set lora-targets") from error
     module.eval()
-    _initialise_(module, config.training.seed)
+    _initialise_(module, seed)
     return replace(model, state=merge_adapters)
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from shared.base.errors import ConfigError
 from shared.base.metrics import EvalSums, confusion_of
 from shared.config.schema import Config
+from shared.config.sections import DataSettings
 from shared.data.documents import Documents
 from shared.data.examples import Examples, examples_with_labels
 from shared.models.model import LanguageModel
@@ -68,7 +69,7 @@ def classification(config: Config, model: LanguageModel) -> Classification:
         ConfigError: fewer than two words, words that begin alike, or another number than the head
             has classes.
     """
-    words = label_words(config)
+    words = label_words(config.data)
     if not model.has_head:
         verbaliser = Verbaliser.of(model.tokenizer, config.data.prompt, words)
         return Classification(len(words), verbaliser.encode, verbaliser.logits)
@@ -81,17 +82,17 @@ def classification(config: Config, model: LanguageModel) -> Classification:
     return Classification(len(words), model.tokenizer.sequence, head_logits(model.tokenizer.pad))
 
 
-def label_words(config: Config) -> tuple[str, ...]:
+def label_words(settings: DataSettings) -> tuple[str, ...]:
     """The classes' words in the order of their numbers.
 
     Raises:
         ConfigError: fewer than two, or one twice.
     """
-    words = tuple(word.strip() for word in config.data.label_words.split(",") if word.strip())
+    words = tuple(word.strip() for word in settings.label_words.split(",") if word.strip())
     if len(words) < 2 or len(set(words)) != len(words):
         raise ConfigError(
             "label-words: a word for each class expected, with commas, in the order of the "
-            f"classes' numbers, such as 'terrible, great'; got {config.data.label_words!r}"
+            f"classes' numbers, such as 'terrible, great'; got {settings.label_words!r}"
         )
     return words
 

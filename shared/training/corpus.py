@@ -56,7 +56,7 @@ class Corpus:
         """
         documents = documents_of(config.data.dataset)
         if config.data.task == "classification" and Path(config.data.dataset).is_dir():
-            documents = renumber_labels(documents, label_words(config))
+            documents = renumber_labels(documents, label_words(config.data))
         parts = documents.parts()
         training = _make_examples(config, model, parts[0] if parts else documents)
         return cls(training, training.take(np.arange(0)), config, documents.classes)

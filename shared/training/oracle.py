@@ -55,10 +55,10 @@ class Oracle:
                 f"got {config.data.block_size}"
             )
         if config.model.scope == "lora":
-            model = adapt_(model, config)
+            model = adapt_(model, config.model, config.training.seed)
         module = cast_(model.module.to(config.run.device), config.model.dtype)
         base = base_digest(module)
-        replica = Replica.of(flatten(module, trainable(config, module)), config)
+        replica = Replica.of(flatten(module, trainable(config.model.scope, module)), config)
         return cls(model, task_of(config, model), replica, base)
 
     @cached_property
@@ -114,7 +114,7 @@ def load_start(config: Config) -> LanguageModel:
     Raises:
         DataError: that run left no model.
     """
-    labels = label_words(config) if config.data.task == "classification" else ()
+    labels = label_words(config.data) if config.data.task == "classification" else ()
     if not config.model.init_from:
         return load_model(config.model.name, config.training.seed, labels)
     folder = Path(config.model.init_from)

@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from shared.base.errors import ConfigError
-from shared.config.schema import Config
 from shared.models.model import CLASSIFIER
 
 BLOCK = re.compile(r"^(.*)\.(\d+)\.(.+)$")  # a parameter of one of several equal blocks
@@ -20,27 +19,27 @@ BIASES = re.compile(r"bias$|norm|(^|\.)ln_", re.IGNORECASE)  # with norms, by an
 POOLER = re.compile(r"(^|\.)pooler\.")  # between an encoder and its head
 
 
-def trainable(config: Config, module: nn.Module) -> Callable[[str], bool]:
-    """Return whether ``scope`` trains a parameter, as a function of its name.
+def trainable(scope: str, module: nn.Module) -> Callable[[str], bool]:
+    """Return whether the setting ``scope`` trains a parameter, as a function of its name.
 
     Raises:
         ConfigError: the pattern is none, or the module has no such part.
     """
-    if config.model.scope == "full":
+    if scope == "full":
         return lambda name: True
-    if config.model.scope == "lora":
+    if scope == "lora":
         whole = head(module) if type(module).__name__.endswith(CLASSIFIER) else set[str]()
         return lambda name: ".lora_" in name or name in whole
-    if config.model.scope == "head":
+    if scope == "head":
         return head(module).__contains__
-    if config.model.scope == "bias":
+    if scope == "bias":
         return biases(module).__contains__
-    if config.model.scope == "reduced":
+    if scope == "reduced":
         return last_block(module).__contains__
     try:
-        pattern = re.compile(config.model.scope.removeprefix("regex:"))
+        pattern = re.compile(scope.removeprefix("regex:"))
     except re.error as error:
-        raise ConfigError(f"scope {config.model.scope!r}: {error}") from error
+        raise ConfigError(f"scope {scope!r}: {error}") from error
     return lambda name: pattern.search(name) is not None
 
 

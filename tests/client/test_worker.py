@@ -102,9 +102,11 @@ def federation(
 ) -> str:
     """Train with these nodes in the local engine; return the digest."""
     given = {"output-dir": str(folder), "run-name": name} | more
-    run = Config.from_run_config({**SETTINGS, **given}).to_run_config()
+    run = Config.from_run_config({**SETTINGS, **given})
     contexts = {
-        SERVER_NODE + 1 + i: Context(1, SERVER_NODE + 1 + i, config, RecordDict(), run)
+        SERVER_NODE + 1 + i: Context(
+            1, SERVER_NODE + 1 + i, config, RecordDict(), run.to_run_config()
+        )
         for i, config in enumerate(nodes)
     }
     done = serve(LocalGrid(client, contexts), run)

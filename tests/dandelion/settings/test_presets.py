@@ -23,7 +23,7 @@ def test_every_recipe_is_a_configuration(name):
         assert model in model_names()
         assert (config.data.task == "classification") == (len(config.data.label_words) > 0)
         if config.data.task == "classification":
-            assert len(label_words(config)) == 2
+            assert len(label_words(config.data)) == 2
 
 
 def test_the_users_settings_win():

@@ -94,11 +94,15 @@ def test_any_number_of_sites_and_groups_can_be_drawn(tmp_path, count, names):
     size = sum(groups.values()) or 5
     shards = [ShardSummary(f"site {n}", size, (1, 2, 3), groups, {}) for n in range(count)]
     write(shards, tmp_path)
-    draw(shards, title_of(Config(partitioner="dirichlet")), tmp_path / data_distribution.SHARDS_PNG)
+    draw(
+        shards,
+        title_of(Config(partitioner="dirichlet").data),
+        tmp_path / data_distribution.SHARDS_PNG,
+    )
     assert (tmp_path / data_distribution.SHARDS_PNG).stat().st_size > 5000
 
 
 def test_the_title_says_how_data_were_partitioned():
-    assert title_of(Config()) == "stdlib partitioned: natural"
+    assert title_of(Config().data) == "stdlib partitioned: natural"
     chosen = Config(dataset="/data/mine", partition_by="ward", partitioner="flower-dirichlet")
-    assert title_of(chosen) == "mine partitioned by ward: flower-dirichlet, alpha = 0.5"
+    assert title_of(chosen.data) == "mine partitioned by ward: flower-dirichlet, alpha = 0.5"

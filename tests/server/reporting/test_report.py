@@ -65,7 +65,7 @@ def troubled(tmp_path_factory):
         return app(message, context)
 
     c = config(tmp_path_factory.mktemp("runs"), save_model=False)
-    return serve(LocalGrid(failing, contexts_of(c)), c.to_run_config())
+    return serve(LocalGrid(failing, contexts_of(c)), c)
 
 
 def read(path):

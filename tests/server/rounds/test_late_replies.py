@@ -36,7 +36,7 @@ class Slow(LocalGrid):
 
 
 def ledger_of(folder, settings, grid):
-    return Ledger.open(serve(grid, settings.to_run_config()) / "ledger.sqlite")
+    return Ledger.open(serve(grid, settings) / "ledger.sqlite")
 
 
 def test_a_late_reply_is_refused_with_its_reason_and_its_bytes_are_counted(tmp_path):

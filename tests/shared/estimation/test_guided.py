@@ -125,9 +125,9 @@ def test_a_tilted_directions_numbers_have_the_same_bits_at_any_number_of_threads
 def test_the_weight_of_a_gradient_falls_with_the_error_that_the_slopes_show():
     config = Config.from_run_config({"bp-weight": "auto"})
     guide = vector(1, 1.0)
-    right = gradient_weight(config, guide, np.full(4, COSINE))
-    half = gradient_weight(config, guide, np.full(4, COSINE / 2))
-    wrong = gradient_weight(config, guide, np.zeros(4))
+    right = gradient_weight(config.bp, guide, np.full(4, COSINE))
+    half = gradient_weight(config.bp, guide, np.full(4, COSINE / 2))
+    wrong = gradient_weight(config.bp, guide, np.zeros(4))
     assert right == 1.0
     assert right > half > wrong
-    assert gradient_weight(Config.from_run_config({"bp-weight": "0.3"}), guide, np.ones(4)) == 0.3
+    assert gradient_weight(Config(bp_weight="0.3").bp, guide, np.ones(4)) == 0.3

@@ -134,4 +134,4 @@ def test_a_module_without_an_output_layer_has_no_head():
 def test_adapters_of_a_module_that_is_not_of_transformers_are_refused(tmp_path):
     model = LanguageModel("mine", nn.Linear(2, 2), ByteTokenizer())
     with pytest.raises(ConfigError, match="scope lora"):
-        adapt_(model, config(tmp_path, scope="lora"))
+        adapt_(model, config(tmp_path, scope="lora").model, 1)
