@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.aggregation.rules import rule_of
-from server.aggregation.rules.flower import average, mean
 from server.aggregation.variance_weights import (
     differences_error,
     gradient_weight,
@@ -23,6 +21,8 @@ from server.aggregation.variance_weights import (
     inverse_variance_weight,
 )
 from server.ledger.records import Contribution
+from shared.aggregation import fewest_replies, rule_of
+from shared.aggregation.flower import average, mean
 from shared.base.deterministic_sums import dot, norm
 from shared.base.errors import WireError
 from shared.config.schema import Config
@@ -33,7 +33,6 @@ from shared.optimizers.gradient import add_scaled_, coefficients_of, differences
 from shared.protocol.entry import Entry, SlotDifferences
 from shared.randomness.streams import SHARED_SLOT, direction_keys
 from shared.replica.replica import Replica
-from shared.training.rules import fewest_replies
 
 
 class GradientError(WireError):

@@ -13,14 +13,13 @@ from shared.base.options import Option, Value, options_of
 from shared.base.registry import Registry, registry_of
 from shared.config.schema import ALIASES, Config, flat_key, settings, unknown_setting
 
-# The module that declares each registry, by the setting that chooses from it. They are imported by
-# name: aggregation rules are the server's, which nothing here may depend on.
+# The module that declares each registry, by the setting that chooses from it; imported when needed.
 HOMES: Mapping[str, str] = {
     "mode": "shared.modes.mode",
     "optimizer": "shared.optimizers",
     "directions": "shared.directions",
     "codec": "shared.codecs",
-    "aggregation": "server.aggregation.rules",
+    "aggregation": "shared.aggregation",
 }
 
 

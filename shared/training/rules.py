@@ -1,5 +1,6 @@
 """Settings that are each in range but cannot work together, refused before anything is sent."""
 
+from shared.aggregation import fewest_replies, keeps_whole_vectors
 from shared.base.errors import ConfigError
 from shared.config.schema import Config
 from shared.modes.mode import mode_of
@@ -7,7 +8,6 @@ from shared.training.components import effective_options
 
 MOST_DRAWS = 1 << 16  # directions, and batches, of one round
 MOST_SLOTS = (1 << 16) - 1  # sites with directions of their own in one entry
-COMPARING = ("krum", "multi-krum", "bulyan")  # aggregation rules that choose whole replies
 
 
 def check_combinations(c: Config) -> None:
@@ -74,7 +74,7 @@ def _check_aggregation(c: Config) -> None:
             f"aggregation {rule!r} with malicious-clients = {liars} needs "
             f"min-replies >= {needed}, got {c.federation.min_replies}"
         )
-    if rule in COMPARING and mode_of(c).leans_on_gradient:
+    if keeps_whole_vectors(c) and mode_of(c).leans_on_gradient:
         raise ConfigError(
             f"aggregation {rule!r} keeps whole replies, but in mode {c.training.mode!r} a site's "
             "numbers and its gradient are combined apart: use mean, median or trimmed-mean"
@@ -166,12 +166,3 @@ def _check_data(c: Config) -> None:
         raise ConfigError(
             f"label-words {c.data.label_words!r} need task classification, got {c.data.task!r}"
         )
-
-
-def fewest_replies(c: Config) -> int:
-    """How many replies the aggregation rule needs to tell liars from others."""
-    rule = c.federation.aggregation.removeprefix("multi-")
-    if rule not in ("bulyan", "krum"):
-        return 1
-    liars = int(effective_options(c)["malicious-clients"])
-    return 4 * liars + 3 if rule == "bulyan" else liars + 3

@@ -106,7 +106,7 @@ MODULES = {
         """,
     "aggregation": """
         '''The mean of the smallest and the largest number of each coordinate.'''
-        from server.aggregation.rules import AGGREGATION
+        from shared.aggregation import AGGREGATION
 
 
         @AGGREGATION.register("midrange")
@@ -166,7 +166,7 @@ NAMES = {"optimizers": "lion", "directions": "uniform", "aggregation": "midrange
          "modes": "headstart", "codecs": "float16", "models": "nano-gpt"}  # fmt: skip
 CONTRACTS = ["tests/shared/optimizers/test_optimizers.py", "tests/shared/codecs/test_codecs.py",
              "tests/shared/directions/test_directions.py", "tests/shared/modes/test_modes.py",
-             "tests/server/aggregation/test_aggregation.py",
+             "tests/server/aggregation/test_combine.py",
              "tests/shared/models/test_models.py"]  # fmt: skip
 LEAST = {"optimizers": 5, "directions": 5, "aggregation": 3, "modes": 3, "codecs": 4, "models": 1}
 

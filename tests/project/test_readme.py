@@ -23,7 +23,7 @@ KINDS = (
     ("shared.directions", "DIRECTIONS"),
     ("shared.codecs", "CODECS"),
     ("shared.modes.mode", "MODES"),
-    ("server.aggregation.rules", "AGGREGATION"),
+    ("shared.aggregation", "AGGREGATION"),
 )
 every_page = pytest.mark.parametrize("page", PAGES)
 every_written_page = pytest.mark.parametrize("page", WRITTEN)

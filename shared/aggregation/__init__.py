@@ -12,7 +12,8 @@ A new rule is one module of this package, or of a plug-in (entry points ``dandel
 
 A rule with options is a frozen dataclass whose fields are made by ``shared.base.options.option``
 and whose ``__call__`` has that signature. If it has a plain field ``min_replies``, it gets the
-run's setting of that name.
+run's setting of that name. A property ``fewest_vectors`` says how many vectors it needs (1 if it
+has none), an attribute ``keeps_whole_vectors`` that it chooses among sites, not coordinates.
 """
 
 from collections.abc import Callable
@@ -29,9 +30,7 @@ from shared.config.schema import Config
 Rule = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 RuleKind = Rule | Callable[..., Rule]  # a rule, or a dataclass that makes one from its options
 
-AGGREGATION: Registry[RuleKind] = Registry(
-    "aggregation", "server.aggregation.rules", group="dandelion.aggregation"
-)
+AGGREGATION: Registry[RuleKind] = Registry("aggregation", "shared.aggregation")
 
 
 def rule_of(config: Config) -> Rule:
@@ -47,3 +46,13 @@ def rule_of(config: Config) -> Rule:
     if is_dataclass(kind) and "min_replies" in {field.name for field in fields(kind)}:
         arguments["min_replies"] = config.federation.min_replies
     return cast(Rule, kind(**arguments))
+
+
+def fewest_replies(config: Config) -> int:
+    """How many replies the run's rule needs to tell liars from others; 1 if it needs no more."""
+    return int(getattr(rule_of(config), "fewest_vectors", 1))
+
+
+def keeps_whole_vectors(config: Config) -> bool:
+    """Whether the run's rule chooses whole vectors, so that parts of a reply may not be parted."""
+    return bool(getattr(rule_of(config), "keeps_whole_vectors", False))

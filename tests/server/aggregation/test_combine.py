@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.aggregation.combine import combine_differences
-from server.aggregation.rules import AGGREGATION, rule_of
-from server.aggregation.rules.flower import aggregate_by_flower, mean
 from server.ledger.records import Contribution
+from shared.aggregation import AGGREGATION, rule_of
+from shared.aggregation.flower import aggregate_by_flower, mean
 from shared.base.errors import ConfigError
 
 TRAINING = {

@@ -3,13 +3,14 @@
 import gc
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum
 from numpy.typing import NDArray
 
-from server.aggregation.rules import AGGREGATION
+from shared.aggregation import AGGREGATION
 from shared.base.options import option
 
 Vectors = NDArray[np.float64]
@@ -61,6 +62,12 @@ class _Withstanding:
     """The option that rules against liars share."""
 
     malicious_clients: int = option(1, "sites that may lie", at_least=0)
+    keeps_whole_vectors: ClassVar[bool] = True
+
+    @property
+    def fewest_vectors(self) -> int:
+        """The number of vectors f + 3 without which no liar can be told (Blanchard et al. 2017)."""
+        return self.malicious_clients + 3
 
 
 @AGGREGATION.register("krum")
@@ -104,6 +111,11 @@ class BulyanRule(_Withstanding):
         """Aggregate vectors (n, k) to (k,)."""
         strategy = Bulyan(num_malicious_nodes=self.malicious_clients)
         return aggregate_by_flower(strategy, vectors, weights)
+
+    @property
+    def fewest_vectors(self) -> int:
+        """The number of vectors 4f + 3 that it needs."""
+        return 4 * self.malicious_clients + 3
 
 
 def aggregate_by_flower(strategy: FedAvg, vectors: Vectors, weights: Vectors) -> Vectors:
