@@ -1,5 +1,6 @@
 """Every setting as its declaration has it: for the command line, the documentation and Flower."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from inspect import getdoc
@@ -41,10 +42,11 @@ def groups(word: str = "") -> Iterator[Group]:
 
 def _matching(group: Group, word: str) -> Iterator[Group]:
     wanted = word.lower().replace("_", "-")
+    begins = re.compile(rf"\b{re.escape(wanted)}|\b{re.escape(word.lower())}")  # a word of it
     options = [
         each
         for each in group.options
-        if wanted in each.key or word.lower() in each.meaning.lower() or wanted == group.title
+        if begins.search(f"{each.key} {each.meaning}".lower()) or wanted in ("", group.title)
     ]
     if options:
         yield replace(group, options=options)

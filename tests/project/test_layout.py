@@ -293,3 +293,12 @@ def test_no_two_classes_share_a_name():
 
 def test_the_page_of_source_files_is_the_files_on_disk():
     assert (ROOT / PAGE).read_text() == file_map(), "run: make map"
+
+
+def test_no_module_is_ignored_by_git():
+    """Flower leaves what git ignores out of the bundle that sites run."""
+    done = subprocess.run(
+        ["git", "check-ignore", "--no-index", *MODULES],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == []
