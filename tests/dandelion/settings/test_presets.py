@@ -28,13 +28,13 @@ def test_every_recipe_is_a_configuration(name):
 
 def test_the_users_settings_win():
     given = {"task": "rotten-tomatoes", "queries": 3, "label-words": "x, y"}
-    found = gather(None, [f"{key}={value}" for key, value in given.items()])
-    assert (found.data.task, found.zo.queries, found.data.label_words) == (
+    result = gather(None, [f"{key}={value}" for key, value in given.items()])
+    assert (result.data.task, result.zo.queries, result.data.label_words) == (
         "classification",
         3,
         "x, y",
     )
-    assert found.model.name == "minilm"
+    assert result.model.name == "minilm"
 
 
 def test_a_pretrained_model_alone_brings_its_task():
@@ -47,8 +47,8 @@ def test_a_pretrained_model_alone_brings_its_task():
 
 
 def test_another_model_takes_a_task_too():
-    found = gather(None, [], preset="rotten-tomatoes", model="smollm2-135m")
-    assert (found.model.name, found.data.label_words) == ("smollm2-135m", "terrible, great")
+    result = gather(None, [], preset="rotten-tomatoes", model="smollm2-135m")
+    assert (result.model.name, result.data.label_words) == ("smollm2-135m", "terrible, great")
 
 
 def test_what_names_no_recipe_changes_nothing():

@@ -34,16 +34,16 @@ def test_pyproject_has_every_key_with_its_default_and_no_other():
 
 def test_the_table_of_pyproject_is_written_anew_and_nothing_else():
     text = "[a]\nb = 1\n\n[tool.flwr.app.config]  # all\nmode = 'x'\n\n[c]\nd = 2\n"
-    found = pyproject_table(text)
-    assert found.startswith('[a]\nb = 1\n\n[tool.flwr.app.config]  # all\nmode = "zo"\n')
-    assert found.endswith("\n[c]\nd = 2\n")
-    assert pyproject_table(found) == found
+    result = pyproject_table(text)
+    assert result.startswith('[a]\nb = 1\n\n[tool.flwr.app.config]  # all\nmode = "zo"\n')
+    assert result.endswith("\n[c]\nd = 2\n")
+    assert pyproject_table(result) == result
 
 
 def test_the_command_shows_every_setting_under_its_section():
-    found = shown()
-    assert found.exit_code == 0
-    words = found.stdout.split()
+    result = shown()
+    assert result.exit_code == 0
+    words = result.stdout.split()
     assert set(all_keys()) <= set(words)
     assert {"zo", "bp", "federation"} <= set(words)
 
@@ -59,9 +59,9 @@ def test_a_word_filters_by_key_meaning_or_section(word, expected, other):
 
 
 def test_a_word_that_nothing_has_names_the_nearest_settings():
-    found = shown("lernrate")
-    assert found.exit_code != 0
-    assert "did you mean" in str(found.exception)
+    result = shown("lernrate")
+    assert result.exit_code != 0
+    assert "did you mean" in str(result.exception)
 
 
 def test_the_command_prints_the_page():

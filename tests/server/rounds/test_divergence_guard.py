@@ -50,16 +50,16 @@ def trains(message):
     return message.metadata.message_type == MessageType.TRAIN
 
 
-def rewinds(found):
-    return [(at, to) for at, to, _, _ in found.summary["rewinds"]]
+def rewinds(result):
+    return [(at, to) for at, to, _, _ in result.summary["rewinds"]]
 
 
 def test_a_run_at_an_absurd_rate_goes_back_and_ends_well(tamed):
-    _, found = tamed
-    assert len(rewinds(found)) >= 2
-    assert found.summary["rounds"] == 50
-    assert found.summary["evaluation_loss_last"] < found.summary["evaluation_loss_first"]
-    scales = [scale for _, _, scale, _ in found.summary["rewinds"]]
+    _, result = tamed
+    assert len(rewinds(result)) >= 2
+    assert result.summary["rounds"] == 50
+    assert result.summary["evaluation_loss_last"] < result.summary["evaluation_loss_first"]
+    scales = [scale for _, _, scale, _ in result.summary["rewinds"]]
     assert scales == pytest.approx([0.3 ** (k + 1) for k in range(len(scales))])
 
 
@@ -70,40 +70,40 @@ def test_without_the_guard_the_same_run_ends_badly(tmp_path):
 
 
 def test_rates_after_a_rewind_are_lowered_and_stand_in_the_entries(tamed):
-    _, found = tamed
-    entries, scale = [Entry.decode(data) for data in found.entries], 1.0
+    _, result = tamed
+    entries, scale = [Entry.decode(data) for data in result.entries], 1.0
     for entry in entries:
         if entry.back_to is None:
             assert entry.learning_rate == scale * 1.0
         else:
             scale = entry.learning_rate
-    assert [(e.round, e.back_to) for e in entries if e.undoes] == rewinds(found)
+    assert [(e.round, e.back_to) for e in entries if e.undoes] == rewinds(result)
 
 
 def test_no_round_is_measured_at_what_was_undone(tamed):
     """Each is where the run, as it stood then, still went through."""
-    chosen, found = tamed
-    entries = [Entry.decode(data) for data in found.entries]
+    chosen, result = tamed
+    entries = [Entry.decode(data) for data in result.entries]
     for entry in entries:
         if entry.back_to is None:
-            assert parameters_round(chosen, entry.round) in Lineage.of(rewinds(found), entry.round)
+            assert parameters_round(chosen, entry.round) in Lineage.of(rewinds(result), entry.round)
     pauses = [e.round for e in entries if e.back_to is not None and not e.undoes]
-    assert pauses == [at + 1 for at, _ in rewinds(found)] * chosen.federation.staleness
+    assert pauses == [at + 1 for at, _ in rewinds(result)] * chosen.federation.staleness
 
 
 def test_every_digest_is_met_whether_undone_rounds_are_rebuilt_or_not(tamed):
-    chosen, found = tamed
+    chosen, result = tamed
     with ledger_of(chosen) as ledger:
         replica, reached = Oracle.of(chosen).replica, []
         for round_, digest in rebuild_each_(replica, ledger, 50):
             assert digest == ledger.digest(round_)
             reached.append(round_)
-        assert torch.equal(replica.model.flat, found.flat)
+        assert torch.equal(replica.model.flat, result.flat)
         assert reached == [*range(1, 51)]
         replica = Oracle.of(chosen).replica
         rebuild_(replica, ledger, 50)
-        assert torch.equal(replica.model.flat, found.flat)
-        dead = rewinds(found)[0][0] - 1  # a round that was undone can still be looked at
+        assert torch.equal(replica.model.flat, result.flat)
+        dead = rewinds(result)[0][0] - 1  # a round that was undone can still be looked at
         replica = Oracle.of(chosen).replica
         replica.apply(Entry.decode(data) for data in entries_between(ledger, 0, dead))
         replica.check(ledger.digest(dead))
@@ -113,11 +113,12 @@ def test_every_digest_is_met_whether_undone_rounds_are_rebuilt_or_not(tamed):
 
 
 def test_the_command_line_verifies_and_replays_it(tamed, tmp_path, capsys):
-    chosen, found = tamed
+    chosen, result = tamed
     verify(folder_of(chosen))
-    assert f"50 rounds replayed, 51 digests equal; digest {found.digest}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"50 rounds replayed, 51 digests equal; digest {result.digest}" in out
     replay(folder_of(chosen), 50, tmp_path / "model")
-    assert f"round 50, digest {found.digest}" in capsys.readouterr().out
+    assert f"round 50, digest {result.digest}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("catch_up", ["auto", "replay", "snapshot"])
@@ -128,11 +129,11 @@ def test_sites_with_memories_of_their_own_come_along_however_long_they_were_away
     chosen = config(tmp_path, **changes, staleness=tamed[0].federation.staleness)
     nodes = Processes()
     network = Network(chosen, nodes)
-    found = federate(chosen, network)
-    assert len(rewinds(found)) >= 1
-    assert not found.summary["refusals"].get("diverged")
+    result = federate(chosen, network)
+    assert len(rewinds(result)) >= 1
+    assert not result.summary["refusals"].get("diverged")
     counted = {}
-    for _, _, _, way_, kind, payload, message in found.rows["traffic"]:
+    for _, _, _, way_, kind, payload, message in result.rows["traffic"]:
         for unit, size in (("payload", payload), ("message", message)):
             counted[way_, kind, unit] = counted.get((way_, kind, unit), 0) + size
     assert counted == crossed(network)
@@ -146,16 +147,16 @@ def test_sites_with_memories_of_their_own_come_along_however_long_they_were_away
 def test_a_lazy_server_goes_back_as_an_eager_one_does(tamed, tmp_path):
     if tamed[0].federation.staleness:
         pytest.skip("staleness needs the eager server")
-    found = federate(config(tmp_path, server_replica="lazy", eval_interval=4, **ABSURD))
-    assert rewinds(found) == rewinds(tamed[1])
-    assert (found.digest, found.entries) == (tamed[1].digest, tamed[1].entries)
+    result = federate(config(tmp_path, server_replica="lazy", eval_interval=4, **ABSURD))
+    assert rewinds(result) == rewinds(tamed[1])
+    assert (result.digest, result.entries) == (tamed[1].digest, tamed[1].entries)
 
 
 def test_a_replica_that_is_past_the_round_does_not_go_back_by_itself(tamed):
-    chosen, found = tamed
-    at, back_to = rewinds(found)[0]
+    chosen, result = tamed
+    at, back_to = rewinds(result)[0]
     replica = Oracle.of(chosen).replica
-    entries = [Entry.decode(data) for data in found.entries]
+    entries = [Entry.decode(data) for data in result.entries]
     replica.apply(entries[: at - 1])
     before = replica.digest()
     with pytest.raises(GapError, match=f"got {at}, which follows {back_to}"):
@@ -181,9 +182,9 @@ def test_a_crash_at_any_write_leaves_a_run_that_decides_alike(part, staleness):
             chosen = config(folder, f"crash {number}", **changes)
             with pytest.raises(Crash), crash_at(number):
                 federate(chosen)
-            found = go_on(chosen)
-            assert (found.digest, found.entries) == (expected.digest, expected.entries)
-            assert found.summary["rewinds"] == expected.summary["rewinds"]
+            result = go_on(chosen)
+            assert (result.digest, result.entries) == (expected.digest, expected.entries)
+            assert result.summary["rewinds"] == expected.summary["rewinds"]
 
 
 @pytest.mark.slow
@@ -212,9 +213,9 @@ def test_any_mode_that_is_cut_off_while_it_diverges_ends_with_the_same_bits(chan
             changes |= {"downlink": "replay", "num_rounds": 8}
         expected = federate(config(folder, "whole", **changes))
         chosen = config(folder, "cut", **changes)
-        found = through_crashes(chosen, numbers)
-        assert found.digest == expected.digest
-        assert found.summary["rewinds"] == expected.summary["rewinds"]
+        result = through_crashes(chosen, numbers)
+        assert result.digest == expected.digest
+        assert result.summary["rewinds"] == expected.summary["rewinds"]
         with ledger_of(chosen) as ledger:
             replica = Oracle.of(chosen).replica
             for round_, digest in rebuild_each_(replica, ledger, chosen.training.rounds):
@@ -230,9 +231,9 @@ def test_a_snapshot_that_was_lost_is_done_without(tmp_path):
     changes = {"learning_rate": 0.3, "num_rounds": 25, "snapshot_interval": 1, "queries": 1}
     whole = federate(config(tmp_path, "whole", **changes))
     assert any(to > 0 for _, to in rewinds(whole))
-    found = federate(config(tmp_path, "lost", **changes), on_round=lose)
-    assert found.summary["rewinds"][0] == whole.summary["rewinds"][0]
-    assert found.digest == whole.digest
+    result = federate(config(tmp_path, "lost", **changes), on_round=lose)
+    assert result.summary["rewinds"][0] == whole.summary["rewinds"][0]
+    assert result.digest == whole.digest
 
 
 def test_it_gives_up_in_the_end_and_says_what_to_do(tmp_path):
@@ -241,9 +242,9 @@ def test_it_gives_up_in_the_end_and_says_what_to_do(tmp_path):
         federate(chosen)
     with ledger_of(chosen) as ledger:
         assert len(ledger.rewinds()) == 2
-    found = federate(resumed(chosen, guard_rewinds=20, guard_rate_factor=0.01, num_rounds=12))
-    assert len(rewinds(found)) > 2
-    assert found.summary["rounds"] == 12
+    result = federate(resumed(chosen, guard_rewinds=20, guard_rate_factor=0.01, num_rounds=12))
+    assert len(rewinds(result)) > 2
+    assert result.summary["rounds"] == 12
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
@@ -256,10 +257,10 @@ def test_most_sites_without_finite_numbers_are_divergence_also_where_one_is_left
         return [reply]
 
     chosen = config(tmp_path, num_rounds=12, snapshot_interval=1, staleness=staleness)
-    found = federate(chosen, Network(chosen, change=burst))
-    assert found.summary["skipped_rounds"] == 0
-    assert [at for at, *_ in found.summary["rewinds"]] == [6]
-    assert "2 of 3 sites measured no finite losses" in found.summary["rewinds"][0][3]
+    result = federate(chosen, Network(chosen, change=burst))
+    assert result.summary["skipped_rounds"] == 0
+    assert [at for at, *_ in result.summary["rewinds"]] == [6]
+    assert "2 of 3 sites measured no finite losses" in result.summary["rewinds"][0][3]
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
@@ -270,9 +271,9 @@ def test_sites_that_never_had_finite_numbers_undo_nothing(tmp_path, staleness):
         return [reply]
 
     chosen = config(tmp_path, num_rounds=12, staleness=staleness)
-    found = federate(chosen, Network(chosen, change=broken))
-    assert found.summary["rewinds"] == []
-    assert {row[2] for row in found.rows["contributions"]} == {"2"}
+    result = federate(chosen, Network(chosen, change=broken))
+    assert result.summary["rewinds"] == []
+    assert {row[2] for row in result.rows["contributions"]} == {"2"}
 
 
 def test_metrics_and_traffic_have_the_same_bytes_also_of_a_rewind_after_a_skip(tmp_path):
@@ -299,10 +300,10 @@ def test_bytes_of_a_round_that_was_forsaken_are_in_the_ledger(tmp_path, rounds):
 
     chosen = config(tmp_path, num_rounds=rounds, snapshot_interval=1, staleness=1, min_clients=3)
     network = Network(chosen, change=burst)
-    found = federate(chosen, network)
-    assert [at for at, *_ in found.summary["rewinds"]] == [4]
+    result = federate(chosen, network)
+    assert [at for at, *_ in result.summary["rewinds"]] == [4]
     counted = {}
-    for _, _, _, way_, kind, payload, message in found.rows["traffic"]:
+    for _, _, _, way_, kind, payload, message in result.rows["traffic"]:
         for unit, size in (("payload", payload), ("message", message)):
             counted[way_, kind, unit] = counted.get((way_, kind, unit), 0) + size
     assert counted == crossed(network)
@@ -312,12 +313,12 @@ def test_bytes_of_a_round_that_was_forsaken_are_in_the_ledger(tmp_path, rounds):
 def test_rates_of_sites_own_steps_are_lowered_too(tmp_path):
     chosen = config(tmp_path, **ABSURD | {"local_steps": 2, "local_learning_rate": 0.01})
     network = Network(chosen)
-    found = federate(chosen, network)
-    asked = [decode_request(unpack(m.content)[0]) for m in network.sent if trains(m)]
+    result = federate(chosen, network)
+    requested = [decode_request(unpack(m.content)[0]) for m in network.sent if trains(m)]
     rates = {}
-    for request in asked:
+    for request in requested:
         rates.setdefault(request.round, request.learning_rate)
-    scales = {at: scale for at, _, scale, _ in found.summary["rewinds"]}
+    scales = {at: scale for at, _, scale, _ in result.summary["rewinds"]}
     assert scales
     scale = 1.0
     for round_ in range(1, 51):
@@ -370,8 +371,8 @@ def test_a_site_owes_nothing_after_a_way_that_was_left(tmp_path):
     changes = {"mode": "fo", "codec": "topk", "error_feedback": True, "num_rounds": 8}
     chosen = config(tmp_path, learning_rate=1e4, **changes)
     nodes = Processes()
-    found = federate(chosen, Network(chosen, nodes))
-    at = rewinds(found)[-1][0]
+    result = federate(chosen, Network(chosen, nodes))
+    at = rewinds(result)[-1][0]
     host = nodes.host(2)
     sender = host._sites["0"]._sender
     assert at < 8

@@ -29,8 +29,8 @@ def run(tmp_path_factory):
 @pytest.fixture
 def ledger(run, tmp_path):
     folder = shutil.copytree(run[1].folder, tmp_path / "copy")
-    with closing(Ledger.open(folder / "ledger.sqlite")) as found:
-        yield found
+    with closing(Ledger.open(folder / "ledger.sqlite")) as result:
+        yield result
 
 
 def kinds(entries):
@@ -44,7 +44,7 @@ def test_gradients_before_the_last_but_one_snapshot_are_dropped(run):
 
 
 def test_a_late_joiner_gets_a_snapshot_and_the_digest_proves_it(run, ledger):
-    c, found = run
+    c, result = run
     for choice in ("auto", "replay", "snapshot"):
         wanted = Config.from_run_config(c.to_run_config() | {"catch-up": choice})
         way = catch_up(wanted, ledger, Snapshots(ledger), 0, 7)
@@ -53,7 +53,7 @@ def test_a_late_joiner_gets_a_snapshot_and_the_digest_proves_it(run, ledger):
         assert replica.round == 6
         replica.apply(Entry.decode(data) for data in way.entries)
         replica.check(ledger.digest(7))
-        assert torch.equal(replica.model.flat, found.flat)
+        assert torch.equal(replica.model.flat, result.flat)
 
 
 def test_without_a_snapshot_that_is_late_enough_there_is_no_way(run, ledger):
@@ -89,9 +89,9 @@ def test_verify_says_which_rounds_snapshots_bridged(run, capsys):
 def test_a_run_goes_on_after_gradients_were_dropped(run, ledger):
     folder = ledger.path.parent
     more = {"num-rounds": 8, "resume": str(folder)}
-    found = federate(Config.from_run_config(run[0].to_run_config() | more))
-    assert len(found.entries) == 8
-    assert not found.refusals
+    result = federate(Config.from_run_config(run[0].to_run_config() | more))
+    assert len(result.entries) == 8
+    assert not result.refusals
 
 
 def test_a_changed_digest_of_a_dropped_gradient_is_found(ledger):

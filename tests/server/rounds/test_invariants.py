@@ -48,19 +48,19 @@ shapes = st.fixed_dictionaries(
 def federations(draw, **fixed):
     """Settings of a small run in any mode."""
     mode = draw(st.sampled_from(["zo", "zo", "zo", "fo", "calibrate", "instruct", "fedavg"]))
-    found = draw(shapes) | draw(sgd | others)
-    if found["directions"] == "lowrank":
-        found["direction_rank"] = draw(st.integers(1, 2))
+    result = draw(shapes) | draw(sgd | others)
+    if result["directions"] == "lowrank":
+        result["direction_rank"] = draw(st.integers(1, 2))
     if mode != "zo":
         codec = st.sampled_from(["float32", "bfloat16", "int8", "topk"])
-        found |= {"codec": draw(codec), "bp_interval": 2, "bp_batch_size": 1}
+        result |= {"codec": draw(codec), "bp_interval": 2, "bp_batch_size": 1}
     if mode == "fedavg":
-        found |= {"optimizer": "sgd", "momentum": 0.0}
+        result |= {"optimizer": "sgd", "momentum": 0.0}
     elif mode != "zo":
-        found |= {"local_steps": 1, "guidance": draw(st.sampled_from(["fresh", "reuse"]))}
-    if found["staleness"]:
-        found |= {"downlink": "replay", "guidance": "fresh"}
-    return found | {"mode": mode} | fixed
+        result |= {"local_steps": 1, "guidance": draw(st.sampled_from(["fresh", "reuse"]))}
+    if result["staleness"]:
+        result |= {"downlink": "replay", "guidance": "fresh"}
+    return result | {"mode": mode} | fixed
 
 
 class Follower:
@@ -101,10 +101,12 @@ def test_i1_holds_after_a_crash_at_any_point_that_writes(staleness):
             chosen = config(folder, f"crash {number}", **changes)
             with pytest.raises(Crash), crash_at(number):
                 federate(chosen)
-            found = go_on(chosen)
-            assert (found.digest, found.entries) == (expected.digest, expected.entries)
-            assert found.summary["evaluation_loss_last"] == expected.summary["evaluation_loss_last"]
-            assert [row[:2] for row in found.rows["snapshots"]] == [
+            result = go_on(chosen)
+            assert (result.digest, result.entries) == (expected.digest, expected.entries)
+            assert (
+                result.summary["evaluation_loss_last"] == expected.summary["evaluation_loss_last"]
+            )
+            assert [row[:2] for row in result.rows["snapshots"]] == [
                 row[:2] for row in expected.rows["snapshots"]
             ]
 
@@ -115,10 +117,10 @@ def test_i1_holds_after_crashes_in_a_row(changes, numbers):
     with scratch() as folder:
         expected = federate(config(folder, "whole", **changes))
         chosen = config(folder, "crashed", **changes)
-        found = through_crashes(chosen, numbers)
-    assert found.digest == expected.digest
+        result = through_crashes(chosen, numbers)
+    assert result.digest == expected.digest
     # of a dense gradient only the digest may be left, in one of them earlier than in the other
-    assert [*map(lasting_payload, found.entries)] == [*map(lasting_payload, expected.entries)]
+    assert [*map(lasting_payload, result.entries)] == [*map(lasting_payload, expected.entries)]
 
 
 @given(federations(snapshot_interval=0))
@@ -126,8 +128,8 @@ def test_i1_holds_after_crashes_in_a_row(changes, numbers):
 def test_i2_threads_and_chunks_change_no_bit(changes):
     with scratch() as folder:
         chosen = config(folder, **changes)
-        found = federate(chosen)
-    entries = [Entry.decode(data) for data in found.entries]
+        result = federate(chosen)
+    entries = [Entry.decode(data) for data in result.entries]
     digests = []
     try:
         for threads, chunk in ((1, 1 << 20), (2, 1 << 20), (1, 4096), (2, 10_240)):
@@ -140,7 +142,7 @@ def test_i2_threads_and_chunks_change_no_bit(changes):
                 digests.append(replica.digest().hex())
     finally:
         torch.set_num_threads(1)
-    assert digests == [found.digest] * 4
+    assert digests == [result.digest] * 4
 
 
 def asked(oracle, round_=1, entries=()):
@@ -182,10 +184,10 @@ def test_i4_the_same_replies_in_any_order_make_the_same_entries(changes, lost, o
     with scratch() as folder:
         plain, other = config(folder, "plain", **changes), config(folder, "other", **changes)
         expected = federate(plain, Chaos(plain, lost))
-        found = federate(other, Chaos(other, lost, random.Random(order)))
-    assert found.entries == expected.entries
-    assert found.digest == expected.digest
-    assert [row[:4] for row in found.rows["contributions"]] == [
+        result = federate(other, Chaos(other, lost, random.Random(order)))
+    assert result.entries == expected.entries
+    assert result.digest == expected.digest
+    assert [row[:4] for row in result.rows["contributions"]] == [
         row[:4] for row in expected.rows["contributions"]
     ]
 

@@ -33,9 +33,9 @@ def test_a_round_is_measured_at_the_round_before_or_one_earlier(tmp_path):
 def test_what_the_ledger_holds_is_what_is_measured_at_those_parameters(tmp_path, changes):
     """Measured anew at the parameters that the ledger gives for that round, bit for bit."""
     chosen = config(tmp_path, **CHANGES | {"num_rounds": 4} | changes)
-    found = federate(chosen)
+    result = federate(chosen)
     with ledger_of(chosen) as ledger:
-        for round_, slot, site, _, _, _, differences, _ in found.rows["contributions"]:
+        for round_, slot, site, _, _, _, differences, _ in result.rows["contributions"]:
             at, host = parameters_round(chosen, round_), ReplicaHost(chosen)
             host._run, replica = b"r" * 16, host._oracle.replica
             flat = replayed(chosen, ledger, at)
@@ -48,7 +48,7 @@ def test_what_the_ledger_holds_is_what_is_measured_at_those_parameters(tmp_path,
             measured = host.train(node, request, None)
             assert measured.differences.astype("<f4").tobytes() == differences, (round_, slot)
     fresh = federate(config(tmp_path, "fresh", **CHANGES | {"staleness": 0, "num_rounds": 4}))
-    assert found.entries[1:] != fresh.entries[1:]
+    assert result.entries[1:] != fresh.entries[1:]
 
 
 def test_the_next_round_is_asked_for_before_the_last_reply_is_in(tmp_path, undisturbed):
@@ -62,9 +62,9 @@ def test_the_next_round_is_asked_for_before_the_last_reply_is_in(tmp_path, undis
             return super().push_messages(listed)
 
         def pull_messages(self, message_ids):
-            found = super().pull_messages(message_ids)
-            order.extend(("read", int(m.metadata.group_id)) for m in found if trains(m))
-            return found
+            result = super().pull_messages(message_ids)
+            order.extend(("read", int(m.metadata.group_id)) for m in result if trains(m))
+            return result
 
     assert federate(chosen, Noting(chosen)).digest == undisturbed.digest
     for round_ in range(1, chosen.training.rounds):
@@ -95,8 +95,8 @@ def test_a_server_that_was_killed_goes_on_with_the_same_bits(tmp_path, undisturb
     with pytest.raises(Cut):
         federate(chosen, Network(chosen, nodes), cut_at(last))
     again = resumed(chosen)
-    found = federate(again, Network(again, nodes if keep else Processes()))
-    assert (found.digest, found.entries) == (undisturbed.digest, undisturbed.entries)
+    result = federate(again, Network(again, nodes if keep else Processes()))
+    assert (result.digest, result.entries) == (undisturbed.digest, undisturbed.entries)
 
 
 def test_sites_that_are_ahead_of_a_resumed_server_answer_what_they_answered(tmp_path, undisturbed):
@@ -110,8 +110,8 @@ def test_sites_that_are_ahead_of_a_resumed_server_answer_what_they_answered(tmp_
     assert {nodes.host(k)._oracle.replica.round for k in (2, 3, 4)} == {3}
     again = resumed(chosen)
     second = Network(again, nodes)
-    found = federate(again, second)
-    assert (found.digest, found.entries) == (undisturbed.digest, undisturbed.entries)
+    result = federate(again, second)
+    assert (result.digest, result.entries) == (undisturbed.digest, undisturbed.entries)
     fourth = [decode_reply(unpack(r.content)[0]) for r in second.received if is_reply(r, None, 4)]
     assert len(fourth) == 3
     assert not any(isinstance(reply, Behind) for reply in fourth)
@@ -128,8 +128,8 @@ def test_sites_that_are_ahead_and_have_forgotten_start_again_from_the_base(tmp_p
             site._answers.clear()
     again = resumed(chosen)
     second = Network(again, nodes)
-    found = federate(again, second)
-    assert (found.digest, found.entries) == (undisturbed.digest, undisturbed.entries)
+    result = federate(again, second)
+    assert (result.digest, result.entries) == (undisturbed.digest, undisturbed.entries)
     requests = [decode_request(unpack(m.content)[0]) for m in filter(trains, second.sent)]
     assert [r.reset for r in requests if r.round == 4] == [False] * 3 + [True] * 3
 
@@ -160,9 +160,9 @@ def test_a_round_that_is_skipped_is_asked_for_again_beside_the_next(tmp_path, un
             return []
         return [reply]
 
-    found = federate(chosen, Network(chosen, Processes(), change=once))
-    assert found.summary["skipped_rounds"] == 1
-    assert found.entries == undisturbed.entries
+    result = federate(chosen, Network(chosen, Processes(), change=once))
+    assert result.summary["skipped_rounds"] == 1
+    assert result.entries == undisturbed.entries
 
 
 def test_a_site_that_failed_in_a_round_gets_what_it_lacks_in_the_next(tmp_path):
@@ -174,14 +174,14 @@ def test_a_site_that_failed_in_a_round_gets_what_it_lacks_in_the_next(tmp_path):
             raise MemoryError
         return nodes(message, context)
 
-    found = federate(chosen, Network(chosen, deaf))
+    result = federate(chosen, Network(chosen, deaf))
     sites = {}
-    for round_, _, site, *_ in found.rows["contributions"]:
+    for round_, _, site, *_ in result.rows["contributions"]:
         sites.setdefault(round_, []).append(site)
     assert sites == {k: ["0", "2"] if k == 4 else ["0", "1", "2"] for k in range(1, 7)}
     again = config(tmp_path, "again", **CHANGES)
     dropped = Network(again, change=lambda r: failed(r) if is_reply(r, 1, 4) else [r])
-    assert federate(again, dropped).entries == found.entries
+    assert federate(again, dropped).entries == result.entries
 
 
 def test_a_site_that_forgot_costs_two_messages_more_and_is_two_rounds_ahead_again(tmp_path):
@@ -194,16 +194,16 @@ def test_a_site_that_forgot_costs_two_messages_more_and_is_two_rounds_ahead_agai
             nodes.memories[3].clear()
 
     network = Network(chosen, nodes)
-    found = federate(chosen, network, forget)
-    assert found.entries == whole.entries
-    asked = [m for m in filter(trains, network.sent) if m.metadata.dst_node_id == 3]
-    assert len(asked) == 12 + 2
+    result = federate(chosen, network, forget)
+    assert result.entries == whole.entries
+    requested = [m for m in filter(trains, network.sent) if m.metadata.dst_node_id == 3]
+    assert len(requested) == 12 + 2
     behind = [
         reply for reply in network.received
         if is_reply(reply, 1) and isinstance(decode_reply(unpack(reply.content)[0]), Behind)
     ]  # fmt: skip
     assert len(behind) <= 2
-    assert found.summary["refusals"] == {}
+    assert result.summary["refusals"] == {}
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ keys = st.from_regex(r"[A-Za-z0-9_-]+", fullmatch=True)
 
 @given(st.dictionaries(keys, values))
 def test_settings_survive_their_text(settings):
-    found = tomllib.loads(to_toml(settings))
-    assert found == settings
-    assert {key: type(value) for key, value in found.items()} == {
+    result = tomllib.loads(to_toml(settings))
+    assert result == settings
+    assert {key: type(value) for key, value in result.items()} == {
         key: type(value) for key, value in settings.items()
     }
 

@@ -12,7 +12,7 @@ from shared.training.oracle import Oracle
 
 def test_one_round_is_the_mean_of_what_the_sites_parameters_came_to(tmp_path):
     c = config(tmp_path, mode="fedavg", local_steps=3, num_rounds=1)
-    found, mean, weight = federate(c), 0, 0
+    result, mean, weight = federate(c), 0, 0
     for number in range(3):
         host = ReplicaHost(c)
         site = host._site({"partition-id": number, "num-partitions": 3})
@@ -22,7 +22,7 @@ def test_one_round_is_the_mean_of_what_the_sites_parameters_came_to(tmp_path):
         assert losses[-1] < losses[0]
         mean = mean + (host._oracle.replica.model.flat - way).double() * site.count
         weight += site.count
-    assert torch.allclose(found.flat.double(), mean / weight, atol=1e-7)
+    assert torch.allclose(result.flat.double(), mean / weight, atol=1e-7)
 
 
 def test_training_at_a_site_leaves_the_replica_as_it_was(tmp_path):
@@ -37,11 +37,11 @@ def test_training_at_a_site_leaves_the_replica_as_it_was(tmp_path):
 
 def test_averaged_parameters_are_sent_in_full_both_ways_and_cost_three_passes_a_step(tmp_path):
     c = config(tmp_path, mode="fedavg", local_steps=3, num_rounds=2)
-    found = federate(c)
+    result = federate(c)
     parameters = Oracle.of(c).replica.model.layout.parameters
-    up = {row[3] for row in found.traffic if row[1:3] == ("up", "gradient")}
+    up = {row[3] for row in result.traffic if row[1:3] == ("up", "gradient")}
     assert up == {44 + 16 + 4 * parameters}
-    assert found.forwards == [3 * 3 * 3] * 2
+    assert result.forwards == [3 * 3 * 3] * 2
 
 
 def test_the_same_seed_gives_the_same_digest_with_adapters_too(tmp_path):

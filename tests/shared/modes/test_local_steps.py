@@ -77,12 +77,12 @@ def test_each_entry_holds_the_rate_of_its_round(tmp_path, schedule):
 
 
 def test_a_step_size_of_their_own_changes_the_trajectory_not_the_first_step(tmp_path):
-    found = [
+    result = [
         federate(config(tmp_path, str(rate), local_learning_rate=rate, **STEPS | {"num_rounds": 1}))
         for rate in (0.0, 2e-3, 1e-2)
     ]
-    assert found[0].entries == found[1].entries  # 0 is the round's own rate
-    one, other = (found[k].rows["contributions"][0][6] for k in (0, 2))
+    assert result[0].entries == result[1].entries  # 0 is the round's own rate
+    one, other = (result[k].rows["contributions"][0][6] for k in (0, 2))
     assert one[:8] == other[:8]  # the two numbers of the first step
     assert one[8:] != other[8:]
 

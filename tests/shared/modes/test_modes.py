@@ -50,9 +50,9 @@ def test_a_guidance_is_kept_only_to_be_measured_along(name):
 
 @every_mode
 def test_a_mode_lowers_the_loss_and_no_reply_is_refused(runs, mode):
-    found = runs(mode)
-    assert found.losses[-1] < found.losses[0]
-    assert not found.refusals
+    result = runs(mode)
+    assert result.losses[-1] < result.losses[0]
+    assert not result.refusals
 
 
 @every_mode
@@ -63,11 +63,11 @@ def test_a_mode_run_twice_has_the_same_digest(runs, mode, tmp_path):
 @mixed_modes
 def test_a_fleet_of_which_some_cannot_backpropagate_works_in_every_mode(mode, tmp_path):
     c = of_mode(tmp_path, mode, num_clients=8, num_rounds=3)
-    found = federate(c, unable=(2, 5))
-    assert not found.refusals
-    assert found.losses[-1] < found.losses[0]
-    assert bool(found.entries[0].payload) == plan_of(c, 1).dense
-    assert len(found.entries[0].slots) == 1  # of those that measured
+    result = federate(c, unable=(2, 5))
+    assert not result.refusals
+    assert result.losses[-1] < result.losses[0]
+    assert bool(result.entries[0].payload) == plan_of(c, 1).dense
+    assert len(result.entries[0].slots) == 1  # of those that measured
 
 
 @every_mode
@@ -79,15 +79,15 @@ def test_base_and_ledger_give_the_same_bits_again(runs, mode):
 
 
 def test_calibrate_in_every_round_is_fo_bit_for_bit(runs, tmp_path):
-    found = federate(of_mode(tmp_path, "calibrate", bp_interval=1))
-    assert found.digest == runs("fo").digest
-    assert [e.encode() for e in found.entries] == [e.encode() for e in runs("fo").entries]
+    result = federate(of_mode(tmp_path, "calibrate", bp_interval=1))
+    assert result.digest == runs("fo").digest
+    assert [e.encode() for e in result.entries] == [e.encode() for e in runs("fo").entries]
 
 
 def test_calibrate_spends_no_query_on_a_round_that_backpropagates(runs):
-    found = runs("calibrate")
-    assert [len(entry.slots) for entry in found.entries] == [0, 1, 0, 1]
-    assert found.forwards == [3 * 3, 3 * 4, 3 * 3, 3 * 4]  # 3 sites: 1 + 2, or 2 q
+    result = runs("calibrate")
+    assert [len(entry.slots) for entry in result.entries] == [0, 1, 0, 1]
+    assert result.forwards == [3 * 3, 3 * 4, 3 * 3, 3 * 4]  # 3 sites: 1 + 2, or 2 q
 
 
 def test_instruct_sends_both_and_reuse_leans_on_the_last_gradient_between(runs):
@@ -112,11 +112,11 @@ def test_bytes_are_counted_as_gradients_where_gradients_are_in_them(runs):
 def test_a_lossy_codec_changes_nothing_but_accuracy(codec, mode, tmp_path):
     topk = {"topk_fraction": 0.05, "error_feedback": True} if codec == "topk" else {}
     c = of_mode(tmp_path, mode, codec=codec, **topk)
-    found = federate(c)
-    assert found.losses[-1] < found.losses[0]
+    result = federate(c)
+    assert result.losses[-1] < result.losses[0]
     replica = Oracle.of(c).replica
-    replica.apply(found.entries)
-    assert torch.equal(replica.model.flat, found.flat)
+    replica.apply(result.entries)
+    assert torch.equal(replica.model.flat, result.flat)
 
 
 def test_lossy_payloads_are_smaller_by_what_their_codecs_say(tmp_path):
@@ -129,10 +129,10 @@ def test_lossy_payloads_are_smaller_by_what_their_codecs_say(tmp_path):
 
 @pytest.mark.parametrize("rule", ["median", "trimmed-mean", "krum", "bulyan"])
 def test_gradients_are_aggregated_by_the_rule_of_the_numbers(rule, tmp_path):
-    found = federate(
+    result = federate(
         config(tmp_path, mode="fo", aggregation=rule, num_clients=7, min_clients=7, num_rounds=2)
     )
-    assert found.losses[-1] < found.losses[0]
+    assert result.losses[-1] < result.losses[0]
 
 
 @pytest.mark.parametrize("kind", ["same", "fresh", "shared"])
@@ -141,11 +141,11 @@ def test_queries_take_their_batches_as_said(kind, tmp_path, monkeypatch):
     loss = Oracle.loss
     monkeypatch.setattr(Oracle, "loss", lambda own, b: batches.append(b) or loss(own, b))
     c = config(tmp_path, query_data=kind, num_clients=1, num_rounds=1, queries=3)
-    found = federate(c)
+    result = federate(c)
     measured = batches[:6]
     assert [len(batch) for batch in measured] == [6 if kind == "shared" else 2] * 6
     assert len({batch.numpy().tobytes() for batch in measured}) == (3 if kind == "fresh" else 1)
-    assert found.forwards == [18 if kind == "shared" else 6]
+    assert result.forwards == [18 if kind == "shared" else 6]
 
 
 def test_a_site_that_cannot_backpropagate_is_asked_for_what_it_can():
