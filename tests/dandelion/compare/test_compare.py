@@ -119,7 +119,7 @@ def test_presets_are_the_original_experiments():
 
 def test_a_setting_may_be_of_one_method():
     configs = configurations("zo,fo", "", ["seed=3", "zo:queries=7"], {})
-    assert (configs["zo"].queries, configs["fo"].queries) == (7, 16)
+    assert (configs["zo"].zo.queries, configs["fo"].zo.queries) == (7, 16)
     assert {c.training.seed for c in configs.values()} == {3}
 
 
