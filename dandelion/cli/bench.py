@@ -100,11 +100,11 @@ def parallel(json_file: Json = None) -> None:
 
 
 @app.command()
-def frozen(json_file: Json = None) -> None:
+def prefix_cache(json_file: Json = None) -> None:
     """Time queries of a partly trained encoder whose frozen parts are computed once."""
-    from dandelion.bench.frozen import frozen as measure
+    from dandelion.bench.prefix_cache import prefix_cache as measure
 
-    show("frozen", measure(), json_file)
+    show("prefix cache", measure(), json_file)
 
 
 @app.command()

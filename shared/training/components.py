@@ -45,7 +45,7 @@ def component_options() -> dict[str, Option]:
     return options
 
 
-def chosen_options(config: Config) -> dict[str, tuple[str, Option]]:
+def options_in_use(config: Config) -> dict[str, tuple[str, Option]]:
     """The options of the components that a configuration chooses, by key; and whose each is.
 
     Raises:
@@ -61,7 +61,7 @@ def chosen_options(config: Config) -> dict[str, tuple[str, Option]]:
 
 def effective_options(config: Config) -> dict[str, Value]:
     """What the options of the chosen components are: those given, else their own defaults."""
-    defaults = {key: each.default for key, (_, each) in chosen_options(config).items()}
+    defaults = {key: each.default for key, (_, each) in options_in_use(config).items()}
     return defaults | config.options
 
 
@@ -74,7 +74,7 @@ def with_own_options(config: Config) -> Config:
         ConfigError: no component has such an option, the chosen ones do not, or a value is not one
             of it.
     """
-    chosen, options = chosen_options(config), dict[str, Value]()
+    chosen, options = options_in_use(config), dict[str, Value]()
     for key, value in config.options.items():
         if key in chosen:
             options[key] = chosen[key][1].check(value)

@@ -28,9 +28,9 @@ UNPICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "s
 ONE_SENTENCE = re.compile(r"[A-Z0-9`].*[.]")
 SECOND_SENTENCE = re.compile(r"[a-z)][.] [A-Z]")
 NO_NOUNS = {"found", "told", "held", "lot", "asked"}  # say what it is
-IRREGULAR = {"built", "cut", "dealt", "drawn", "found", "given", "gone", "held", "hidden", "kept",
-             "known", "left", "lost", "made", "met", "said", "seen", "sent", "shown", "sought",
-             "split", "told", "taken", "thrown", "written"}  # fmt: skip
+IRREGULAR = {"built", "chosen", "cut", "dealt", "drawn", "found", "frozen", "given", "gone", "held",
+             "hidden", "kept", "known", "left", "lost", "made", "met", "said", "seen", "sent",
+             "shown", "sought", "split", "told", "taken", "thrown", "written"}  # fmt: skip
 VERBS = {"cut", "split", "embed", "feed", "need", "seed", "speed", "shed"}  # look like participles
 TABLE_ROW = re.compile(r"\| `([\w.]+)` \| (.*) \|")
 

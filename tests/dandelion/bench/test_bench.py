@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 from typer.testing import CliRunner
 
-from dandelion.bench import bandwidth, frozen, growth, parallel, replay
+from dandelion.bench import bandwidth, growth, parallel, prefix_cache, replay
 from dandelion.cli.bench import app
 from shared.base.errors import ConfigError
 from shared.models.gpt2 import Shape
@@ -47,10 +47,10 @@ def test_frozen_parts_are_timed_both_ways(monkeypatch):
     tiny = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 64}
     tiny |= {"num_attention_heads": 2, "vocab_size": 30000}
     tiny_encoder = BertForSequenceClassification(BertConfig(**tiny))
-    monkeypatch.setattr(frozen, "encoder", lambda: tiny_encoder)
-    rows = frozen.frozen(repeats=1)
+    monkeypatch.setattr(prefix_cache, "encoder", lambda: tiny_encoder)
+    rows = prefix_cache.prefix_cache(repeats=1)
     scopes = [row.name.split(", ")[1] for row in rows[::2]]
-    assert scopes == [f"scope {name}" for name in frozen.SCOPES]
+    assert scopes == [f"scope {name}" for name in prefix_cache.SCOPES]
     assert [row.ratio for row in rows[::2]] == [1, 1, 1]
 
 

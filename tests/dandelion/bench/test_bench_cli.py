@@ -51,7 +51,7 @@ def test_a_command_shows_what_its_benchmark_measured(command, monkeypatch):
     fake = ModuleType(f"dandelion.bench.{name}")
     setattr(fake, name, lambda *given: ROWS)
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
-    done = CliRunner().invoke(app, [name])
+    done = CliRunner().invoke(app, [name.replace("_", "-")])
     assert done.exit_code == 0
     assert "theirs" in done.output
 

@@ -19,11 +19,11 @@ from shared.optimizers import OPTIMIZERS
 from shared.training.components import (
     HOMES,
     all_keys,
-    chosen_options,
     component_options,
     components,
     effective_options,
     list_options,
+    options_in_use,
     parse,
 )
 from shared.training.validate import configure, validate
@@ -223,7 +223,7 @@ def test_effective_options_are_the_given_ones_and_the_components_defaults():
     config = configure({"optimizer": "adam", "beta1": 0.8})
     assert effective_options(config)["beta1"] == 0.8
     assert effective_options(config)["beta2"] == 0.999
-    assert chosen_options(config)["beta1"][0] == "optimizer 'adam'"
+    assert options_in_use(config)["beta1"][0] == "optimizer 'adam'"
 
 
 def test_a_new_optimizer_brings_its_options_and_its_own_defaults_win(tmp_path):

@@ -20,7 +20,7 @@ SCOPES = ("head", "reduced", "bias")
 QUERIES, BATCH, LENGTH, EPS = 8, 16, 64, 1e-3
 
 
-def frozen(repeats: int = 7) -> list[BenchRow]:
+def prefix_cache(repeats: int = 7) -> list[BenchRow]:
     """Medians of seconds for q queries, and of their ratio to computing everything every time."""
     with on_threads():
         return [row for scope in SCOPES for row in _scope(scope, repeats)]
