@@ -25,7 +25,7 @@ NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogat
 class Option:
     """What is known of one setting; ``check`` tells whether a value may be one of it."""
 
-    key: str  # hyphenate
+    key: str  # hyphenated
     default: Value
     meaning: str
     unit: str = ""

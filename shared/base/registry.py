@@ -24,16 +24,15 @@ class Registry(Generic[T]):
     """Looks names up among what the modules of ``package`` and installed plug-ins registered.
 
     All kinds of extension register alike: a module of the package, or one that an installed
-    distribution names as an entry point of ``group`` (``dandelion.<package's last part>``), calls
+    distribution names as an entry point of the group ``dandelion.<package's last part>``, calls
     ``REGISTRY.register("name")(implementation)`` when it is imported.
 
     The modules are imported at the first look-up, sub-packages never: kernels that need a device
     live in one of those, so that a host without the device can still list the names.
     """
 
-    def __init__(self, kind: str, package: str, group: str = "") -> None:
+    def __init__(self, kind: str, package: str) -> None:
         self.kind = kind
-        self._group = group
         self._package = package
         self._known: dict[str, T] = {}
         self._discovered = False
@@ -42,7 +41,7 @@ class Registry(Generic[T]):
     @property
     def group(self) -> str:
         """The group of entry points that plug-ins of this kind are installed under."""
-        return self._group or GROUP + self._package.rpartition(".")[2]
+        return GROUP + self._package.rpartition(".")[2]
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that files its target under ``name``.
