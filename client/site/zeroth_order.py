@@ -10,8 +10,10 @@ from torch import Tensor
 
 from shared.config.schema import Config
 from shared.data.examples import Examples, draw
+from shared.estimation.exact import exact_differences
 from shared.estimation.guided import directions_along
 from shared.estimation.two_point import radius, two_point, two_point_along
+from shared.modes.mode import estimator_of
 from shared.optimizers.gradient import coefficients_of
 from shared.protocol.site_id import SiteId
 from shared.randomness.streams import (
@@ -59,6 +61,8 @@ class Queries:
     def _measure_step(self, oracle: Oracle, step: int) -> NDArray[np.float32]:
         """Differences (q,) of one step, one direction after the other or some at a time."""
         keys, at_once = self.keys(step), self.config.zo.parallel_queries
+        if estimator_of(self.config) == "exact":
+            return self._compute_exactly(oracle, step)
         if at_once == 1:
             loss = self._loss(oracle, step)
             with oracle.frozen.reuse():
@@ -68,6 +72,13 @@ class Queries:
             for first in range(0, len(keys), at_once)
         ]
         return np.concatenate(parts)
+
+    def _compute_exactly(self, oracle: Oracle, step: int) -> NDArray[np.float32]:
+        """Differences (q,) of one step from the gradient's closed form; nothing is perturbed."""
+        loss, gradient = oracle.linear_gradient(self.batch(step))
+        self.losses.append(loss)
+        directions, eps = oracle.replica.directions, self.config.zo.eps
+        return exact_differences(directions, self.keys(step), gradient, eps)
 
     def _measure_batched(
         self, oracle: Oracle, step: int, part: slice, keys: list[Key]
@@ -116,6 +127,8 @@ class Queries:
     def batch(self, number: int) -> Tensor:
         """Draw the examples (B, T) of a step, or of a query if each has its own."""
         c = self.config
+        if not c.zo.batch_size:
+            return torch.from_numpy(self.examples.batch(np.arange(len(self.examples))))
         size = c.zo.batch_size * (c.zo.queries if c.zo.query_data == "shared" else 1)
         key = query_batch_key(c.training.seed, self.round, self.id.slot, number)
         rows = draw(key, len(self.examples), size)

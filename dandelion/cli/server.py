@@ -84,6 +84,7 @@ def run(
     from dandelion.monitor.progress import show_summary
     from dandelion.settings.gather import gather_deployed, key_of
     from server.ledger.run_folder import run_folder
+    from shared.training.feature_scaling import resolve_feature_scaling
 
     home = Home.at(folder or default_home("server"))
     given: dict[str, str] = {"run-name": name}
@@ -91,6 +92,7 @@ def run(
         given["output-dir"] = str(home.runs)
     chosen = gather_deployed(config, settings or [], resume, given)
     check_unmerged(chosen, "a deployment")
+    chosen = resolve_feature_scaling(chosen)
     run_path = run_folder(chosen)
     file = home.folder / "run.toml"
     file.write_text(

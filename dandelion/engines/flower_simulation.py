@@ -47,9 +47,9 @@ def run_flower(config: Config, console: Console) -> Path:
     Raises:
         EngineError: the run did not complete.
     """
-    from server.ledger.run_folder import (
-        run_folder,  # torch takes a second, and ``--help`` needs none of it
-    )
+    # torch takes a second, and ``--help`` needs none of it
+    from server.ledger.run_folder import run_folder
+    from shared.training.feature_scaling import resolve_feature_scaling
 
     if not (ROOT / "pyproject.toml").exists():
         raise EngineError(f"{ROOT}: no pyproject.toml; --engine flower runs from a checkout")
@@ -59,7 +59,7 @@ def run_flower(config: Config, console: Console) -> Path:
             "error-feedback with --engine flower: Ray moves sites between processes, and a site's "
             "residual stays behind; use the local engine or a deployment"
         )
-    folder = run_folder(config)
+    folder, config = run_folder(config), resolve_feature_scaling(config)
     settings = {**config.to_run_config(), "run-name": folder.name, "output-dir": str(folder.parent)}
     with tempfile.TemporaryDirectory(prefix="dandelion-") as home:
         # An empty folder: Ray puts the daemon's working folder before the app's own code.

@@ -17,6 +17,7 @@ from server.reporting.report import Report
 from server.run import serve
 from shared.config.schema import Config
 from shared.protocol.flower_records import unpack
+from shared.training.feature_scaling import resolve_feature_scaling
 
 LOCAL_RUN, SERVER_NODE = 1, 1
 ERROR_IN_CLIENT = 2  # what a SuperNode reports when a ClientApp raises
@@ -171,6 +172,7 @@ def run_local(
     """
     from client.app import app
 
+    config = resolve_feature_scaling(config)
     contexts = contexts_of(config)
     grid = LocalGrid(
         app, contexts, merge_requests(contexts) if config.federation.merge_clients else None

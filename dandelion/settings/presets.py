@@ -25,6 +25,16 @@ class Recipe:
     scopes: Mapping[tuple[str, str], Settings] = field(default_factory=dict)  # by model and scope
 
 
+LINEAR: Settings = {  # a readout on kept features: exact slopes of whole shards, no rate to search
+    "optimizer": "adam",
+    "learning-rate": 0.01,
+    "queries": 64,
+    "zo-batch-size": 0,
+    "bp-batch-size": 64,
+    "bp-learning-rate": 0.01,
+    "num-rounds": 100,
+    "threads": 2,
+}
 SMALL: Settings = {"num-clients": 4, "snapshot-interval": 0}
 RECIPES: Mapping[str, Recipe] = {
     "rotten-tomatoes": Recipe(
@@ -45,15 +55,14 @@ RECIPES: Mapping[str, Recipe] = {
             "learning-rate": 1e-4,
             "bp-learning-rate": 0.05,
         },
-        {"minilm": {"label-words": "rotten, fresh"}},
         {
-            ("minilm", "head"): {
-                "mode": "fo",
-                "optimizer": "adam",
-                "bp-learning-rate": 0.002,
-                "bp-batch-size": 32,
-                "num-rounds": 30,
-            },
+            "minilm": {"label-words": "rotten, fresh", "scope": "head", "features": "mean"},
+            "smollm2-135m": {"scope": "words"},
+        },
+        {
+            ("smollm2-135m", "words"): LINEAR,
+            ("smollm2-135m", "prior"): {**LINEAR, "queries": 2, "num-rounds": 20},
+            ("minilm", "head"): LINEAR,
             ("minilm", "bias"): {
                 "learning-rate": 0.02,
                 "block-size": 32,
@@ -98,12 +107,16 @@ def expand_preset(settings: Mapping[str, object]) -> dict[str, object]:
     if name not in RECIPES:
         return dict(settings)
     recipe = RECIPES[name]
-    model, scope = str(settings.get("model", recipe.model)), str(settings.get("scope", "full"))
+    model = str(settings.get("model", recipe.model))
+    usual = recipe.models.get(model, {})
+    scope = str(settings.get("scope", usual.get("scope", "full")))
+    if scope != usual.get("scope", "full"):  # what the model's own scope needs is not meant
+        usual = {key: value for key, value in usual.items() if key not in ("scope", "features")}
     own = {key: value for key, value in settings.items() if key != "task"}
     return {
         **recipe.settings,
         "model": model,
-        **recipe.models.get(model, {}),
+        **usual,
         **recipe.scopes.get((model, scope), {}),
         **own,
     }

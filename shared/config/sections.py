@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.base.options import option, options_of
 
-SCOPES = ("full", "lora", "bias", "reduced", "head")
+SCOPES = ("full", "lora", "bias", "reduced", "head", "words", "prior")
+LINEAR_SCOPES = ("words", "prior")  # and head, if it has features
 ANY_SCOPE = "regex:"
 AUTO = "auto"
 BP, MEASURING = "fo, calibrate, instruct, fedavg", "zo, calibrate, instruct"
@@ -110,7 +111,13 @@ class ModelSettings(Section):
     init_from: str = option(
         "", "a run folder or a model folder to start from; empty: the model untrained")
     scope: str = option("full",
-                        "what is trained: full, lora, bias, reduced, head, or regex:<pattern>")
+                        "what is trained: full, lora, bias, reduced, head, words, prior or regex:…")
+    features: str = option(
+        "", "parts of the kept feature vector, joined by +: last, mean, first, layer:<k>:<pooling>",
+        used_by="scopes words and prior; head: a new linear head on them")
+    feature_scaling: str = option(
+        "auto", "mean and deviation of the features, computed at a run's start (auto); or none",
+        used_by="scopes words and prior; head with features")
     lora_rank: int = option(8, "columns of an adapter's matrices", at_least=1, used_by="scope lora")
     lora_alpha: int = option(16, "an adapter's output counts alpha / rank", at_least=1,
                              used_by="scope lora")
@@ -122,6 +129,15 @@ class ModelSettings(Section):
         super().__post_init__()
         if self.scope not in SCOPES and not self.scope.startswith(ANY_SCOPE):
             raise UnknownNameError("scope", self.scope, (*SCOPES, f"{ANY_SCOPE}<pattern>"))
+        if self.features and self.scope not in (*LINEAR_SCOPES, "head"):
+            raise ConfigError(
+                f"features {self.features!r} need scope words, prior or head, got {self.scope!r}"
+            )
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether logits are linear in all that is trained, on features that stay the same."""
+        return self.scope in LINEAR_SCOPES or (self.scope == "head" and bool(self.features))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +151,15 @@ class ZoSettings(Section):
         used_by=MEASURING)
     eps: float = option(1e-3, "smoothing radius: how far a site steps along each direction",
                         above=0, used_by=MEASURING)
+    estimator: str = option(
+        "auto", "how slopes are measured; auto: exact where the scope is linear, else two-point",
+        choices=("auto", "two-point", "forward", "exact"), used_by=MEASURING)
     directions: str = option("rademacher", "family of directions", used_by=MEASURING)
     seed_schedule: str = option("shared",
                                 "whether all sites measure the same directions or each its own",
                                 choices=("shared", "independent"), used_by=MEASURING)
-    batch_size: int = option(4, "examples measured per step", key="zo-batch-size", at_least=1,
-                             unit="examples", used_by=MEASURING)
+    batch_size: int = option(4, "examples measured per step; 0: all of the site's",
+                             key="zo-batch-size", at_least=0, unit="examples", used_by=MEASURING)
     query_data: str = option("same",
                              "one batch for all queries, fresh ones, or one of all these (shared)",
                              choices=("same", "fresh", "shared"), used_by=MEASURING)

@@ -13,6 +13,7 @@ from shared.base.errors import ConfigError
 from shared.base.registry import Registry
 
 CLASSIFIER = "ForSequenceClassification"  # the end of the class name of a model with a head
+READOUT = "readout"  # a sub-module that reads kept features; it knows how to save itself
 UNLIMITED = 1 << 20  # tokens: for a model whose configuration names no longest text
 
 
@@ -79,6 +80,8 @@ class LanguageModel:
     def save(self, folder: Path) -> None:
         """Write a folder that transformers' ``Auto…`` classes load, tokenizer included.
 
+        A readout goes into files of its own beside the model's.
+
         Raises:
             ConfigError: the module is no model of transformers.
         """
@@ -86,7 +89,13 @@ class LanguageModel:
 
         disable_progress_bar()  # type: ignore[no-untyped-call]
         module = self._pretrained
-        module.save_pretrained(folder, state_dict=self.state(module) if self.state else None)
+        state = self.state(module) if self.state else None
+        if (readout := getattr(module, READOUT, None)) is not None:
+            whole = module.state_dict() if state is None else state
+            state = {k: v for k, v in whole.items() if not k.startswith(f"{READOUT}.")}
+        module.save_pretrained(folder, state_dict=state)
+        if readout is not None:
+            readout.save(folder)
         self.tokenizer.save(folder)
 
     @property

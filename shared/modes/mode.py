@@ -68,10 +68,20 @@ def mode_of(config: Config) -> Mode:
 def plan_of(config: Config, round_: int, can_backpropagate: bool = True) -> Plan:
     """What a site does in a round; one that cannot backpropagate measures along plain directions.
 
+    The gradient of a linear scope has a closed form, so every site can send it.
     The server asks for nothing in words: both sides know this function.
     """
     plan = mode_of(config).plan(config, round_)
-    return MEASURE if plan.dense and not can_backpropagate else plan
+    if plan.dense and not can_backpropagate and not config.model.is_linear:
+        return MEASURE
+    return plan
+
+
+def estimator_of(config: Config) -> str:
+    """How the sites of a run measure slopes: ``exact``, ``forward`` or ``two-point``."""
+    if config.zo.estimator != "auto":
+        return config.zo.estimator
+    return "exact" if config.model.is_linear else "two-point"
 
 
 def parameters_round(config: Config, round_: int) -> int:
@@ -82,10 +92,15 @@ def parameters_round(config: Config, round_: int) -> int:
     return max(0, round_ - 1 - config.federation.staleness)
 
 
+def _evaluations(config: Config) -> int:
+    """Forward passes of one step's estimate; exact slopes need one, on kept features."""
+    return 1 if estimator_of(config) == "exact" else 2 * config.zo.queries
+
+
 def cost(config: Config, plan: Plan) -> int:
     """Forward passes over ``zo-batch-size`` examples that a plan costs; a backward counts two."""
     steps = config.training.local_steps
-    queries = 2 * config.zo.queries * steps
+    queries = _evaluations(config) * steps
     if config.zo.query_data == "shared":
         queries *= config.zo.queries  # the batch is so many times larger
     batches = (plan.backpropagate + steps * plan.train) * config.bp.batch_size

@@ -17,6 +17,8 @@ from shared.config.schema import Config
 from shared.config.sections import DataSettings
 from shared.data.documents import Documents
 from shared.data.examples import Examples, examples_with_labels
+from shared.features.readout import LinearBatch
+from shared.features.readout_logits import ReadoutLogits, readout_logits
 from shared.models.model import LanguageModel
 from shared.tasks.task import TASKS
 from shared.tasks.verbaliser import Verbaliser
@@ -34,6 +36,7 @@ class Classification:
     classes: int
     encode: Callable[[str, int], Ids]  # (text, most) -> at most so many tokens
     logits: Callable[[nn.Module, Tensor, Tensor], Tensor]  # (module, tokens, lengths) -> (B, k)
+    readout: ReadoutLogits | None = None  # what gives the logits, if the model has a readout
 
     def examples(self, documents: Documents, length: int) -> Examples:
         """Make an example of each document; tokens beyond ``length`` are cut off."""
@@ -55,10 +58,36 @@ class Classification:
         confusion = confusion_of(rows[:, 0].cpu().numpy(), choices, self.classes)
         return EvalSums(float(total), len(rows), confusion)
 
+    def linear_batch(self, module: nn.Module, rows: Tensor) -> LinearBatch:
+        """Features and errors of rows (B, 1 + T), for the closed form of a readout's gradient.
+
+        Raises:
+            ConfigError: the model has no readout.
+        """
+        return self._own_readout().linear_batch(module, *_texts(rows), rows[:, 0])
+
+    def raw_features(self, module: nn.Module, rows: Tensor) -> Tensor:
+        """Features (B, f) of rows (B, 1 + T) as the model's readout has them, not standardised.
+
+        Raises:
+            ConfigError: the model has no readout.
+        """
+        return self._own_readout().raw_features(module, *_texts(rows))
+
+    def _own_readout(self) -> ReadoutLogits:
+        if self.readout is None:
+            raise ConfigError("a model with a readout expected: scope words, prior, or features")
+        return self.readout
+
     def _logits(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Logits (B, k) in float32; padding that all texts of a batch share is not computed."""
-        lengths = (rows[:, 1:] >= 0).sum(1)
-        return self.logits(module, rows[:, 1 : 1 + int(lengths.max())], lengths).float()
+        return self.logits(module, *_texts(rows)).float()
+
+
+def _texts(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (B, T) up to the end of the longest text, and the lengths (B,) of the texts."""
+    lengths = (rows[:, 1:] >= 0).sum(1)
+    return rows[:, 1 : 1 + int(lengths.max())], lengths
 
 
 @TASKS.register("classification")
@@ -72,14 +101,17 @@ def classification(config: Config, model: LanguageModel) -> Classification:
     words = label_words(config.data)
     if not model.has_head:
         verbaliser = Verbaliser.of(model.tokenizer, config.data.prompt, words)
-        return Classification(len(words), verbaliser.encode, verbaliser.logits)
+        readout = readout_logits(model, config, verbaliser.words)
+        return Classification(len(words), verbaliser.encode, readout or verbaliser.logits, readout)
     outputs = int(getattr(model.module.config, "num_labels", 0))
     if outputs != len(words):
         raise ConfigError(
             f"label-words: {outputs} expected, since the head of {model.name!r} has as many "
             f"classes, got {list(words)}"
         )
-    return Classification(len(words), model.tokenizer.sequence, head_logits(model.tokenizer.pad))
+    readout = readout_logits(model, config, ())
+    logits = readout or head_logits(model.tokenizer.pad)
+    return Classification(len(words), model.tokenizer.sequence, logits, readout)
 
 
 def label_words(settings: DataSettings) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -15,6 +16,8 @@ from shared.config.schema import Config
 from shared.estimation.activation_cache import FrozenPrefixCache
 from shared.estimation.batched_queries import BatchedQueries
 from shared.estimation.perturber import Perturber
+from shared.features.readout import BIAS, WEIGHT, LinearBatch, attach_readout_
+from shared.features.readout_logits import readout_settings
 from shared.models.adapters import adapt_
 from shared.models.load import load_model
 from shared.models.model import LanguageModel
@@ -54,6 +57,7 @@ class Oracle:
                 f"block-size up to {model.positions} expected for model {config.model.name!r}, "
                 f"got {config.data.block_size}"
             )
+        add_readout_(model, config)
         if config.model.scope == "lora":
             model = adapt_(model, config.model, config.training.seed)
         module = cast_(model.module.to(config.run.device), config.model.dtype)
@@ -91,8 +95,24 @@ class Oracle:
         with torch.inference_mode():
             return self.task.outcome(self.language_model.module, self._to_device(rows))
 
+    @cached_property
+    def is_linear(self) -> bool:
+        """Whether all that is trained is a readout: its gradient has a closed form."""
+        return all(span.name in (WEIGHT, BIAS) for span in self.replica.model.layout.tensors)
+
+    def linear_gradient(self, rows: Tensor) -> tuple[float, Tensor]:
+        """Loss of a batch, and its gradient (size,) without backpropagation; for ``is_linear``."""
+        task: Any = self.task
+        batch: LinearBatch = task.linear_batch(self.language_model.module, self._to_device(rows))
+        return batch.loss, self.replica.model.gather(batch.gradient())
+
     def gradient(self, rows: Tensor) -> tuple[float, Tensor]:
-        """Loss of a batch, and its gradient (size,) by backpropagation, padding zero."""
+        """Loss of a batch, and its gradient (size,), padding zero.
+
+        It is backpropagated, unless a closed form is known.
+        """
+        if self.is_linear:
+            return self.linear_gradient(rows)
         model = self.replica.model
         named = dict(model.module.named_parameters())
         chosen = {span.name: named[span.name] for span in model.layout.tensors}
@@ -115,8 +135,19 @@ def load_start(config: Config) -> LanguageModel:
         DataError: that run left no model.
     """
     labels = label_words(config.data) if config.data.task == "classification" else ()
+    start = start_folder(config)
+    name = config.model.name if start is None else str(start)
+    return load_model(name, config.training.seed, labels)
+
+
+def start_folder(config: Config) -> Path | None:
+    """The folder of the model that ``init-from`` names; None if it names none.
+
+    Raises:
+        DataError: that run left no model.
+    """
     if not config.model.init_from:
-        return load_model(config.model.name, config.training.seed, labels)
+        return None
     folder = Path(config.model.init_from)
     source = folder / "model" if (folder / "model").is_dir() else folder
     if not (source / "config.json").is_file():
@@ -124,7 +155,18 @@ def load_start(config: Config) -> LanguageModel:
             f"init-from: {folder} holds no model; a run with save-model = true leaves one, and so "
             f"does 'dandelion ledger replay {folder} --round N --out {folder / 'model'}'"
         )
-    return load_model(str(source), config.training.seed, labels)
+    return source
+
+
+def add_readout_(model: LanguageModel, config: Config) -> None:
+    """Give the model the readout that the scope trains, or that the run starts from, if any.
+
+    Raises:
+        ConfigError: the scope does not fit task and model, or the two readouts differ.
+    """
+    is_classified = config.data.task == "classification"
+    classes = len(label_words(config.data)) if is_classified else 0
+    attach_readout_(model.module, readout_settings(config, model, classes), start_folder(config))
 
 
 def cast_(module: nn.Module, dtype: str) -> nn.Module:

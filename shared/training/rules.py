@@ -3,7 +3,7 @@
 from shared.aggregation import fewest_replies, keeps_whole_vectors
 from shared.base.errors import ConfigError
 from shared.config.schema import Config
-from shared.modes.mode import mode_of
+from shared.modes.mode import estimator_of, mode_of
 from shared.training.components import effective_options
 
 MOST_DRAWS = 1 << 16  # directions, and batches, of one round
@@ -24,6 +24,7 @@ def check_combinations(c: Config) -> None:
     _check_gradients(c)
     _check_model(c)
     _check_merging(c)
+    _check_estimator(c)
     _check_data(c)
 
 
@@ -158,6 +159,34 @@ def _check_merging(c: Config) -> None:
         raise ConfigError(
             f"merge-clients with {key} = {c.to_run_config()[key]!r}: sites that share forwards "
             "measure plain directions of shared keys, one step, one direction after the other"
+        )
+
+
+def _check_estimator(c: Config) -> None:
+    """Exact slopes need a gradient in closed form, and nothing that measures otherwise."""
+    scope = f"{c.model.scope}{' with features' * bool(c.model.features)}"
+    if c.zo.estimator == "exact" and not c.model.is_linear:
+        raise ConfigError(
+            f"estimator exact with scope {scope!r}: slopes are known in closed form only for a "
+            "readout: scope words or prior, or head with features; else use two-point"
+        )
+    if estimator_of(c) != "exact":
+        return
+    other = {
+        "parallel-queries": c.zo.parallel_queries > 1,
+        "merge-clients": c.federation.merge_clients,
+        "query-data": c.zo.query_data == "fresh",
+    }
+    if any(other.values()):
+        key = next(key for key, holds in other.items() if holds)
+        raise ConfigError(
+            f"{key} = {c.to_run_config()[key]!r} with scope {scope!r}: exact slopes need no "
+            "perturbed evaluation that could be shared; use its default"
+        )
+    if mode_of(c).leans_on_gradient:
+        raise ConfigError(
+            f"mode {c.training.mode!r} with scope {scope!r}: the exact gradient costs as much as "
+            "its slopes; use mode zo or fo, or estimator two-point"
         )
 
 

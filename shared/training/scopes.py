@@ -4,13 +4,14 @@ Frozen parameters are the same at every site, since the digest of the untrained 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from shared.base.errors import ConfigError
-from shared.models.model import CLASSIFIER
+from shared.features.readout import BIAS, WEIGHT
+from shared.models.model import CLASSIFIER, READOUT
 
 BLOCK = re.compile(r"^(.*)\.(\d+)\.(.+)$")  # a parameter of one of several equal blocks
 MLP = re.compile(r"(^|\.)mlp\.|^intermediate\.|^output\.")  # the latter two: BERT's, with its norm
@@ -27,15 +28,8 @@ def trainable(scope: str, module: nn.Module) -> Callable[[str], bool]:
     """
     if scope == "full":
         return lambda name: True
-    if scope == "lora":
-        whole = head(module) if type(module).__name__.endswith(CLASSIFIER) else set[str]()
-        return lambda name: ".lora_" in name or name in whole
-    if scope == "head":
-        return head(module).__contains__
-    if scope == "bias":
-        return biases(module).__contains__
-    if scope == "reduced":
-        return last_block(module).__contains__
+    if scope in PARTS:
+        return PARTS[scope](module).__contains__
     try:
         pattern = re.compile(scope.removeprefix("regex:"))
     except re.error as error:
@@ -43,15 +37,47 @@ def trainable(scope: str, module: nn.Module) -> Callable[[str], bool]:
     return lambda name: pattern.search(name) is not None
 
 
+def readout(module: nn.Module) -> set[str]:
+    """Names of the parameters of the module's readout.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not hasattr(module, READOUT):
+        raise ConfigError(
+            "scopes words and prior: a causal model of transformers and task classification "
+            f"expected, got {type(module).__name__} without a readout"
+        )
+    return {WEIGHT, BIAS}
+
+
+def prior(module: nn.Module) -> set[str]:
+    """The name of the readout's bias: one number for each class.
+
+    Raises:
+        ConfigError: the module has no readout.
+    """
+    return readout(module) - {WEIGHT}
+
+
+def adapters(module: nn.Module) -> set[str]:
+    """Names of the parameters of LoRA adapters, and of a classifier's head."""
+    whole = head(module) if type(module).__name__.endswith(CLASSIFIER) else set[str]()
+    return whole | {name for name, _ in module.named_parameters() if ".lora_" in name}
+
+
 def head(module: nn.Module) -> set[str]:
     """Names of the parameters of an encoder's head, and of the pooler that feeds it.
 
-    The head of a causal language model is its output matrix, which may be its embedding too.
+    The head of a causal language model is its output matrix, which may be its embedding too. A
+    readout, if there is one, is what gives the classes' logits: then it is the head.
 
     Raises:
         ConfigError: the module has no head.
     """
     any_module: Any = module
+    if hasattr(module, READOUT):
+        return readout(module)
     if not type(module).__name__.endswith(CLASSIFIER):
         return _output_matrix(module)
     body = f"{any_module.base_model_prefix}."
@@ -113,3 +139,13 @@ def last_block(module: nn.Module) -> set[str]:
             f"scope reduced: blocks with an 'mlp' expected in {type(module).__name__}; use regex:…"
         )
     return chosen | head(module)
+
+
+PARTS: Mapping[str, Callable[[nn.Module], set[str]]] = {
+    "lora": adapters,
+    "head": head,
+    "bias": biases,
+    "reduced": last_block,
+    "words": readout,
+    "prior": prior,
+}

@@ -1,0 +1,134 @@
+"""Features of examples, computed once in a run by a frozen model and then only looked up."""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from shared.features.store import KeptTensors
+
+LOG = logging.getLogger("dandelion")
+PASS_TOKENS = 1 << 10  # of one forward pass on the CPU: matrix products are efficient from here on
+CUDA_PASS_TOKENS = 1 << 15
+NOTICE_S = 10.0  # work of more seconds is announced
+
+# (module, tokens (B, T), lengths (B,)) -> numbers (B, n) of each example, float32
+Compute = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+@dataclass
+class KeptFeatures:
+    """Rows of numbers by example; the batches that were asked for last are kept assembled.
+
+    Numbers depend on the tokens of a text alone, not on what is beside it in a batch, so a row is
+    known by the digest of its tokens.
+    """
+
+    compute: Compute
+    open_store: Callable[[nn.Module], KeptTensors]
+    most_bytes: int  # of assembled batches
+    finish: Callable[[nn.Module, Tensor], Tensor]  # applied to a batch before it is assembled
+    _store: KeptTensors | None = field(default=None, repr=False)
+    _batches: OrderedDict[bytes, Tensor] = field(default_factory=OrderedDict, repr=False)
+    _bytes: int = 0
+
+    def rows(self, module: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """The numbers (B, n) of texts (B, T), on the texts' device; missing ones are computed."""
+        name = xxhash.xxh3_128(str(tuple(tokens.shape)).encode())
+        name.update(tokens.cpu().contiguous().numpy().data)
+        key = name.digest()
+        if (batch := self._batches.get(key)) is not None:
+            self._batches.move_to_end(key)
+            return batch
+        with torch.no_grad():  # not inference mode: backpropagation to the readout reads them
+            batch = self.finish(module, self.look_up(module, tokens, lengths).to(tokens.device))
+        self._remember(key, batch)
+        return batch
+
+    def _remember(self, key: bytes, batch: Tensor) -> None:
+        size = batch.numel() * batch.element_size()
+        if size > self.most_bytes:
+            return
+        self._batches[key] = batch
+        self._bytes += size
+        while self._bytes > self.most_bytes:
+            _, oldest = self._batches.popitem(last=False)
+            self._bytes -= oldest.numel() * oldest.element_size()
+
+    def look_up(self, module: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """The numbers (B, n) of texts (B, T) as they were computed, on the CPU."""
+        if self._store is None:
+            self._store = self.open_store(module)
+        keys = keys_of(tokens, lengths)
+        rows = self._store.get(keys)
+        first_of: dict[bytes, int] = {}
+        for number, (key, row) in enumerate(zip(keys, rows, strict=True)):
+            if row is None:
+                first_of.setdefault(key, number)
+        if first_of:
+            missing = list(first_of.values())
+            fresh = self._compute_rows(module, tokens, lengths, missing)
+            self._store.put(list(first_of), fresh)
+            by_key = dict(zip(first_of, self._as_stored(list(first_of), fresh), strict=True))
+            rows = [by_key[k] if row is None else row for k, row in zip(keys, rows, strict=True)]
+        return torch.stack([row for row in rows if row is not None])
+
+    def _as_stored(self, keys: Sequence[bytes], fresh: Sequence[Tensor]) -> list[Tensor]:
+        """The rows as they will be read later, so that a number does not change when read again."""
+        assert self._store is not None
+        stored = self._store.get(keys)
+        return [new if old is None else old for old, new in zip(stored, fresh, strict=True)]
+
+    def _compute_rows(
+        self, module: nn.Module, tokens: Tensor, lengths: Tensor, rows: Sequence[int]
+    ) -> list[Tensor]:
+        """Compute rows in passes of texts of about one length; in the order of ``rows``."""
+        most = CUDA_PASS_TOKENS if tokens.is_cuda else PASS_TOKENS
+        sizes = lengths[list(rows)].cpu().numpy()
+        order = np.argsort(-sizes, kind="stable")
+        numbers: dict[int, Tensor] = {}
+        progress = Progress(int(sizes.sum()), len(rows))
+        at = 0
+        while at < len(order):
+            longest = int(sizes[order[at]])
+            part = order[at : at + max(1, most // longest)]
+            chosen = torch.tensor([rows[k] for k in part], device=tokens.device)
+            with torch.inference_mode():
+                values = self.compute(module, tokens[chosen, :longest], lengths[chosen])
+            numbers |= dict(zip(part.tolist(), values.float().cpu(), strict=True))
+            at += len(part)
+            progress.advance(int(sizes[part].sum()))
+        return [numbers[k].clone() for k in range(len(rows))]
+
+
+class Progress:
+    """Says how far the computation of features is, if it takes more than a few seconds."""
+
+    def __init__(self, tokens: int, examples: int) -> None:
+        self._tokens, self._examples, self._done = tokens, examples, 0
+        self._started = self._spoke = time.monotonic()
+
+    def advance(self, tokens: int) -> None:
+        """Note that ``tokens`` more are done."""
+        self._done += tokens
+        now = time.monotonic()
+        if now - self._spoke < NOTICE_S or self._done >= self._tokens:
+            return
+        self._spoke = now
+        left = (now - self._started) * (self._tokens / self._done - 1)
+        LOG.warning(
+            "features of %d examples, once for all rounds: %.0f %%, about %.0f s left",
+            *(self._examples, 100 * self._done / self._tokens, left),
+        )
+
+
+def keys_of(tokens: Tensor, lengths: Tensor) -> list[bytes]:
+    """The digest (16 bytes) of each text of tokens (B, T), without what follows its end."""
+    rows, sizes = tokens.cpu().contiguous().numpy(), lengths.tolist()
+    return [xxhash.xxh3_128(row[:size]).digest() for row, size in zip(rows, sizes, strict=True)]

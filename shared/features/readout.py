@@ -1,0 +1,148 @@
+"""An affine map of kept features, added to a model's class logits: few numbers, exact slopes.
+
+The map (W, b) starts at zero, so the model starts as what it was. Its logits are linear in W and b.
+The gradient of a batch therefore needs no backpropagation: it is the mean of (p - y) ⊗ (x, 1), for
+probabilities p, class y and features x. With a causal model this is an offset on the label words'
+rows of the output matrix; with an encoder it is a linear probe on pooled hidden states.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from shared.base.errors import ConfigError, DataError
+from shared.features.scaling import NONE, Scaling
+from shared.models.model import READOUT
+
+WEIGHT, BIAS = f"{READOUT}.weight", f"{READOUT}.bias"
+TENSORS_FILE, ABOUT_FILE = f"{READOUT}.safetensors", f"{READOUT}.json"
+
+
+class Readout(nn.Module):
+    """Class logits: those that the model gives, plus W (k, f) times features plus b (k,)."""
+
+    def __init__(self, features: str, classes: int, scaling: Scaling) -> None:
+        super().__init__()
+        self.features, self.classes = features, classes
+        self.weight = nn.Parameter(torch.zeros(classes, len(scaling.mean)))
+        self.bias = nn.Parameter(torch.zeros(classes))
+        self.register_buffer("mean", scaling.mean)
+        self.register_buffer("factor", scaling.factor)
+
+    def standardise(self, features: Tensor) -> Tensor:
+        """Features (B, f) as W expects them."""
+        buffers: Any = self
+        standard: Tensor = (features - buffers.mean) * buffers.factor
+        return standard
+
+    def forward(self, features: Tensor, base: Tensor) -> Tensor:
+        """Logits (B, k) of standardised features (B, f) and the model's own logits (B, k)."""
+        return base + F.linear(features, self.weight, self.bias)
+
+    def save(self, folder: Path) -> None:
+        """Write ``readout.safetensors`` and ``readout.json`` beside a model's files."""
+        from safetensors.torch import save_file
+
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors()}
+        save_file(state, folder / TENSORS_FILE)
+        about = {"features": self.features, "classes": self.classes}
+        (folder / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n")
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        return [*self.named_parameters(), *self.named_buffers()]
+
+
+def load_readout(folder: Path) -> Readout | None:
+    """Read what ``Readout.save`` wrote; None if there is none in the folder.
+
+    Raises:
+        DataError: its files are damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not (folder / ABOUT_FILE).is_file():
+        return None
+    try:
+        about = json.loads((folder / ABOUT_FILE).read_text())
+        state = load_file(folder / TENSORS_FILE)
+        scaling = Scaling(state["mean"].float(), state["factor"].float())
+        readout = Readout(str(about["features"]), int(about["classes"]), scaling)
+        readout.load_state_dict(state)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"{folder / TENSORS_FILE}: a readout expected ({error})") from error
+    return readout
+
+
+@dataclass(frozen=True)
+class ReadoutSettings:
+    """What the settings of a run say of its readout."""
+
+    features: str  # as ``parse_features`` reads it
+    classes: int
+    count: int  # of the features (f)
+    scaling: str  # the setting feature-scaling, resolved
+
+
+def attach_readout_(module: nn.Module, wanted: ReadoutSettings | None, start: Path | None) -> None:
+    """Give a module the readout of the folder that a run starts from, or a new one.
+
+    Args:
+        module: of transformers; it gets a sub-module ``readout``.
+        wanted: a run that trains no readout wants none, but keeps the one that it starts from.
+        start: the folder of the model that the run starts from, if it does from one.
+
+    Raises:
+        ConfigError: the folder's readout is of other features or another number of classes.
+    """
+    readout = load_readout(start) if start is not None else None
+    if readout is not None and wanted is not None:
+        own, other = (wanted.features, wanted.classes), (readout.features, readout.classes)
+        if own != other:
+            raise ConfigError(
+                f"init-from: a readout of features {own[0]!r} and {own[1]} classes expected, got "
+                f"{other[0]!r} and {other[1]}"
+            )
+    if readout is None and wanted is not None:
+        scaling = Scaling.decode(wanted.scaling, wanted.count)
+        readout = Readout(wanted.features, wanted.classes, scaling)
+    if readout is not None:
+        module.add_module(READOUT, readout.eval())
+
+
+def scaling_of(folder: Path) -> str:
+    """The text of the scaling of a folder's readout, or ``none`` if it has no readout."""
+    readout = load_readout(folder)
+    if readout is None:
+        return NONE
+    buffers: Any = readout
+    return Scaling(buffers.mean, buffers.factor).encode()
+
+
+@dataclass(frozen=True)
+class LinearBatch:
+    """What a linear readout needs of a batch; the gradient of its mean loss in closed form."""
+
+    features: Tensor  # (B, f) standardised
+    logits: Tensor  # (B, k) float32
+    classes: Tensor  # (B,)
+    loss: float = field(init=False)
+    error: Tensor = field(init=False)  # (B, k) p - y, each divided by B
+
+    def __post_init__(self) -> None:
+        log_p = torch.log_softmax(self.logits, 1)
+        rows = torch.arange(len(self.classes), device=self.classes.device)
+        loss = -log_p[rows, self.classes].double().mean()
+        error = log_p.exp()
+        error[rows, self.classes] -= 1
+        object.__setattr__(self, "loss", float(loss))
+        object.__setattr__(self, "error", error / len(self.classes))
+
+    def gradient(self) -> dict[str, Tensor]:
+        """Gradients of W (k, f) and b (k,), by the parameters' names."""
+        return {WEIGHT: self.error.T @ self.features, BIAS: self.error.sum(0)}

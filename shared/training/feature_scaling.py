@@ -1,0 +1,38 @@
+"""Statistics of a run's features are computed before it starts and become one of its settings."""
+
+import logging
+from typing import Any
+
+from shared.config.schema import Config
+from shared.features.readout import scaling_of
+from shared.features.scaling import AUTO, NONE, Scaling
+from shared.training.corpus import Corpus, load_evaluation
+from shared.training.oracle import Oracle, start_folder
+
+LOG = logging.getLogger("dandelion")
+
+
+def resolve_feature_scaling(config: Config) -> Config:
+    """The configuration with numbers in the place of ``feature-scaling = auto``.
+
+    Whoever starts a run calls it once, before the settings go to any site. The inputs are the
+    texts that the server evaluates on; their classes are not read. A run that starts from another
+    one's readout goes on with its scaling.
+
+    Raises:
+        ConfigError, DataError: model or data cannot be had, or they do not fit the scope.
+    """
+    if not config.model.is_linear or config.model.feature_scaling != AUTO or config.run.resume:
+        return config
+    start = start_folder(config)
+    text = scaling_of(start) if start is not None else NONE
+    return config.replace(feature_scaling=_compute(config) if text == NONE else text)
+
+
+def _compute(config: Config) -> str:
+    oracle = Oracle.of(config.replace(feature_scaling=NONE))
+    model = oracle.language_model
+    rows = load_evaluation(Corpus.of(config, model), model)
+    LOG.info("features are standardised by %d held-out texts of the server", len(rows))
+    task: Any = oracle.task
+    return Scaling.of(task.raw_features(model.module, rows)).encode()

@@ -1,0 +1,334 @@
+"""A readout on kept features: its logits, its exact slopes, its statistics, its files, its refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from federation import config as federation_config
+from tiny_reviews import CLASSES, TEXTS, folders, reviews  # noqa: F401  (fixtures)
+
+from client.site.site import LocalSite
+from dandelion.engines.local import run_local
+from shared.base.errors import ConfigError, DandelionError, DataError
+from shared.data.documents import Documents
+from shared.estimation.exact import exact_differences
+from shared.estimation.two_point import two_point
+from shared.features.pooling import FeaturePart, parse_features, pool, run_with_states
+from shared.features.readout import BIAS, WEIGHT, Readout, load_readout
+from shared.features.scaling import Scaling
+from shared.modes.mode import estimator_of, plan_of
+from shared.protocol.messages import Request
+from shared.protocol.site_id import SiteId
+from shared.randomness.streams import direction_keys
+from shared.training.corpus import Corpus, load_evaluation
+from shared.training.feature_scaling import resolve_feature_scaling
+from shared.training.oracle import Oracle, evaluate
+from shared.training.validate import configure
+
+KINDS = {
+    "words": {"scope": "words"},
+    "words+": {"scope": "words", "features": "last+layer:1:mean"},
+    "prior": {"scope": "prior"},
+    "head": {"scope": "head", "features": "mean"},
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DANDELION_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(params=KINDS)
+def chosen(request, folders):
+    model = folders["head" if request.param == "head" else "words"]
+    return {"model": model, **CLASSES, **KINDS[request.param], "zo_batch_size": 0}
+
+
+def configured(chosen, **changes):
+    return resolve_feature_scaling(configure({**chosen, "threads": 1, **changes}))
+
+
+def rows_of(oracle):
+    documents = Documents(TEXTS, TEXTS, [n % 2 for n in range(60)])
+    examples = oracle.task.examples(documents, 12)
+    return torch.from_numpy(examples.batch(np.arange(24)))
+
+
+def shake_(oracle):
+    """Move the readout off zero, where errors would not depend on it."""
+    torch.manual_seed(3)
+    for name, view in oracle.replica.model.layout.views(oracle.replica.model.flat).items():
+        view.copy_(torch.randn(view.shape) / (3 if name == WEIGHT else 1))
+
+
+# --- logits
+
+
+def test_a_readout_starts_as_the_model_itself(folders):
+    words = Oracle.of(configured({"model": folders["words"], **CLASSES, "scope": "words"}))
+    plain = Oracle.of(configure({"model": folders["words"], **CLASSES, "threads": 1}))
+    rows = rows_of(words)
+    assert words.loss(rows) == pytest.approx(plain.loss(rows), abs=1e-6)
+
+
+def test_only_the_readout_is_trained(chosen):
+    oracle = Oracle.of(configured(chosen))
+    names = {span.name for span in oracle.replica.model.layout.tensors}
+    assert names == ({BIAS} if chosen["scope"] == "prior" else {WEIGHT, BIAS})
+
+
+def test_kept_features_give_the_loss_that_a_whole_pass_gives(chosen):
+    oracle = Oracle.of(configured(chosen))
+    shake_(oracle)
+    rows = rows_of(oracle)
+    kept = oracle.loss(rows)
+    module = oracle.language_model.module
+    next(p for n, p in module.named_parameters() if n not in (WEIGHT, BIAS)).requires_grad_(True)
+    assert oracle.loss(rows) == pytest.approx(kept, rel=1e-5)
+
+
+def test_each_example_goes_through_the_model_once(chosen):
+    oracle = Oracle.of(configured(chosen))
+    rows, seen = rows_of(oracle), []
+    body = oracle.language_model.module.base_model
+    body.register_forward_hook(lambda *call: seen.append(len(call[2][0])))
+    for _ in range(3):
+        oracle.loss(rows)
+        evaluate(oracle, rows)
+        oracle.loss(rows[:5])
+    assert sum(seen) <= len(rows)  # fewer if texts occur twice, or if the statistics used them
+
+
+def test_the_last_state_that_is_pooled_is_what_the_output_matrix_reads(folders):
+    module = Oracle.of(configured({"model": folders["words"], **CLASSES})).language_model.module
+    tokens, lengths = torch.randint(4, 16, (3, 7)), torch.tensor([7, 2, 5])
+    states, scores = run_with_states(module, tokens, lengths, 0)
+    last = pool((FeaturePart("last"),), states, lengths)
+    torch.testing.assert_close(module.lm_head(last), scores)
+
+
+def test_pooling_reads_a_text_and_not_its_padding():
+    states = [torch.arange(24.0).view(2, 4, 3)]
+    first, last, mean = (
+        pool((FeaturePart(name),), states, torch.tensor([2, 4])) for name in ("first", "last", "mean")
+    )
+    assert first.tolist() == [[0, 1, 2], [12, 13, 14]]
+    assert last.tolist() == [[3, 4, 5], [21, 22, 23]]
+    assert mean.tolist() == [[1.5, 2.5, 3.5], [16.5, 17.5, 18.5]]
+
+
+# --- exact slopes
+
+
+def test_the_closed_form_is_the_gradient_by_autograd(chosen):
+    oracle = Oracle.of(configured(chosen))
+    shake_(oracle)
+    rows, model = rows_of(oracle), oracle.replica.model
+    loss, gradient = oracle.linear_gradient(rows)
+    named = dict(model.module.named_parameters())
+    parts = {span.name: named[span.name] for span in model.layout.tensors}
+    value = oracle.task.loss(model.module, rows)
+    expected = model.gather(
+        dict(zip(parts, torch.autograd.grad(value, list(parts.values())), strict=True))
+    )
+    assert loss == pytest.approx(float(value), rel=1e-6)
+    assert float((gradient - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_exact_slopes_are_the_limit_of_two_sided_differences(chosen):
+    oracle = Oracle.of(configured(chosen))
+    shake_(oracle)
+    rows, directions = rows_of(oracle), oracle.replica.directions
+    keys = direction_keys(1, 1, 0, 0, 8)
+    exact = exact_differences(directions, keys, oracle.linear_gradient(rows)[1], 1e-3)
+    oracle.language_model.module.double()  # differences of float32 losses are noise at a small eps
+    layout, flat = oracle.replica.model.layout, oracle.replica.model.flat.double()
+
+    def loss_at(key, scale):
+        moved = flat + scale * sign_vector(directions, key, flat)
+        state = layout.views(moved)
+        logits = readout_logits(oracle, rows, state)
+        return float(torch.nn.functional.cross_entropy(logits, rows[:, 0]))
+
+    eps = 1e-5
+    two = [(loss_at(key, eps) - loss_at(key, -eps)) / (2 * eps) for key in keys]
+    error = np.abs(exact / 2e-3 - np.array(two)).max()
+    assert error < 1e-5 * np.abs(two).max()
+
+
+def sign_vector(directions, key, like):
+    z = torch.zeros(like.shape)
+    directions.add_to_(z, [key], [1.0])
+    return z.double()
+
+
+def readout_logits(oracle, rows, state):
+    lengths = (rows[:, 1:] >= 0).sum(1)
+    features, base = oracle.task.readout.inputs(
+        oracle.language_model.module, rows[:, 1 : 1 + int(lengths.max())], lengths
+    )
+    weight = state.get(WEIGHT, torch.zeros(base.shape[1], features.shape[1], dtype=torch.float64))
+    return base.double() + features.double() @ weight.T + state[BIAS]
+
+
+def test_two_point_differences_of_a_readout_agree_with_exact_ones(chosen):
+    oracle = Oracle.of(configured(chosen, estimator="two-point"))
+    shake_(oracle)
+    rows, keys = rows_of(oracle), direction_keys(1, 1, 0, 0, 8)
+    measured = two_point(lambda k: oracle.loss(rows), oracle.perturber, keys, 1e-2)
+    exact = exact_differences(
+        oracle.replica.directions, keys, oracle.linear_gradient(rows)[1], 1e-2
+    )
+    np.testing.assert_allclose(measured, exact, atol=2e-3 * np.abs(exact).max())
+
+
+# --- runs
+
+
+def run(chosen, folder, **changes):
+    settings = {
+        **{"num_rounds": 25, "num_clients": 3, "queries": 16, "optimizer": "adam"},
+        **{"learning_rate": 0.1, "snapshot_interval": 10, "eval_interval": 5, "seed": 4},
+    }
+    made = federation_config(folder, **{**chosen, **settings, **changes})
+    return run_local(made)
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_a_federation_learns_by_exact_slopes(chosen, tmp_path):
+    outcome = summary(run(chosen, tmp_path))
+    assert outcome["loss"]["end"] < outcome["loss"]["start"]
+
+
+def test_how_examples_are_dealt_does_not_matter_with_whole_shards(folders, tmp_path):
+    """Only the order of float additions differs: the mean over sites is that of the union."""
+    chosen = {"model": folders["words"], **CLASSES, "scope": "words", "zo_batch_size": 0}
+    dealt = {
+        how: summary(run(chosen, tmp_path, name=how, partitioner=how, partition_by="label"))
+        for how in ("iid", "natural")
+    }
+    ends = [each["loss"]["end"] for each in dealt.values()]
+    assert ends[0] == pytest.approx(ends[1], abs=1e-3)
+
+
+def test_first_order_rounds_need_no_site_that_can_backpropagate(chosen):
+    config = configured(chosen, mode="fo")
+    assert plan_of(config, 1, can_backpropagate=False).dense
+
+
+def test_a_saved_readout_is_loaded_and_gone_on_with(chosen, tmp_path):
+    first = run(chosen, tmp_path, name="first")
+    after = {**chosen, "init_from": str(first), "num_rounds": 1, "learning_rate": 1e-9}
+    assert summary(run(after, tmp_path, name="second"))["loss"]["start"] == pytest.approx(
+        summary(first)["loss"]["end"], abs=1e-5
+    )
+
+
+def test_a_prior_is_gone_on_with_by_words(folders, tmp_path):
+    base = {"model": folders["words"], **CLASSES, "zo_batch_size": 0}
+    first = run({**base, "scope": "prior"}, tmp_path, name="first")
+    second = run({**base, "scope": "words", "init_from": str(first)}, tmp_path, name="second")
+    third = run({**base, "scope": "bias", "init_from": str(second)}, tmp_path, name="third", eps=1e-3,
+                learning_rate=1e-9, num_rounds=1, zo_batch_size=4)  # fmt: skip
+    ends = [summary(folder)["loss"] for folder in (first, second, third)]
+    assert ends[1]["start"] == pytest.approx(ends[0]["end"], abs=1e-5)
+    assert ends[2]["start"] == pytest.approx(ends[1]["end"], abs=1e-4)
+
+
+def test_a_damaged_readout_is_refused(tmp_path):
+    Readout("last", 2, Scaling.identity(3)).save(tmp_path)
+    (tmp_path / "readout.safetensors").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="readout expected"):
+        load_readout(tmp_path)
+
+
+# --- statistics
+
+
+def test_statistics_come_back_from_their_text_to_the_bit():
+    scaling = Scaling.of(torch.randn(40, 5, generator=torch.Generator().manual_seed(1)) * 7 + 3)
+    again = Scaling.decode(scaling.encode(), 5)
+    assert torch.equal(scaling.mean, again.mean) and torch.equal(scaling.factor, again.factor)
+
+
+def test_standardised_features_have_mean_zero_and_deviation_one(chosen):
+    config = configured(chosen)
+    oracle = Oracle.of(config)
+    rows = load_evaluation(Corpus.of(config, oracle.language_model), oracle.language_model)
+    module = oracle.language_model.module
+    standard = module.readout.standardise(oracle.task.raw_features(module, rows))
+    torch.testing.assert_close(standard.mean(0), torch.zeros(standard.shape[1]), atol=0.05, rtol=0)
+    torch.testing.assert_close(standard.std(0), torch.ones(standard.shape[1]), atol=0.05, rtol=0)
+    assert Oracle.of(config).base != Oracle.of(config.replace(feature_scaling="none")).base
+
+
+def test_a_constant_channel_is_centred_and_not_blown_up():
+    features = torch.tensor([[1.0, 2.0], [1.0, 4.0], [1.0, 6.0]])
+    scaling = Scaling.of(features)
+    assert scaling.factor[0] == 1 and torch.all((features - scaling.mean)[:, 0] == 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("auto", "dandelion run"), ("nonsense", "begins with"), ("bf16:!!", "no base64"),
+     ("bf16:AAAA", "other features"), ("bf16:" + "/////w==" , "finite")],
+)  # fmt: skip
+def test_statistics_of_another_form_are_refused(text, words):
+    with pytest.raises(ConfigError, match=words):
+        Scaling.decode(text, 1)
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scope": "words", "model": "head"}, "scope head with features"),
+        ({"scope": "head", "features": "mean", "model": "words"}, "scope words"),
+        ({"scope": "words", "features": "layer:3"}, "layer from 1 to 2"),
+        ({"scope": "words", "features": "layer:x"}, "layer:<number>"),
+        ({"scope": "words", "features": "lasst"}, "last"),
+        ({"scope": "bias", "features": "last"}, "scope words, prior or head"),
+        ({"scope": "bias", "estimator": "exact"}, "closed form"),
+        ({"scope": "words", "parallel_queries": 2}, "parallel-queries"),
+        ({"scope": "words", "merge_clients": True}, "merge-clients"),
+        ({"scope": "words", "query_data": "fresh"}, "query-data"),
+        ({"scope": "words", "mode": "instruct"}, "mode 'instruct'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_by_name(changes, words, folders):
+    chosen = {"model": folders[changes.pop("model", "words")], **CLASSES, **changes}
+    with pytest.raises(DandelionError, match=words):
+        Oracle.of(configured({**chosen, "feature_scaling": "none"}))
+
+
+def test_words_need_a_task_with_classes():
+    with pytest.raises(ConfigError, match="task classification"):
+        Oracle.of(configure({"scope": "words", "feature_scaling": "none"}))
+
+
+def test_parts_of_features_are_read():
+    assert parse_features("", "mean") == (FeaturePart("mean"),)
+    assert parse_features("last+layer:2+layer:1:first", "mean") == (
+        FeaturePart("last"), FeaturePart("mean", 2), FeaturePart("first", 1),
+    )  # fmt: skip
+
+
+def test_auto_is_exact_where_the_scope_is_linear(chosen):
+    assert estimator_of(configured(chosen)) == "exact"
+    assert estimator_of(configure({"threads": 1})) != "exact"
+
+
+def test_a_whole_shard_is_every_example_once(chosen):
+    config = configured(chosen, queries=4)
+    oracle = Oracle.of(config)
+    documents = Documents(TEXTS, TEXTS, [n % 2 for n in range(60)])
+    site = LocalSite(SiteId("a", 1), oracle.task.examples(documents, 12), config)
+    request = Request(1, 0.1, bytes(16), bytes(16), bytes(16))
+    expected, _ = oracle.linear_gradient(torch.from_numpy(site.examples.batch(np.arange(60))))
+    assert site.measure(oracle, request).loss == np.float32(expected)
