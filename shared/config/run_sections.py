@@ -76,6 +76,14 @@ class RunSettings(Section):
                                unit="rounds", resumable=True)
     save_model: bool = option(True, "write the trained model in Hugging Face format at the end",
                               resumable=True)
+    keep_memory: int = option(
+        512, "memory of a process for what the frozen part of a model makes of each example",
+        at_least=0, unit="MiB", resumable=True)
+    keep_disk: int = option(
+        4096, "the same in the data cache, of all runs; 0: none is stored there", at_least=0,
+        unit="MiB", resumable=True)
+    keep_dtype: str = option("float32", "how it is kept; bfloat16 takes half of the bytes",
+                             choices=("float32", "bfloat16"))
     output_dir: str = option("runs", "the run folder is made in it", resumable=True)
     name: str = option("", "of the run folder; empty: mode, model and time", key="run-name",
                        resumable=True)
