@@ -3,10 +3,9 @@
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import xxhash
 from torch import Tensor, nn
@@ -46,7 +45,8 @@ class KeptFeatures:
         if (batch := self._batches.get(key)) is not None:
             self._batches.move_to_end(key)
             return batch
-        with torch.no_grad():  # not inference mode: backpropagation to the readout reads them
+        # tensors of inference mode could not be read by a backward pass to the readout
+        with torch.inference_mode(False), torch.no_grad():
             batch = self.finish(module, self.look_up(module, tokens, lengths).to(tokens.device))
         self._remember(key, batch)
         return batch
@@ -72,39 +72,40 @@ class KeptFeatures:
             if row is None:
                 first_of.setdefault(key, number)
         if first_of:
-            missing = list(first_of.values())
-            fresh = self._compute_rows(module, tokens, lengths, missing)
-            self._store.put(list(first_of), fresh)
-            by_key = dict(zip(first_of, self._as_stored(list(first_of), fresh), strict=True))
-            rows = [by_key[k] if row is None else row for k, row in zip(keys, rows, strict=True)]
+            fresh = self._compute_rows(module, tokens, lengths, first_of)
+            rows = [fresh[k] if row is None else row for k, row in zip(keys, rows, strict=True)]
         return torch.stack([row for row in rows if row is not None])
 
-    def _as_stored(self, keys: Sequence[bytes], fresh: Sequence[Tensor]) -> list[Tensor]:
-        """The rows as they will be read later, so that a number does not change when read again."""
-        assert self._store is not None
-        stored = self._store.get(keys)
-        return [new if old is None else old for old, new in zip(stored, fresh, strict=True)]
-
     def _compute_rows(
-        self, module: nn.Module, tokens: Tensor, lengths: Tensor, rows: Sequence[int]
-    ) -> list[Tensor]:
-        """Compute rows in passes of texts of about one length; in the order of ``rows``."""
+        self, module: nn.Module, tokens: Tensor, lengths: Tensor, missing: Mapping[bytes, int]
+    ) -> dict[bytes, Tensor]:
+        """Compute the texts of some rows, in passes of texts of about one length, and store them.
+
+        Each pass is stored at once, so that a process that is stopped loses one pass.
+        """
         most = CUDA_PASS_TOKENS if tokens.is_cuda else PASS_TOKENS
-        sizes = lengths[list(rows)].cpu().numpy()
-        order = np.argsort(-sizes, kind="stable")
-        numbers: dict[int, Tensor] = {}
-        progress = Progress(int(sizes.sum()), len(rows))
-        at = 0
-        while at < len(order):
-            longest = int(sizes[order[at]])
-            part = order[at : at + max(1, most // longest)]
-            chosen = torch.tensor([rows[k] for k in part], device=tokens.device)
+        keys = sorted(missing, key=lambda key: -int(lengths[missing[key]]))
+        numbers: dict[bytes, Tensor] = {}
+        progress = Progress(int(lengths[list(missing.values())].sum()), len(keys))
+        while keys:
+            longest = int(lengths[missing[keys[0]]])
+            part, keys = keys[: max(1, most // longest)], keys[max(1, most // longest) :]
+            chosen = torch.tensor([missing[key] for key in part], device=tokens.device)
             with torch.inference_mode():
                 values = self.compute(module, tokens[chosen, :longest], lengths[chosen])
-            numbers |= dict(zip(part.tolist(), values.float().cpu(), strict=True))
-            at += len(part)
-            progress.advance(int(sizes[part].sum()))
-        return [numbers[k].clone() for k in range(len(rows))]
+            numbers |= self._store_rows(part, list(values.float().cpu()))
+            progress.advance(int(lengths[chosen].sum()))
+        return numbers
+
+    def _store_rows(self, keys: Sequence[bytes], rows: Sequence[Tensor]) -> dict[bytes, Tensor]:
+        """Store rows; return them as they will be read later, rounded if they are kept so."""
+        assert self._store is not None
+        self._store.put(keys, rows)
+        stored = self._store.get(keys)
+        return {
+            key: row.clone() if old is None else old
+            for key, old, row in zip(keys, stored, rows, strict=True)
+        }
 
 
 class Progress:

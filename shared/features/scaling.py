@@ -15,7 +15,8 @@ from torch import Tensor
 from shared.base.errors import ConfigError
 
 AUTO, NONE = "auto", "none"
-PREFIX = "bf16:"  # format of the text: base64 of bfloat16 numbers, all means, then all factors
+PREFIX = "std1:"  # format of the text: base64 of all means in float32, then all factors in bfloat16
+CHANNEL_BYTES = 6
 SMALLEST = 1e-6  # deviation below which a channel is constant: it is only centred
 
 
@@ -46,12 +47,13 @@ class Scaling:
         values = features.double()
         mean, deviation = values.mean(0), values.std(0)
         factor = torch.where(deviation < SMALLEST, 1.0, 1.0 / deviation.clamp(min=SMALLEST))
-        return cls(_round(mean), _round(factor))
+        return cls(mean.float(), factor.bfloat16().float())
 
     def encode(self) -> str:
         """The text that ``decode`` reads."""
-        numbers = torch.cat([self.mean, self.factor]).bfloat16().view(torch.int16).numpy()
-        return PREFIX + base64.b64encode(numbers.astype("<i2").tobytes()).decode()
+        means = self.mean.numpy().astype("<f4").tobytes()
+        factors = self.factor.bfloat16().view(torch.int16).numpy().astype("<i2").tobytes()
+        return PREFIX + base64.b64encode(means + factors).decode()
 
     @classmethod
     def decode(cls, text: str, count: int) -> "Scaling":
@@ -77,12 +79,14 @@ class Scaling:
             data = bytearray(base64.b64decode(text.removeprefix(PREFIX), validate=True))
         except binascii.Error as error:
             raise ConfigError(f"feature-scaling: no base64 ({error})") from error
-        if len(data) != 4 * count:
+        if len(data) != CHANNEL_BYTES * count:
             raise ConfigError(
-                f"feature-scaling: numbers of {count} features expected, got {len(data) / 4:g}; "
-                f"were they computed for other features? Set feature-scaling = {AUTO}"
+                f"feature-scaling: numbers of {count} features expected, got "
+                f"{len(data) / CHANNEL_BYTES:g}; were they computed for other features? Set "
+                f"feature-scaling = {AUTO}"
             )
-        mean, factor = torch.frombuffer(data, dtype=torch.bfloat16).float().view(2, count)
+        mean = torch.frombuffer(data, dtype=torch.float32, count=count).clone()
+        factor = torch.frombuffer(data, dtype=torch.bfloat16, offset=4 * count).float()
         if not (torch.isfinite(mean).all() and torch.isfinite(factor).all()):
             raise ConfigError("feature-scaling: finite numbers expected")
         return cls(mean, factor)
@@ -90,7 +94,3 @@ class Scaling:
     def apply(self, features: Tensor) -> Tensor:
         """Standardise features (B, f)."""
         return (features - self.mean) * self.factor
-
-
-def _round(values: Tensor) -> Tensor:
-    return values.bfloat16().float()

@@ -104,4 +104,5 @@ def cost(config: Config, plan: Plan) -> int:
     if config.zo.query_data == "shared":
         queries *= config.zo.queries  # the batch is so many times larger
     batches = (plan.backpropagate + steps * plan.train) * config.bp.batch_size
-    return queries * plan.measure + -(-(1 + BACKWARD) * batches // config.zo.batch_size)
+    unit = config.zo.batch_size or config.bp.batch_size  # 0: all examples, whose number differs
+    return queries * plan.measure + -(-(1 + BACKWARD) * batches // unit)
