@@ -41,8 +41,9 @@ from dandelion.cli.console import (
     console,
     say,
 )
-from shared.base.errors import DandelionError, UnknownNameError
+from shared.base.errors import ConfigError, DandelionError, UnknownNameError
 from shared.base.options import Value
+from shared.config.schema import Config
 
 ENGINES = ("local", "flower")
 
@@ -115,6 +116,9 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     queries: QueriesOption = None,
     learning_rate: LearningRateOption = None,
     eps: EpsOption = None,
+    ladder: Annotated[
+        bool, typer.Option("--ladder", help="Train scope after scope of the preset while it pays.")
+    ] = False,
 ) -> None:
     """Train a new run, or continue one that was interrupted."""
     if engine not in ENGINES:
@@ -129,13 +133,51 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
         **{"mode": mode, "dataset": dataset, "num-rounds": rounds, "num-clients": clients},
         **{"queries": queries, "learning-rate": learning_rate, "eps": eps},
     }
-    chosen = gather(config, settings or [], resume, **collect_options(settings or [], options))
+    given = collect_options(settings or [], options)
+    if ladder:
+        return _climb_ladder(settings or [], given, name, (engine, config, resume))
+    chosen = gather(config, settings or [], resume, **given)
     if engine == "flower":
         folder = run_flower(chosen, console)
     else:
         with RunProgress(console) as progress:
             folder = run_local(chosen, progress)
     show_summary(console, folder)
+
+
+def _climb_ladder(
+    pairs: list[str],
+    given: dict[str, Value],
+    name: str,
+    others: tuple[str, Path | None, Path | None],
+) -> None:
+    """Train the rungs of a preset's ladder in one folder; print a line for each.
+
+    Raises:
+        ConfigError: another engine, a file or a run to resume is given; or the folder exists.
+    """
+    from dandelion.compare.ladder import best, climb
+    from dandelion.engines.local import run_local
+    from dandelion.monitor.progress import RunProgress
+    from dandelion.settings.gather import gather, read_pairs
+    from dandelion.settings.presets import ladder_of
+
+    if others != ("local", None, None):
+        raise ConfigError("--ladder works with the local engine, without --config and --resume")
+    plain = read_pairs(pairs) | {key: value for key, value in given.items() if value != ""}
+    scopes = ladder_of(plain)
+    folder = Path(str(plain.get("output-dir", "runs")), name or f"ladder-{plain.get('model', '')}")
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already; choose another --name")
+    configs = {scope: gather(None, [*pairs, f"scope={scope}"], None, **given) for scope in scopes}
+
+    def train(rung: Config) -> Path:
+        with RunProgress(console) as progress:
+            return run_local(rung, progress)
+
+    rungs = climb(configs, folder.resolve(), say, train)
+    say(f"{best(rungs).folder}")
+    say(f"{folder / 'ladder.png'}")
 
 
 @app.command()

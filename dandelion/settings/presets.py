@@ -7,7 +7,7 @@ the README's figures say how far it goes.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shared.base.errors import UnknownNameError
+from shared.base.errors import ConfigError, UnknownNameError
 from shared.base.options import Value
 
 Settings = Mapping[str, Value]
@@ -23,6 +23,7 @@ class Recipe:
     settings: Settings
     models: Mapping[str, Settings] = field(default_factory=dict)
     scopes: Mapping[tuple[str, str], Settings] = field(default_factory=dict)  # by model and scope
+    ladders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # scopes, by model
 
 
 LINEAR: Settings = {  # a readout on kept features: exact slopes of whole shards, no rate to search
@@ -69,6 +70,10 @@ RECIPES: Mapping[str, Recipe] = {
                 "zo-batch-size": 32,
                 "queries": 16,
             },
+        },
+        {
+            "smollm2-135m": ("prior", "words", "last:2"),
+            "minilm": ("head", "last:2"),
         },
     ),
     "shakespeare": Recipe(
@@ -120,6 +125,26 @@ def expand_preset(settings: Mapping[str, object]) -> dict[str, object]:
         **recipe.scopes.get((model, scope), {}),
         **own,
     }
+
+
+def ladder_of(settings: Mapping[str, object]) -> tuple[str, ...]:
+    """The scopes of a preset's ladder for a model, lowest rung first.
+
+    Raises:
+        ConfigError: there is none for this preset and model.
+    """
+    name = _recipe_of(settings)
+    ladders = RECIPES[name].ladders if name in RECIPES else {}
+    model = str(settings.get("model") or (RECIPES[name].model if name in RECIPES else ""))
+    if model not in ladders:
+        known = ", ".join(
+            f"{name} with {model}" for name, recipe in RECIPES.items() for model in recipe.ladders
+        )
+        raise ConfigError(
+            f"--ladder: a preset and a model that have one expected ({known}), got "
+            f"{name or 'no preset'} with {model or 'no model'}"
+        )
+    return ladders[model]
 
 
 def _recipe_of(settings: Mapping[str, object]) -> str:
