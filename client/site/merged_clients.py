@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.site.site import LocalSite, compared_losses
+from client.site.site import LocalSite, losses_around_step
 from client.site.zeroth_order import Queries
 from shared.estimation.forward_differences import numbers_of
 from shared.modes.estimators import FORWARD, estimator_of
@@ -31,7 +31,7 @@ def measure_merged(oracle: Oracle, sites: Sequence[LocalSite], request: Request)
     measured = measure(oracle, queries)
     for each, (_, loss) in zip(queries, measured, strict=True):
         each.losses.append(loss)
-    losses = [compared_losses(each, oracle, request) for each in queries]
+    losses = [losses_around_step(each, oracle, request) for each in queries]
     seconds = (time.perf_counter() - started) / len(sites)
     return [
         Measured(

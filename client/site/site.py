@@ -54,7 +54,7 @@ class LocalSite:
             queries = Queries(self.id, self.examples, self.config, request.round, losses)
             along = None if plan.along == "keys" else guide
             numbers = queries.measure(oracle, request.learning_rate, along)
-            compared = compared_losses(queries, oracle, request)
+            compared = losses_around_step(queries, oracle, request)
         outcome = self.evaluate(oracle) if request.evaluate else None
         measured = Measured(
             round=request.round,
@@ -113,7 +113,7 @@ class LocalSite:
         return losses, payload, codec.decode(payload) if plan.measure else None
 
 
-def compared_losses(
+def losses_around_step(
     queries: Queries, oracle: Oracle, request: Request
 ) -> tuple[float | None, float | None]:
     """Losses of the batches of the next step and of the last one, as far as they are wanted.

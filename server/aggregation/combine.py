@@ -109,7 +109,7 @@ class Combiner:
                 self.config,
                 plan_of(self.config, round_, bool(c.gradient)),
                 c.examples,
-                comparisons_of(self.config, c.before is not None, c.after is not None),
+                comparisons_of(self.config, round_, c.before is not None, c.after is not None),
             )
             for c in contributions
         )

@@ -135,7 +135,7 @@ class LedgerReader(RunSummaries):
             for slot, examples, values, *losses in self._rows(query, round_)
         }
 
-    def compared_slots(self, round_: int) -> set[int]:
+    def slots_before_step(self, round_: int) -> set[int]:
         """The slots of the sites that measured, in a round, the batch of the next step."""
         query = "SELECT slot FROM comparisons WHERE round = ? AND before IS NOT NULL"
         return {slot for (slot,) in self._rows(query, round_)}

@@ -85,7 +85,7 @@ class RequestBuilder:
         step = parameters_round(config, round_)
         if not compares(config) or step < 1 or ledger.is_rewind(step):
             return False
-        return bool(config.federation.staleness) or slot in ledger.compared_slots(step)
+        return bool(config.federation.staleness) or slot in ledger.slots_before_step(step)
 
     def _encode(self, site_round: int | None, round_: int, compare: bool) -> EncodedRequest:
         if (name := (round_, site_round, compare)) not in self._encoded:

@@ -75,14 +75,19 @@ Rule = Callable[[StepState, Evidence, StepSettings], StepState]
 
 def normalised(state: StepState, evidence: Evidence, settings: StepSettings) -> StepState:
     """The state after a round whose rate is w·√q / √v; its own slopes are in v."""
-    rate = rate_of(state, evidence.energy, settings) or state.rate
+    if not evidence.energy:
+        return replace(state, taken=state.rate)
+    rate = rate_of(state, plausible(state, evidence.energy), settings)
     if state.rate:
         rate = min(rate, MOST_RISE * state.rate)
-    return replace(_remember(state, evidence, settings.memory), rate=rate, taken=rate)
+    taken = min(rate, rate_of(state, evidence.energy, settings))
+    return replace(_remember(state, evidence, settings.memory), rate=rate, taken=taken)
 
 
 def auto(state: StepState, evidence: Evidence, settings: StepSettings) -> StepState:
     """The state after a round whose rate follows the falls; the first one is normalised."""
+    if not evidence.energy:
+        return replace(state, taken=state.rate)
     usual = state.usual(settings.memory)
     after = _remember(state, evidence, settings.memory)
     if not state.rate:
@@ -90,10 +95,10 @@ def auto(state: StepState, evidence: Evidence, settings: StepSettings) -> StepSt
         return replace(after, rate=rate, taken=rate)
     if evidence.ratio is not None:
         after = _adapt(after, evidence.ratio, _share(after))
-    if middle := rate_of(state, evidence.energy, settings):
-        low, high = (middle * factor for factor in RANGE)
-        after = replace(after, rate=min(max(after.rate, low), high))
-    is_wild = usual and evidence.energy > LONGEST**2 * usual
+    middle = rate_of(state, plausible(state, evidence.energy), settings)
+    low, high = (middle * factor for factor in RANGE)
+    after = replace(after, rate=min(max(after.rate, low), high))
+    is_wild = evidence.energy > LONGEST**2 * usual
     taken = after.rate * (LONGEST * sqrt(usual / evidence.energy) if is_wild else 1.0)
     return replace(after, taken=taken)
 
@@ -102,25 +107,25 @@ RULES: dict[str, Rule] = {"normalised": normalised, "auto": auto}
 
 
 def rate_of(state: StepState, energy: float, settings: StepSettings) -> float:
-    """The rate w·√q / √v of a round with mean squared slope ``energy``; 0 if no slope is left.
+    """The rate w·√q / √v of a round with mean squared slope ``energy`` above 0.
 
     With momentum μ a step is repeated, and moves a parameter 1 / √(1 − μ²) times as far.
     """
     beta = settings.memory
     mean = (beta * state.mean + (1 - beta) * energy) / (1 - power(beta, state.steps + 1))
     mean = max(mean, FLOOR * median([*state.recent, energy][-RECENT:]))
-    if mean <= 0:
-        return 0.0
     return settings.movement * sqrt(settings.queries * (1 - settings.momentum**2) / mean)
 
 
+def plausible(state: StepState, energy: float) -> float:
+    """A round's u as it is remembered: a wild one counts as WILD usual ones."""
+    return min(energy, WILD * median(state.recent)) if state.recent else energy
+
+
 def _remember(state: StepState, evidence: Evidence, beta: float) -> StepState:
-    """Take a round's numbers in; a wild one counts as WILD usual ones."""
-    energy = evidence.energy
-    if state.recent and (usual := median(state.recent)) > 0:
-        energy = min(energy, WILD * usual)
-    signal = state.signal
-    if evidence.signal is not None and evidence.energy:
+    """Take a round's numbers in; a round of zeros says nothing, and does not come here."""
+    energy, signal = plausible(state, evidence.energy), state.signal
+    if evidence.signal is not None:
         seen = evidence.signal * (energy / evidence.energy)
         signal = beta * (signal or 0.0) + (1 - beta) * seen
     return replace(

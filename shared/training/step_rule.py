@@ -10,7 +10,7 @@ from typing import Literal, cast
 
 from shared.config.schema import Config
 from shared.modes.estimators import FORWARD, estimator_of
-from shared.modes.mode import mode_of
+from shared.modes.mode import mode_of, parameters_round
 
 StepRule = Literal["plain", "normalised", "auto"]
 PLAIN: StepRule = "plain"
@@ -64,13 +64,13 @@ def compares(config: Config) -> bool:
     return step_rule_of(config) == AUTO
 
 
-def comparisons_of(config: Config, before: bool, after: bool) -> int:
+def comparisons_of(config: Config, round_: int, before: bool, after: bool) -> int:
     """Evaluations of a batch that a reply with these losses cost beside its numbers.
 
     A baseline of forward differences is the first of them, and all examples are one batch.
     """
-    stale = bool(config.federation.staleness) and config.zo.batch_size > 0
-    is_known = estimator_of(config) == FORWARD and not stale
+    is_same = parameters_round(config, round_) + 1 == round_ or not config.zo.batch_size
+    is_known = estimator_of(config) == FORWARD and is_same
     return (before and not is_known) + (after and config.zo.batch_size > 0)
 
 
