@@ -77,32 +77,9 @@ def plan_of(config: Config, round_: int, can_backpropagate: bool = True) -> Plan
     return plan
 
 
-def estimator_of(config: Config) -> str:
-    """How the sites of a run measure slopes: ``exact``, ``forward`` or ``two-point``."""
-    if config.zo.estimator != "auto":
-        return config.zo.estimator
-    return "exact" if config.model.is_linear else "two-point"
-
-
 def parameters_round(config: Config, round_: int) -> int:
     """The round whose parameters a round is measured at: the one before, or ``staleness`` earlier.
 
     Both sides know it, and every reply proves it: it has the digest of what it was measured at.
     """
     return max(0, round_ - 1 - config.federation.staleness)
-
-
-def _evaluations(config: Config) -> int:
-    """Forward passes of one step's estimate; exact slopes need one, on kept features."""
-    return 1 if estimator_of(config) == "exact" else 2 * config.zo.queries
-
-
-def cost(config: Config, plan: Plan) -> int:
-    """Forward passes over ``zo-batch-size`` examples that a plan costs; a backward counts two."""
-    steps = config.training.local_steps
-    queries = _evaluations(config) * steps
-    if config.zo.query_data == "shared":
-        queries *= config.zo.queries  # the batch is so many times larger
-    batches = (plan.backpropagate + steps * plan.train) * config.bp.batch_size
-    unit = config.zo.batch_size or config.bp.batch_size  # 0: all examples, whose number differs
-    return queries * plan.measure + -(-(1 + BACKWARD) * batches // unit)

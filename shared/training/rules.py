@@ -3,8 +3,15 @@
 from shared.aggregation import fewest_replies, keeps_whole_vectors
 from shared.base.errors import ConfigError
 from shared.config.schema import Config
-from shared.modes.mode import estimator_of, mode_of
+from shared.modes.estimators import (
+    EXACT,
+    FORWARD,
+    estimator_of,
+    refusal_of_forward,
+)
+from shared.modes.mode import mode_of
 from shared.training.components import effective_options
+from shared.training.step_rule import NORMALISED, why_not_normalised
 
 MOST_DRAWS = 1 << 16  # directions, and batches, of one round
 MOST_SLOTS = (1 << 16) - 1  # sites with directions of their own in one entry
@@ -20,11 +27,13 @@ def check_combinations(c: Config) -> None:
     _check_staleness(c)
     _check_aggregation(c)
     _check_mode(c)
+    _check_estimator(c)
+    _check_batches(c)
+    _check_step(c)
     _check_averaging(c)
     _check_gradients(c)
     _check_model(c)
     _check_merging(c)
-    _check_estimator(c)
     _check_data(c)
 
 
@@ -97,6 +106,33 @@ def _check_mode(c: Config) -> None:
         )
 
 
+def _check_estimator(c: Config) -> None:
+    if c.zo.estimator == FORWARD and mode_of(c).measures and (reason := refusal_of_forward(c)):
+        raise ConfigError(f"estimator 'forward' with {reason}: use two-point")
+    if c.zo.estimator == EXACT and not c.model.is_linear:
+        raise ConfigError(
+            f"estimator 'exact' with scope {c.model.scope!r}: its slopes have no closed form: use "
+            "two-point or forward, or a readout (scope words or prior, or head with features)"
+        )
+    if estimator_of(c) == EXACT:
+        _check_exact(c)
+
+
+def _check_batches(c: Config) -> None:
+    if not c.zo.batch_size and c.zo.query_data != "same":
+        raise ConfigError(
+            f"zo-batch-size = 0 with query-data {c.zo.query_data!r}: every query sees all of a "
+            "site's examples already: use same"
+        )
+
+
+def _check_step(c: Config) -> None:
+    if c.optimizer.step == NORMALISED and (reason := why_not_normalised(c)):
+        raise ConfigError(
+            f"step 'normalised' with {reason}: use plain, or auto, which is plain here"
+        )
+
+
 def _check_averaging(c: Config) -> None:
     """Where parameters are averaged, sites have stepped, by AdamW, and no query is spent."""
     if not mode_of(c).averages_parameters:
@@ -162,16 +198,9 @@ def _check_merging(c: Config) -> None:
         )
 
 
-def _check_estimator(c: Config) -> None:
-    """Exact slopes need a gradient in closed form, and nothing that measures otherwise."""
+def _check_exact(c: Config) -> None:
+    """Exact slopes leave nothing to those who share, batch or guide perturbed evaluations."""
     scope = f"{c.model.scope}{' with features' * bool(c.model.features)}"
-    if c.zo.estimator == "exact" and not c.model.is_linear:
-        raise ConfigError(
-            f"estimator exact with scope {scope!r}: slopes are known in closed form only for a "
-            "readout: scope words or prior, or head with features; else use two-point"
-        )
-    if estimator_of(c) != "exact":
-        return
     other = {
         "parallel-queries": c.zo.parallel_queries > 1,
         "merge-clients": c.federation.merge_clients,

@@ -17,7 +17,8 @@ from shared.estimation.two_point import two_point
 from shared.features.pooling import FeaturePart, parse_features, pool, run_with_states
 from shared.features.readout import BIAS, WEIGHT, Readout, load_readout
 from shared.features.scaling import Scaling
-from shared.modes.mode import estimator_of, plan_of
+from shared.modes.estimators import estimator_of
+from shared.modes.mode import plan_of
 from shared.protocol.messages import Request
 from shared.protocol.site_id import SiteId
 from shared.randomness.streams import direction_keys
@@ -337,7 +338,7 @@ def test_a_whole_shard_is_every_example_once(chosen):
     config = configured(chosen, queries=4)
     oracle = Oracle.of(config)
     documents = Documents(TEXTS, TEXTS, [n % 2 for n in range(60)])
-    site = LocalSite(SiteId("a", 1), oracle.task.examples(documents, 12), config)
+    site = LocalSite(SiteId(1, "a"), oracle.task.examples(documents, 12), config)
     request = Request(1, 0.1, bytes(16), bytes(16), bytes(16))
     expected, _ = oracle.linear_gradient(torch.from_numpy(site.examples.batch(np.arange(60))))
     assert site.measure(oracle, request).loss == np.float32(expected)
