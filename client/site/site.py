@@ -41,7 +41,7 @@ class LocalSite:
     def measure(self, oracle: Oracle, request: Request) -> Measured:
         """Return the reply to a request: loss differences, an encoded gradient, or both.
 
-        Costs 2Kq forward passes, one backward pass, or both, as the round's plan says.
+        Costs K steps of queries (``evaluations_of``), one backward pass, or both, as the plan says.
         """
         started = time.perf_counter()
         plan = plan_of(self.config, request.round, self.can_backpropagate)

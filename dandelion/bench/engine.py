@@ -37,7 +37,13 @@ def engine(clients: int = 1000, rounds: int = 7) -> list[BenchRow]:
     """Seconds of a round of ``clients`` no-op measurements; the note has clients per second."""
     with tempfile.TemporaryDirectory(prefix="dandelion-") as folder:
         config = Config(
-            {"num-clients": clients, "num-rounds": rounds + 1, "queries": 1, "output-dir": folder}
+            {
+                "num-clients": clients,
+                "num-rounds": rounds + 1,
+                "queries": 1,
+                "step": "plain",
+                "output-dir": folder,
+            }
         )
         times: list[float] = []
         with open_run(config) as run:

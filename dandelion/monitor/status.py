@@ -14,6 +14,7 @@ from dandelion.monitor.progress import time_text
 from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import CONFIG, LEDGER, read_config
 from server.ledger.summaries import SiteState
+from server.reporting.round_worth import verdict_of, worth_of_run
 from server.reporting.status_line import size_text
 
 LONGEST_ERROR = 70
@@ -21,14 +22,21 @@ TEXT_COLUMNS = ("site", "device", "last error")
 
 
 def render(folder: Path) -> RenderableType:
-    """Render a line about the run and a table of its sites.
+    """Render a line about the run, a table of its sites, and what limits its rounds.
 
     Raises:
         LedgerError: the folder has no ledger, or a damaged one.
     """
     with closing(LedgerReader.open(folder / LEDGER)) as ledger:
         rounds, last = rounds_of(folder, ledger), ledger.last_round
-        return Group(_title(folder, ledger, rounds), _nodes(ledger.site_states(), last))
+        parts: list[RenderableType] = [
+            _title(folder, ledger, rounds),
+            _nodes(ledger.site_states(), last),
+        ]
+        config = read_config(ledger)
+        if (worth := worth_of_run(config, ledger)) is not None:
+            parts.append(verdict_of(worth, config))
+        return Group(*parts)
 
 
 def rounds_of(folder: Path, ledger: LedgerReader) -> int:

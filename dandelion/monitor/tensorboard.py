@@ -7,7 +7,9 @@ from datetime import datetime
 from pathlib import Path
 
 from server.ledger.reader import LedgerReader
-from server.ledger.run_folder import LEDGER
+from server.ledger.run_folder import LEDGER, read_config
+from server.reporting.round_worth import worth_of_round
+from shared.config.schema import Config
 
 # record: | length u64 | masked crc u32 of the length | data | masked crc u32 of the data |
 # data: an ``Event`` of TensorFlow's event.proto, whose four fields used here are encoded by hand
@@ -50,11 +52,12 @@ def write(folder: Path, follow_s: float = 0.0) -> Path:
     """
     path, after = folder / "tensorboard" / FILE_NAME.format(int(time.time())), (0, 0)
     with closing(LedgerReader.open(folder / LEDGER)) as ledger:
+        config = read_config(ledger)
         path.parent.mkdir(exist_ok=True)
         with path.open("wb") as file:
             file.write(record(event(time.time())))
             while True:
-                data, after = _since(ledger, after)
+                data, after = _since(ledger, config, after)
                 file.write(data)
                 file.flush()
                 if not follow_s:
@@ -62,7 +65,9 @@ def write(folder: Path, follow_s: float = 0.0) -> Path:
                 time.sleep(follow_s)
 
 
-def _since(ledger: LedgerReader, after: tuple[int, int]) -> tuple[bytes, tuple[int, int]]:
+def _since(
+    ledger: LedgerReader, config: Config, after: tuple[int, int]
+) -> tuple[bytes, tuple[int, int]]:
     """Records after the given round and evaluation, and the new last ones of both."""
     parts: list[bytes] = []
     round_, evaluated = after
@@ -72,6 +77,9 @@ def _since(ledger: LedgerReader, after: tuple[int, int]) -> tuple[bytes, tuple[i
             record(event(seconds, round_, f"round/{tag}", getattr(metrics, tag.replace(" ", "_"))))
             for tag in TAGS
         ]
+        if (worth := worth_of_round(config, ledger, round_)) is not None:
+            for tag, value in (("signal", worth.signal), ("site noise", worth.noise)):
+                parts.append(record(event(seconds, round_, f"round/{tag}", value)))
     for evaluated, loss in ledger.evaluations(after[1]):
         if (metrics_then := ledger.metrics_of(evaluated)) is not None:
             seconds = datetime.fromisoformat(metrics_then.timestamp).timestamp()

@@ -16,7 +16,7 @@ from server.ledger.reader import LedgerReader
 from server.ledger.snapshots import Snapshots, follow_
 from shared.base.errors import ConfigError, DivergedError, LedgerError, SnapshotError
 from shared.base.files import code_digest, write_atomically
-from shared.config.schema import Config, recorded_settings, to_toml
+from shared.config.schema import Config, to_toml, with_former_defaults
 from shared.models.model import LanguageModel
 from shared.modes.mode import mode_of
 from shared.replica.snapshot import encode_snapshot, load_snapshot_
@@ -116,7 +116,7 @@ def read_config(ledger: LedgerReader) -> Config:
         LedgerError: it cannot be read, or is not a valid configuration.
     """
     try:
-        settings = recorded_settings(tomllib.loads(ledger.header("config").decode()))
+        settings = with_former_defaults(tomllib.loads(ledger.header("config").decode()))
         return with_own_options(Config(settings))
     except (ValueError, ConfigError) as error:
         raise LedgerError(f"{ledger.path}: table head, row config: {error}") from error

@@ -10,6 +10,7 @@ from server.ledger.reader import LedgerReader
 from server.ledger.records import ALL_SITES, SERVER
 from server.reporting import data_distribution
 from server.reporting.loss_plot import draw_losses
+from server.reporting.round_worth import verdict_of, worth_of_round, worth_of_run
 from shared.base.files import write_atomically
 from shared.config.schema import Config
 from shared.models.model import LanguageModel
@@ -34,6 +35,10 @@ METRICS_COLUMNS = (
     "forwards",
     "accuracy",
     "f1",
+    "signal",
+    "signal error",
+    "site noise",
+    "site noise error",
 )
 CLIENTS_COLUMNS = (
     "round",
@@ -101,6 +106,7 @@ class Report:
             "skipped_rounds": ledger.count_skips(),
             "rewinds": [[r.round, r.back_to, r.scale, r.reason] for r in ledger.rewinds()],
             "ledger_bytes": ledger.entry_bytes(),
+            **self._verdict(),
         }
 
     def _scores(self) -> dict[str, float]:
@@ -136,11 +142,32 @@ class Report:
                 [
                     *(m.timestamp, m.round, *settings, m.learning_rate, *batch, m.loss),
                     *(m.gradient_norm, loss, m.bytes_up, m.bytes_down, m.forwards, accuracy, f1),
+                    *self._worth(m.round),
                 ]
             )
             for m, loss, accuracy, f1 in self.ledger.round_summaries(first, last)
             if self._is_logged(m.round)
         ]
+
+    def _worth(self, round_: int) -> tuple[float | None, ...]:
+        """Signal and noise of a round, each with its error; None if sites cannot be compared."""
+        worth = worth_of_round(self.config, self.ledger, round_)
+        if worth is None:
+            return (None,) * 4
+        return worth.signal, worth.signal_error, worth.noise, worth.noise_error
+
+    def _verdict(self) -> dict[str, Any]:
+        """Signal and noise of the newest rounds, and in words what limits them."""
+        worth = worth_of_run(self.config, self.ledger)
+        if worth is None:
+            return {}
+        return {
+            "signal": worth.signal,
+            "signal_error": worth.signal_error,
+            "site_noise": worth.noise,
+            "site_noise_error": worth.noise_error,
+            "verdict": verdict_of(worth, self.config),
+        }
 
     def _clients(self, first: int, last: int) -> list[list[object]]:
         rows = self.ledger.site_rounds(max(first, 1), last)

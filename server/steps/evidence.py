@@ -78,7 +78,7 @@ class EvidenceReader:
         if len(falls) < max(1, fewest_replies(c)):
             return None
         weights = np.array([now[slot].examples for slot in falls], np.float64)
-        predicted = [predicted_fall(entry, then[slot].differences, c) for slot in falls]
+        predicted = [predict_fall(entry, then[slot].differences, c) for slot in falls]
         rows = np.array([[p, *falls[s]] for p, s in zip(predicted, falls, strict=True)])
         expected, loss, fall = (
             float(rule_of(c)(rows[:, column : column + 1], weights)[0]) for column in range(3)
@@ -106,7 +106,7 @@ def signal_of(slopes: Sequence[NDArray[np.float64]], queries: int) -> float | No
     return float(products.sum()) / (count * (count - 1)) / queries
 
 
-def predicted_fall(entry: Entry, differences: NDArray[np.float32], config: Config) -> float:
+def predict_fall(entry: Entry, differences: NDArray[np.float32], config: Config) -> float:
     """First-order fall of a site's batch by a step of shared directions: rate·Σ s·m / q."""
     (slot,) = entry.slots
     eps, queries = config.zo.eps, config.zo.queries

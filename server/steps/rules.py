@@ -73,7 +73,7 @@ class StepState:
 Rule = Callable[[StepState, Evidence, StepSettings], StepState]
 
 
-def normalised(state: StepState, evidence: Evidence, settings: StepSettings) -> StepState:
+def normalise(state: StepState, evidence: Evidence, settings: StepSettings) -> StepState:
     """The state after a round whose rate is w·√q / √v; its own slopes are in v."""
     if not evidence.energy:
         return replace(state, taken=state.rate)
@@ -103,7 +103,7 @@ def auto(state: StepState, evidence: Evidence, settings: StepSettings) -> StepSt
     return replace(after, taken=taken)
 
 
-RULES: dict[str, Rule] = {"normalised": normalised, "auto": auto}
+RULES: dict[str, Rule] = {"normalised": normalise, "auto": auto}
 
 
 def rate_of(state: StepState, energy: float, settings: StepSettings) -> float:

@@ -112,7 +112,7 @@ class Config:
         ]
 
 
-def recorded_settings(settings: Mapping[str, object]) -> dict[str, object]:
+def with_former_defaults(settings: Mapping[str, object]) -> dict[str, object]:
     """The settings of a recorded run by flat key; a former run's say what it did by itself.
 
     Whatever the defaults are now, a run that was started without these settings goes on as it was.

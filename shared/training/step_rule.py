@@ -46,9 +46,7 @@ def why_not_normalised(config: Config) -> str:
     """Why slopes cannot make the rate of a run's rounds; empty: they can."""
     mode, name = mode_of(config), config.optimizer.name
     if not mode.measures or mode.has_interval:
-        return (
-            f"mode {config.training.mode!r}: some or all of its rounds take gradients, not slopes"
-        )
+        return f"mode {config.training.mode!r}: its rounds, or some, take gradients, not slopes"
     if name != "sgd":
         return f"optimizer {name!r}: it divides by the size of its gradients itself"
     return ""

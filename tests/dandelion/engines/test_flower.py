@@ -46,6 +46,13 @@ def test_flowers_simulation_gives_the_digest_of_the_local_engine(tmp_path, expec
 
 
 @pytest.mark.slow
+def test_rates_that_follow_falls_are_those_of_the_local_engine(tmp_path):
+    by_falls = {"step": "auto", "estimator": "forward", "queries": 4}
+    here = digest(run_local(config(tmp_path, "here", **by_falls)))
+    assert digest(run_flower(config(tmp_path, "there", **by_falls), Console(quiet=True))) == here
+
+
+@pytest.mark.slow
 def test_flwr_run_in_the_checkout_gives_the_digest_of_the_local_engine(tmp_path, expected):
     environment = flower_environment(tmp_path / "home") | {
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port())

@@ -176,7 +176,7 @@ def test_a_ledger_is_not_overwritten(whole):
         ("INSERT INTO head VALUES ('more', zeroblob(1))", "head, row seal"),
         ("DELETE FROM head WHERE key = 'run'", "head, row seal"),
         ("DROP TABLE contributions", "no such table"),
-        ("PRAGMA user_version = 7", "version 3 expected, got 7"),
+        ("PRAGMA user_version = 7", "version 3 to 4 expected, got 7"),
     ],
 )
 def test_a_later_change_is_detected_and_its_row_is_named(copied, statement, row):

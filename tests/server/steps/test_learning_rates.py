@@ -14,7 +14,7 @@ from server.ledger.ledger import Ledger
 from server.ledger.reader import LedgerReader
 from server.ledger.records import OLDEST, VERSION
 from server.ledger.run_folder import read_config
-from server.steps.evidence import energy_of, predicted_fall, signal_of
+from server.steps.evidence import energy_of, predict_fall, signal_of
 from server.steps.learning_rates import LearningRates
 from shared.base.errors import ConfigError, LedgerError
 from shared.protocol.entry import Entry, SlotDifferences
@@ -131,7 +131,7 @@ def test_the_falls_are_those_of_the_batches_that_made_the_step(tmp_path):
         for step in (1, 2, 3):
             entry, then = ledger.entry(step), ledger.site_numbers(step)
             now = ledger.site_numbers(step + 1)
-            predicted = sum(predicted_fall(entry, then[s].differences, chosen) for s in then)
+            predicted = sum(predict_fall(entry, then[s].differences, chosen) for s in then)
             fall = sum(then[slot].before - now[slot].after for slot in then)
             assert fall == pytest.approx(predicted, rel=0.3)
 

@@ -4,7 +4,7 @@ from math import sqrt
 
 import pytest
 
-from server.steps.rules import RANGE, Evidence, StepSettings, StepState, auto, normalised
+from server.steps.rules import RANGE, Evidence, StepSettings, StepState, auto, normalise
 
 SETTINGS = StepSettings(movement=1e-3, memory=0.9, queries=16)
 
@@ -20,7 +20,7 @@ def follow(rule, evidence, settings=SETTINGS, state=None):
 def test_a_normalised_rate_is_the_movement_over_the_running_mean_of_squared_slopes():
     energies = [4.0, 1.0, 2.0, 8.0]
     mean = 0.0
-    for step, state in enumerate(follow(normalised, map(Evidence, energies)), 1):
+    for step, state in enumerate(follow(normalise, map(Evidence, energies)), 1):
         mean = 0.9 * mean + 0.1 * energies[step - 1]
         assert state.taken == pytest.approx(1e-3 * sqrt(16) / sqrt(mean / (1 - 0.9**step)))
 
@@ -28,13 +28,13 @@ def test_a_normalised_rate_is_the_movement_over_the_running_mean_of_squared_slop
 def test_without_memory_each_round_moves_exactly_as_far_as_the_setting_says():
     settings = StepSettings(movement=1e-3, memory=0.0, queries=16, momentum=0.6)
     for energy, state in zip(
-        (4.0, 1.0, 2.0), follow(normalised, map(Evidence, (4.0, 1.0, 2.0)), settings), strict=True
+        (4.0, 1.0, 2.0), follow(normalise, map(Evidence, (4.0, 1.0, 2.0)), settings), strict=True
     ):
         way = state.taken * sqrt(energy / 16) / sqrt(1 - 0.6**2)
         assert way == pytest.approx(1e-3)
 
 
-@pytest.mark.parametrize("rule", [normalised, auto])
+@pytest.mark.parametrize("rule", [normalise, auto])
 def test_rounds_of_zeros_change_no_rate_and_end(rule):
     usual = [Evidence(1.0)] * 12
     rate = follow(rule, usual)[-1].taken
@@ -45,7 +45,7 @@ def test_rounds_of_zeros_change_no_rate_and_end(rule):
     assert late[3].taken > 0
 
 
-@pytest.mark.parametrize("rule", [normalised, auto])
+@pytest.mark.parametrize("rule", [normalise, auto])
 def test_a_wild_round_moves_little_further_than_others_and_is_forgotten(rule):
     usual = [Evidence(1.0)] * 20
     evidence = [*usual, Evidence(1e8), *usual]

@@ -18,6 +18,7 @@ from shared.modes.estimators import cost, estimator_of
 from shared.modes.mode import GRADIENT, MEASURE, Plan
 from shared.protocol.entry import Entry
 from shared.randomness.streams import Key
+from shared.training.oracle import Oracle
 
 EPS = 0.25  # a power of two: perturbed parameters below are exact
 KEYS = [Key(3, 1, 0, index) for index in range(8)]
@@ -197,6 +198,18 @@ def test_entries_have_centred_numbers(tmp_path):
     expected = (mean - mean.mean()) * 5 / 4
     np.testing.assert_allclose(slot.differences, expected, rtol=2e-7, atol=1e-12)
     assert abs(slot.differences.sum()) < 1e-6
+
+
+def test_the_gradient_of_a_whole_shard_is_that_of_one_batch(tmp_path):
+    chosen = config(tmp_path, mode="fo", bp_batch_size=0)
+    oracle = Oracle.of(chosen)
+    rows = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (37, 16)))
+    loss, gradient = oracle.gradient_of_all(rows)
+    expected_loss, expected = oracle.gradient(rows)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert (gradient - expected).norm() < 1e-5 * expected.norm()
+    assert oracle.loss_of_all(rows) == pytest.approx(expected_loss, rel=1e-6)
+    assert federate(chosen).summary["rounds"] == 3
 
 
 def test_a_whole_shard_is_one_batch_whose_order_is_that_of_the_data(tmp_path):
