@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from shared.base.errors import ConfigError, DataError
 from shared.base.flat import flatten
 from shared.base.metrics import EvalSums
+from shared.config.run_sections import RunSettings
 from shared.config.schema import Config
 from shared.estimation.activation_cache import FrozenPrefixCache
 from shared.estimation.batched_queries import BatchedQueries
 from shared.estimation.perturber import Perturber
+from shared.features.cut import KeptPrefix
 from shared.models.adapters import adapt_
 from shared.models.load import load_model
 from shared.models.model import LanguageModel
@@ -34,6 +36,7 @@ class Oracle:
     task: Task
     replica: Replica
     base: bytes  # 16, digest of every parameter and buffer of the untrained model
+    run: RunSettings
 
     @classmethod
     def of(cls, config: Config) -> "Oracle":
@@ -59,7 +62,7 @@ class Oracle:
         module = cast_(model.module.to(config.run.device), config.model.dtype)
         base = base_digest(module)
         replica = Replica.of(flatten(module, trainable(config.model.scope, module)), config)
-        return cls(model, task_of(config, model), replica, base)
+        return cls(model, task_of(config, model), replica, base, config.run)
 
     @cached_property
     def perturber(self) -> Perturber:
@@ -68,27 +71,36 @@ class Oracle:
 
     @cached_property
     def frozen(self) -> FrozenPrefixCache:
-        """Caches the activations before the first trained parameter."""
+        """Caches the activations before the first trained parameter, while a batch is measured."""
         return FrozenPrefixCache(self.replica.model)
+
+    @cached_property
+    def kept(self) -> KeptPrefix:
+        """Keeps the activations before the first trained block of each example, for the run."""
+        model, task = self.language_model, self.task
+        identity = model.tokenizer.identity
+        return KeptPrefix(self.replica.model, task.each, task.classes > 0, identity, self.run)
 
     @cached_property
     def parallel(self) -> BatchedQueries:
         """Measures several directions in one forward pass."""
-        return BatchedQueries(self.replica.model, self.replica.directions, self.perturber)
+        return BatchedQueries(
+            self.replica.model, self.replica.directions, self.perturber, self.kept.at
+        )
 
     def loss(self, rows: Tensor) -> float:
         """Mean loss in nats of a batch of the task's rows, at the model's current parameters."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self.kept.at(rows):
             return float(self.task.loss(self.language_model.module, self._to_device(rows)))
 
     def losses(self, rows: Tensor) -> Tensor:
         """Mean loss of each example of a batch, as (B,) float64 on the CPU."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self.kept.at(rows):
             return self.task.each(self.language_model.module, self._to_device(rows)).cpu()
 
     def outcome(self, rows: Tensor) -> EvalSums:
         """Loss and scores of a batch of the task's rows, at the model's current parameters."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self.kept.at(rows):
             return self.task.outcome(self.language_model.module, self._to_device(rows))
 
     def gradient(self, rows: Tensor) -> tuple[float, Tensor]:
@@ -96,7 +108,8 @@ class Oracle:
         model = self.replica.model
         named = dict(model.module.named_parameters())
         chosen = {span.name: named[span.name] for span in model.layout.tensors}
-        loss = self.task.loss(self.language_model.module, self._to_device(rows))
+        with self.kept.at(rows):
+            loss = self.task.loss(self.language_model.module, self._to_device(rows))
         gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
         parts = {
             name: torch.zeros_like(own) if part is None else part
@@ -146,4 +159,5 @@ def base_digest(module: nn.Module) -> bytes:
 
 def evaluate(oracle: Oracle, rows: Tensor) -> EvalSums:
     """Loss and scores over all ``rows`` of the task, at the model's current parameters."""
+    oracle.kept.prepare(rows)
     return sum(map(oracle.outcome, torch.split(rows, EVALUATION_BATCH)), EvalSums(0.0, 0))
