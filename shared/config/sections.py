@@ -11,6 +11,9 @@ from shared.base.options import option, options_of
 
 SCOPES = ("full", "lora", "bias", "reduced", "head")
 ANY_SCOPE = "regex:"
+LAST_SCOPE, FEW = "last:", ":bias"  # last:K trains the last K blocks, last:K:bias few numbers there
+LAST_FORMS = (f"{LAST_SCOPE}<blocks>", f"{LAST_SCOPE}<blocks>{FEW}")
+FORMS = (f"{ANY_SCOPE}<pattern>", *LAST_FORMS)
 AUTO = "auto"
 BP, MEASURING = "fo, calibrate, instruct, fedavg", "zo, calibrate, instruct"
 
@@ -110,18 +113,23 @@ class ModelSettings(Section):
     init_from: str = option(
         "", "a run folder or a model folder to start from; empty: the model untrained")
     scope: str = option("full",
-                        "what is trained: full, lora, bias, reduced, head, or regex:<pattern>")
+                        "what is trained: full, lora, bias, reduced, head, last:<blocks>, "
+                        "last:<blocks>:bias, or regex:<pattern>")
     lora_rank: int = option(8, "columns of an adapter's matrices", at_least=1, used_by="scope lora")
     lora_alpha: int = option(16, "an adapter's output counts alpha / rank", at_least=1,
                              used_by="scope lora")
     lora_targets: str = option("",
                                "names of adapted modules, with commas; empty: PEFT's own choice",
                                used_by="scope lora")
+    lora_blocks: int = option(0, "only the last so many blocks are adapted; 0: all", unit="blocks",
+                              used_by="scope lora")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scope not in SCOPES and not self.scope.startswith(ANY_SCOPE):
-            raise UnknownNameError("scope", self.scope, (*SCOPES, f"{ANY_SCOPE}<pattern>"))
+        if self.scope.startswith(LAST_SCOPE):
+            last_of(self.scope)
+        elif self.scope not in SCOPES and not self.scope.startswith(ANY_SCOPE):
+            raise UnknownNameError("scope", self.scope, (*SCOPES, *FORMS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +202,18 @@ class OptimizerSettings(Section):
                            key="lr-schedule", choices=("constant", "linear", "cosine"))
     warmup_rounds: int = option(0, "over which the learning rate rises from zero", unit="rounds")
 # fmt: on
+
+
+def last_of(scope: str) -> tuple[int, bool]:
+    """The K of ``last:K``, and whether only few numbers are meant, as in ``last:K:bias``.
+
+    Raises:
+        ConfigError: K is no whole number, or something else follows it.
+    """
+    number = scope.removeprefix(LAST_SCOPE).removesuffix(FEW)
+    if not (number.isdecimal() and number.isascii()) or len(number) > 4:
+        raise ConfigError(f"scope: {LAST_FORMS[0]} or {LAST_FORMS[1]} expected, got {scope!r}")
+    return int(number), scope.endswith(FEW)
 
 
 def weight_of(text: str) -> float | None:

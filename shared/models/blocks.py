@@ -38,7 +38,7 @@ def last_blocks(module: nn.Module, count: int) -> set[str]:
     Raises:
         ConfigError: the module has no blocks, or not so many.
     """
-    stem, blocks = blocks_of(module)
+    _, blocks = blocks_of(module)
     if not 1 <= count <= len(blocks):
         raise ConfigError(
             f"scope last:{count}: from 1 to {len(blocks)} blocks expected, as many as "
@@ -49,8 +49,7 @@ def last_blocks(module: nn.Module, count: int) -> set[str]:
     return {
         name
         for name, parameter in module.named_parameters()
-        if id(parameter) in last
-        or (id(parameter) not in other and not BEFORE.search(name.removeprefix(f"{stem}.")))
+        if id(parameter) in last or (id(parameter) not in other and not BEFORE.search(name))
     }
 
 

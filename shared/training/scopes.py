@@ -1,4 +1,4 @@
-"""Scopes: a run trains all parameters, last layers, biases, adapters, a head, or a pattern's.
+"""Scopes: a run trains all parameters, last blocks, biases, adapters, a head, or a pattern's.
 
 Frozen parameters are the same at every site, since the digest of the untrained model covers them.
 """
@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from shared.base.errors import ConfigError
+from shared.config.sections import LAST_SCOPE, last_of
+from shared.models.blocks import last_blocks
 from shared.models.model import CLASSIFIER
 
 BLOCK = re.compile(r"^(.*)\.(\d+)\.(.+)$")  # a parameter of one of several equal blocks
@@ -30,12 +32,10 @@ def trainable(scope: str, module: nn.Module) -> Callable[[str], bool]:
     if scope == "lora":
         whole = head(module) if type(module).__name__.endswith(CLASSIFIER) else set[str]()
         return lambda name: ".lora_" in name or name in whole
-    if scope == "head":
-        return head(module).__contains__
-    if scope == "bias":
-        return biases(module).__contains__
-    if scope == "reduced":
-        return last_block(module).__contains__
+    if scope in NAMED:
+        return NAMED[scope](module).__contains__
+    if scope.startswith(LAST_SCOPE):
+        return last(module, *last_of(scope)).__contains__
     try:
         pattern = re.compile(scope.removeprefix("regex:"))
     except re.error as error:
@@ -92,6 +92,22 @@ def biases(module: nn.Module) -> set[str]:
     return chosen
 
 
+def last(module: nn.Module, count: int, few: bool) -> set[str]:
+    """Names of the parameters of the last ``count`` blocks and of what follows them.
+
+    With ``few`` only biases and norms there, and a classifier's output.
+
+    Raises:
+        ConfigError: the module has not so many blocks, or no biases or norms there.
+    """
+    whole = last_blocks(module, count)
+    if not few:
+        return whole
+    if not (chosen := whole & biases(module)):
+        raise ConfigError(f"scope last:{count}:bias: neither biases nor norms there")
+    return chosen
+
+
 def last_block(module: nn.Module) -> set[str]:
     """Names of the last block's MLP, of its norm, and of the head.
 
@@ -113,3 +129,6 @@ def last_block(module: nn.Module) -> set[str]:
             f"scope reduced: blocks with an 'mlp' expected in {type(module).__name__}; use regex:…"
         )
     return chosen | head(module)
+
+
+NAMED = {"head": head, "bias": biases, "reduced": last_block}  # module -> names
