@@ -66,6 +66,11 @@ class KeptPrefix:
     _store: KeptTensors = field(init=False, repr=False)
     _last: tuple[bytes, Tensor] | None = field(default=None, init=False, repr=False)
 
+    @property
+    def bytes_in_memory(self) -> int:
+        """What the kept activations of this process take, without what is in files."""
+        return self._store.memory_used if self._is_possible else 0
+
     @contextmanager
     def at(self, rows: Tensor) -> Iterator[None]:
         """Let passes of the task's ``rows`` begin at the cut while this is active.
