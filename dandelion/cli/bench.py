@@ -108,6 +108,14 @@ def prefix_cache(json_file: Json = None) -> None:
 
 
 @app.command()
+def kept(json_file: Json = None) -> None:
+    """Time evaluations that begin at kept activations, with the last 2 of 30 blocks trained."""
+    from dandelion.bench.prefix_cache import kept_prefix as measure
+
+    show("kept activations", measure(), json_file)
+
+
+@app.command()
 def clients(json_file: Json = None) -> None:
     """Time rounds of 1,000 clients with one example each, against 10 clients with 100."""
     from dandelion.bench.clients import clients as measure

@@ -12,6 +12,9 @@ from shared.base.options import option, options_of
 SCOPES = ("full", "lora", "bias", "reduced", "head", "words", "prior")
 LINEAR_SCOPES = ("words", "prior")  # and head, if it has features
 ANY_SCOPE = "regex:"
+LAST_SCOPE, FEW = "last:", ":bias"  # last:K trains the last K blocks, last:K:bias few numbers there
+LAST_FORMS = (f"{LAST_SCOPE}<blocks>", f"{LAST_SCOPE}<blocks>{FEW}")
+FORMS = (f"{ANY_SCOPE}<pattern>", *LAST_FORMS)
 AUTO = "auto"
 BP, MEASURING = "fo, calibrate, instruct, fedavg", "zo, calibrate, instruct"
 
@@ -111,7 +114,8 @@ class ModelSettings(Section):
     init_from: str = option(
         "", "a run folder or a model folder to start from; empty: the model untrained")
     scope: str = option("full",
-                        "what is trained: full, lora, bias, reduced, head, words, prior or regex:…")
+                        "what is trained: full, lora, bias, reduced, head, last:<blocks>, "
+                        "last:<blocks>:bias, words, prior, or regex:<pattern>")
     features: str = option(
         "", "parts of the kept feature vector, joined by +: last, mean, first, layer:<k>:<pooling>",
         used_by="scopes words and prior; head: a new linear head on them")
@@ -124,11 +128,15 @@ class ModelSettings(Section):
     lora_targets: str = option("",
                                "names of adapted modules, with commas; empty: PEFT's own choice",
                                used_by="scope lora")
+    lora_blocks: int = option(0, "only the last so many blocks are adapted; 0: all", unit="blocks",
+                              used_by="scope lora")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scope not in SCOPES and not self.scope.startswith(ANY_SCOPE):
-            raise UnknownNameError("scope", self.scope, (*SCOPES, f"{ANY_SCOPE}<pattern>"))
+        if self.scope.startswith(LAST_SCOPE):
+            last_of(self.scope)
+        elif self.scope not in SCOPES and not self.scope.startswith(ANY_SCOPE):
+            raise UnknownNameError("scope", self.scope, (*SCOPES, *FORMS))
         if self.features and self.scope not in (*LINEAR_SCOPES, "head"):
             raise ConfigError(
                 f"features {self.features!r} need scope words, prior or head, got {self.scope!r}"
@@ -223,6 +231,18 @@ class OptimizerSettings(Section):
                            key="lr-schedule", choices=("constant", "linear", "cosine"))
     warmup_rounds: int = option(0, "over which the learning rate rises from zero", unit="rounds")
 # fmt: on
+
+
+def last_of(scope: str) -> tuple[int, bool]:
+    """The K of ``last:K``, and whether only few numbers are meant, as in ``last:K:bias``.
+
+    Raises:
+        ConfigError: K is no whole number, or something else follows it.
+    """
+    number = scope.removeprefix(LAST_SCOPE).removesuffix(FEW)
+    if not (number.isdecimal() and number.isascii()) or len(number) > 4:
+        raise ConfigError(f"scope: {LAST_FORMS[0]} or {LAST_FORMS[1]} expected, got {scope!r}")
+    return int(number), scope.endswith(FEW)
 
 
 def weight_of(text: str) -> float | None:

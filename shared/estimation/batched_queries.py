@@ -1,6 +1,7 @@
 """Many queries in one forward pass: a batch holds every direction, at one sign or at both."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -30,12 +31,14 @@ class BatchedQueries:
 
     Logits are made and used a chunk at a time, whatever the number of points. The first loss is
     compared with one measured alone: a module may mix the examples of a batch, or may use a
-    parameter in a way that torch functions do not show.
+    parameter in a way that torch functions do not show. ``begin`` is entered for each pass of
+    blocks (n, T): it may let the pass begin with what is kept of them.
     """
 
     model: FlatModel
     directions: Directions
     perturber: Perturber
+    begin: Callable[[Tensor], AbstractContextManager[None]] = lambda _: nullcontext()
     _is_checked: bool = field(default=False, init=False)
 
     def losses(self, keys: Sequence[Key], eps: float, blocks: Tensor) -> Tensor:
@@ -62,7 +65,7 @@ class BatchedQueries:
         return losses
 
     def _check(self, key: Key, eps: float, blocks: Tensor, batched: float) -> None:
-        with self.perturber.at(key, eps):
+        with self.perturber.at(key, eps), self.begin(blocks):
             alone = next_token_loss(self.model.module, blocks)
         if abs(batched - alone) > TOLERANCE * abs(alone):
             raise ConfigError(
@@ -79,7 +82,7 @@ class BatchedQueries:
         module: Any = self.model.module
         last = module.get_output_embeddings()
         mode = BatchedMode(parameters, self._known, blocks.shape[1], last and last.weight)
-        with mode:
+        with self.begin(blocks.flatten(0, 1)), mode:
             scores = logits(module, blocks.flatten(0, 1))
         deferred = mode.deferred
         if deferred is None or scores is not deferred.placeholder:
@@ -89,7 +92,8 @@ class BatchedQueries:
         return _sum_losses(pieces, blocks[:, :, 1:].flatten(1))
 
     def _whole_logits(self, parameters: BatchedParameters, blocks: Tensor) -> Iterator[Piece]:
-        with BatchedMode(parameters, self._known, blocks.shape[1], None):
+        mode = BatchedMode(parameters, self._known, blocks.shape[1], None)
+        with self.begin(blocks.flatten(0, 1)), mode:
             whole = logits(self.model.module, blocks.flatten(0, 1))
         rows = whole.view(*blocks.shape, -1)[:, :, :-1].flatten(1, 2)
         yield from ((point, slice(None), part[None]) for point, part in enumerate(rows))

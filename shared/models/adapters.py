@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from shared.base.errors import ConfigError
 from shared.config.sections import ModelSettings
+from shared.models.blocks import blocks_of
 from shared.models.initial_weights import fill_normal_
 from shared.models.model import LanguageModel
 from shared.randomness.streams import adapter_weights_key
@@ -26,7 +27,8 @@ def adapt_(model: LanguageModel, settings: ModelSettings, seed: int) -> Language
 
     Raises:
         ConfigError: PEFT knows no target in this architecture, no module has one of the names
-            in ``lora-targets``, or the module is no model of transformers.
+            in ``lora-targets``, there are not ``lora-blocks`` blocks, or the module is no model of
+            transformers.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -37,6 +39,7 @@ def adapt_(model: LanguageModel, settings: ModelSettings, seed: int) -> Language
         lora_alpha=settings.lora_alpha,
         target_modules=targets or None,
         fan_in_fan_out=_is_transposed(module),
+        **_last_layers(module, settings.lora_blocks),
     )
     try:
         inject_adapter_in_model(lora, module)
@@ -45,6 +48,20 @@ def adapt_(model: LanguageModel, settings: ModelSettings, seed: int) -> Language
     module.eval()
     _initialise_(module, seed)
     return replace(model, state=merge_adapters)
+
+
+def _last_layers(module: nn.Module, count: int) -> dict[str, Any]:
+    """PEFT's options for adapters in the last ``count`` blocks alone; 0: none."""
+    if not count:
+        return {}
+    stem, blocks = blocks_of(module)
+    if count > len(blocks):
+        raise ConfigError(
+            f"lora-blocks: at most {len(blocks)} expected, as many as {type(module).__name__} has, "
+            f"got {count}"
+        )
+    numbers = list(range(len(blocks) - count, len(blocks)))
+    return {"layers_to_transform": numbers, "layers_pattern": stem.rpartition(".")[2]}
 
 
 def _initialise_(module: nn.Module, seed: int) -> None:

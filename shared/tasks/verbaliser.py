@@ -4,6 +4,8 @@ Schick & Schütze 2021, https://arxiv.org/abs/2001.07676; Gao et al. 2021,
 https://arxiv.org/abs/2012.15723. The loss is over the classes' words alone, not the vocabulary.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -62,19 +64,51 @@ class Verbaliser:
         return np.concatenate([self.before, self.tokenizer.encode(text)[:room], self.after])
 
     def logits(self, module: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """The words' logits (B, k) after the last token of each text.
+        """The words' logits (B, k) after the last token of each text."""
+        return word_logits(self.words)(module, tokens, lengths)
 
-        Attention is causal, so the padding after a text does not change them.
-        """
-        filled = tokens.clamp(min=0)
+
+def word_logits(words: Sequence[int]) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """Make the function that computes the logits of ``words`` (k,) after the last token of texts.
+
+    Attention is causal, so the padding after a text does not change them.
+    """
+
+    def logits(module: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
+        filled, rows = tokens.clamp(min=0), torch.arange(len(tokens), device=tokens.device)
         positions, which = torch.unique(lengths - 1, return_inverse=True)
         any_module: Any = module
-        if "logits_to_keep" in signature(any_module.forward).parameters:
-            scores: Tensor = any_module(filled, use_cache=False, logits_to_keep=positions).logits
-        else:
-            scores = any_module(filled, use_cache=False).logits[:, positions]
-        rows = torch.arange(len(tokens), device=tokens.device)
-        return scores[rows, which][:, list(self.words)]
+        if "logits_to_keep" not in signature(any_module.forward).parameters:
+            scores: Tensor = any_module(filled, use_cache=False).logits
+            return scores[rows, lengths - 1][:, list(words)]
+        with _select(any_module.get_output_embeddings(), len(positions), (rows, which)):
+            kept: Tensor = any_module(filled, use_cache=False, logits_to_keep=positions).logits
+        return kept[:, 0, list(words)]
+
+    return logits
+
+
+@contextmanager
+def _select(layer: nn.Module, count: int, chosen: tuple[Tensor, Tensor]) -> Iterator[None]:
+    """Let the output layer see, of hidden states (B, count, h), one of each text, as (B, 1, h).
+
+    A vocabulary is large: this product would be made for every text at every text's last position.
+    """
+
+    def select(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        rows, which = chosen
+        if args[0].shape[:2] != (len(rows), count):
+            raise ConfigError(
+                f"hidden states of {len(rows)} texts at {count} positions expected at the output "
+                f"layer, got {tuple(args[0].shape)}"
+            )
+        return (args[0][rows, which][:, None],)
+
+    hook = layer.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def first_token(tokenizer: Tokenizer, prompt: str, word: str) -> int:

@@ -1,6 +1,6 @@
 """The oracle of a run's model: loss, loss at θ ± εz, and gradient, on batches of its task."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from shared.base.errors import ConfigError, DataError
 from shared.base.flat import flatten
 from shared.base.metrics import EvalSums
+from shared.config.run_sections import RunSettings
 from shared.config.schema import Config
 from shared.estimation.activation_cache import FrozenPrefixCache
 from shared.estimation.batched_queries import BatchedQueries
 from shared.estimation.perturber import Perturber
+from shared.features.cut import KeptPrefix
 from shared.features.readout import BIAS, WEIGHT, LinearBatch, attach_readout_
 from shared.features.readout_logits import readout_settings
 from shared.models.adapters import adapt_
@@ -38,6 +40,7 @@ class Oracle:
     task: Task
     replica: Replica
     base: bytes  # 16, digest of every parameter and buffer of the untrained model
+    run: RunSettings
 
     @classmethod
     def of(cls, config: Config) -> "Oracle":
@@ -64,7 +67,7 @@ class Oracle:
         module = cast_(model.module.to(config.run.device), config.model.dtype)
         base = base_digest(module)
         replica = Replica.of(flatten(module, trainable(config.model.scope, module)), config)
-        return cls(model, task_of(config, model), replica, base)
+        return cls(model, task_of(config, model), replica, base, config.run)
 
     @cached_property
     def perturber(self) -> Perturber:
@@ -73,17 +76,30 @@ class Oracle:
 
     @cached_property
     def frozen(self) -> FrozenPrefixCache:
-        """Caches the activations before the first trained parameter."""
+        """Caches the activations before the first trained parameter, while a batch is measured."""
         return FrozenPrefixCache(self.replica.model)
+
+    @cached_property
+    def kept(self) -> KeptPrefix:
+        """Keeps the activations before the first trained block of each example, for the run.
+
+        A linear scope has its features kept instead: nothing is computed beside them.
+        """
+        model, task = self.language_model, self.task
+        identity = model.tokenizer.identity
+        run = replace(self.run, keep_memory=0, keep_disk=0) if self.is_linear else self.run
+        return KeptPrefix(self.replica.model, task.each, task.classes > 0, identity, run)
 
     @cached_property
     def parallel(self) -> BatchedQueries:
         """Measures several directions in one forward pass."""
-        return BatchedQueries(self.replica.model, self.replica.directions, self.perturber)
+        return BatchedQueries(
+            self.replica.model, self.replica.directions, self.perturber, self.kept.at
+        )
 
     def loss(self, rows: Tensor) -> float:
         """Mean loss in nats of a batch of the task's rows, at the model's current parameters."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self.kept.at(rows):
             return float(self.task.loss(self.language_model.module, self._to_device(rows)))
 
     def loss_of_all(self, rows: Tensor) -> float:
@@ -93,12 +109,12 @@ class Oracle:
 
     def losses(self, rows: Tensor) -> Tensor:
         """Mean loss of each example of a batch, as (B,) float64 on the CPU."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self.kept.at(rows):
             return self.task.each(self.language_model.module, self._to_device(rows)).cpu()
 
     def outcome(self, rows: Tensor) -> EvalSums:
         """Loss and scores of a batch of the task's rows, at the model's current parameters."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self.kept.at(rows):
             return self.task.outcome(self.language_model.module, self._to_device(rows))
 
     @cached_property
@@ -122,7 +138,8 @@ class Oracle:
         model = self.replica.model
         named = dict(model.module.named_parameters())
         chosen = {span.name: named[span.name] for span in model.layout.tensors}
-        loss = self.task.loss(self.language_model.module, self._to_device(rows))
+        with self.kept.at(rows):
+            loss = self.task.loss(self.language_model.module, self._to_device(rows))
         gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
         parts = {
             name: torch.zeros_like(own) if part is None else part
@@ -204,4 +221,5 @@ def base_digest(module: nn.Module) -> bytes:
 
 def evaluate(oracle: Oracle, rows: Tensor) -> EvalSums:
     """Loss and scores over all ``rows`` of the task, at the model's current parameters."""
+    oracle.kept.prepare(rows)
     return sum(map(oracle.outcome, torch.split(rows, EVALUATION_BATCH)), EvalSums(0.0, 0))

@@ -174,6 +174,10 @@ def _check_model(c: Config) -> None:
             f"{c.model.dtype!r}: only language modelling in float32 is batched over directions; "
             "use 1"
         )
+    if c.model.scope != "lora" and c.model.lora_blocks:
+        raise ConfigError(
+            f"lora-blocks = {c.model.lora_blocks} needs scope lora, got {c.model.scope!r}"
+        )
     if c.model.scope != "lora" and c.model.lora_targets:
         raise ConfigError(
             f"lora-targets {c.model.lora_targets!r} need scope lora, got {c.model.scope!r}"

@@ -1,4 +1,4 @@
-"""Scopes: a run trains all parameters, last layers, biases, adapters, a head, or a pattern's.
+"""Scopes: a run trains all parameters, last blocks, biases, adapters, a head, or a pattern's.
 
 Frozen parameters are the same at every site, since the digest of the untrained model covers them.
 """
@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from shared.base.errors import ConfigError
+from shared.config.sections import LAST_SCOPE, last_of
 from shared.features.readout import BIAS, WEIGHT
+from shared.models.blocks import last_blocks
 from shared.models.model import CLASSIFIER, READOUT
 
 BLOCK = re.compile(r"^(.*)\.(\d+)\.(.+)$")  # a parameter of one of several equal blocks
@@ -30,6 +32,8 @@ def trainable(scope: str, module: nn.Module) -> Callable[[str], bool]:
         return lambda name: True
     if scope in PARTS:
         return PARTS[scope](module).__contains__
+    if scope.startswith(LAST_SCOPE):
+        return last(module, *last_of(scope)).__contains__
     try:
         pattern = re.compile(scope.removeprefix("regex:"))
     except re.error as error:
@@ -115,6 +119,22 @@ def biases(module: nn.Module) -> set[str]:
         chosen |= {name for name in head(module) if not POOLER.search(name)}
     if not chosen:
         raise ConfigError(f"scope bias: {type(module).__name__} has neither biases nor norms")
+    return chosen
+
+
+def last(module: nn.Module, count: int, few: bool) -> set[str]:
+    """Names of the parameters of the last ``count`` blocks and of what follows them.
+
+    With ``few`` only biases and norms there, and a classifier's output.
+
+    Raises:
+        ConfigError: the module has not so many blocks, or no biases or norms there.
+    """
+    whole = last_blocks(module, count)
+    if not few:
+        return whole
+    if not (chosen := whole & biases(module)):
+        raise ConfigError(f"scope last:{count}:bias: neither biases nor norms there")
     return chosen
 
 

@@ -20,6 +20,7 @@ SMALL = {
     "save-model": False,
     "round-timeout": 0.05,  # sites in this process have answered before the server looks
     "wait-timeout": 0.05,
+    "keep-disk": 0,  # the user's cache is left alone
 }
 
 

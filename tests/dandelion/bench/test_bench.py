@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from dandelion.bench import bandwidth, growth, parallel, prefix_cache, replay
@@ -52,6 +52,17 @@ def test_frozen_parts_are_timed_both_ways(monkeypatch):
     scopes = [row.name.split(", ")[1] for row in rows[::2]]
     assert scopes == [f"scope {name}" for name in prefix_cache.SCOPES]
     assert [row.ratio for row in rows[::2]] == [1, 1, 1]
+
+
+def test_kept_activations_are_timed_against_all_blocks(monkeypatch):
+    tiny = {"hidden_size": 64, "num_hidden_layers": 8, "intermediate_size": 64}
+    tiny |= {"num_attention_heads": 2, "vocab_size": 30000}
+    monkeypatch.setattr(prefix_cache, "causal", lambda: LlamaForCausalLM(LlamaConfig(**tiny)))
+    whole, ours = prefix_cache.kept_prefix(repeats=1)
+    assert whole.ratio == 1
+    assert 0 < ours.seconds < whole.seconds  # 2 of 8 blocks
+    tokens = (prefix_cache.texts()[:, 1:] >= 0).sum().item()
+    assert f"{tokens * 64 * 4 / 16 / 1000:.0f} kB kept" in ours.note
 
 
 def test_bandwidth_is_that_of_a_copy_or_less_where_more_is_done(monkeypatch):

@@ -436,7 +436,7 @@ SCOPES = ["head", "bias", "reduced", "lora", "full", r"regex:\.1\..*(bias|mlp)|c
 @pytest.mark.parametrize("kind", ["head", "words"])
 @pytest.mark.parametrize("scope", SCOPES)
 def test_cached_activations_change_no_bit(folders, kind, scope, tmp_path, monkeypatch):
-    chosen = config(tmp_path, model=folders[kind], scope=scope, **CLASSES)
+    chosen = config(tmp_path, model=folders[kind], scope=scope, keep_memory=0, **CLASSES)
     differences = measure(chosen, Oracle.of(chosen))
     monkeypatch.setattr("shared.estimation.activation_cache.MOST_MISSES", 0)
     assert measure(chosen, Oracle.of(chosen)) == differences
@@ -452,7 +452,7 @@ def measure(chosen, oracle, rounds=2):
 
 
 def test_a_head_is_measured_by_one_pass_through_the_encoder(folders, tmp_path):
-    chosen = config(tmp_path, model=folders["head"], scope="head", **CLASSES)
+    chosen = config(tmp_path, model=folders["head"], scope="head", keep_memory=0, **CLASSES)
     oracle, passes = Oracle.of(chosen), []
     encoder = oracle.language_model.module.bert.encoder
     encoder.layer[0].register_forward_hook(lambda *_: passes.append(1))

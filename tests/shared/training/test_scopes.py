@@ -18,10 +18,10 @@ from shared.models.load import load_model
 from shared.models.model import LanguageModel
 from shared.models.tokenizers import ByteTokenizer
 from shared.training.oracle import Oracle, load_start
-from shared.training.scopes import biases, head
+from shared.training.scopes import biases, head, last
 
 PATTERN = r"regex:h\.1\.attn"
-SCOPES = ["reduced", "lora", "bias", PATTERN]
+SCOPES = ["reduced", "lora", "bias", "last:1", "last:1:bias", PATTERN]
 every_scope = pytest.mark.parametrize("scope", SCOPES)
 
 
@@ -54,6 +54,71 @@ def test_the_scope_bias_is_biases_and_norms_by_any_name_and_a_classifiers_output
     assert "bert.pooler.dense.weight" not in chosen
     with pytest.raises(ConfigError, match="neither biases nor norms"):
         biases(nn.Linear(2, 2, bias=False))
+
+
+TINY = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8,
+        "num_hidden_layers": 3, "num_attention_heads": 2}  # fmt: skip
+
+
+def test_the_last_blocks_are_trained_with_what_follows_them_but_no_output_matrix(tmp_path):
+    chosen = names(Oracle.of(config(tmp_path, scope="last:1")))
+    whole = names(Oracle.of(config(tmp_path)))
+    assert chosen == {name for name in whole if ".h.1." in name or ".ln_f." in name}
+    for tied in (True, False):
+        llama = LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=tied))
+        named = {name for name, _ in llama.named_parameters()}
+        after = {n for n in named if n.startswith(("model.layers.1", "model.layers.2"))}
+        assert last(llama, 2, few=False) == after | {"model.norm.weight"}
+        assert last(llama, 2, few=True) == {n for n in after if "norm" in n} | {"model.norm.weight"}
+    bert = BertForSequenceClassification(BertConfig(**TINY))
+    named = {name for name, _ in bert.named_parameters()}
+    after = {n for n in named if ".layer.2." in n or "pooler" in n or "classifier" in n}
+    assert last(bert, 1, few=False) == after
+    few = {n for n in after if n.endswith("bias") or "LayerNorm" in n} | {"classifier.weight"}
+    assert last(bert, 1, few=True) == few
+    assert last(bert, 3, few=False) == {n for n in named if "embeddings" not in n}
+
+
+@pytest.mark.parametrize("scope", ["last:0", "last:3", "last:99", "last:99:bias"])
+def test_a_number_of_blocks_that_the_model_has_not_is_refused_with_its_number(scope, tmp_path):
+    with pytest.raises(ConfigError, match="from 1 to 2 blocks expected, as many as GPT2LMHead"):
+        Oracle.of(config(tmp_path, scope=scope))
+
+
+@pytest.mark.parametrize(
+    "scope", ["last:", "last:two", "last:-1", "last:1:head", "last:1:", "last:²"]
+)
+def test_another_form_of_last_is_refused_with_what_is_expected(scope, tmp_path):
+    with pytest.raises(ConfigError, match=r"last:<blocks> or last:<blocks>:bias expected, got 'la"):
+        config(tmp_path, scope=scope)
+
+
+def test_a_module_without_blocks_has_no_last_ones():
+    with pytest.raises(ConfigError, match="a list of equal blocks expected in Linear"):
+        last(nn.Linear(2, 2), 1, few=False)
+
+
+@pytest.mark.parametrize("scope", ["last:1", "last:1:bias"])
+def test_the_last_blocks_begin_at_the_cut(scope, tmp_path):
+    oracle = Oracle.of(config(tmp_path, scope=scope))
+    blocks = torch.arange(32).view(2, 16)
+    whole = Oracle.of(config(tmp_path, scope=scope, keep_memory=0)).loss(blocks)
+    assert oracle.loss(blocks) == pytest.approx(whole, rel=1e-5)
+    assert oracle.kept._is_possible
+
+
+def test_lora_may_be_in_the_last_blocks_alone(tmp_path):
+    whole = names(Oracle.of(config(tmp_path, scope="lora", lora_rank=1)))
+    oracle = Oracle.of(config(tmp_path, scope="lora", lora_rank=1, lora_blocks=1))
+    assert names(oracle) == {name for name in whole if ".h.1." in name} != set()
+    blocks = torch.arange(32).view(2, 16)
+    plain = Oracle.of(config(tmp_path)).loss(blocks)
+    assert oracle.loss(blocks) == pytest.approx(plain, rel=1e-5)
+    assert oracle.kept._is_possible
+    with pytest.raises(ConfigError, match="lora-blocks: at most 2 expected, as many as GPT2LM"):
+        Oracle.of(config(tmp_path, scope="lora", lora_blocks=3))
+    with pytest.raises(ConfigError, match="lora-blocks = 1 needs scope lora, got 'full'"):
+        config(tmp_path, lora_blocks=1)
 
 
 def test_lora_trains_adapters_of_the_rank_and_the_targets(tmp_path):
