@@ -18,6 +18,8 @@ from shared.estimation.perturber import Perturber
 from shared.models.adapters import adapt_
 from shared.models.load import load_model
 from shared.models.model import LanguageModel
+from shared.objectives.objective import Objective, check_objective, objective_of
+from shared.objectives.reward import reward_source
 from shared.replica.replica import Replica, digest_of
 from shared.tasks.classification import label_words
 from shared.tasks.task import Task, task_of
@@ -33,7 +35,8 @@ class Oracle:
     language_model: LanguageModel
     task: Task
     replica: Replica
-    base: bytes  # 16, digest of every parameter and buffer of the untrained model
+    objective: Objective
+    base: bytes  # 16, digest of the untrained model, and of the source of a reward
 
     @classmethod
     def of(cls, config: Config) -> "Oracle":
@@ -57,9 +60,10 @@ class Oracle:
         if config.model.scope == "lora":
             model = adapt_(model, config.model, config.training.seed)
         module = cast_(model.module.to(config.run.device), config.model.dtype)
-        base = base_digest(module)
+        base = base_digest(module, reward_source(config.zo.objective))
         replica = Replica.of(flatten(module, trainable(config.model.scope, module)), config)
-        return cls(model, task_of(config, model), replica, base)
+        task = task_of(config, model)
+        return cls(model, task, replica, objective_of(config, task), base)
 
     @cached_property
     def perturber(self) -> Perturber:
@@ -77,14 +81,25 @@ class Oracle:
         return BatchedQueries(self.replica.model, self.replica.directions, self.perturber)
 
     def loss(self, rows: Tensor) -> float:
-        """Mean loss in nats of a batch of the task's rows, at the model's current parameters."""
+        """Mean objective of a batch of the task's rows, at the model's current parameters.
+
+        It is the loss in nats, unless the setting ``objective`` names another.
+        """
         with torch.inference_mode():
-            return float(self.task.loss(self.language_model.module, self._to_device(rows)))
+            return float(self.objective.loss(self.language_model.module, self._to_device(rows)))
 
     def losses(self, rows: Tensor) -> Tensor:
-        """Mean loss of each example of a batch, as (B,) float64 on the CPU."""
+        """Objective of each example of a batch, as (B,) float64 on the CPU."""
         with torch.inference_mode():
-            return self.task.each(self.language_model.module, self._to_device(rows)).cpu()
+            return self.objective.each(self.language_model.module, self._to_device(rows)).cpu()
+
+    def check_objective(self, rows: Tensor) -> None:
+        """Try the objective on a batch, unless it is the loss.
+
+        Raises:
+            ConfigError: it gives no finite number for each example.
+        """
+        check_objective(self.objective, self.language_model.module, self._to_device(rows))
 
     def outcome(self, rows: Tensor) -> EvalSums:
         """Loss and scores of a batch of the task's rows, at the model's current parameters."""
@@ -134,9 +149,12 @@ def cast_(module: nn.Module, dtype: str) -> nn.Module:
     return module
 
 
-def base_digest(module: nn.Module) -> bytes:
-    """16 bytes over names and bits of all parameters and buffers, frozen ones included."""
-    digest = xxhash.xxh3_128()
+def base_digest(module: nn.Module, source: bytes = b"") -> bytes:
+    """16 bytes over names and bits of all parameters and buffers, frozen ones included.
+
+    ``source`` is that of a function which decides numbers too, if the run has one.
+    """
+    digest = xxhash.xxh3_128(source)
     tensors = [*module.named_parameters(), *module.named_buffers()]
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         digest.update(name.encode())
