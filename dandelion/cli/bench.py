@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from dandelion.bench.rows import BenchRow
-from dandelion.cli.console import console
+from dandelion.cli.console import console, say
 from shared.base.errors import ConfigError
 
 app = typer.Typer(help="Measure speed and memory as ratios.")
@@ -121,6 +121,33 @@ def engine(json_file: Json = None) -> None:
     from dandelion.bench.engine import engine as measure
 
     show("engine", measure(), json_file)
+
+
+@app.command()
+def learning(
+    task: Annotated[
+        list[str] | None, typer.Option(help="Problem; repeatable. Default: all at hand.")
+    ] = None,
+    quick: Annotated[bool, typer.Option(help="Small, for a test of the whole way.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method at its best rate.")] = 3,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="At most so many per problem; 0: no limit.")
+    ] = 0.0,
+    out: Annotated[Path, typer.Option(help="Folder of runs and files.")] = Path(
+        "runs/bench-learning"
+    ),
+) -> None:
+    """Race published methods and ours to accuracy, each at the best of five rates."""
+    from dandelion.bench.learning.learning import learning as measure
+    from dandelion.bench.learning.race import Trial
+    from dandelion.bench.learning.race_report import TITLES, table_rows
+
+    results = measure(task or [], Trial(out.resolve(), seeds, minutes), quick, say)
+    for name, curves in results.items():
+        table = Table(*TITLES, title=name)
+        for row in table_rows(curves):
+            table.add_row(*row)
+        console.print(table)
 
 
 def show(title: str, rows: Sequence[BenchRow], json_file: Path | None) -> None:
