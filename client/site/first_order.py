@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,9 +43,12 @@ class GradientSender:
 
 
 def batch_of(config: Config, examples: Examples, slot: int, round_: int, step: int) -> Tensor:
-    """The examples (bp-batch-size, T) of one backward pass: a pure function of its arguments."""
-    key = gradient_batch_key(config.training.seed, round_, slot, step)
-    rows = draw(key, len(examples), config.bp.batch_size)
+    """The examples (bp-batch-size, T) of one backward pass: a pure function of its arguments.
+
+    All examples, in their order, if ``bp-batch-size`` is 0.
+    """
+    key, size = gradient_batch_key(config.training.seed, round_, slot, step), config.bp.batch_size
+    rows = draw(key, len(examples), size) if size else np.arange(len(examples))
     return torch.from_numpy(examples.batch(rows))
 
 
@@ -52,8 +56,12 @@ def backpropagate(
     config: Config, oracle: Oracle, examples: Examples, slot: int, round_: int
 ) -> tuple[list[float], Tensor]:
     """Return loss and gradient (size,) of one batch."""
-    loss, gradient = oracle.gradient(batch_of(config, examples, slot, round_, 0))
+    loss, gradient = _gradient(config, oracle, batch_of(config, examples, slot, round_, 0))
     return [loss], gradient
+
+
+def _gradient(config: Config, oracle: Oracle, rows: Tensor) -> tuple[float, Tensor]:
+    return oracle.gradient(rows) if config.bp.batch_size else oracle.gradient_of_all(rows)
 
 
 def train_locally(
@@ -78,7 +86,8 @@ def train_locally(
     )
     try:
         for step in range(config.training.local_steps):
-            loss, free.grad = oracle.gradient(batch_of(config, examples, slot, round_, step))
+            rows = batch_of(config, examples, slot, round_, step)
+            loss, free.grad = _gradient(config, oracle, rows)
             losses.append(loss)
             optimizer.step()
         return losses, saved - flat

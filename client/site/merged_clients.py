@@ -10,9 +10,12 @@ from torch import Tensor
 
 from client.site.site import LocalSite
 from client.site.zeroth_order import Queries
+from shared.estimation.forward_differences import numbers_of
+from shared.modes.estimators import FORWARD, estimator_of
 from shared.protocol.messages import Measured, Request
 from shared.training.oracle import Oracle
 
+SiteNumbers = tuple[NDArray[np.float32], float]  # (q,) numbers, and the loss that is reported
 PASS_TOKENS = 1 << 13  # of one forward pass, so that its memory does not grow with the sites
 
 
@@ -23,42 +26,56 @@ def measure_merged(oracle: Oracle, sites: Sequence[LocalSite], request: Request)
     each site alone: they are equal within 1e-6, not to the bit.
     """
     started, config = time.perf_counter(), sites[0].config
-    measured = [Queries(site.id, site.examples, config, request.round) for site in sites]
-    losses = _measure_losses(oracle, measured)
+    queries = [Queries(site.id, site.examples, config, request.round) for site in sites]
+    measure = _measure_forward if estimator_of(config) == FORWARD else _measure_both
+    measured = measure(oracle, queries)
     seconds = (time.perf_counter() - started) / len(sites)
     return [
         Measured(
             round=request.round,
-            differences=(own[:, 0] - own[:, 1]).astype(np.float32),
+            differences=numbers,
             examples=site.count,
-            loss=float(np.float32(own.mean())),
+            loss=float(np.float32(loss)),
             seconds=seconds,
             digest=oracle.replica.digest(),
             outcome=site.evaluate(oracle) if request.evaluate else None,
         )
-        for site, own in zip(sites, losses, strict=True)
+        for site, (numbers, loss) in zip(sites, measured, strict=True)
     ]
 
 
-def _measure_losses(oracle: Oracle, sites: Sequence[Queries]) -> NDArray[np.float64]:
-    """Losses (S, q, 2) at θ + εz and θ − εz, for the q directions that all sites share."""
-    config = sites[0].config
-    losses = np.empty((len(sites), config.zo.queries, 2))
-    same = torch.stack([site.batch(0) for site in sites])  # (S, B, T)
+def _measure_both(oracle: Oracle, sites: Sequence[Queries]) -> list[SiteNumbers]:
+    """Two-point differences (q,) of each site, and the mean of its losses."""
+    losses = np.empty((len(sites), sites[0].config.zo.queries, 2))
+    same = [site.batch(0) for site in sites]
     with oracle.frozen.reuse():
         for k, key in enumerate(sites[0].keys(0)):
-            fresh = config.zo.query_data == "fresh" and k > 0
-            blocks = torch.stack([site.batch(k) for site in sites]) if fresh else same
-            for sign, scale in enumerate((config.zo.eps, -config.zo.eps)):
+            fresh = sites[0].config.zo.query_data == "fresh" and k > 0
+            blocks = [site.batch(k) for site in sites] if fresh else same
+            for sign, scale in enumerate((sites[0].config.zo.eps, -sites[0].config.zo.eps)):
                 with oracle.perturber.at(key, scale):
-                    losses[:, k, sign] = _mean_losses(oracle, blocks)
-    return losses
+                    losses[:, k, sign] = mean_losses(oracle, blocks)
+    return [((own[:, 0] - own[:, 1]).astype(np.float32), float(own.mean())) for own in losses]
 
 
-def _mean_losses(oracle: Oracle, blocks: Tensor) -> NDArray[np.float64]:
-    """Mean loss of each site's blocks (S,), of all sites' blocks (S, B, T)."""
-    sites, batch, length = blocks.shape
-    parts = torch.split(blocks.view(-1, length), max(1, PASS_TOKENS // length))
+def _measure_forward(oracle: Oracle, sites: Sequence[Queries]) -> list[SiteNumbers]:
+    """Forward differences (q,) of each site, and its baseline."""
+    blocks, keys = [site.batch(0) for site in sites], sites[0].keys(0)
+    losses = np.empty((len(sites), len(keys)))
+    with oracle.frozen.reuse():
+        baselines = mean_losses(oracle, blocks)
+        for k, key in enumerate(keys):
+            with oracle.perturber.at(key, sites[0].config.zo.eps):
+                losses[:, k] = mean_losses(oracle, blocks)
+    return [
+        (numbers_of(own, float(base)), float(base))
+        for own, base in zip(losses, baselines, strict=True)
+    ]
+
+
+def mean_losses(oracle: Oracle, blocks: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Mean loss of each site's blocks (S,), of all sites' blocks, each (B, T)."""
+    rows = torch.cat(list(blocks))
+    parts = torch.split(rows, max(1, PASS_TOKENS // rows.shape[1]))
     each = torch.cat([oracle.losses(part) for part in parts])
-    means: NDArray[np.float64] = each.view(sites, batch).mean(1).numpy()
-    return means
+    return np.array([float(own.mean()) for own in torch.split(each, [len(b) for b in blocks])])

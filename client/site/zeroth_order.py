@@ -10,8 +10,10 @@ from torch import Tensor
 
 from shared.config.schema import Config
 from shared.data.examples import Examples, draw
+from shared.estimation.forward_differences import forward_differences, numbers_of, without_bend
 from shared.estimation.guided import directions_along
 from shared.estimation.two_point import radius, two_point, two_point_along
+from shared.modes.estimators import FORWARD, estimator_of
 from shared.optimizers.gradient import coefficients_of
 from shared.protocol.site_id import SiteId
 from shared.randomness.streams import (
@@ -21,7 +23,7 @@ from shared.randomness.streams import (
     query_batch_key,
     rounding_key,
 )
-from shared.training.oracle import Oracle
+from shared.training.oracle import EVALUATION_BATCH, Oracle
 
 
 @dataclass
@@ -32,10 +34,10 @@ class Queries:
     examples: Examples
     config: Config
     round: int
-    losses: list[float] = field(default_factory=list)  # of every evaluation
+    losses: list[float] = field(default_factory=list)  # their mean is what the site reports
 
     def measure(self, oracle: Oracle, rate: float, guide: Tensor | None) -> NDArray[np.float32]:
-        """Return differences (K*q,); costs 2Kq forward passes.
+        """Return differences (K*q,); costs 2Kq forward passes, or K(q + 1).
 
         ``guide`` (size,) is the gradient that directions are tilted to; None: plain directions.
         The examples depend on (seed, slot, round, step) alone, so a repeated request gives the
@@ -58,37 +60,75 @@ class Queries:
 
     def _measure_step(self, oracle: Oracle, step: int) -> NDArray[np.float32]:
         """Differences (q,) of one step, one direction after the other or some at a time."""
+        c = self.config
+        is_forward = estimator_of(c) == FORWARD
+        if c.zo.parallel_queries > 1:
+            measure = self._measure_forward_batched if is_forward else self._measure_batched
+            return measure(oracle, step)
+        loss, keys = self._loss(oracle, step), self.keys(step)
+        with oracle.frozen.reuse():
+            if not is_forward:
+                return two_point(self._recorder(loss), oracle.perturber, keys, c.zo.eps)
+            numbers, baseline = forward_differences(
+                lambda: loss(0), oracle.perturber, keys, c.zo.eps
+            )
+        self.losses.append(baseline)
+        return numbers
+
+    def _measure_batched(self, oracle: Oracle, step: int) -> NDArray[np.float32]:
+        """Differences (q,) of a step, some directions in a forward pass, each at both signs."""
         keys, at_once = self.keys(step), self.config.zo.parallel_queries
-        if at_once == 1:
-            loss = self._loss(oracle, step)
-            with oracle.frozen.reuse():
-                return two_point(loss, oracle.perturber, keys, self.config.zo.eps)
-        parts = [
-            self._measure_batched(oracle, step, slice(first, first + at_once), keys)
-            for first in range(0, len(keys), at_once)
-        ]
+        parts: list[NDArray[np.float32]] = []
+        for first in range(0, len(keys), at_once):
+            some = keys[first : first + at_once]
+            blocks = self._blocks(step, range(first, first + len(some)))
+            losses = self._losses_at(oracle, [*some, *some], signs(len(some)), blocks + blocks)
+            plus, minus = losses.reshape(2, -1)
+            self.losses += losses.reshape(2, -1).T.reshape(-1).tolist()
+            parts.append((plus - minus).astype(np.float32))
         return np.concatenate(parts)
 
-    def _measure_batched(
-        self, oracle: Oracle, step: int, part: slice, keys: list[Key]
-    ) -> NDArray[np.float32]:
-        """Differences of a slice of a step's directions, in one batched forward pass per sign."""
-        some, numbers = keys[part], range(*part.indices(len(keys)))
-        fresh, first = self.config.zo.query_data == "fresh", step * self.config.zo.queries
-        same = self.batch(step)
-        blocks = torch.stack([self.batch(first + k) if fresh else same for k in numbers])
-        device = oracle.replica.model.flat.device
-        losses = oracle.parallel.losses(some, self.config.zo.eps, blocks.to(device)).cpu()
-        self.losses += losses.T.flatten().tolist()
-        differences: NDArray[np.float32] = (losses[0] - losses[1]).numpy().astype(np.float32)
-        return differences
+    def _measure_forward_batched(self, oracle: Oracle, step: int) -> NDArray[np.float32]:
+        """The same of forward differences; the baseline is one more row of the first pass."""
+        keys, at_once = self.keys(step), self.config.zo.parallel_queries
+        block, parts = self.batch(step), list[NDArray[np.float64]]()
+        for first in range(0, len(keys), at_once):
+            some, scales = keys[first : first + at_once], [1.0] * len(keys[first : first + at_once])
+            if not first:
+                some, scales = [*some, keys[0]], [*scales, 0.0]
+            parts.append(self._losses_at(oracle, some, scales, [block] * len(some)))
+        baseline = float(parts[0][-1])
+        parts[0] = parts[0][:-1]
+        self.losses.append(baseline)
+        return numbers_of(np.concatenate(parts), baseline)
+
+    def _losses_at(
+        self, oracle: Oracle, keys: list[Key], signs: list[float], blocks: list[Tensor]
+    ) -> NDArray[np.float64]:
+        """Losses (P,) of each point's batch at θ + sign·εz, in as few passes as memory allows."""
+        rows, device = torch.stack(blocks), oracle.replica.model.flat.device
+        scales = [sign * self.config.zo.eps for sign in signs]
+        if self.config.zo.batch_size:
+            return oracle.parallel.at(keys, scales, rows.to(device)).cpu().numpy()
+        losses = np.zeros(len(keys))
+        for part in torch.split(rows, EVALUATION_BATCH, 1):
+            means = oracle.parallel.at(keys, scales, part.to(device)).cpu().numpy()
+            losses += means * (part.shape[1] / rows.shape[1])
+        return losses
+
+    def _blocks(self, step: int, queries: range) -> list[Tensor]:
+        """The batch (B, T) of each of some queries of a step."""
+        if self.config.zo.query_data != "fresh":
+            return [self.batch(step)] * len(queries)
+        first = step * self.config.zo.queries
+        return [self.batch(first + query) for query in queries]
 
     def _measure_along(self, oracle: Oracle, guide: Tensor) -> NDArray[np.float32]:
         """Differences (q,) along directions by a gradient (size,)."""
         model, directions = oracle.replica.model, oracle.replica.directions
         guided = directions_along(self.config.bp, model, directions, guide)
         step = radius(self.config.zo.eps, model.layout)
-        loss, keys = self._loss(oracle, 0), self.keys(0)
+        loss, keys = self._recorder(self._loss(oracle, 0)), self.keys(0)
         with oracle.frozen.reuse():
             return two_point_along(loss, oracle.perturber, model, guided, keys, step)
 
@@ -99,26 +139,42 @@ class Queries:
         return direction_keys(c.training.seed, self.round, slot, step * c.zo.queries, c.zo.queries)
 
     def _loss(self, oracle: Oracle, step: int) -> Callable[[int], float]:
-        """A function from a query's number to its batch's loss, which it also notes.
+        """A function from a query's number to the loss of its batch.
 
-        Both signs of a query see the same batch.
+        All signs of a query see the same batch.
         """
-        c = self.config
-        fresh, same = c.zo.query_data == "fresh", self.batch(step)
+        same = self.batch(step)
 
         def loss(query: int) -> float:
-            batch = self.batch(step * c.zo.queries + query) if fresh else same
-            self.losses.append(oracle.loss(batch))
-            return self.losses[-1]
+            fresh = self.config.zo.query_data == "fresh"
+            return self.evaluate(
+                oracle, self._blocks(step, range(query, query + 1))[0] if fresh else same
+            )
 
         return loss
 
+    def _recorder(self, loss: Callable[[int], float]) -> Callable[[int], float]:
+        """The same function, which notes each loss: their mean is what the site reports."""
+
+        def record(query: int) -> float:
+            self.losses.append(loss(query))
+            return self.losses[-1]
+
+        return record
+
+    def evaluate(self, oracle: Oracle, rows: Tensor) -> float:
+        """Mean loss of a batch at the model's current parameters, whatever its size."""
+        return oracle.loss(rows) if self.config.zo.batch_size else oracle.loss_of_all(rows)
+
     def batch(self, number: int) -> Tensor:
-        """Draw the examples (B, T) of a step, or of a query if each has its own."""
-        c = self.config
+        """Draw the examples (B, T) of a step, or of a query if each has its own.
+
+        All examples, in their order, if ``zo-batch-size`` is 0.
+        """
+        c, count = self.config, len(self.examples)
         size = c.zo.batch_size * (c.zo.queries if c.zo.query_data == "shared" else 1)
         key = query_batch_key(c.training.seed, self.round, self.id.slot, number)
-        rows = draw(key, len(self.examples), size)
+        rows = draw(key, count, size) if size else np.arange(count)
         return torch.from_numpy(self.examples.batch(rows))
 
     def _step_(
@@ -127,6 +183,12 @@ class Queries:
         """Take one local step of plain SGD: parameters minus ``rate`` times the estimate."""
         c = self.config
         scale = coefficients_of(-rate, c.zo.eps, c.zo.queries)  # of a difference of 1
-        scales = [scale * float(difference) for difference in differences]
+        centred = without_bend(c, differences.astype(np.float64)).astype(np.float32)
+        scales = [scale * float(difference) for difference in centred]
         rounding = rounding_key(c.training.seed, self.round, self.id.slot, keys[0].index)
         oracle.replica.drift_(keys, scales, rounding)
+
+
+def signs(count: int) -> list[float]:
+    """The signs of ``count`` directions at +ε, then at −ε."""
+    return [1.0] * count + [-1.0] * count

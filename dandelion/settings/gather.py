@@ -7,7 +7,7 @@ from pathlib import Path
 from dandelion.settings.presets import expand_preset
 from shared.base.errors import ConfigError
 from shared.base.options import Value
-from shared.config.schema import RESUMABLE, Config, flat_key, flat_settings
+from shared.config.schema import RESUMABLE, Config, flat_key, flat_settings, recorded_settings
 from shared.training.components import parse
 from shared.training.validate import configure
 
@@ -79,7 +79,7 @@ def _resume(settings: Mapping[str, object], folder: Path) -> Config:
     free = RESUMABLE - {"run-name", "output-dir"}  # it stays where it is
     if fixed := sorted(set(settings) - free):
         raise ConfigError(f"a resumed run keeps {fixed}; it may be given {sorted(free)}")
-    recorded = flat_settings(read_toml(folder / CONFIG))
+    recorded = recorded_settings(read_toml(folder / CONFIG))
     return configure({**recorded, **settings, "resume": str(folder.resolve())})
 
 

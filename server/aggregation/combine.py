@@ -26,9 +26,11 @@ from shared.aggregation.flower import average, mean
 from shared.base.deterministic_sums import dot, norm
 from shared.base.errors import WireError
 from shared.config.schema import Config
+from shared.estimation.forward_differences import without_bend
 from shared.estimation.guided import Estimate, directions_along
 from shared.estimation.two_point import radius
-from shared.modes.mode import cost, plan_of
+from shared.modes.estimators import cost
+from shared.modes.mode import plan_of
 from shared.optimizers.gradient import add_scaled_, coefficients_of, differences_of
 from shared.protocol.entry import Entry, SlotDifferences
 from shared.randomness.streams import SHARED_SLOT, direction_keys
@@ -96,13 +98,14 @@ class Combiner:
         """The length of the gradient: of the sent one, or as the loss differences estimate it."""
         if entry.payload:
             return norm(self.replica.codec.decode(entry.payload))
-        differences = np.concatenate([c.differences for c in contributions]).astype(np.float64)
+        differences = np.concatenate([site_differences(self.config, c) for c in contributions])
         return float(np.sqrt(np.mean(coefficients_of(differences, self.config.zo.eps, 1) ** 2)))
 
     def forwards(self, round_: int, contributions: Sequence[Contribution]) -> int:
         """Forward passes of all sites, a backward pass counted as two."""
         return sum(
-            cost(self.config, plan_of(self.config, round_, bool(c.gradient))) for c in contributions
+            cost(self.config, plan_of(self.config, round_, bool(c.gradient)), c.examples)
+            for c in contributions
         )
 
     def _combine_measured(self, sites: Sequence[Contribution]) -> PartialEstimate:
@@ -111,7 +114,7 @@ class Combiner:
         plan = plan_of(c, sites[0].round, can_backpropagate=False)
         if plan.along == "guidance" and guide is not None:
             return self._combine_guided(sites, guide)
-        differences = np.concatenate([s.differences for s in sites]).astype(np.float64)
+        differences = np.concatenate([site_differences(c, site) for site in sites])
         directions = c.zo.queries * (1 if c.zo.seed_schedule == "shared" else len(sites))
         slopes, parameters = coefficients_of(differences, c.zo.eps, 1), self._parameters
         return PartialEstimate(
@@ -195,15 +198,20 @@ def combine_differences(
     """
     if config.zo.seed_schedule == "shared":
         vectors = np.array([c.differences for c in contributions], np.float64)
-        vector = rule_of(config)(vectors, _weights(contributions))
+        vector = without_bend(config, rule_of(config)(vectors, _weights(contributions)))
         return [SlotDifferences(SHARED_SLOT, vector.astype(np.float32))]
     total = sum(c.examples for c in contributions)
     return [
         SlotDifferences(
-            c.slot, (c.differences.astype(np.float64) * (c.examples / total)).astype(np.float32)
+            c.slot, (site_differences(config, c) * (c.examples / total)).astype(np.float32)
         )
         for c in contributions
     ]
+
+
+def site_differences(config: Config, site: Contribution) -> NDArray[np.float64]:
+    """A site's differences (K*q,) as far as slopes make them: without what curvature adds."""
+    return without_bend(config, site.differences.astype(np.float64))
 
 
 def combine_gradients(

@@ -16,7 +16,7 @@ from server.ledger.reader import LedgerReader
 from server.ledger.snapshots import Snapshots, follow_
 from shared.base.errors import ConfigError, DivergedError, LedgerError, SnapshotError
 from shared.base.files import code_digest, write_atomically
-from shared.config.schema import Config, to_toml
+from shared.config.schema import Config, recorded_settings, to_toml
 from shared.models.model import LanguageModel
 from shared.modes.mode import mode_of
 from shared.replica.snapshot import encode_snapshot, load_snapshot_
@@ -116,7 +116,8 @@ def read_config(ledger: LedgerReader) -> Config:
         LedgerError: it cannot be read, or is not a valid configuration.
     """
     try:
-        return with_own_options(Config(tomllib.loads(ledger.header("config").decode())))
+        settings = recorded_settings(tomllib.loads(ledger.header("config").decode()))
+        return with_own_options(Config(settings))
     except (ValueError, ConfigError) as error:
         raise LedgerError(f"{ledger.path}: table head, row config: {error}") from error
 
@@ -187,15 +188,19 @@ def resolve_epochs(config: Config, model: LanguageModel) -> Config:
     if not config.training.epochs:
         return config
     examples = len(Corpus.of(config, model).training)
-    rounds = math.ceil(config.training.epochs * examples / examples_of_round(config))
+    rounds = math.ceil(config.training.epochs * examples / examples_of_round(config, examples))
     return config.replace(num_rounds=max(1, rounds), epochs=0.0)
 
 
-def examples_of_round(config: Config) -> int:
-    """Examples that all sites together measure or backpropagate in one round."""
+def examples_of_round(config: Config, examples: int) -> float:
+    """Examples that all sites together measure or backpropagate in one round.
+
+    ``examples`` are those of all sites of the run, of which each has an equal share.
+    """
     c = config
     backpropagates = mode_of(c).always_backpropagates
     batch = c.bp.batch_size if backpropagates else c.zo.batch_size
     batches = 1 if backpropagates or c.zo.query_data == "same" else c.zo.queries
     sites = c.federation.clients_per_round or c.federation.num_clients
-    return sites * c.training.local_steps * batch * batches
+    each = batch or examples / c.federation.num_clients
+    return sites * c.training.local_steps * each * batches

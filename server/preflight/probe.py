@@ -122,8 +122,8 @@ class Probe:
             replica.optimizer.load_state(state)
 
     def batch(self, number: int) -> Tensor:
-        """Rows of one site's batch: ``zo-batch-size`` of them; batches follow each other."""
-        size = min(self.config.zo.batch_size, len(self.rows))
+        """Rows of one site's batch, ``zo-batch-size`` of them or all; batches follow each other."""
+        size = min(self.config.zo.batch_size or len(self.rows), len(self.rows))
         indices = (torch.arange(size) + number * size) % len(self.rows)
         return self.rows[indices]
 

@@ -31,6 +31,10 @@ ALIASES: Mapping[str, tuple[str, ...]] = {  # former keys: each sets all of thes
     "min-clients": ("min-replies", "min-sites"),
 }
 OPTIONS = "options"  # what is none of the sections
+FORMER: Mapping[str, Value] = {  # what runs did before these settings were declared
+    "estimator": "two-point",
+    "step": "plain",
+}
 
 
 @dataclass(frozen=True, init=False)
@@ -106,6 +110,14 @@ class Config:
             for key in {**mine, **theirs}
             if key not in RESUMABLE and mine.get(key, "") != theirs.get(key, "")
         ]
+
+
+def recorded_settings(settings: Mapping[str, object]) -> dict[str, object]:
+    """The settings of a recorded run by flat key; a former run's say what it did by itself.
+
+    Whatever the defaults are now, a run that was started without these settings goes on as it was.
+    """
+    return {**FORMER, **flat_settings(settings)}
 
 
 @cache

@@ -131,8 +131,11 @@ class ModelSettings(Section):
 class ZoSettings(Section):
     """The zeroth-order estimate: loss differences along random directions."""
 
-    queries: int = option(16, "q: directions of one step; each costs two forward passes",
+    queries: int = option(16, "q: directions of one step; see estimator for what each costs",
                           at_least=1, used_by=MEASURING)
+    estimator: str = option(
+        AUTO, "two-point: 2q evaluations; forward: q + 1; exact: slopes without perturbation",
+        choices=(AUTO, "two-point", "forward", "exact"), used_by=MEASURING)
     parallel_queries: int = option(
         1, "p: directions of one forward pass (lowrank: cheapest), both signs", at_least=1,
         used_by=MEASURING)
@@ -142,8 +145,8 @@ class ZoSettings(Section):
     seed_schedule: str = option("shared",
                                 "whether all sites measure the same directions or each its own",
                                 choices=("shared", "independent"), used_by=MEASURING)
-    batch_size: int = option(4, "examples measured per step", key="zo-batch-size", at_least=1,
-                             unit="examples", used_by=MEASURING)
+    batch_size: int = option(4, "examples measured per step; 0: all of a site's",
+                             key="zo-batch-size", unit="examples", used_by=MEASURING)
     query_data: str = option("same",
                              "one batch for all queries, fresh ones, or one of all these (shared)",
                              choices=("same", "fresh", "shared"), used_by=MEASURING)
@@ -166,8 +169,8 @@ class BpSettings(Section):
     learning_rate: float = option(0.0, "of rounds that backpropagate; 0: learning-rate",
                                   key="bp-learning-rate", at_least=0,
                                   used_by="fo, calibrate, instruct")
-    batch_size: int = option(4, "examples backpropagated per step", key="bp-batch-size", at_least=1,
-                             unit="examples", used_by=BP)
+    batch_size: int = option(4, "examples backpropagated per step; 0: all of a site's",
+                             key="bp-batch-size", unit="examples", used_by=BP)
     dataset: str = option("", "what is backpropagated on, dealt to the sites; empty: dataset",
                           key="bp-dataset", used_by=BP)
     max_samples: int = option(0, "examples of a site that are backpropagated on; 0: all",
@@ -199,7 +202,17 @@ class OptimizerSettings(Section):
     """What turns the estimate into a step; an optimizer's own options: dandelion settings."""
 
     name: str = option("sgd", "what turns the estimate into a step", key="optimizer")
-    learning_rate: float = option(2e-2, "step size", above=0)
+    step: str = option(
+        "plain", "plain: learning-rate; normalised: movement; auto: as falls of the loss tell",
+        choices=("plain", "normalised", AUTO))
+    learning_rate: float = option(2e-2, "step size, if step is plain or a round backpropagates",
+                                  above=0)
+    movement: float = option(
+        0.0, "root mean square way of a parameter in a round; 0: by their number", at_least=0,
+        below=1, used_by="step normalised; the first round of step auto")
+    step_memory: float = option(
+        0.9, "share of the past in the mean squared slope; 0: of this round alone", at_least=0,
+        below=1, used_by="step normalised")
     schedule: str = option("constant",
                            "of the learning rate; linear and cosine end at zero in the last round",
                            key="lr-schedule", choices=("constant", "linear", "cosine"))

@@ -60,12 +60,13 @@ class BatchedParameters(Protocol):
         """Each point's tensor (P, *shape), of one that is no matrix."""
 
 
-def perturb_all(directions: Directions, keys: Sequence[Key], eps: float) -> BatchedParameters:
-    """Make the parameters at +eps for every key, then at −eps for every key."""
-    doubled, scales = [*keys, *keys], [eps] * len(keys) + [-eps] * len(keys)
+def perturb_all(
+    directions: Directions, keys: Sequence[Key], scales: Sequence[float]
+) -> BatchedParameters:
+    """Make the parameters θ + scales[p] * z(keys[p]) of each point p."""
     if isinstance(directions, Factored):
-        return FactoredParameters(doubled, tuple(scales), directions)
-    return StackedParameters(doubled, tuple(scales), directions)
+        return FactoredParameters(list(keys), tuple(scales), directions)
+    return StackedParameters(list(keys), tuple(scales), directions)
 
 
 @dataclass(frozen=True)

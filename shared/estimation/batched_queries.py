@@ -1,4 +1,4 @@
-"""Many queries in one forward pass: a batch holds every direction at both signs."""
+"""Many queries in one forward pass: a batch holds every direction, at one sign or at both."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -44,12 +44,21 @@ class BatchedQueries:
         Raises:
             ConfigError: the module does something with its parameters that cannot be batched.
         """
-        parameters = perturb_all(self.directions, keys, eps)
+        scales = [eps] * len(keys) + [-eps] * len(keys)
+        return self.at([*keys, *keys], scales, torch.cat([blocks, blocks])).view(2, -1)
+
+    def at(self, keys: Sequence[Key], scales: Sequence[float], blocks: Tensor) -> Tensor:
+        """Mean losses (P,) float64 of blocks (P, B, T) at θ + scales[p] * z(keys[p]).
+
+        Raises:
+            ConfigError: the module does something with its parameters that cannot be batched.
+        """
+        parameters = perturb_all(self.directions, keys, scales)
         with torch.inference_mode():
-            sums = self._sums(parameters, torch.cat([blocks, blocks]))
-        losses = sums.view(2, -1) / (blocks.shape[1] * (blocks.shape[2] - 1))
+            sums = self._sums(parameters, blocks)
+        losses = sums / (blocks.shape[1] * (blocks.shape[2] - 1))
         if not self._is_checked:
-            self._check(keys[0], eps, blocks[0], float(losses[0, 0]))
+            self._check(keys[0], scales[0], blocks[0], float(losses[0]))
         return losses
 
     def _check(self, key: Key, eps: float, blocks: Tensor, batched: float) -> None:

@@ -80,13 +80,3 @@ def parameters_round(config: Config, round_: int) -> int:
     Both sides know it, and every reply proves it: it has the digest of what it was measured at.
     """
     return max(0, round_ - 1 - config.federation.staleness)
-
-
-def cost(config: Config, plan: Plan) -> int:
-    """Forward passes over ``zo-batch-size`` examples that a plan costs; a backward counts two."""
-    steps = config.training.local_steps
-    queries = 2 * config.zo.queries * steps
-    if config.zo.query_data == "shared":
-        queries *= config.zo.queries  # the batch is so many times larger
-    batches = (plan.backpropagate + steps * plan.train) * config.bp.batch_size
-    return queries * plan.measure + -(-(1 + BACKWARD) * batches // config.zo.batch_size)

@@ -20,6 +20,7 @@ from shared.models.load import load_model
 from shared.models.model import LanguageModel
 from shared.objectives.objective import Objective, check_objective, objective_of
 from shared.objectives.reward import reward_source
+from shared.optimizers.gradient import add_scaled_
 from shared.replica.replica import Replica, digest_of
 from shared.tasks.classification import label_words
 from shared.tasks.task import Task, task_of
@@ -88,6 +89,11 @@ class Oracle:
         with torch.inference_mode():
             return float(self.objective.loss(self.language_model.module, self._to_device(rows)))
 
+    def loss_of_all(self, rows: Tensor) -> float:
+        """Mean loss of any number of rows, a few in each forward pass: its memory stays bounded."""
+        parts = torch.split(rows, EVALUATION_BATCH)
+        return sum(self.loss(part) * len(part) for part in parts) / len(rows)
+
     def losses(self, rows: Tensor) -> Tensor:
         """Objective of each example of a batch, as (B,) float64 on the CPU."""
         with torch.inference_mode():
@@ -118,6 +124,16 @@ class Oracle:
             for (name, own), part in zip(chosen.items(), gradients, strict=True)
         }
         return float(loss.detach()), model.gather(parts)
+
+    def gradient_of_all(self, rows: Tensor) -> tuple[float, Tensor]:
+        """Loss and gradient (size,) of any number of rows, a few in each pass, in their order."""
+        total, mean = 0.0, torch.zeros_like(self.replica.model.flat, dtype=torch.float32)
+        for part in torch.split(rows, EVALUATION_BATCH):
+            loss, gradient = self.gradient(part)
+            share = len(part) / len(rows)
+            total += share * loss
+            add_scaled_(mean, gradient, share)
+        return total, mean
 
     def _to_device(self, rows: Tensor) -> Tensor:
         return rows.to(self.replica.model.flat.device)

@@ -3,6 +3,13 @@
 from shared.aggregation import fewest_replies, keeps_whole_vectors
 from shared.base.errors import ConfigError
 from shared.config.schema import Config
+from shared.modes.estimators import (
+    EXACT,
+    FORWARD,
+    LINEAR_SCOPES,
+    is_linear,
+    refusal_of_forward,
+)
 from shared.modes.mode import mode_of
 from shared.training.components import effective_options
 
@@ -20,6 +27,8 @@ def check_combinations(c: Config) -> None:
     _check_staleness(c)
     _check_aggregation(c)
     _check_mode(c)
+    _check_estimator(c)
+    _check_batches(c)
     _check_averaging(c)
     _check_gradients(c)
     _check_objective(c)
@@ -97,6 +106,26 @@ def _check_mode(c: Config) -> None:
         )
 
 
+def _check_estimator(c: Config) -> None:
+    if c.zo.estimator == FORWARD and mode_of(c).measures and (reason := refusal_of_forward(c)):
+        raise ConfigError(f"estimator 'forward' with {reason}: use two-point")
+    if c.zo.estimator == EXACT and not is_linear(c):
+        linear = ", ".join(sorted(LINEAR_SCOPES)) or "none yet"
+        raise ConfigError(
+            f"estimator 'exact' with scope {c.model.scope!r}: the loss depends on its parameters "
+            f"through more than one linear map, so slopes must be measured: use two-point or "
+            f"forward (scopes with exact slopes: {linear})"
+        )
+
+
+def _check_batches(c: Config) -> None:
+    if not c.zo.batch_size and c.zo.query_data != "same":
+        raise ConfigError(
+            f"zo-batch-size = 0 with query-data {c.zo.query_data!r}: every query sees all of a "
+            "site's examples already: use same"
+        )
+
+
 def _check_averaging(c: Config) -> None:
     """Where parameters are averaged, sites have stepped, by AdamW, and no query is spent."""
     if not mode_of(c).averages_parameters:
@@ -144,6 +173,16 @@ def _check_objective(c: Config) -> None:
         raise ConfigError(
             f"objective {name!r} with parallel-queries = {c.zo.parallel_queries}: only the loss of "
             "language modelling is batched over directions; use 1"
+        )
+    if c.zo.estimator == EXACT:
+        raise ConfigError(
+            f"objective {name!r} with estimator 'exact': only the loss has exact slopes; use "
+            "two-point, forward or auto"
+        )
+    if name == "f1" and not c.zo.batch_size:
+        raise ConfigError(
+            "objective 'f1' with zo-batch-size = 0: F1 is of one forward pass, and all of a site's "
+            "examples take several; set zo-batch-size"
         )
     if name == "f1" and c.federation.merge_clients:
         raise ConfigError(

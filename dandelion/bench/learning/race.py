@@ -24,7 +24,8 @@ from dandelion.engines.local import run_local
 from server.ledger.run_folder import LEDGER
 from shared.base.errors import StalledError
 from shared.config.schema import Config
-from shared.modes.mode import cost, plan_of
+from shared.modes.estimators import cost
+from shared.modes.mode import plan_of
 from shared.training.oracle import Oracle
 from shared.training.site_data import SiteData
 from shared.training.validate import configure
@@ -73,7 +74,7 @@ def configuration(
     if problem.start:
         settings["init-from"] = str(trial.folder / problem.name / "base")
     config = configure(settings)
-    each = cost(config, plan_of(config, TYPICAL_ROUND))
+    each = cost(config, plan_of(config, TYPICAL_ROUND), _batch(config))
     rounds = max(2, round(trial.share * problem.evaluations / each))
     every = max(1, rounds // EVALUATIONS_OF_A_CURVE)
     return config.replace(num_rounds=rounds, eval_interval=every)

@@ -31,12 +31,14 @@ def test_a_pass_is_as_many_rounds_as_show_every_example_once(tmp_path):
         ({}, 3 * 2),
         ({"clients_per_round": 2, "local_steps": 2}, 2 * 2 * 2),
         ({"query_data": "fresh"}, 3 * 2 * 2),
+        ({"zo_batch_size": 0}, 99),
+        ({"zo_batch_size": 0, "clients_per_round": 2, "local_steps": 3}, 99 * 2 / 3 * 3),
         ({"mode": "fo", "bp_batch_size": 5}, 3 * 5),
         ({"mode": "fedavg", "bp_batch_size": 5, "local_steps": 4}, 3 * 5 * 4),
     ],
 )
 def test_what_a_round_sees(tmp_path, changes, examples):
-    assert examples_of_round(config(tmp_path, **changes)) == examples
+    assert examples_of_round(config(tmp_path, **changes), 99) == examples
 
 
 def test_without_epochs_rounds_are_as_given(tmp_path):

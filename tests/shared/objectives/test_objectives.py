@@ -199,6 +199,20 @@ def test_the_trial_looks_at_measured_objectives_alone(chosen, tmp_path):
     check_objective(wrong, oracle.language_model.module, rows[:0])
 
 
+def test_f1_needs_a_batch_of_one_pass(tmp_path, chosen):
+    with pytest.raises(ConfigError, match="F1 is of one forward pass"):
+        config(tmp_path, objective="f1", **{**chosen, "zo_batch_size": 0})
+
+
+def test_forward_differences_measure_objectives_too(tmp_path, chosen):
+    more = {"estimator": "forward", "learning_rate": 0.01, "queries": 8, "eps": 0.1}
+    ends = [
+        run_of(config(tmp_path, name, objective=name, **{**chosen, **more}))[1:]
+        for name in ("accuracy", "margin")
+    ]
+    assert all(np.isfinite(losses).all() and differences.any() for losses, differences in ends)
+
+
 # --- the source is compared
 
 

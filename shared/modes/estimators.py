@@ -1,0 +1,73 @@
+"""Estimators: how a site gets q slopes from evaluations of its loss, and which one a run uses.
+
+With *two-point* differences (Spall 1992) a site evaluates each direction at both signs: 2q
+evaluations. With *forward* differences it evaluates l₀ = L(θ) once and each direction at one sign:
+q + 1. It sends δₖ = 2·(L(θ + εzₖ) − l₀), so that δ / 2ε is the slope for both. *Exact* slopes need
+no perturbation; they exist if the loss depends on the trained parameters through a linear map.
+"""
+
+from typing import Literal, cast
+
+from shared.config.schema import Config
+from shared.modes.mode import BACKWARD, Plan, mode_of
+
+Estimator = Literal["two-point", "forward", "exact"]
+TWO_POINT: Estimator = "two-point"
+FORWARD: Estimator = "forward"
+EXACT: Estimator = "exact"
+LINEAR_SCOPES: frozenset[str] = frozenset()  # scopes whose slopes a site can compute exactly
+DEFAULT: Estimator = TWO_POINT  # what ``auto`` is unless a scope is linear
+
+
+def estimator_of(config: Config) -> Estimator:
+    """The estimator of a run: as ``estimator`` says, or what ``auto`` stands for.
+
+    Forward differences are not chosen by ``auto`` if ``refusal_of_forward`` has a reason.
+    """
+    named = config.zo.estimator
+    if named != "auto":
+        return cast(Estimator, named)
+    if is_linear(config) and config.zo.objective == "loss":
+        return EXACT
+    return TWO_POINT if refusal_of_forward(config) else DEFAULT
+
+
+def is_linear(config: Config) -> bool:
+    """Whether the trained parameters are those of a linear map, so that slopes can be exact."""
+    return config.model.scope in LINEAR_SCOPES
+
+
+def refusal_of_forward(config: Config) -> str:
+    """Why forward differences cannot be used with other settings; empty: they can."""
+    if mode_of(config).leans_on_gradient:
+        return f"mode {config.training.mode!r}: slopes along a gradient are measured at both sides"
+    if config.zo.query_data == "fresh":
+        return (
+            "query-data 'fresh': each batch would need a baseline of its own, so forward "
+            "differences would cost 2q evaluations too"
+        )
+    return ""
+
+
+def evaluations_of(config: Config) -> int:
+    """Evaluations of one batch's loss in one step of q queries."""
+    queries = config.zo.queries
+    return 1 + queries if estimator_of(config) == FORWARD else 2 * queries
+
+
+def cost(config: Config, plan: Plan, examples: int, more: int = 0) -> int:
+    """Forward passes over ``zo-batch-size`` examples that a plan costs; a backward counts two.
+
+    Args:
+        config: of the run.
+        plan: of the site.
+        examples: the number that the site has: a batch, if ``zo-batch-size`` is 0.
+        more: evaluations of the step's batch beside those of the estimate.
+    """
+    steps, batch = config.training.local_steps, config.zo.batch_size or examples
+    evaluations = evaluations_of(config) * steps + more
+    if config.zo.query_data == "shared":
+        evaluations *= config.zo.queries  # the batch is so many times larger
+    batches = plan.backpropagate + steps * plan.train
+    backpropagated = batches * (config.bp.batch_size or examples)
+    return evaluations * plan.measure + -(-(1 + BACKWARD) * backpropagated // batch)
