@@ -14,6 +14,7 @@ from dandelion.cli.console import console, say
 from shared.base.errors import ConfigError
 
 app = typer.Typer(help="Measure speed and memory as ratios.")
+LEARNING_FOLDER = Path("runs/bench-learning")
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the rows to this file.")]
 
 
@@ -124,30 +125,28 @@ def engine(json_file: Json = None) -> None:
 
 
 @app.command()
-def learning(
+def learning(  # noqa: PLR0913, PLR0917  (options of a command)
     task: Annotated[
         list[str] | None, typer.Option(help="Problem; repeatable. Default: all at hand.")
     ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: all.")] = None,
     quick: Annotated[bool, typer.Option(help="Small, for a test of the whole way.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method at its best rate.")] = 3,
+    rates: Annotated[int, typer.Option(min=1, max=5, help="Rates that are tried.")] = 5,
     minutes: Annotated[
         float, typer.Option(min=0, help="At most so many per problem; 0: no limit.")
     ] = 0.0,
-    out: Annotated[Path, typer.Option(help="Folder of runs and files.")] = Path(
-        "runs/bench-learning"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder of runs and files.")] = LEARNING_FOLDER,
 ) -> None:
     """Race published methods and ours to accuracy, each at the best of five rates."""
     from dandelion.bench.learning.learning import learning as measure
+    from dandelion.bench.learning.methods import FACTORS
     from dandelion.bench.learning.race import Trial
-    from dandelion.bench.learning.race_report import TITLES, table_rows
+    from dandelion.bench.learning.race_report import markdown
 
-    results = measure(task or [], Trial(out.resolve(), seeds, minutes), quick, say)
-    for name, curves in results.items():
-        table = Table(*TITLES, title=name)
-        for row in table_rows(curves):
-            table.add_row(*row)
-        console.print(table)
+    trial = Trial(out.resolve(), seeds, minutes, FACTORS[:rates], method or [])
+    for name, curves in measure(task or [], trial, quick, say).items():
+        say(f"\n{name}\n{markdown(curves)}")
 
 
 def show(title: str, rows: Sequence[BenchRow], json_file: Path | None) -> None:

@@ -9,8 +9,8 @@ from dandelion.bench.learning.race import Trial, race
 from dandelion.bench.learning.race_points import RaceCurve
 from dandelion.bench.learning.race_report import write_files
 
-QUICK_FACTORS = (1.0, 4.0)
-QUICK_EVALUATIONS = 20  # per site
+QUICK_RATES = 2
+QUICK_EVALUATIONS = 12  # per site
 QUICK: Settings = {"num-clients": 2, "max-samples": 40, "eval-blocks": 16, "block-size": 32,
          "model": "byte-gpt"}  # fmt: skip
 QUICK_START: Settings = {"num-rounds": 4}
@@ -65,7 +65,7 @@ def _small(trial: Trial, problem: Problem) -> Trial:
     return replace(
         trial,
         seeds=1,
-        factors=QUICK_FACTORS,
+        factors=trial.factors[:QUICK_RATES],
         share=QUICK_EVALUATIONS / problem.evaluations,
         more={} if problem.carriers else QUICK,
     )

@@ -21,9 +21,10 @@ from shared.training.oracle import Oracle
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training examples, one point each
 DECAYS = (1e-4, 1e-3, 1e-2)  # of the weights; chosen on TRIAL of the training features
-TRIAL, STEPS, BATCH = 0.1, 100, 16
-MOST_BLOCKS = 512  # of language modelling, where every token is an example of the probe
+TRIAL, STEPS, BATCH = 0.1, 50, 16
+MOST_EXAMPLES, MOST_BLOCKS = 10_000, 512  # in a block every token is an example of the probe
 FEATURE_BYTES = 4
+BLOCKS = "language-modelling"  # has no classes, and so no accuracy
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,8 @@ class Probe:
     layer: nn.Linear  # C to k
 
     @classmethod
-    def fit(cls, features: Tensor, labels: Tensor, classes: int) -> "Probe":
-        """Train on features (n, C) and labels (n,), with the weight decay that suits them."""
-        cut = max(1, round(len(features) * TRIAL))
-        trials = [cls._fit(features[cut:], labels[cut:], classes, decay) for decay in DECAYS]
-        losses = [float(trial.evaluate(features[:cut], labels[:cut])[0]) for trial in trials]
-        return cls._fit(features, labels, classes, DECAYS[int(np.argmin(losses))])
-
-    @classmethod
-    def _fit(cls, features: Tensor, labels: Tensor, classes: int, decay: float) -> "Probe":
+    def fit(cls, features: Tensor, labels: Tensor, classes: int, decay: float) -> "Probe":
+        """Train on features (n, C) and labels (n,) to the optimum of loss and weight decay."""
         mean, deviation = features.mean(0), features.std(0).clamp(min=1e-6)
         scaled, layer = (features - mean) / deviation, nn.Linear(features.shape[1], classes)
         nn.init.zeros_(layer.weight)
@@ -62,6 +56,14 @@ class Probe:
         optimizer.step(closure)  # type: ignore[no-untyped-call]
         return cls(mean, deviation, layer)
 
+    @classmethod
+    def choose_decay(cls, features: Tensor, labels: Tensor, classes: int) -> float:
+        """The weight decay with which a probe does best on a part that it is not trained on."""
+        cut = max(1, round(len(features) * TRIAL))
+        trials = [cls.fit(features[cut:], labels[cut:], classes, decay) for decay in DECAYS]
+        losses = [trial.evaluate(features[:cut], labels[:cut])[0] for trial in trials]
+        return DECAYS[int(np.argmin(losses))]
+
     @torch.no_grad()
     def evaluate(self, features: Tensor, labels: Tensor) -> tuple[float, float]:
         """Mean loss in nats, and the share of right choices."""
@@ -70,47 +72,75 @@ class Probe:
         return float(F.cross_entropy(scores, labels)), float(right)
 
 
-def probe_points(config: Config) -> list[RacePoint]:
-    """Fit probes to ever larger shares of the training examples; cost per site, pooled features."""
-    oracle = Oracle.of(config)
-    corpus = Corpus.of(config, oracle.language_model)
-    sites, held_out = config.federation.num_clients, load_evaluation(corpus, oracle.language_model)
-    count = len(corpus.training) if oracle.task.classes else min(MOST_BLOCKS, len(corpus.training))
-    order = np.random.default_rng(config.training.seed).permutation(len(corpus.training))[:count]
-    started = time.perf_counter()
-    rows = torch.from_numpy(corpus.training.batch(order))
-    features, labels = features_of(oracle, rows)
-    others = features_of(oracle, held_out)
-    forward_s, classes = time.perf_counter() - started, oracle.task.classes or int(labels.max()) + 1
-    per_example = len(features) // count
-    points = []
-    for share in SHARES:
-        started, some = time.perf_counter(), max(2, round(share * count))
-        part = slice(0, some * per_example)
-        loss, accuracy = Probe.fit(features[part], labels[part], classes).evaluate(*others)
-        size = features[part].numel() * FEATURE_BYTES / sites
-        points.append(
-            RacePoint(
-                round=0,
-                evaluations=some / sites / (config.zo.batch_size or some / sites),
-                examples=some / sites,
-                seconds=share * forward_s + time.perf_counter() - started,
-                payload_up=size,
-                payload=size,
-                message=size,
-                loss=loss,
-                accuracy=accuracy if oracle.task.classes else None,
-            )
-        )
-    return points
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """Features and labels of training examples, and of those held out."""
+
+    training: tuple[Tensor, Tensor]  # (n, C), (n,)
+    held_out: tuple[Tensor, Tensor]
+    classes: int
+    examples: int  # of training; n is a multiple, if every token of a block is an example
+    seconds: float  # that all forward passes took
+
+    @classmethod
+    def of(cls, config: Config, most: int) -> "FrozenFeatures":
+        """Pass at most so many training examples, and all held-out ones, through the model."""
+        oracle, started = Oracle.of(config), time.perf_counter()
+        corpus = Corpus.of(config, oracle.language_model)
+        limit = MOST_EXAMPLES if oracle.task.classes else MOST_BLOCKS
+        count = min(most, limit, len(corpus.training))
+        order = np.random.default_rng(config.training.seed).permutation(len(corpus.training))
+        rows = torch.from_numpy(corpus.training.batch(order[:count]))
+        training = features_of(oracle, rows)
+        held_out = features_of(oracle, load_evaluation(corpus, oracle.language_model))
+        last = int(max(training[1].max(), held_out[1].max()))
+        classes, seconds = oracle.task.classes or 1 + last, time.perf_counter() - started
+        return cls(training, held_out, classes, count, seconds)
+
+    def share(self, share: float) -> tuple[Tensor, Tensor]:
+        """Features and labels of the first training examples."""
+        count = max(2, round(share * self.examples)) * (len(self.training[0]) // self.examples)
+        return self.training[0][:count], self.training[1][:count]
 
 
-@torch.inference_mode()
+def probe_points(config: Config, most: int) -> list[RacePoint]:
+    """Fit probes to ever larger shares of the training examples.
+
+    Args:
+        config: of the problem.
+        most: examples that all sites may read within the problem's evaluations.
+
+    Costs are those of a site that sends its features to where they are pooled.
+    """
+    frozen = FrozenFeatures.of(config, most)
+    decay = Probe.choose_decay(*frozen.training, frozen.classes)
+    return [_probe(config, frozen, share, decay) for share in SHARES]
+
+
+def _probe(config: Config, frozen: FrozenFeatures, share: float, decay: float) -> RacePoint:
+    started, (features, labels) = time.perf_counter(), frozen.share(share)
+    loss, accuracy = Probe.fit(features, labels, frozen.classes, decay).evaluate(*frozen.held_out)
+    sites = config.federation.num_clients
+    examples, size = share * frozen.examples / sites, features.numel() * FEATURE_BYTES / sites
+    return RacePoint(
+        round=0,
+        evaluations=examples / (config.zo.batch_size or examples),
+        examples=examples,
+        seconds=share * frozen.seconds + time.perf_counter() - started,
+        payload_up=size,
+        payload=size,
+        message=size,
+        loss=loss,
+        accuracy=None if config.data.task == BLOCKS else accuracy,
+    )
+
+
+@torch.no_grad()
 def features_of(oracle: Oracle, rows: Tensor) -> tuple[Tensor, Tensor]:
     """What the last layer reads (n, C), and the labels (n,); of blocks of text, each token's."""
     pairs = list(_features(oracle, rows))
     features, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return features.clone(), labels.clone()
+    return features, labels
 
 
 def _features(oracle: Oracle, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

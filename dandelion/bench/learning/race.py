@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from dandelion.bench.learning.race_points import RaceCurve, race_points
 from dandelion.compare.runner import Budget, run_method
 from dandelion.engines.local import run_local
 from server.ledger.run_folder import LEDGER
-from shared.base.errors import StalledError
+from shared.base.errors import StalledError, UnknownNameError
 from shared.config.schema import Config
 from shared.modes.estimators import cost
 from shared.modes.mode import plan_of
@@ -41,15 +41,23 @@ class Trial:
     folder: Path
     seeds: int = 3
     minutes: float = 0.0  # per problem; 0: until the evaluations are spent
-    factors: tuple[float, ...] = FACTORS
+    factors: Sequence[float] = FACTORS
+    methods: Sequence[str] = ()  # those that are raced; none: all
     share: float = 1.0  # of a problem's evaluations
     more: Settings = field(default_factory=dict)  # settings that win over all others
 
 
-def methods_of(problem: Problem) -> list[Method]:
-    """Peers' methods that fit a problem, and ours."""
+def methods_of(problem: Problem, names: Sequence[str] = ()) -> list[Method]:
+    """Peers' methods that fit a problem, and ours; some of them if they are named.
+
+    Raises:
+        UnknownNameError: no method of the problem has the name.
+    """
     peers = [method for method in PEERS if method.name not in problem.without]
-    return [*peers, *own_methods(problem.own)]
+    methods = {method.name: method for method in [*peers, *own_methods(problem.own)]}
+    if unknown := [name for name in names if name not in methods]:
+        raise UnknownNameError(f"method of {problem.name}", unknown[0], methods)
+    return [methods[name] for name in names or methods]
 
 
 def configuration(
@@ -75,7 +83,7 @@ def configuration(
         settings["init-from"] = str(trial.folder / problem.name / "base")
     config = configure(settings)
     each = cost(config, plan_of(config, TYPICAL_ROUND), _batch(config))
-    rounds = max(2, round(trial.share * problem.evaluations / each))
+    rounds = max(1, round(trial.share * problem.evaluations / each))
     every = max(1, rounds // EVALUATIONS_OF_A_CURVE)
     return config.replace(num_rounds=rounds, eval_interval=every)
 
@@ -91,10 +99,12 @@ def race(problem: Problem, trial: Trial, say: Callable[[str], None]) -> list[Rac
     problem.install()
     seed_pool.register()
     _train_start(problem, trial)
-    methods, curves = methods_of(problem), list[RaceCurve]()
+    methods, curves = methods_of(problem, trial.methods), list[RaceCurve]()
     for seed in range(1, trial.seeds + 1):
         config = configuration(problem, Method(PROBE, "", {}, rate=""), None, seed, trial)
-        curves.append(RaceCurve(PROBE, PROBE_SOURCE, None, seed, probe_points(config)))
+        read = config.federation.num_clients * _batch(config) * trial.share * problem.evaluations
+        points = probe_points(config, max(1, round(read)))
+        curves.append(RaceCurve(PROBE, PROBE_SOURCE, None, seed, points))
     clock = Clock.of(trial, methods)
     for method in methods:
         for curve in _search(problem, method, trial, clock):

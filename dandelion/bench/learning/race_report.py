@@ -42,7 +42,7 @@ def _row(
     name: str, curves: Sequence[RaceCurve], rates: Sequence[float], target: float
 ) -> list[str]:
     rate = curves[0].rate
-    edge = len(rates) > 1 and rate in (rates[0], rates[-1])
+    edge = len(rates) > 2 and rate in (rates[0], rates[-1])
     at = [curve.first_at(target) for curve in curves]
     reached = sorted(point.evaluations for point in at if point is not None)
     ends = [curve.points[-1] for curve in curves if curve.points]
