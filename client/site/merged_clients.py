@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.site.site import LocalSite
+from client.site.site import LocalSite, losses_around_step
 from client.site.zeroth_order import Queries
 from shared.estimation.forward_differences import numbers_of
 from shared.modes.estimators import FORWARD, estimator_of
@@ -29,6 +29,9 @@ def measure_merged(oracle: Oracle, sites: Sequence[LocalSite], request: Request)
     queries = [Queries(site.id, site.examples, config, request.round) for site in sites]
     measure = _measure_forward if estimator_of(config) == FORWARD else _measure_both
     measured = measure(oracle, queries)
+    for each, (_, loss) in zip(queries, measured, strict=True):
+        each.losses.append(loss)
+    losses = [losses_around_step(each, oracle, request) for each in queries]
     seconds = (time.perf_counter() - started) / len(sites)
     return [
         Measured(
@@ -39,8 +42,10 @@ def measure_merged(oracle: Oracle, sites: Sequence[LocalSite], request: Request)
             seconds=seconds,
             digest=oracle.replica.digest(),
             outcome=site.evaluate(oracle) if request.evaluate else None,
+            before=compared[0],
+            after=compared[1],
         )
-        for site, (numbers, loss) in zip(sites, measured, strict=True)
+        for site, (numbers, loss), compared in zip(sites, measured, losses, strict=True)
     ]
 
 

@@ -17,6 +17,7 @@ from shared.modes.mode import Plan, plan_of
 from shared.protocol.messages import Measured, Request
 from shared.protocol.site_id import SiteId
 from shared.training.oracle import Oracle, evaluate
+from shared.training.step_rule import compares
 
 
 @dataclass
@@ -48,10 +49,12 @@ class LocalSite:
         if plan.along == "guidance":
             guide = oracle.replica.guidance
         numbers: NDArray[np.float32] = np.zeros(0, np.float32)
+        compared: tuple[float | None, float | None] = None, None
         if plan.measure:
             queries = Queries(self.id, self.examples, self.config, request.round, losses)
             along = None if plan.along == "keys" else guide
             numbers = queries.measure(oracle, request.learning_rate, along)
+            compared = losses_around_step(queries, oracle, request)
         outcome = self.evaluate(oracle) if request.evaluate else None
         measured = Measured(
             round=request.round,
@@ -62,6 +65,8 @@ class LocalSite:
             digest=oracle.replica.digest(),
             gradient=payload,
             outcome=outcome,
+            before=compared[0],
+            after=compared[1],
         )
         self._remember(request, measured)
         return measured
@@ -106,6 +111,22 @@ class LocalSite:
         self._sender = self._sender or GradientSender(codec, self.config.bp.error_feedback)
         payload = self._sender.encode(request.round, vector)
         return losses, payload, codec.decode(payload) if plan.measure else None
+
+
+def losses_around_step(
+    queries: Queries, oracle: Oracle, request: Request
+) -> tuple[float | None, float | None]:
+    """Losses of the batches of the next step and of the last one, as far as they are wanted.
+
+    All of a site's examples are one and the same batch in every round.
+    """
+    if not compares(queries.config):
+        return None, None
+    before = queries.loss_before(oracle)
+    after = (
+        queries.loss_after(oracle) if request.compare and queries.config.zo.batch_size else before
+    )
+    return float(np.float32(before)), float(np.float32(after)) if request.compare else None
 
 
 def _identity(request: Request) -> tuple[object, ...]:

@@ -1,7 +1,7 @@
 """Loss differences: K steps of q queries each, along plain directions or along guided ones."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from shared.estimation.forward_differences import forward_differences, numbers_o
 from shared.estimation.guided import directions_along
 from shared.estimation.two_point import radius, two_point, two_point_along
 from shared.modes.estimators import FORWARD, estimator_of
+from shared.modes.mode import parameters_round
 from shared.optimizers.gradient import coefficients_of
 from shared.protocol.site_id import SiteId
 from shared.randomness.streams import (
@@ -161,6 +162,25 @@ class Queries:
             return self.losses[-1]
 
         return record
+
+    def loss_before(self, oracle: Oracle) -> float:
+        """Loss here of the batch whose step is the next that the replica takes.
+
+        The round's own baseline is that loss, unless something is stale and batches differ.
+        """
+        coming = parameters_round(self.config, self.round) + 1
+        is_same = coming == self.round or not self.config.zo.batch_size
+        if is_same and estimator_of(self.config) == FORWARD:
+            return self.losses[0]
+        return self._loss_of_round(oracle, coming)
+
+    def loss_after(self, oracle: Oracle) -> float:
+        """Loss here of the batch whose step is the last that the replica took."""
+        return self._loss_of_round(oracle, parameters_round(self.config, self.round))
+
+    def _loss_of_round(self, oracle: Oracle, round_: int) -> float:
+        """Loss here of a round's batch, which is a pure function of the round: none is kept."""
+        return self.evaluate(oracle, replace(self, round=round_).batch(0))
 
     def evaluate(self, oracle: Oracle, rows: Tensor) -> float:
         """Mean loss of a batch at the model's current parameters, whatever its size."""

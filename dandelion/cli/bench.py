@@ -133,6 +133,9 @@ def learning(  # noqa: PLR0913, PLR0917  (options of a command)
     quick: Annotated[bool, typer.Option(help="Small, for a test of the whole way.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method at its best rate.")] = 3,
     rates: Annotated[int, typer.Option(min=1, max=5, help="Rates that are tried.")] = 5,
+    evaluations: Annotated[
+        int, typer.Option(min=0, help="Budget of each run per site; 0: the problem's.")
+    ] = 0,
     minutes: Annotated[
         float, typer.Option(min=0, help="At most so many per problem; 0: no limit.")
     ] = 0.0,
@@ -144,7 +147,7 @@ def learning(  # noqa: PLR0913, PLR0917  (options of a command)
     from dandelion.bench.learning.race import Trial
     from dandelion.bench.learning.race_report import markdown
 
-    trial = Trial(out.resolve(), seeds, minutes, FACTORS[:rates], method or [])
+    trial = Trial(out.resolve(), seeds, minutes, FACTORS[:rates], method or [], evaluations)
     for name, curves in measure(task or [], trial, quick, say).items():
         say(f"\n{name}\n{markdown(curves)}")
 

@@ -45,7 +45,9 @@ def show(
 @app.command()
 def verify(run: RunArgument) -> None:
     """Rebuild the parameters from base model and ledger, and compare every recorded digest."""
+    from server.ledger.run_folder import read_config
     from server.ledger.snapshots import rebuild_each_
+    from server.steps.learning_rates import LearningRates
     from shared.replica.replica import check_digest
 
     with ledger_of(run) as ledger:
@@ -59,11 +61,14 @@ def verify(run: RunArgument) -> None:
             check_digest(round_, digest, recorded)
             compared += recorded is not None
             replayed += 1
+        rates = LearningRates(read_config(ledger), ledger, replica.model.layout.parameters).verify()
         bridged, dropped = last + 1 - replayed, newest_dropped(ledger.payloads(0, last))
     say(
         f"{last - bridged:,} rounds replayed, {compared:,} digests equal; "
         f"digest {replica.digest().hex()}"
     )
+    if rates:
+        say(f"{rates:,} learning rates follow from the rounds before")
     if bridged:
         say(
             f"{bridged:,} rounds were not replayed but bridged by snapshots: gradients up to round "

@@ -35,6 +35,7 @@ from shared.optimizers.gradient import add_scaled_, coefficients_of, differences
 from shared.protocol.entry import Entry, SlotDifferences
 from shared.randomness.streams import SHARED_SLOT, direction_keys
 from shared.replica.replica import Replica
+from shared.training.step_rule import comparisons_of
 
 
 class GradientError(WireError):
@@ -104,7 +105,12 @@ class Combiner:
     def forwards(self, round_: int, contributions: Sequence[Contribution]) -> int:
         """Forward passes of all sites, a backward pass counted as two."""
         return sum(
-            cost(self.config, plan_of(self.config, round_, bool(c.gradient)), c.examples)
+            cost(
+                self.config,
+                plan_of(self.config, round_, bool(c.gradient)),
+                c.examples,
+                comparisons_of(self.config, round_, c.before is not None, c.after is not None),
+            )
             for c in contributions
         )
 

@@ -84,10 +84,12 @@ class Ledger(LedgerReader):
         if entry.round != self.last_round + 1:
             raise GapError(f"{self.path}: round {self.last_round + 1} expected, got {entry.round}")
         payload, rows = entry.encode(), [c.row() for c in contributions]
+        compared = [row for c in contributions if (row := c.comparison()) is not None]
         with self._database.transaction():
-            chain = chain_hash(self._chain_before(entry.round), payload, rows)
+            chain = chain_hash(self._chain_before(entry.round), payload, rows, compared)
             self._insert("entries", [(entry.round, payload, chain)])
             self._insert("contributions", rows)
+            self._insert("comparisons", compared)
             self._insert("metrics", [astuple(metrics)])
             if entry.undoes:
                 rewind = (entry.round, entry.back_to, entry.learning_rate, reason)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from server.ledger.database import Database
 from server.ledger.records import (
     SERVER,
@@ -11,10 +13,11 @@ from server.ledger.records import (
     RecordedSite,
     Refusal,
     Rewind,
+    SiteNumbers,
     SnapshotRow,
 )
 from server.ledger.summaries import RunSummaries
-from server.ledger.verify import check
+from server.ledger.verify import check, has_comparisons
 from shared.base.errors import LedgerError
 from shared.protocol.entry import MAGIC_REWIND, Entry
 from shared.protocol.flower_records import Transfer
@@ -117,6 +120,25 @@ class LedgerReader(RunSummaries):
         """The loss of each site that contributed to a round."""
         rows = self._rows("SELECT loss FROM contributions WHERE round = ?", round_)
         return [loss for (loss,) in rows]
+
+    def site_numbers(self, round_: int) -> dict[int, SiteNumbers]:
+        """What each site contributed to a round, by slot, in slot order."""
+        extra = ("NULL", "NULL", "")
+        if has_comparisons(self._database):
+            extra = ("k.before", "k.after", "LEFT JOIN comparisons k USING (round, slot)")
+        query = (
+            f"SELECT c.slot, c.examples, c.differences, {extra[0]}, {extra[1]} "
+            f"FROM contributions c {extra[2]} WHERE c.round = ? ORDER BY c.slot"
+        )
+        return {
+            slot: SiteNumbers(examples, np.frombuffer(values, "<f4").astype(np.float32), *losses)
+            for slot, examples, values, *losses in self._rows(query, round_)
+        }
+
+    def slots_before_step(self, round_: int) -> set[int]:
+        """The slots of the sites that measured, in a round, the batch of the next step."""
+        query = "SELECT slot FROM comparisons WHERE round = ? AND before IS NOT NULL"
+        return {slot for (slot,) in self._rows(query, round_)}
 
     def loss_after(self, round_: int) -> float | None:
         """The sites' loss in the first round after ``round_``; None if there is none."""

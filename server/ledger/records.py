@@ -1,5 +1,6 @@
 """The tables of a ledger file, and the records that are their rows."""
 
+import math
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 
 from shared.base.metrics import EvalSums
 
-VERSION = 3
+VERSION = 4  # of new ledgers
+OLDEST = 3  # that can be read: without the table ``comparisons``
 
 TABLES = """
 CREATE TABLE head (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -23,6 +25,12 @@ CREATE TABLE contributions (        -- who measured what: an entry can be recomp
     examples INTEGER NOT NULL, loss REAL NOT NULL, seconds REAL NOT NULL,
     differences BLOB NOT NULL,      -- float32, as the site sent them
     gradient BLOB NOT NULL,         -- SHA-256 of an encoded gradient that came with them, or empty
+    PRIMARY KEY (round, slot)
+) WITHOUT ROWID;
+CREATE TABLE comparisons (          -- losses of one batch at two rounds' parameters: step = auto
+    round INTEGER NOT NULL, slot INTEGER NOT NULL,
+    before REAL,                    -- of the batch of the step that followed
+    after REAL,                     -- of the batch of the step before, null if not requested
     PRIMARY KEY (round, slot)
 ) WITHOUT ROWID;
 CREATE TABLE digests (round INTEGER PRIMARY KEY, digest BLOB NOT NULL);
@@ -80,11 +88,14 @@ class Contribution:
     differences: NDArray[np.floating[Any]]  # (K*q,) float32, as the site sent them
     gradient: bytes = b""  # as the site encoded it; the ledger keeps its digest
     outcome: EvalSums | None = None  # on the site's own held-out examples, if it evaluated
+    before: float | None = None  # loss of the batch of the step that comes next
+    after: float | None = None  # loss of the batch of the step that was taken last
 
     def order(self) -> tuple[object, ...]:
         """A key that sorts contributions by slot, and those of one slot by all their values."""
         numbers = self.differences.tobytes(), self.gradient
-        return (self.slot, *numbers, self.examples, self.loss, self.seconds)
+        losses = [math.nan if x is None else x for x in (self.before, self.after)]
+        return (self.slot, *numbers, self.examples, self.loss, self.seconds, *losses)
 
     def row(self) -> tuple[object, ...]:
         """The row of the table ``contributions``; it has the digest of a gradient."""
@@ -92,6 +103,13 @@ class Contribution:
         gradient = sha256(self.gradient).digest() if self.gradient else b""
         about = self.round, self.slot, self.site, self.examples
         return (*about, float(self.loss), float(self.seconds), values, gradient)
+
+    def comparison(self) -> tuple[object, ...] | None:
+        """The row of the table ``comparisons``; None if no batch was compared."""
+        if self.before is None and self.after is None:
+            return None
+        losses = (None if x is None else float(x) for x in (self.before, self.after))
+        return (self.round, self.slot, *losses)
 
 
 @dataclass(frozen=True)
@@ -128,6 +146,15 @@ class Metrics:
     bytes_up: int  # payload
     bytes_down: int
     seconds: float
+
+
+class SiteNumbers(NamedTuple):
+    """What the ledger keeps of one site's measurement."""
+
+    examples: int
+    differences: NDArray[np.float32]  # (K*q,) as the site sent them
+    before: float | None
+    after: float | None
 
 
 class Evaluation(NamedTuple):

@@ -5,12 +5,13 @@ from hashlib import sha256
 from typing import Any
 
 from server.ledger.database import Database
-from server.ledger.records import VERSION
+from server.ledger.records import OLDEST, VERSION
 from shared.base.errors import LedgerError, WireError
 from shared.protocol.entry import Entry, is_dense
 
 # chain 0 = seal: SHA-256 of all other header rows
-# chain r = SHA-256(chain r - 1 | entry r, lasting form | contributions of round r, by slot)
+# chain r = SHA-256(chain r - 1 | entry r, lasting form | contributions of round r, by slot |
+#                   comparisons of round r, by slot)
 SEAL = "seal"  # the header row that binds the other ones
 
 
@@ -22,7 +23,12 @@ def seal(header: Iterable[tuple[str, bytes]]) -> bytes:
     return digest.digest()
 
 
-def chain_hash(before: bytes, payload: bytes, contributions: Sequence[Sequence[object]]) -> bytes:
+def chain_hash(
+    before: bytes,
+    payload: bytes,
+    contributions: Sequence[Sequence[object]],
+    comparisons: Sequence[Sequence[object]] = (),
+) -> bytes:
     """The chain of a round: SHA-256 of the chain before, the entry and the contributions.
 
     A dense gradient is bound by its digest, so that it can be dropped without breaking the chain.
@@ -31,9 +37,10 @@ def chain_hash(before: bytes, payload: bytes, contributions: Sequence[Sequence[o
         before: chain of the round before, or the seal.
         payload: the encoded entry.
         contributions: rows of the round, sorted by slot.
+        comparisons: the same of that table; a round without any has the chain of former ledgers.
     """
     digest = sha256(before + lasting_payload(payload))
-    for row in contributions:
+    for row in [*contributions, *comparisons]:
         digest.update(repr(tuple(row)).encode())
     return digest.digest()
 
@@ -53,8 +60,8 @@ def check(database: Database) -> None:
         LedgerError: one of them does not fit; names the file and the row.
     """
     path, version = database.path, database.rows("PRAGMA user_version")[0][0]
-    if version != VERSION:
-        raise LedgerError(f"{path}: ledger version {VERSION} expected, got {version}")
+    if not OLDEST <= version <= VERSION:
+        raise LedgerError(f"{path}: ledger version {OLDEST} to {VERSION} expected, got {version}")
     if (damage := database.rows("PRAGMA quick_check(1)")[0][0]) != "ok":
         raise LedgerError(f"{path}: damaged ({damage})")
     header = dict(database.rows("SELECT key, value FROM head ORDER BY key"))
@@ -68,12 +75,13 @@ def check(database: Database) -> None:
 
 def _check_entries(database: Database, before: bytes) -> list[tuple[int, int | None, float]]:
     """Check every entry against its chain; return round, target and scale of the rewinds."""
-    path, rewinds = database.path, []
+    path, rewinds, compared = database.path, [], has_comparisons(database)
     entries = database.rows("SELECT round, payload, chain FROM entries ORDER BY round")
     for expected, (round_, payload, chain) in enumerate(entries, 1):
         if round_ != expected:
             raise LedgerError(f"{path}: table entries: round {expected} is missing")
-        before = chain_hash(before, payload, _contributions(database, expected))
+        comparisons = _comparisons(database, expected) if compared else []
+        before = chain_hash(before, payload, _contributions(database, expected), comparisons)
         if before != chain:
             raise LedgerError(f"{path}: table entries, row {round_}: does not fit its chain")
         try:
@@ -91,3 +99,14 @@ def _contributions(database: Database, round_: int) -> list[tuple[Any, ...]]:
         "FROM contributions WHERE round = ? ORDER BY slot",
         (round_,),
     )
+
+
+def has_comparisons(database: Database) -> bool:
+    """Whether a ledger has the table ``comparisons``: those of former versions do not."""
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'comparisons'"
+    return bool(database.rows(query))
+
+
+def _comparisons(database: Database, round_: int) -> list[tuple[Any, ...]]:
+    query = "SELECT round, slot, before, after FROM comparisons WHERE round = ? ORDER BY slot"
+    return database.rows(query, (round_,))

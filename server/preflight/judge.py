@@ -17,6 +17,7 @@ from shared.config.schema import Config
 from shared.modes.mode import mode_of, plan_of
 from shared.optimizers.gradient import Gradient, coefficients_of, differences_of
 from shared.training.oracle import Oracle
+from shared.training.step_rule import PLAIN, step_rule_of
 
 PREFLIGHT_FILE = "preflight.json"
 GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # eps that are tried in addition to the given one
@@ -195,7 +196,8 @@ def _rates(probe: Probe, eps: float) -> Iterator[Rates]:
     """Judge the learning rates of the run: of rounds that measure, and of those that do not."""
     c = probe.config
     plans = [plan_of(c, round_) for round_ in (1, 2)]
-    if any(plan.measure and not plan.backpropagate for plan in plans):
+    by_setting = step_rule_of(c) == PLAIN
+    if by_setting and any(plan.measure and not plan.backpropagate for plan in plans):
         steps = [probe.estimate(eps, trial) for trial in range(1, TRIALS + 1)]
         yield judge_rates("learning-rate", c.optimizer.learning_rate, probe, steps, eps)
     if any(plan.backpropagate for plan in plans):

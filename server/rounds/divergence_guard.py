@@ -17,6 +17,7 @@ from server.ledger.records import Metrics
 from server.ledger.run_folder import Run
 from server.ledger.snapshots import Snapshots
 from server.rounds.round_log import RoundLog
+from server.steps.learning_rates import is_by_rule
 from shared.base.errors import GapError, StalledError
 from shared.modes.mode import parameters_round
 from shared.protocol.entry import Entry
@@ -151,6 +152,16 @@ class DivergenceGuard:
                 run.oracle.replica.check(digest)
             return to
 
+    def _rate_shown(self, entry: Entry) -> float:
+        """The setting times the rewind's scale; by a step rule, the last step's rate likewise."""
+        config, ledger = self.run.config, self.run.ledger
+        if not is_by_rule(config):
+            return config.optimizer.learning_rate * entry.learning_rate
+        rewinds = [r.scale for r in ledger.rewinds() if r.round <= entry.follows]
+        before = ledger.metrics_of(entry.follows)
+        scale = rewinds[-1] if rewinds else 1.0
+        return before.learning_rate * entry.learning_rate / scale if before else 0.0
+
     def _metrics(self, entry: Entry, up: int, down: int) -> Metrics:
         """The metrics of a rewind: the loss at the round that it goes back to, and the new rate."""
         measured = (
@@ -163,7 +174,7 @@ class DivergenceGuard:
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
             loss=self.run.ledger.loss_after(measured) or 0.0,
             gradient_norm=0.0,
-            learning_rate=self.run.config.optimizer.learning_rate * entry.learning_rate,
+            learning_rate=self._rate_shown(entry),
             clients=0,
             forwards=0,
             bytes_up=up,

@@ -18,6 +18,7 @@ from shared.base.errors import DandelionError, WireError
 from shared.modes.mode import parameters_round, plan_of
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import DIVERGED, OUTCOME, Behind, Measured, decode_reply
+from shared.training.step_rule import compares
 
 LOG = logging.getLogger("dandelion")
 LARGEST_LOSS = 1e9  # no loss is larger; sums and squares of numbers up to it stay finite
@@ -54,6 +55,8 @@ class Expected:
     numbers: int  # K * q
     gradient_bytes: int | None = None  # the most of a gradient; None: the round asks for none
     classes: int | None = None  # of the outcome that the round asks for; None: it asks for none
+    before: bool = False  # whether it holds the loss of the batch of the step that comes next
+    after: bool = False  # whether it holds that of the step that was taken last
 
     @property
     def most_bytes(self) -> int:
@@ -107,10 +110,14 @@ def _check_numbers(reply: Measured, expected: Expected) -> None:
         raise RefusedError(
             "wrong length", f"{expected.numbers} numbers expected, got {len(reply.differences)}"
         )
+    if (reply.before is not None, reply.after is not None) != (expected.before, expected.after):
+        wanted = f"losses before {expected.before}, after {expected.after} expected"
+        raise RefusedError("wrong kind", f"{wanted}, got {reply.before} and {reply.after}")
+    losses = [abs(x) for x in (reply.loss, reply.before, reply.after) if x is not None]
     peak = float(np.abs(reply.differences).max(initial=0.0))  # not finite if one number is not
-    if not (math.isfinite(peak) and math.isfinite(reply.loss)):
+    if not all(map(math.isfinite, (peak, *losses))):
         raise RefusedError("not finite", f"{reply.differences}, loss {reply.loss}")
-    if (most := max(peak, abs(reply.loss))) > LARGEST_LOSS:
+    if (most := max(peak, *losses)) > LARGEST_LOSS:
         raise RefusedError("too large", f"up to {LARGEST_LOSS:g} expected, got {most}")
 
 
@@ -224,6 +231,8 @@ class ReplyValidator:
             differences=content.differences,
             gradient=content.gradient,
             outcome=content.outcome,
+            before=content.before,
+            after=content.after,
         )
 
     def _drop_copies(self, round_: int, valid: Sequence[Contribution]) -> list[Contribution]:
@@ -241,4 +250,6 @@ class ReplyValidator:
         numbers = config.zo.queries * config.training.local_steps * plan.measure
         gradient_bytes = replica.codec.payload_bytes if plan.dense else None
         classes = self._run.oracle.task.classes if self._requests.evaluates(round_) else None
-        return Expected(round_, numbers, gradient_bytes, classes)
+        before = plan.measure and compares(config)
+        after = before and self._requests.compares(round_, site.id.slot)
+        return Expected(round_, numbers, gradient_bytes, classes, before, after)

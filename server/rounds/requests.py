@@ -1,56 +1,20 @@
-"""The request to one site: the entries that it missed, the round to measure, learning rates."""
+"""The request to one site: the entries that it missed, the round to measure, its rate."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from flwr.app import Message, MessageType
 
-from server.ledger.ledger import Ledger
 from server.ledger.run_folder import Run
 from server.ledger.snapshots import Snapshots
 from server.rounds.catch_up import CatchUp, catch_up, full_parameters
 from server.rounds.cohort import SiteRecord
+from server.steps.learning_rates import LearningRates
 from shared.base.errors import GapError, LedgerError
-from shared.config.schema import Config
-from shared.modes.mode import mode_of, parameters_round, plan_of
-from shared.optimizers.schedules import learning_rate
+from shared.modes.mode import parameters_round
 from shared.protocol.entry import is_dense
 from shared.protocol.flower_records import pack
 from shared.protocol.messages import UNKNOWN, Request, encode_request
-
-
-@dataclass(frozen=True)
-class LearningRates:
-    """Learning rates of rounds: the schedule, times what the ledger's rewinds lowered them by."""
-
-    config: Config
-    ledger: Ledger
-
-    def at(self, round_: int) -> float:
-        """The learning rate of a round: ``bp-learning-rate`` if the round's plan backpropagates."""
-        c = self.config
-        backpropagates = plan_of(c, round_).backpropagate
-        return self._scale * learning_rate(
-            round_,
-            rate=(c.bp.learning_rate if backpropagates else 0.0) or c.optimizer.learning_rate,
-            schedule=c.optimizer.schedule,
-            warmup_rounds=c.optimizer.warmup_rounds,
-            rounds=c.training.rounds,
-        )
-
-    def of_entry(self, round_: int) -> float:
-        """The rate that a round's entry carries; 1 if the sites' own steps had the rate."""
-        return 1.0 if mode_of(self.config).averages_parameters else self.at(round_)
-
-    def of_request(self, round_: int) -> float:
-        """The rate that a round's request carries, of the sites' own local steps."""
-        local = self.config.training.local_learning_rate
-        return self._scale * local if local else self.at(round_)
-
-    @property
-    def _scale(self) -> float:
-        rewinds = self.ledger.rewinds()
-        return rewinds[-1].scale if rewinds else 1.0
+from shared.training.step_rule import compares
 
 
 class EncodedRequest(NamedTuple):
@@ -70,7 +34,7 @@ class RequestBuilder:
     def __init__(self, run: Run, rates: LearningRates) -> None:
         self._run, self._rates = run, rates
         self._snapshots = Snapshots(run.ledger)
-        self._encoded: dict[tuple[int, int | None], EncodedRequest] = {}  # of the open rounds
+        self._encoded: dict[tuple[int, int | None, bool], EncodedRequest] = {}  # of open rounds
 
     def message(self, site: SiteRecord, round_: int, at: int | None) -> Message:
         """Build the request for a site whose replica is at round ``at``; None: it has none.
@@ -78,7 +42,8 @@ class RequestBuilder:
         Raises:
             GapError: neither entries nor a snapshot can bring the replica to where it measures.
         """
-        payload, snapshot, dense = self._encode(at, round_)
+        compare = self.compares(round_, site.id.slot)
+        payload, snapshot, dense = self._encode(at, round_, compare)
         return Message(
             content=pack(payload, snapshot, dense),
             dst_node_id=site.node_id,
@@ -111,14 +76,25 @@ class RequestBuilder:
         is_due = c.evaluation.interval > 0 and at % c.evaluation.interval == 0
         return bool(c.evaluation.site_fraction) and is_due
 
-    def _encode(self, site_round: int | None, round_: int) -> EncodedRequest:
-        if (name := (round_, site_round)) not in self._encoded:
+    def compares(self, round_: int, slot: int) -> bool:
+        """Whether a site measures the batch of the last step again: it has measured it before.
+
+        With staleness that is not known yet when the round is requested; then every site does.
+        """
+        config, ledger = self._run.config, self._run.ledger
+        step = parameters_round(config, round_)
+        if not compares(config) or step < 1 or ledger.is_rewind(step):
+            return False
+        return bool(config.federation.staleness) or slot in ledger.slots_before_step(step)
+
+    def _encode(self, site_round: int | None, round_: int, compare: bool) -> EncodedRequest:
+        if (name := (round_, site_round, compare)) not in self._encoded:
             oldest = round_ - self._run.config.federation.staleness
             self._encoded = {key: each for key, each in self._encoded.items() if key[0] >= oldest}
-            self._encoded[name] = self._encode_anew(site_round, round_)
+            self._encoded[name] = self._encode_anew(site_round, round_, compare)
         return self._encoded[name]
 
-    def _encode_anew(self, site_round: int | None, round_: int) -> EncodedRequest:
+    def _encode_anew(self, site_round: int | None, round_: int, compare: bool) -> EncodedRequest:
         run = self._run
         missing = self._catch_up(site_round, parameters_round(run.config, round_))
         request = Request(
@@ -130,6 +106,7 @@ class RequestBuilder:
             entries=missing.entries,
             reset=missing.reset,
             evaluate=self.evaluates(round_),
+            compare=compare,
         )
         dense = any(is_dense(entry) for entry in missing.entries)
         return EncodedRequest(encode_request(request), missing.snapshot, dense)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -17,12 +18,15 @@ from server.rounds.cohort import Cohort
 from server.rounds.divergence_guard import DivergenceGuard
 from server.rounds.messenger import Messenger
 from server.rounds.replies import Reply, ReplyValidator, agree_on_digest
-from server.rounds.requests import LearningRates, RequestBuilder
+from server.rounds.requests import RequestBuilder
 from server.rounds.round_log import RoundLog
+from server.steps.learning_rates import LearningRates, is_by_rule
 from shared.base.errors import StalledError
+from shared.modes.estimators import estimator_of
 from shared.modes.mode import parameters_round
 from shared.protocol.entry import Entry
 from shared.protocol.flower_records import Transfer
+from shared.training.step_rule import PLAIN, step_rule_of, why_plain
 
 LOG = logging.getLogger("dandelion")
 
@@ -38,7 +42,9 @@ class ScalarStrategy(Strategy):
         self, run: Run, cohort: Cohort, log: RoundLog, after_commit: Callable[[int], None]
     ) -> None:
         self._run, self._log, self._after_commit = run, log, after_commit
-        self._rates, self._guard = LearningRates(run.config, run.ledger), DivergenceGuard(run)
+        parameters = run.oracle.replica.model.layout.parameters
+        self._rates = LearningRates(run.config, run.ledger, parameters)
+        self._guard = DivergenceGuard(run)
         self._requests = RequestBuilder(run, self._rates)
         self._validator = ReplyValidator(run, self._requests, log)
         self._messenger = Messenger(run, cohort, log, self._requests, self._validator)
@@ -121,6 +127,9 @@ class ScalarStrategy(Strategy):
             c.federation.aggregation,
         )
         LOG.info("%d directions (%s, %s)", c.zo.queries, c.zo.directions, c.zo.seed_schedule)
+        rule = step_rule_of(c)
+        plain = f": {why_plain(c)}" if c.optimizer.step == "auto" and rule == PLAIN else ""
+        LOG.info("estimator %s, step %s%s", estimator_of(c), rule, plain)
         LOG.info("rounds %d to %d", self._run.ledger.last_round + 1, c.training.rounds)
 
     def _close_round(self, round_: int, replies: Sequence[Reply]) -> Metrics | None:
@@ -155,14 +164,25 @@ class ScalarStrategy(Strategy):
         A gradient is decoded here for the first time: if that fails, its site is refused, and the
         entry is made of the others.
         """
-        rate = self._rates.of_entry(round_)
         while len(contributions) >= self._run.config.federation.min_replies:
             try:
-                return self._combiner.entry(round_, rate, contributions), contributions
+                return self._entry(round_, contributions), contributions
             except GradientError as error:
                 self._validator.refuse(round_, error.site, "bad gradient", str(error))
                 contributions = [each for each in contributions if each.site != error.site]
         return None, contributions
+
+    def _entry(self, round_: int, contributions: list[Contribution]) -> Entry | None:
+        """Combine the replies, and give the step the rate that follows from its numbers."""
+        entry = self._combiner.entry(round_, 0.0, contributions)
+        if entry is None:
+            return None
+        return replace(entry, learning_rate=self._rates.of_entry(entry, contributions))
+
+    def _rate_shown(self, entry: Entry) -> float:
+        """The rate in a round's metrics: that of the sites' steps, if parameters are averaged."""
+        by_rule = is_by_rule(self._run.config)
+        return entry.learning_rate if by_rule else self._rates.at(entry.round)
 
     def _skip(
         self, round_: int, valid: int, transfers: list[Transfer], refusals: list[Refusal]
@@ -186,7 +206,7 @@ class ScalarStrategy(Strategy):
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
             loss=sum(x.loss * x.examples for x in contributions) / examples,
             gradient_norm=self._combiner.gradient_norm(entry, contributions),
-            learning_rate=self._rates.at(entry.round),
+            learning_rate=self._rate_shown(entry),
             clients=len(contributions),
             forwards=self._combiner.forwards(entry.round, contributions),
             bytes_up=self._log.payload("up", entry.round, transfers),

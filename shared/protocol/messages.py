@@ -15,19 +15,21 @@ from shared.base.metrics import EvalSums
 # request:  | magic u16 | flags u16 | round u32 | entries u32 | learning rate f64 | digest 16 |
 #           run 16 | code 16 | entries x (| length u32 | bytes |) | crc32 u32
 # measured: | magic u16 | flags u16 | round u32 | numbers u32 | examples u32 | loss f32 |
-#           seconds f32 | digest 16 | numbers x f32 | if flagged: outcome | if flagged: gradient,
-#           encoded | crc32 u32
+#           seconds f32 | digest 16 | numbers x f32 | if flagged: before f32 | if flagged: after f32
+#           | if flagged: outcome | if flagged: gradient, encoded | crc32 u32
 # outcome:  | total f64 | examples u32 | classes u32 | classes x classes x u32 |
 # behind:   | magic u16 | reason u16 | round u32 | crc32 u32                        little-endian
 REQUEST = struct.Struct("<HHIId16s16s16s")
 MEASURED = struct.Struct("<HHIIIff16s")
 BEHIND = struct.Struct("<HHI")
 OUTCOME = struct.Struct("<dII")
-LENGTH = struct.Struct("<I")
+LENGTH, LOSS = struct.Struct("<I"), struct.Struct("<f")
 MAGIC_REQUEST, MAGIC_MEASURED, MAGIC_BEHIND = 0xDE11, 0xDE12, 0xDE13
 RESET = 1  # flag: start again from the base model, or from the snapshot that comes along
 EVALUATE = 2  # flag: evaluate the parameters before the round is measured
+COMPARE = 4  # flag: measure the batch of the step that was taken last as well
 GRADIENT, OUTCOME_FOLLOWS = 1, 2  # flags: the reply ends with a gradient, holds an outcome
+BEFORE_FOLLOWS, AFTER_FOLLOWS = 4, 8  # flags: the reply holds these losses
 MOST_CLASSES = 1 << 12
 UNKNOWN = bytes(16)  # a request's digest if the server's own replica is not at the round
 MISSING, DIVERGED = 0, 1  # reasons of a site that is behind: entries lack, digests differ
@@ -47,6 +49,7 @@ class Request:
     entries: Sequence[bytes] = ()  # those that the site lacks, oldest first
     reset: bool = False
     evaluate: bool = False
+    compare: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Measured:
     digest: bytes  # 16, of the parameters at which the site measured
     gradient: bytes = b""  # as its codec encoded it, if the round has one
     outcome: EvalSums | None = None  # on the site's own held-out examples, if requested
+    before: float | None = None  # loss here of the batch of the step that comes next; float32
+    after: float | None = None  # loss here of the batch of the step that was taken last; float32
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def encode_request(request: Request) -> bytes:
     """Return the bytes of the drawing above."""
     header = REQUEST.pack(
         MAGIC_REQUEST,
-        RESET * request.reset | EVALUATE * request.evaluate,
+        RESET * request.reset | EVALUATE * request.evaluate | COMPARE * request.compare,
         request.round,
         len(request.entries),
         request.learning_rate,
@@ -121,17 +126,20 @@ def decode_request(data: bytes) -> Request:
         at += LENGTH.size + size
     if at != len(body):
         raise WireError(f"{at} bytes expected, got {len(body)}")
-    flagged = bool(flags & RESET), bool(flags & EVALUATE)
+    flagged = (bool(flags & flag) for flag in (RESET, EVALUATE, COMPARE))
     return Request(round_, rate, digest, run, code, tuple(entries), *flagged)
 
 
 def encode_reply(reply: Measured | Behind) -> bytes:
-    """Return the bytes of the drawing above: 44 + 4 * K * q + outcome + gradient if measured."""
+    """Return the bytes of the drawing above.
+
+    They are 44 + 4 * K * q + 4 for each loss beside them + outcome + gradient if measured.
+    """
     if isinstance(reply, Behind):
         return _seal(BEHIND.pack(MAGIC_BEHIND, reply.reason, reply.round))
     header = MEASURED.pack(
         MAGIC_MEASURED,
-        GRADIENT * bool(reply.gradient) | OUTCOME_FOLLOWS * (reply.outcome is not None),
+        _flags(reply),
         reply.round,
         len(reply.differences),
         reply.examples,
@@ -140,7 +148,17 @@ def encode_reply(reply: Measured | Behind) -> bytes:
         reply.digest,
     )
     numbers, outcome = reply.differences.astype("<f4").tobytes(), _encode_outcome(reply.outcome)
-    return _seal(header + numbers + outcome + reply.gradient)
+    losses = b"".join(LOSS.pack(x) for x in (reply.before, reply.after) if x is not None)
+    return _seal(header + numbers + losses + outcome + reply.gradient)
+
+
+def _flags(reply: Measured) -> int:
+    return (
+        GRADIENT * bool(reply.gradient)
+        | OUTCOME_FOLLOWS * (reply.outcome is not None)
+        | BEFORE_FOLLOWS * (reply.before is not None)
+        | AFTER_FOLLOWS * (reply.after is not None)
+    )
 
 
 def decode_reply(data: bytes) -> Measured | Behind:
@@ -155,6 +173,10 @@ def decode_reply(data: bytes) -> Measured | Behind:
     body = _unseal(data, MEASURED, MAGIC_MEASURED)
     _, flags, round_, numbers, examples, loss, seconds, digest = MEASURED.unpack_from(body)
     end = MEASURED.size + 4 * numbers
+    before = _decode_loss(body, end) if flags & BEFORE_FOLLOWS else None
+    end += LOSS.size * (before is not None)
+    after = _decode_loss(body, end) if flags & AFTER_FOLLOWS else None
+    end += LOSS.size * (after is not None)
     outcome = _decode_outcome(body, end) if flags & OUTCOME_FOLLOWS else None
     end += _outcome_bytes(outcome)
     if len(body) < end or (len(body) > end) != bool(flags & GRADIENT):
@@ -162,12 +184,20 @@ def decode_reply(data: bytes) -> Measured | Behind:
             f"{numbers} numbers expected, got {len(body) - MEASURED.size} bytes of them"
         )
     values = np.frombuffer(body, "<f4", numbers, MEASURED.size).astype(np.float32)
-    return Measured(round_, values, examples, loss, seconds, digest, body[end:], outcome)
+    measured = round_, values, examples, loss, seconds, digest
+    return Measured(*measured, body[end:], outcome, before, after)
 
 
 def is_behind_reply(data: bytes) -> bool:
     """Tell from the magic number alone whether a reply is that of a site that is behind."""
     return int.from_bytes(data[:2], "little") == MAGIC_BEHIND
+
+
+def _decode_loss(body: bytes, at: int) -> float:
+    if len(body) < at + LOSS.size:
+        raise WireError(f"a loss of {LOSS.size} bytes expected, got {len(body) - at}")
+    loss: float = LOSS.unpack_from(body, at)[0]
+    return loss
 
 
 def _outcome_bytes(outcome: EvalSums | None) -> int:

@@ -12,6 +12,7 @@ from shared.modes.estimators import (
 )
 from shared.modes.mode import mode_of
 from shared.training.components import effective_options
+from shared.training.step_rule import NORMALISED, why_not_normalised
 
 MOST_DRAWS = 1 << 16  # directions, and batches, of one round
 MOST_SLOTS = (1 << 16) - 1  # sites with directions of their own in one entry
@@ -29,6 +30,7 @@ def check_combinations(c: Config) -> None:
     _check_mode(c)
     _check_estimator(c)
     _check_batches(c)
+    _check_step(c)
     _check_averaging(c)
     _check_gradients(c)
     _check_objective(c)
@@ -123,6 +125,13 @@ def _check_batches(c: Config) -> None:
         raise ConfigError(
             f"zo-batch-size = 0 with query-data {c.zo.query_data!r}: every query sees all of a "
             "site's examples already: use same"
+        )
+
+
+def _check_step(c: Config) -> None:
+    if c.optimizer.step == NORMALISED and (reason := why_not_normalised(c)):
+        raise ConfigError(
+            f"step 'normalised' with {reason}: use plain, or auto, which is plain here"
         )
 
 

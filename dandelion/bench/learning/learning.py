@@ -66,6 +66,6 @@ def _small(trial: Trial, problem: Problem) -> Trial:
         trial,
         seeds=1,
         factors=trial.factors[:QUICK_RATES],
-        share=QUICK_EVALUATIONS / problem.evaluations,
+        evaluations=QUICK_EVALUATIONS,
         more={} if problem.carriers else QUICK,
     )

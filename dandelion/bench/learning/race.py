@@ -43,8 +43,12 @@ class Trial:
     minutes: float = 0.0  # per problem; 0: until the evaluations are spent
     factors: Sequence[float] = FACTORS
     methods: Sequence[str] = ()  # those that are raced; none: all
-    share: float = 1.0  # of a problem's evaluations
+    evaluations: int = 0  # per site; 0: as many as the problem says
     more: Settings = field(default_factory=dict)  # settings that win over all others
+
+    def budget_of(self, problem: Problem) -> int:
+        """Evaluations of each method on a problem."""
+        return self.evaluations or problem.evaluations
 
 
 def methods_of(problem: Problem, names: Sequence[str] = ()) -> list[Method]:
@@ -83,7 +87,7 @@ def configuration(
         settings["init-from"] = str(trial.folder / problem.name / "base")
     config = configure(settings)
     each = cost(config, plan_of(config, TYPICAL_ROUND), _batch(config))
-    rounds = max(1, round(trial.share * problem.evaluations / each))
+    rounds = max(1, round(trial.budget_of(problem) / each))
     every = max(1, rounds // EVALUATIONS_OF_A_CURVE)
     return config.replace(num_rounds=rounds, eval_interval=every)
 
@@ -102,8 +106,8 @@ def race(problem: Problem, trial: Trial, say: Callable[[str], None]) -> list[Rac
     methods, curves = methods_of(problem, trial.methods), list[RaceCurve]()
     for seed in range(1, trial.seeds + 1):
         config = configuration(problem, Method(PROBE, "", {}, rate=""), None, seed, trial)
-        read = config.federation.num_clients * _batch(config) * trial.share * problem.evaluations
-        points = probe_points(config, max(1, round(read)))
+        read = config.federation.num_clients * _batch(config) * trial.budget_of(problem)
+        points = probe_points(config, read)
         curves.append(RaceCurve(PROBE, PROBE_SOURCE, None, seed, points))
     clock = Clock.of(trial, methods)
     for method in methods:

@@ -166,7 +166,7 @@ def test_pixels_come_through_as_they_are(pictures):
 
 def test_the_network_learns_by_numbers_alone(tmp_path, pictures):
     more = {"num-clients": 3, "clients-per-round": 0, "zo-batch-size": 16}
-    trial = small(tmp_path, factors=(3.0,), share=0.3, more=more, methods=("decomfl",))
+    trial = small(tmp_path, factors=(3.0,), evaluations=420, more=more, methods=("decomfl",))
     curves = race(problem_of("mnist"), trial, lambda text: None)
     (learned,) = (curve for curve in curves if curve.method == "decomfl")
     assert learned.points[0].accuracy < 0.3
@@ -212,7 +212,7 @@ def test_a_probe_of_a_language_model_beats_the_untrained_one(tmp_path):
 
 
 def test_a_curve_has_the_costs_of_its_ledger(tmp_path):
-    trial = small(tmp_path, factors=(1.0,), share=8 / 1200, more=learning.QUICK, methods=["mezo"])
+    trial = small(tmp_path, factors=(1.0,), evaluations=8, more=learning.QUICK, methods=["mezo"])
     probe, curve = race(problem_of("demo"), trial, lambda text: None)
     last = curve.points[-1]
     assert probe.method == PROBE
@@ -239,7 +239,7 @@ def test_a_diverged_method_says_so():
 
 def test_a_rate_that_diverges_ends_its_own_curve_only(tmp_path):
     trial = small(
-        tmp_path, factors=(1.0, 1e9), share=30 / 1200, more=learning.QUICK, methods=["mezo"]
+        tmp_path, factors=(1.0, 1e9), evaluations=30, more=learning.QUICK, methods=["mezo"]
     )
     curves = race(problem_of("demo"), trial, lambda text: None)[1:]
     assert curves[0].final < 6
@@ -252,7 +252,7 @@ def test_a_base_is_trained_once_and_started_from(tmp_path):
         problem_of("demo-base"),
         start={**problem_of("demo-base").start, **learning.QUICK_START},
     )
-    trial = small(tmp_path, factors=(1.0,), share=2 / 1200, more=learning.QUICK, methods=["mezo"])
+    trial = small(tmp_path, factors=(1.0,), evaluations=2, more=learning.QUICK, methods=["mezo"])
     race(problem, trial, lambda text: None)
     base = tmp_path / "demo-base" / "base" / "model" / "config.json"
     written = base.stat().st_mtime_ns
