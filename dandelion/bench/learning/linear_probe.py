@@ -28,7 +28,7 @@ BLOCKS = "language-modelling"  # has no classes, and so no accuracy
 
 
 @dataclass(frozen=True)
-class Probe:
+class LinearProbe:
     """A linear layer over standardised features."""
 
     mean: Tensor  # (C,)
@@ -36,7 +36,7 @@ class Probe:
     layer: nn.Linear  # C to k
 
     @classmethod
-    def fit(cls, features: Tensor, labels: Tensor, classes: int, decay: float) -> "Probe":
+    def fit(cls, features: Tensor, labels: Tensor, classes: int, decay: float) -> "LinearProbe":
         """Train on features (n, C) and labels (n,) to the optimum of loss and weight decay."""
         mean, deviation = features.mean(0), features.std(0).clamp(min=1e-6)
         scaled, layer = (features - mean) / deviation, nn.Linear(features.shape[1], classes)
@@ -113,13 +113,15 @@ def probe_points(config: Config, most: int) -> list[RacePoint]:
     Costs are those of a site that sends its features to where they are pooled.
     """
     frozen = FrozenFeatures.of(config, most)
-    decay = Probe.choose_decay(*frozen.training, frozen.classes)
+    decay = LinearProbe.choose_decay(*frozen.training, frozen.classes)
     return [_probe(config, frozen, share, decay) for share in SHARES]
 
 
 def _probe(config: Config, frozen: FrozenFeatures, share: float, decay: float) -> RacePoint:
     started, (features, labels) = time.perf_counter(), frozen.share(share)
-    loss, accuracy = Probe.fit(features, labels, frozen.classes, decay).evaluate(*frozen.held_out)
+    loss, accuracy = LinearProbe.fit(features, labels, frozen.classes, decay).evaluate(
+        *frozen.held_out
+    )
     sites = config.federation.num_clients
     examples, size = share * frozen.examples / sites, features.numel() * FEATURE_BYTES / sites
     return RacePoint(

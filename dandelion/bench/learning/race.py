@@ -109,9 +109,9 @@ def race(problem: Problem, trial: Trial, say: Callable[[str], None]) -> list[Rac
         read = config.federation.num_clients * _batch(config) * trial.budget_of(problem)
         points = probe_points(config, read)
         curves.append(RaceCurve(PROBE, PROBE_SOURCE, None, seed, points))
-    clock = Clock.of(trial, methods)
+    minutes = MinuteBudget.of(trial, methods)
     for method in methods:
-        for curve in _search(problem, method, trial, clock):
+        for curve in _search(problem, method, trial, minutes):
             say(f"{problem.name}: {method.name} at {curve.rate}, seed {curve.seed}: "
                 f"{curve.final:.4f} {curve.note}")  # fmt: skip
             curves.append(curve)
@@ -119,15 +119,15 @@ def race(problem: Problem, trial: Trial, say: Callable[[str], None]) -> list[Rac
 
 
 @dataclass
-class Clock:
+class MinuteBudget:
     """Divides the minutes that are left over the runs that are left."""
 
     end: float  # time.monotonic(); 0: no end
     left: int  # runs
 
     @classmethod
-    def of(cls, trial: Trial, methods: Iterable[Method]) -> "Clock":
-        """A clock that starts now."""
+    def of(cls, trial: Trial, methods: Iterable[Method]) -> "MinuteBudget":
+        """Time that starts now."""
         runs = sum((len(trial.factors) if m.rate else 1) + trial.seeds - 1 for m in methods)
         return cls(time.monotonic() + 60 * trial.minutes if trial.minutes else 0.0, runs)
 
@@ -138,29 +138,36 @@ class Clock:
         return Budget(seconds=seconds)
 
 
-def _search(problem: Problem, method: Method, trial: Trial, clock: Clock) -> Iterator[RaceCurve]:
+def _search(
+    problem: Problem, method: Method, trial: Trial, minutes: MinuteBudget
+) -> Iterator[RaceCurve]:
     """Each rate with seed 1, then the best one with the other seeds."""
     rates: list[float | None] = [None]
     if method.rate:
         rates = [problem.rates[method.name] * factor for factor in trial.factors]
     curves = []
     for rate in rates:
-        curves.append(_run(problem, method, rate, 1, trial, clock))
+        curves.append(_run(problem, method, rate, 1, trial, minutes))
         yield curves[-1]
     best = min(curves, key=lambda curve: curve.final).rate
     for seed in range(2, trial.seeds + 1):
-        yield _run(problem, method, best, seed, trial, clock)
+        yield _run(problem, method, best, seed, trial, minutes)
 
 
 def _run(
-    problem: Problem, method: Method, rate: float | None, seed: int, trial: Trial, clock: Clock
+    problem: Problem,
+    method: Method,
+    rate: float | None,
+    seed: int,
+    trial: Trial,
+    minutes: MinuteBudget,
 ) -> RaceCurve:
     config, note = configuration(problem, method, rate, seed, trial), ""
     folder = Path(config.run.output_dir, config.run.name)
     shutil.rmtree(folder, ignore_errors=True)
     spent: list[str] = []
     try:
-        run_method(config, clock.budget(), spent.append)
+        run_method(config, minutes.budget(), spent.append)
         note = "; ".join(spent)
     except StalledError as error:
         note = f"diverged: {error}"

@@ -52,13 +52,13 @@ def _row(
         "–" if rate is None else f"{rate:.2g}" + " (edge)" * edge,
         _spread([curve.final for curve in curves], "{:.4f}"),
         _spread([100 * each for each in accuracies], "{:.1f} %") if accuracies else "–",
-        _reached(reached, len(curves)) if isfinite(target) else "–",
+        _evaluations_text(reached, len(curves)) if isfinite(target) else "–",
         *(_cost(ends, axis) for axis in ("evaluations", "examples", "seconds")),
         *(_cost(ends, axis) for axis in ("payload_up", "message")),
     ]
 
 
-def _reached(evaluations: Sequence[float], seeds: int) -> str:
+def _evaluations_text(evaluations: Sequence[float], seeds: int) -> str:
     return f"{middle(evaluations)[0]:,.0f}" if len(evaluations) == seeds else "never"
 
 

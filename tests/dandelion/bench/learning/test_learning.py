@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from typer.testing import CliRunner
 
 from dandelion.bench.learning import learning, mnist, seed_pool
-from dandelion.bench.learning.linear_probe import DECAYS, Probe, probe_points
+from dandelion.bench.learning.linear_probe import DECAYS, LinearProbe, probe_points
 from dandelion.bench.learning.methods import DECOMFL, FACTORS, FEDAVG_LORA, MEZO, PEERS, PROBE
 from dandelion.bench.learning.problems import PROBLEMS, problem_of
 from dandelion.bench.learning.race import Trial, configuration, methods_of, race
@@ -182,20 +182,22 @@ def test_a_probe_is_at_the_optimum_of_its_loss():
     torch.manual_seed(1)
     features, weights = torch.randn(300, 5), torch.randn(5, 3)
     labels = (features @ weights + torch.randn(300, 3)).argmax(1)
-    probe, decay = Probe.fit(features, labels, 3, 1e-2), 1e-2
+    probe, decay = LinearProbe.fit(features, labels, 3, 1e-2), 1e-2
     scaled = (features - probe.mean) / probe.deviation
     loss = F.cross_entropy(probe.layer(scaled), labels) + decay * probe.layer.weight.square().sum()
     gradients = torch.autograd.grad(loss, list(probe.layer.parameters()))
     assert max(float(g.abs().max()) for g in gradients) < 1e-3
     assert probe.evaluate(features, labels)[0] < float(torch.log(torch.tensor(3.0)))
-    assert Probe.choose_decay(features, labels, 3) in DECAYS
+    assert LinearProbe.choose_decay(features, labels, 3) in DECAYS
 
 
 def test_noise_wants_more_decay_than_signal():
     torch.manual_seed(2)
     features = torch.randn(60, 40)
-    assert Probe.choose_decay(features, torch.randint(0, 2, (60,)), 2) == max(DECAYS)
-    assert isinstance(Probe.fit(features, (features[:, 0] > 0).long(), 2, 1e-4).layer, nn.Linear)
+    assert LinearProbe.choose_decay(features, torch.randint(0, 2, (60,)), 2) == max(DECAYS)
+    assert isinstance(
+        LinearProbe.fit(features, (features[:, 0] > 0).long(), 2, 1e-4).layer, nn.Linear
+    )
 
 
 def test_a_probe_of_a_language_model_beats_the_untrained_one(tmp_path):
