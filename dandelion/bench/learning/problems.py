@@ -44,7 +44,7 @@ COMMON: Settings = {
 }
 DEMO: Settings = {"num-clients": 8, "eval-blocks": 128}
 DEMO_RATES = {
-    "mezo": 2e-3, "decomfl": 5e-3, "fedkseed": 1e-3, "fzoo": 5e-3, "fedavg": 1e-3,
+    "mezo": 2e-3, "decomfl": 2e-2, "fedkseed": 4e-3, "fzoo": 2e-2, "fedavg": 8e-3,
     "fedavg-lora": 5e-3, "ours: defaults": 2e-2, "ours: q = 32": 2e-2,
 }  # fmt: skip
 DEMO_OWN: Mapping[str, Settings] = {

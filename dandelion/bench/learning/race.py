@@ -102,16 +102,19 @@ def race(problem: Problem, trial: Trial, say: Callable[[str], None]) -> list[Rac
     """
     problem.install()
     seed_pool.register()
-    _train_start(problem, trial)
     methods, curves = methods_of(problem, trial.methods), list[RaceCurve]()
+    for method in methods:  # so that a wrong setting is refused before hours are spent
+        rate = problem.rates[method.name] if method.rate else None
+        configuration(problem, method, rate, 1, trial)
+    _train_start(problem, trial)
     for seed in range(1, trial.seeds + 1):
         config = configuration(problem, Method(PROBE, "", {}, rate=""), None, seed, trial)
         read = config.federation.num_clients * _batch(config) * trial.budget_of(problem)
         points = probe_points(config, read)
         curves.append(RaceCurve(PROBE, PROBE_SOURCE, None, seed, points))
-    minutes = MinuteBudget.of(trial, methods)
+    left = MinuteBudget.of(trial, methods)
     for method in methods:
-        for curve in _search(problem, method, trial, minutes):
+        for curve in _search(problem, method, trial, left):
             say(f"{problem.name}: {method.name} at {curve.rate}, seed {curve.seed}: "
                 f"{curve.final:.4f} {curve.note}")  # fmt: skip
             curves.append(curve)
@@ -139,7 +142,7 @@ class MinuteBudget:
 
 
 def _search(
-    problem: Problem, method: Method, trial: Trial, minutes: MinuteBudget
+    problem: Problem, method: Method, trial: Trial, left: MinuteBudget
 ) -> Iterator[RaceCurve]:
     """Each rate with seed 1, then the best one with the other seeds."""
     rates: list[float | None] = [None]
@@ -147,11 +150,11 @@ def _search(
         rates = [problem.rates[method.name] * factor for factor in trial.factors]
     curves = []
     for rate in rates:
-        curves.append(_run(problem, method, rate, 1, trial, minutes))
+        curves.append(_run(problem, method, rate, 1, trial, left))
         yield curves[-1]
     best = min(curves, key=lambda curve: curve.final).rate
     for seed in range(2, trial.seeds + 1):
-        yield _run(problem, method, best, seed, trial, minutes)
+        yield _run(problem, method, best, seed, trial, left)
 
 
 def _run(
@@ -160,14 +163,14 @@ def _run(
     rate: float | None,
     seed: int,
     trial: Trial,
-    minutes: MinuteBudget,
+    left: MinuteBudget,
 ) -> RaceCurve:
     config, note = configuration(problem, method, rate, seed, trial), ""
     folder = Path(config.run.output_dir, config.run.name)
     shutil.rmtree(folder, ignore_errors=True)
     spent: list[str] = []
     try:
-        run_method(config, minutes.budget(), spent.append)
+        run_method(config, left.budget(), spent.append)
         note = "; ".join(spent)
     except StalledError as error:
         note = f"diverged: {error}"
