@@ -16,10 +16,11 @@ from server.rounds.round_log import RoundLog
 from server.rounds.strategy import ScalarStrategy
 from shared.config.schema import Config
 from shared.modes.mode import mode_of
+from shared.objectives.reward import is_reward
 from shared.protocol.messages import Hello
 from shared.replica.stochastic_rounding import count_unperturbed
 from shared.training.corpus import Corpus, load_evaluation
-from shared.training.oracle import evaluate
+from shared.training.oracle import EVALUATION_BATCH, evaluate
 from shared.training.validate import validate
 
 LOG = logging.getLogger("dandelion")
@@ -59,6 +60,8 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
         on_round(report, round_)
 
     rows = load_evaluation(corpus, run.oracle.language_model)
+    if run.ledger.last_round == 0:
+        run.oracle.check_objective(rows[:EVALUATION_BATCH])
     if run.ledger.last_round == 0 and is_long(run.config):
         for reason in check_before(run.config, run.oracle, rows, run.folder).reasons:
             LOG.warning("preflight: %s", reason)
@@ -97,7 +100,8 @@ def reason_against(run: Run) -> Callable[[Hello], str]:
         if hello.code != run.code.hex():
             return f"other source files: {run.code.hex()} expected, got {hello.code}"
         if hello.base != run.oracle.base.hex():
-            return f"another base model: {run.oracle.base.hex()} expected, got {hello.base}"
+            what = "base model or reward" if is_reward(config.zo.objective) else "base model"
+            return f"another {what}: {run.oracle.base.hex()} expected, got {hello.base}"
         if mode_of(config).averages_parameters and not hello.can_backpropagate:
             mode = config.training.mode
             return f"mode {mode!r} trains at the sites, and this one cannot backpropagate"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from client.site.merged_clients import measure_merged
@@ -16,6 +17,7 @@ from client.site.site import LocalSite
 from shared.base.errors import DandelionError, DataError, DivergedError, GapError, SnapshotError
 from shared.base.files import code_digest
 from shared.config.schema import RESUMABLE, Config
+from shared.data.examples import Examples
 from shared.modes.mode import MEASURE, parameters_round, plan_of
 from shared.protocol.entry import Entry
 from shared.protocol.messages import (
@@ -32,7 +34,7 @@ from shared.protocol.messages import (
 )
 from shared.protocol.site_id import site_of
 from shared.replica.snapshot import load_snapshot_
-from shared.training.oracle import Oracle
+from shared.training.oracle import EVALUATION_BATCH, Oracle
 from shared.training.site_data import Shards, SiteData
 from shared.training.validate import configure
 
@@ -224,11 +226,16 @@ class ReplicaHost:
             LOG.exception("own data %s", " and ".join(filter(None, own)))
             raise DataError("this node's own data cannot be used: its log says why") from None
 
+    def _try_objective(self, examples: Examples) -> None:
+        first = examples.batch(np.arange(min(EVALUATION_BATCH, len(examples))))
+        self._oracle.check_objective(torch.from_numpy(first))
+
     def _site(self, node_config: Mapping[str, object]) -> LocalSite:
         name = site_of(node_config)
         if name.name not in self._sites:
             node = NodeConfig.of(node_config)
             shards = self._shards(node)
+            self._try_objective(shards.queries)
             self._sites[name.name] = LocalSite(
                 name, shards.queries, self._config, shards.gradients, node.can_backpropagate,
                 shards.held_out,

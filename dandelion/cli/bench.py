@@ -10,10 +10,11 @@ import typer
 from rich.table import Table
 
 from dandelion.bench.rows import BenchRow
-from dandelion.cli.console import console
+from dandelion.cli.console import console, say
 from shared.base.errors import ConfigError
 
 app = typer.Typer(help="Measure speed and memory as ratios.")
+LEARNING_FOLDER = Path("runs/bench-learning")
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the rows to this file.")]
 
 
@@ -129,6 +130,34 @@ def engine(json_file: Json = None) -> None:
     from dandelion.bench.engine import engine as measure
 
     show("engine", measure(), json_file)
+
+
+@app.command()
+def learning(  # noqa: PLR0913, PLR0917  (options of a command)
+    task: Annotated[
+        list[str] | None, typer.Option(help="Problem; repeatable. Default: all at hand.")
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: all.")] = None,
+    quick: Annotated[bool, typer.Option(help="Small, for a test of the whole way.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method at its best rate.")] = 3,
+    rates: Annotated[int, typer.Option(min=1, max=5, help="Rates that are tried.")] = 5,
+    evaluations: Annotated[
+        int, typer.Option(min=0, help="Budget of each run per site; 0: the problem's.")
+    ] = 0,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="At most so many per problem; 0: no limit.")
+    ] = 0.0,
+    out: Annotated[Path, typer.Option(help="Folder of runs and files.")] = LEARNING_FOLDER,
+) -> None:
+    """Race published methods and ours to accuracy, each at the best of five rates."""
+    from dandelion.bench.learning.learning import learning as measure
+    from dandelion.bench.learning.methods import FACTORS
+    from dandelion.bench.learning.race import Trial
+    from dandelion.bench.learning.race_report import markdown
+
+    trial = Trial(out.resolve(), seeds, minutes, FACTORS[:rates], method or [], evaluations)
+    for name, curves in measure(task or [], trial, quick, say).items():
+        say(f"\n{name}\n{markdown(curves)}")
 
 
 def show(title: str, rows: Sequence[BenchRow], json_file: Path | None) -> None:

@@ -4,6 +4,7 @@ Each section is a frozen dataclass; ``config.zo.eps`` is the setting ``eps``. A 
 name with hyphens unless it gives another, so that names on the command line stay flat and unique.
 """
 
+import re
 from dataclasses import dataclass
 
 from shared.base.errors import ConfigError, UnknownNameError
@@ -16,6 +17,8 @@ LAST_SCOPE, FEW = "last:", ":bias"  # last:K trains the last K blocks, last:K:bi
 LAST_FORMS = (f"{LAST_SCOPE}<blocks>", f"{LAST_SCOPE}<blocks>{FEW}")
 FORMS = (f"{ANY_SCOPE}<pattern>", *LAST_FORMS)
 AUTO = "auto"
+OBJECTIVES = ("loss", "accuracy", "f1", "margin")
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
 BP, MEASURING = "fo, calibrate, instruct, fedavg", "zo, calibrate, instruct"
 
 
@@ -171,6 +174,14 @@ class ZoSettings(Section):
     query_data: str = option("same",
                              "one batch for all queries, fresh ones, or one of all these (shared)",
                              choices=("same", "fresh", "shared"), used_by=MEASURING)
+    objective: str = option(
+        "loss", "what is measured: loss, accuracy, f1, margin, or a reward, module:function",
+        used_by="zo")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective not in OBJECTIVES and not FUNCTION.fullmatch(self.objective):
+            raise UnknownNameError("objective", self.objective, (*OBJECTIVES, "module:function"))
 
 
 @dataclass(frozen=True, kw_only=True)

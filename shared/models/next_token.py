@@ -37,13 +37,18 @@ def _token_losses(module: nn.Module, blocks: Tensor) -> Tensor:
     rows in chunks: beside the logits, a large vocabulary needs CHUNK_LOGITS numbers, not a copy.
     """
     rows = logits(module, blocks).flatten(0, 1)  # (B * T, V)
-    targets = F.pad(blocks[:, 1:], (0, 1), value=IGNORED).view(-1)
+    targets = next_tokens(blocks).view(-1)
     size = max(1, CHUNK_LOGITS // rows.shape[1])
     losses = [
         F.cross_entropy(part.float(), target, ignore_index=IGNORED, reduction="none")
         for part, target in zip(torch.split(rows, size), torch.split(targets, size), strict=True)
     ]
     return torch.cat(losses).view(blocks.shape)
+
+
+def next_tokens(blocks: Tensor) -> Tensor:
+    """Return the token after each of blocks (B, T); IGNORED after the last of a block."""
+    return F.pad(blocks[:, 1:], (0, 1), value=IGNORED)
 
 
 def logits(module: nn.Module, blocks: Tensor) -> Tensor:

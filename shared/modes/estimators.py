@@ -26,7 +26,7 @@ def estimator_of(config: Config) -> Estimator:
     named = config.zo.estimator
     if named != "auto":
         return cast(Estimator, named)
-    if config.model.is_linear:
+    if config.model.is_linear and config.zo.objective == "loss":
         return EXACT
     return TWO_POINT if refusal_of_forward(config) else DEFAULT
 

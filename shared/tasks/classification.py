@@ -48,11 +48,11 @@ class Classification:
 
     def each(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Cross-entropy of each example's class, (B,) float64."""
-        return F.cross_entropy(self._logits(module, rows), rows[:, 0], reduction="none").double()
+        return F.cross_entropy(self.predict(module, rows), rows[:, 0], reduction="none").double()
 
     def outcome(self, module: nn.Module, rows: Tensor) -> EvalSums:
         """Loss, and the confusion matrix of the classes with the largest logits."""
-        logits = self._logits(module, rows)
+        logits = self.predict(module, rows)
         total = F.cross_entropy(logits, rows[:, 0], reduction="none").sum(dtype=torch.float64)
         choices = logits.argmax(1).cpu().numpy()
         confusion = confusion_of(rows[:, 0].cpu().numpy(), choices, self.classes)
@@ -79,7 +79,11 @@ class Classification:
             raise ConfigError("a model with a readout expected: scope words, prior, or features")
         return self.readout
 
-    def _logits(self, module: nn.Module, rows: Tensor) -> Tensor:
+    def labels(self, rows: Tensor) -> Tensor:
+        """The classes (B,) of rows."""
+        return rows[:, 0]
+
+    def predict(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Logits (B, k) in float32; padding that all texts of a batch share is not computed."""
         return self.logits(module, *_texts(rows)).float()
 

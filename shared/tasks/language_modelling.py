@@ -10,7 +10,7 @@ from shared.config.schema import Config
 from shared.data.documents import Documents
 from shared.data.examples import Examples, cut_blocks
 from shared.models.model import LanguageModel, Tokenizer
-from shared.models.next_token import example_losses, loss_tensor
+from shared.models.next_token import example_losses, logits, loss_tensor, next_tokens
 from shared.tasks.task import TASKS
 
 
@@ -32,6 +32,14 @@ class LanguageModelling:
     def each(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Mean loss of each block's next tokens, (B,) float64."""
         return example_losses(module, rows)
+
+    def predict(self, module: nn.Module, rows: Tensor) -> Tensor:
+        """Logits (B, T, V) of the token after each."""
+        return logits(module, rows).float()
+
+    def labels(self, rows: Tensor) -> Tensor:
+        """The token after each (B, T); -100 after the last of a block."""
+        return next_tokens(rows)
 
     def outcome(self, module: nn.Module, rows: Tensor) -> EvalSums:
         """Loss of the next tokens; there are no classes."""

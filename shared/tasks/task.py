@@ -33,6 +33,12 @@ class Task(Protocol):
     def each(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Mean loss in nats of each example (B,), float64; one forward pass."""
 
+    def predict(self, module: nn.Module, rows: Tensor) -> Tensor:
+        """Float32 logits of classes (B, k), or of each next token (B, T, V); one forward pass."""
+
+    def labels(self, rows: Tensor) -> Tensor:
+        """What ``predict`` should score highest: classes (B,), or next tokens (B, T), else -100."""
+
     def outcome(self, module: nn.Module, rows: Tensor) -> EvalSums:
         """Loss of a batch, and for a task with classes the confusion matrix; one forward pass."""
 

@@ -23,6 +23,8 @@ from shared.features.readout_logits import readout_settings
 from shared.models.adapters import adapt_
 from shared.models.load import load_model
 from shared.models.model import LanguageModel
+from shared.objectives.objective import Objective, check_objective, objective_of
+from shared.objectives.reward import reward_source
 from shared.optimizers.gradient import add_scaled_
 from shared.replica.replica import Replica, digest_of
 from shared.tasks.classification import label_words
@@ -39,7 +41,8 @@ class Oracle:
     language_model: LanguageModel
     task: Task
     replica: Replica
-    base: bytes  # 16, digest of every parameter and buffer of the untrained model
+    objective: Objective
+    base: bytes  # 16, digest of the untrained model, and of the source of a reward
     run: RunSettings
 
     @classmethod
@@ -65,9 +68,10 @@ class Oracle:
         if config.model.scope == "lora":
             model = adapt_(model, config.model, config.training.seed)
         module = cast_(model.module.to(config.run.device), config.model.dtype)
-        base = base_digest(module)
+        base = base_digest(module, reward_source(config.zo.objective))
         replica = Replica.of(flatten(module, trainable(config.model.scope, module)), config)
-        return cls(model, task_of(config, model), replica, base, config.run)
+        task = task_of(config, model)
+        return cls(model, task, replica, objective_of(config, task), base, config.run)
 
     @cached_property
     def perturber(self) -> Perturber:
@@ -98,9 +102,12 @@ class Oracle:
         )
 
     def loss(self, rows: Tensor) -> float:
-        """Mean loss in nats of a batch of the task's rows, at the model's current parameters."""
+        """Mean objective of a batch of the task's rows, at the model's current parameters.
+
+        It is the loss in nats, unless the setting ``objective`` names another.
+        """
         with torch.inference_mode(), self.kept.at(rows):
-            return float(self.task.loss(self.language_model.module, self._to_device(rows)))
+            return float(self.objective.loss(self.language_model.module, self._to_device(rows)))
 
     def loss_of_all(self, rows: Tensor) -> float:
         """Mean loss of any number of rows, a few in each forward pass: its memory stays bounded."""
@@ -108,9 +115,17 @@ class Oracle:
         return sum(self.loss(part) * len(part) for part in parts) / len(rows)
 
     def losses(self, rows: Tensor) -> Tensor:
-        """Mean loss of each example of a batch, as (B,) float64 on the CPU."""
+        """Objective of each example of a batch, as (B,) float64 on the CPU."""
         with torch.inference_mode(), self.kept.at(rows):
-            return self.task.each(self.language_model.module, self._to_device(rows)).cpu()
+            return self.objective.each(self.language_model.module, self._to_device(rows)).cpu()
+
+    def check_objective(self, rows: Tensor) -> None:
+        """Try the objective on a batch, unless it is the loss.
+
+        Raises:
+            ConfigError: it gives no finite number for each example.
+        """
+        check_objective(self.objective, self.language_model.module, self._to_device(rows))
 
     def outcome(self, rows: Tensor) -> EvalSums:
         """Loss and scores of a batch of the task's rows, at the model's current parameters."""
@@ -209,9 +224,12 @@ def cast_(module: nn.Module, dtype: str) -> nn.Module:
     return module
 
 
-def base_digest(module: nn.Module) -> bytes:
-    """16 bytes over names and bits of all parameters and buffers, frozen ones included."""
-    digest = xxhash.xxh3_128()
+def base_digest(module: nn.Module, source: bytes = b"") -> bytes:
+    """16 bytes over names and bits of all parameters and buffers, frozen ones included.
+
+    ``source`` is that of a function which decides numbers too, if the run has one.
+    """
+    digest = xxhash.xxh3_128(source)
     tensors = [*module.named_parameters(), *module.named_buffers()]
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         digest.update(name.encode())

@@ -32,6 +32,7 @@ def check_combinations(c: Config) -> None:
     _check_step(c)
     _check_averaging(c)
     _check_gradients(c)
+    _check_objective(c)
     _check_model(c)
     _check_merging(c)
     _check_data(c)
@@ -163,6 +164,38 @@ def _check_gradients(c: Config) -> None:
     if c.bp.split_data and c.bp.dataset:
         raise ConfigError(
             f"split-bp-zo-data with bp-dataset = {c.bp.dataset!r}: these are apart already; use one"
+        )
+
+
+def _check_objective(c: Config) -> None:
+    """What is measured may be no function that has slopes, or one of whole batches."""
+    name, mode = c.zo.objective, mode_of(c)
+    if name == "loss":
+        return
+    if mode.always_backpropagates or mode.has_interval:
+        raise ConfigError(
+            f"objective {name!r} with mode {c.training.mode!r}, which backpropagates the loss: "
+            "use mode zo, or objective loss"
+        )
+    if c.zo.parallel_queries > 1:
+        raise ConfigError(
+            f"objective {name!r} with parallel-queries = {c.zo.parallel_queries}: only the loss of "
+            "language modelling is batched over directions; use 1"
+        )
+    if c.zo.estimator == EXACT:
+        raise ConfigError(
+            f"objective {name!r} with estimator 'exact': only the loss has exact slopes; use "
+            "two-point, forward or auto"
+        )
+    if name == "f1" and not c.zo.batch_size:
+        raise ConfigError(
+            "objective 'f1' with zo-batch-size = 0: F1 is of one forward pass, and all of a site's "
+            "examples take several; set zo-batch-size"
+        )
+    if name == "f1" and c.federation.merge_clients:
+        raise ConfigError(
+            "objective 'f1' with merge-clients: F1 is of one site's batch, and merged sites share "
+            "theirs; use accuracy or margin, or no merging"
         )
 
 

@@ -1,0 +1,105 @@
+"""MNIST with the convolutional network of DeComFL: 28,938 parameters, ten classes.
+
+Model, task and data set register as any plug-in's do, so that our engine, sites, ledger and
+replicas train the network as they train a language model. A row is a class and 784 pixels.
+Li et al. 2024, https://arxiv.org/abs/2405.15861: two convolutions of 5 by 5 (16 and 32 channels)
+with padding 2, each with ReLU and a maximum over 2 by 2, and a linear layer 1,568 to 10.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from shared.config.schema import Config
+from shared.data.documents import DATASETS, Documents, Source
+from shared.data.sets.pictures import Pictures, mnist_pictures
+from shared.models.model import MODELS, LanguageModel
+from shared.models.tokenizers import ByteTokenizer
+from shared.packages.package import CARRIERS
+from shared.tasks.classification import Classification
+from shared.tasks.task import TASKS
+
+NAME, SIDE, CLASSES = "mnist-cnn", 28, 10
+MEAN, DEVIATION = 0.1307, 0.3081  # of MNIST's pixels between 0 and 1, as everyone scales them
+
+
+class PictureNetwork(nn.Module):
+    """Two convolutions and a linear layer over pictures of 28 by 28."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(max_position_embeddings=SIDE * SIDE, num_labels=CLASSES)
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        )  # fmt: skip
+        self.out = nn.Linear(32 * (SIDE // 4) ** 2, CLASSES)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (B, 10) of pixels (B, 784) from 0 to 255."""
+        scores: Tensor = self.out(self.features(pixels))
+        return scores
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the linear layer reads (B, 1568)."""
+        scaled = (pixels.float() / 255 - MEAN) / DEVIATION
+        pictures = scaled.view(-1, 1, SIDE, SIDE)
+        flat: Tensor = self.body(pictures.to(memory_format=torch.channels_last))
+        return flat
+
+
+def network(seed: int) -> LanguageModel:
+    """The untrained network; torch's own initialisation, from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = PictureNetwork()
+    return LanguageModel(NAME, module.eval(), ByteTokenizer())
+
+
+def pixel_task(config: Config, model: LanguageModel) -> Classification:
+    """Classification whose texts are pixels, a character from 0 to 255 each."""
+    del config, model
+    return Classification(CLASSES, _pixels, _logits)
+
+
+def _pixels(text: str, most: int) -> NDArray[np.int64]:
+    return np.frombuffer(text.encode("latin-1"), np.uint8)[:most].astype(np.int64)
+
+
+def _logits(module: nn.Module, pixels: Tensor, lengths: Tensor) -> Tensor:
+    del lengths  # all pictures are of one size
+    scores: Tensor = module(pixels)
+    return scores
+
+
+def pixels_of(pictures: Callable[[], Pictures]) -> Callable[[int, str], Documents]:
+    """A data set's function: each picture as a text of one character per pixel."""
+
+    def load(max_samples: int, by: str = "digit") -> Documents:
+        del by
+        whole = pictures()
+        texts = [picture.tobytes().decode("latin-1") for picture in whole.pixels]
+        names = [whole.classes[label] for label in whole.labels]
+        flags = None if whole.held_out is None else whole.held_out.tolist()
+        return Documents(texts, names, whole.labels.tolist(), whole.classes, flags).thin(
+            max_samples
+        )
+
+    return load
+
+
+def register() -> None:
+    """Make model, task and data set known to this process; only the benchmark does so."""
+    if NAME in MODELS:
+        return
+    MODELS.register(NAME)(network)
+    TASKS.register("pictures")(pixel_task)
+    source = Source(
+        pixels_of(mnist_pictures), "packaged", "handwritten digits as pixels", ("digit",),
+        "70,000 pictures", "CC BY-SA 3.0", carrier=CARRIERS["mnist"],
+    )  # fmt: skip
+    DATASETS.register("mnist-pixels")(source)

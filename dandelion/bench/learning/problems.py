@@ -1,0 +1,122 @@
+"""The problems that methods are compared on: data, model, budget, and where their rates lie."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from dandelion.bench.learning import mnist
+from dandelion.bench.learning.methods import DECOMFL, FEDAVG_LORA, Settings
+from shared.base.errors import UnknownNameError
+from shared.packages.package import CARRIERS, is_cached
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is learned, from where on, and for how many evaluations per site.
+
+    ``rates`` has the middle of the five rates by method. ``own`` has our rows. ``start`` trains a
+    base once, by these settings, that every method starts from.
+    """
+
+    name: str
+    about: str
+    settings: Settings
+    evaluations: int  # per site that is requested
+    rates: Mapping[str, float]
+    own: Mapping[str, Settings]
+    published: Mapping[str, Settings] = field(default_factory=dict)  # a peer's own setting here
+    without: frozenset[str] = frozenset()
+    start: Settings = field(default_factory=dict)
+    carriers: tuple[str, ...] = ()  # packages that it needs
+    install: Callable[[], None] = lambda: None
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether nothing has to be fetched."""
+        return all(is_cached(CARRIERS[name]) for name in self.carriers)
+
+
+COMMON: Settings = {
+    "threads": 1,
+    "snapshot-interval": 0,
+    "log-interval": 10,
+    "save-model": False,
+    "num-clients": 4,
+}
+DEMO: Settings = {"num-clients": 8, "eval-blocks": 128}
+DEMO_RATES = {
+    "mezo": 2e-3, "decomfl": 2e-2, "fedkseed": 4e-3, "fzoo": 2e-2, "fedavg": 8e-3,
+    "fedavg-lora": 5e-3, "ours: defaults": 2e-2, "ours: q = 32": 2e-2,
+}  # fmt: skip
+DEMO_OWN: Mapping[str, Settings] = {
+    "defaults": {},
+    "step = auto": {"step": "auto"},
+    "q = 32": {"queries": 32},
+}
+REVIEWS: Settings = {
+    "task": "classification", "dataset": "rotten-tomatoes", "block-size": 64, "eval-blocks": 512,
+    "zo-batch-size": 16, "bp-batch-size": 16, "partitioner": "iid",
+}  # fmt: skip
+MINILM: Settings = {**REVIEWS, "model": "minilm", "label-words": "rotten, fresh"}
+SMOLLM2: Settings = {**REVIEWS, "model": "smollm2-135m", "label-words": "terrible, great",
+                     "max-samples": 2512}  # fmt: skip
+SKEWED: Settings = {"partitioner": "dirichlet", "partition-by": "label", "partition-alpha": 0.1}
+SMOLLM2_RATES = {
+    "mezo": 1e-6, "decomfl": 5e-6, "fedkseed": 3e-7, "fzoo": 3e-5, "fedavg": 2e-5,
+    "fedavg-lora": 1e-3, "ours: words": 1e-2,
+}  # fmt: skip
+# Each word's offset along the kept features, exact slopes of all of a site's examples.
+WORDS: Settings = {"scope": "words", "queries": 64, "zo-batch-size": 0, "optimizer": "adam"}
+
+PROBLEMS = {
+    problem.name: problem
+    for problem in (
+        Problem("demo", "byte-level GPT on the standard library's modules, from its start",
+                DEMO, 1200, DEMO_RATES, DEMO_OWN),
+        Problem("demo-base", "the same on one half of the modules, from an fo base of the other",
+                {**DEMO, "data-part": "2/2"}, 1200,
+                {name: rate / 4 for name, rate in DEMO_RATES.items()}, DEMO_OWN,
+                start={**DEMO, "data-part": "1/2", "mode": "fo", "learning-rate": 0.5,
+                       "num-rounds": 150}),
+        Problem("mnist", "DeComFL's network and setting: 100 clients, 10 a round, batch 256",
+                {"task": "pictures", "dataset": "mnist-pixels", "model": mnist.NAME,
+                 "block-size": 784, "num-clients": 100, "clients-per-round": 10,
+                 "zo-batch-size": 256, "bp-batch-size": 256, "partitioner": "iid",
+                 "eval-blocks": 2000},
+                2100,
+                {"mezo": 1e-3, "decomfl": 1e-3, "fedkseed": 1e-4, "fzoo": 5e-3, "fedavg": 1e-3,
+                 "ours: defaults": 2e-2, "ours: q = 32": 2e-2},
+                DEMO_OWN,
+                {DECOMFL.name: {"queries": 20, "momentum": 0.9, "weight-decay": 1e-5}},
+                frozenset({FEDAVG_LORA.name}), carriers=("mnist",), install=mnist.register),
+        Problem("minilm-head", "MiniLM on Rotten Tomatoes, its head alone",
+                {**MINILM, "scope": "head", "block-size": 32}, 2000,
+                {"mezo": 1e-3, "decomfl": 3e-3, "fedkseed": 1e-3, "fzoo": 1e-3, "fedavg": 2e-3,
+                 "ours: adam, q = 64": 3e-3},
+                {"adam, q = 64": {"optimizer": "adam", "queries": 64},
+                 "step = auto": {"step": "auto", "queries": 64}},
+                without=frozenset({FEDAVG_LORA.name}), carriers=("rotten-tomatoes", "minilm")),
+        Problem("minilm-bias", "MiniLM on Rotten Tomatoes, its biases, norms and output",
+                {**MINILM, "scope": "bias", "block-size": 32}, 1000,
+                {"mezo": 2e-3, "decomfl": 5e-3, "fedkseed": 1e-3, "fzoo": 1e-3, "fedavg": 1e-3,
+                 "ours: defaults": 2e-2},
+                {"defaults": {}, "step = auto": {"step": "auto"}},
+                without=frozenset({FEDAVG_LORA.name}), carriers=("rotten-tomatoes", "minilm")),
+        Problem("smollm2", "SmolLM2-135M with a prompt on Rotten Tomatoes, IID", SMOLLM2, 300,
+                SMOLLM2_RATES, {"words": WORDS},
+                carriers=("rotten-tomatoes", "smollm2")),
+        Problem("smollm2-skewed", "the same, classes dealt by Dirichlet 0.1",
+                {**SMOLLM2, **SKEWED}, 300, SMOLLM2_RATES, {"words": WORDS},
+                carriers=("rotten-tomatoes", "smollm2")),
+    )
+}  # fmt: skip
+
+
+def problem_of(name: str) -> Problem:
+    """A problem by its name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name not in PROBLEMS:
+        raise UnknownNameError("problem", name, PROBLEMS)
+    return PROBLEMS[name]

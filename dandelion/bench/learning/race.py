@@ -1,0 +1,202 @@
+"""Runs every method on a problem at equal evaluations: five rates once, the best more often."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dandelion.bench.learning import seed_pool
+from dandelion.bench.learning.linear_probe import probe_points
+from dandelion.bench.learning.methods import (
+    FACTORS,
+    PEERS,
+    PROBE,
+    PROBE_SOURCE,
+    Method,
+    Settings,
+    own_methods,
+)
+from dandelion.bench.learning.problems import COMMON, Problem
+from dandelion.bench.learning.race_points import RaceCurve, race_points
+from dandelion.compare.runner import Budget, run_method
+from dandelion.engines.local import run_local
+from server.ledger.run_folder import LEDGER
+from shared.base.errors import StalledError, UnknownNameError
+from shared.config.schema import Config
+from shared.modes.estimators import cost
+from shared.modes.mode import plan_of
+from shared.training.oracle import Oracle
+from shared.training.site_data import SiteData
+from shared.training.validate import configure
+
+EVALUATIONS_OF_A_CURVE = 10
+TYPICAL_ROUND = 2  # round 1 may be special
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How much is tried: all that the command's options say."""
+
+    folder: Path
+    seeds: int = 3
+    minutes: float = 0.0  # per problem; 0: until the evaluations are spent
+    factors: Sequence[float] = FACTORS
+    methods: Sequence[str] = ()  # those that are raced; none: all
+    evaluations: int = 0  # per site; 0: as many as the problem says
+    more: Settings = field(default_factory=dict)  # settings that win over all others
+
+    def budget_of(self, problem: Problem) -> int:
+        """Evaluations of each method on a problem."""
+        return self.evaluations or problem.evaluations
+
+
+def methods_of(problem: Problem, names: Sequence[str] = ()) -> list[Method]:
+    """Peers' methods that fit a problem, and ours; some of them if they are named.
+
+    Raises:
+        UnknownNameError: no method of the problem has the name.
+    """
+    peers = [method for method in PEERS if method.name not in problem.without]
+    methods = {method.name: method for method in [*peers, *own_methods(problem.own)]}
+    if unknown := [name for name in names if name not in methods]:
+        raise UnknownNameError(f"method of {problem.name}", unknown[0], methods)
+    return [methods[name] for name in names or methods]
+
+
+def configuration(
+    problem: Problem, method: Method, rate: float | None, seed: int, trial: Trial
+) -> Config:
+    """The run of a method at a rate: as many rounds as the problem's evaluations allow.
+
+    Raises:
+        ConfigError: settings that cannot work together.
+    """
+    settings = {
+        **COMMON,
+        **problem.settings,
+        **method.settings,
+        **problem.published.get(method.name, {}),
+        **({method.rate: rate} if rate is not None else {}),
+        **trial.more,
+        "seed": seed,
+        "output-dir": str(trial.folder / problem.name / _slug(method.name)),
+        "run-name": f"{rate if rate is not None else 'auto'}-seed-{seed}",
+    }
+    if problem.start:
+        settings["init-from"] = str(trial.folder / problem.name / "base")
+    config = configure(settings)
+    each = cost(config, plan_of(config, TYPICAL_ROUND), _batch(config))
+    rounds = max(1, round(trial.budget_of(problem) / each))
+    every = max(1, rounds // EVALUATIONS_OF_A_CURVE)
+    return config.replace(num_rounds=rounds, eval_interval=every)
+
+
+def race(problem: Problem, trial: Trial, say: Callable[[str], None]) -> list[RaceCurve]:
+    """All curves of a problem: the linear probe, then each method at its rates and seeds.
+
+    Args:
+        problem: what is learned.
+        trial: how much of it.
+        say: prints a line of progress.
+    """
+    problem.install()
+    seed_pool.register()
+    methods, curves = methods_of(problem, trial.methods), list[RaceCurve]()
+    for method in methods:  # so that a wrong setting is refused before hours are spent
+        rate = problem.rates[method.name] if method.rate else None
+        configuration(problem, method, rate, 1, trial)
+    _train_start(problem, trial)
+    for seed in range(1, trial.seeds + 1):
+        config = configuration(problem, Method(PROBE, "", {}, rate=""), None, seed, trial)
+        read = config.federation.num_clients * _batch(config) * trial.budget_of(problem)
+        points = probe_points(config, read)
+        curves.append(RaceCurve(PROBE, PROBE_SOURCE, None, seed, points))
+    left = MinuteBudget.of(trial, methods)
+    for method in methods:
+        for curve in _search(problem, method, trial, left):
+            say(f"{problem.name}: {method.name} at {curve.rate}, seed {curve.seed}: "
+                f"{curve.final:.4f} {curve.note}")  # fmt: skip
+            curves.append(curve)
+    return curves
+
+
+@dataclass
+class MinuteBudget:
+    """Divides the minutes that are left over the runs that are left."""
+
+    end: float  # time.monotonic(); 0: no end
+    left: int  # runs
+
+    @classmethod
+    def of(cls, trial: Trial, methods: Iterable[Method]) -> "MinuteBudget":
+        """Time that starts now."""
+        runs = sum((len(trial.factors) if m.rate else 1) + trial.seeds - 1 for m in methods)
+        return cls(time.monotonic() + 60 * trial.minutes if trial.minutes else 0.0, runs)
+
+    def budget(self) -> Budget:
+        """What the next run may take; at least a second."""
+        seconds = max(1.0, self.end - time.monotonic()) / max(1, self.left) if self.end else 0.0
+        self.left -= 1
+        return Budget(seconds=seconds)
+
+
+def _search(
+    problem: Problem, method: Method, trial: Trial, left: MinuteBudget
+) -> Iterator[RaceCurve]:
+    """Each rate with seed 1, then the best one with the other seeds."""
+    rates: list[float | None] = [None]
+    if method.rate:
+        rates = [problem.rates[method.name] * factor for factor in trial.factors]
+    curves = []
+    for rate in rates:
+        curves.append(_run(problem, method, rate, 1, trial, left))
+        yield curves[-1]
+    best = min(curves, key=lambda curve: curve.final).rate
+    for seed in range(2, trial.seeds + 1):
+        yield _run(problem, method, best, seed, trial, left)
+
+
+def _run(
+    problem: Problem,
+    method: Method,
+    rate: float | None,
+    seed: int,
+    trial: Trial,
+    left: MinuteBudget,
+) -> RaceCurve:
+    config, note = configuration(problem, method, rate, seed, trial), ""
+    folder = Path(config.run.output_dir, config.run.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    spent: list[str] = []
+    try:
+        run_method(config, left.budget(), spent.append)
+        note = "; ".join(spent)
+    except StalledError as error:
+        note = f"diverged: {error}"
+    points = race_points(folder, _batch(config)) if (folder / LEDGER).exists() else []
+    if note.startswith("diverged") and points:
+        points[-1] = type(points[-1])(**{**vars(points[-1]), "loss": float("inf")})
+    return RaceCurve(method.name, method.source, rate, seed, points, note)
+
+
+def _batch(config: Config) -> int:
+    """Examples of one evaluation at a site: its batch, or all of them."""
+    if config.zo.batch_size:
+        return config.zo.batch_size
+    data = SiteData.of(config, Oracle.of(config).language_model)
+    return len(data.shard(0, config.federation.num_clients).queries)
+
+
+def _train_start(problem: Problem, trial: Trial) -> None:
+    """Train the base that a problem starts from, if it has one and it is not there yet."""
+    folder = trial.folder / problem.name
+    if not problem.start or (folder / "base" / "model").is_dir():
+        return
+    shutil.rmtree(folder / "base", ignore_errors=True)
+    own = {"save-model": True, "output-dir": str(folder), "run-name": "base"}
+    run_local(configure({**COMMON, **problem.start, **trial.more, **own}))
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name)
