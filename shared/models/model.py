@@ -32,6 +32,10 @@ class Tokenizer(Protocol):
         """The number of tokens."""
 
     @property
+    def start(self) -> NDArray[np.int64]:
+        """The token that its model expects before any text, (1,); (0,) if it expects none."""
+
+    @property
     def identity(self) -> str:
         """A name of what it does: tokenizers of one identity give the same tokens."""
 
@@ -65,7 +69,7 @@ class LanguageModel:
             ConfigError: the module is no model of transformers.
         """
         longest = getattr(self._pretrained.config, "max_position_embeddings", 0)
-        return int(longest or UNLIMITED)
+        return int(longest or UNLIMITED) - self._first_position()
 
     @property
     def has_head(self) -> bool:
@@ -88,6 +92,14 @@ class LanguageModel:
         module = self._pretrained
         module.save_pretrained(folder, state_dict=self.state(module) if self.state else None)
         self.tokenizer.save(folder)
+
+    def _first_position(self) -> int:
+        """The first token's position: RoBERTa and its kin begin after that of the padding."""
+        for name, part in self._pretrained.named_modules():
+            if name.endswith("position_embeddings"):
+                padding = getattr(part, "padding_idx", None)
+                return 0 if padding is None else int(padding) + 1
+        return 0
 
     @property
     def _pretrained(self) -> Any:  # noqa: ANN401
