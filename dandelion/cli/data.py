@@ -9,7 +9,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from dandelion.cli.console import SettingsOption, console, say
+from dandelion.cli.console import ConfigOption, SettingsOption, console, say
 from shared.data.columns import Columns
 from shared.data.documents import DATASETS, UNLABELLED, Documents
 from shared.data.resolve import documents_of, source_of
@@ -84,6 +84,7 @@ def merge(
 def inspect(
     name: Name,
     settings: SettingsOption = None,
+    file: ConfigOption = None,
     out: Annotated[Path, typer.Option(help="Folder for table and picture.")] = Path(),
 ) -> None:
     """Partition a data set over sites as a run with these settings would, and draw the result."""
@@ -99,7 +100,7 @@ def inspect(
     )
     from shared.training.corpus import load_documents
 
-    config = gather(None, [*(settings or []), f"dataset={name}"])
+    config = gather(file, [*(settings or []), f"dataset={name}"])
     documents = load_documents(config)
     corpus = corpus_of(config, documents)
     held_out = ("held out", f"{len(corpus.held_out):,} examples, evaluated by the server")
@@ -109,8 +110,8 @@ def inspect(
     out.mkdir(parents=True, exist_ok=True)
     write(shards, out)
     draw(shards, title_of(config.data), out / SHARDS_PNG)
-    for file in (SHARDS_JSON, SHARDS_CSV, SHARDS_PNG):
-        say(str(out / file))
+    for each in (SHARDS_JSON, SHARDS_CSV, SHARDS_PNG):
+        say(str(out / each))
 
 
 def _columns_of(pairs: list[str]) -> Columns:
