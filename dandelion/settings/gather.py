@@ -70,12 +70,12 @@ def _resolve(key: str, value: str) -> str:
     if key not in (*FOLDERS, *PATHS):
         return value
     path = Path(value).expanduser()
-    if key not in FOLDERS and (not path.exists() or value in _known_names(key)):
+    if key not in FOLDERS and (not path.exists() or value in _names_of(key)):
         return str(path) if value.startswith("~") else value
     return str(path.absolute())
 
 
-def _known_names(key: str) -> list[str]:
+def _names_of(key: str) -> list[str]:
     """The registered names that a setting may have, which are no paths."""
     if key == "model":
         from shared.models.packaged import model_names
