@@ -14,6 +14,7 @@ from server.rounds.after_commit import AfterCommit
 from server.rounds.cohort import Cohort
 from server.rounds.round_log import RoundLog
 from server.rounds.strategy import ScalarStrategy
+from shared.base.errors import ConfigError
 from shared.config.schema import Config
 from shared.modes.mode import mode_of
 from shared.objectives.reward import is_reward
@@ -30,8 +31,11 @@ def serve(
     grid: Grid,
     config: Config,
     on_round: Callable[[Report, int], None] = lambda report, round_: None,
+    all_dealt: bool = False,
 ) -> Path:
     """Train to ``num-rounds``, new or resumed; return the run folder.
+
+    ``all_dealt``: every site has a shard of the run's data, and none has data of its own.
 
     Raises:
         ConfigError: the configuration cannot be run, or is not that of the run to resume.
@@ -40,18 +44,22 @@ def serve(
     """
     logging.getLogger("flwr").addFilter(_is_worth_logging)
     with open_run(validate(config)) as run:
-        train(grid, run, on_round).finish(run.oracle.language_model)
+        train(grid, run, on_round, all_dealt).finish(run.oracle.language_model)
         LOG.info("done: %s", run.folder)
         return run.folder
 
 
-def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Report:
+def train(
+    grid: Grid, run: Run, on_round: Callable[[Report, int], None], all_dealt: bool = False
+) -> Report:
     """Commit the rounds that are left, logging each; ``on_round`` is called after every one."""
     report = Report(run.folder, run.ledger, run.config, run.oracle.replica)
     report.rebuild()
     warn_of_rounding(run)
 
     corpus = Corpus.of(run.config, run.oracle.language_model)
+    if all_dealt:
+        check_shards(corpus)
 
     def show(round_: int) -> None:
         report.add(round_)
@@ -70,6 +78,19 @@ def train(grid: Grid, run: Run, on_round: Callable[[Report, int], None]) -> Repo
     after_commit = AfterCommit(run, lambda: evaluate(run.oracle, rows), show)
     ScalarStrategy(run, cohort, log, after_commit).start(grid)
     return report
+
+
+def check_shards(corpus: Corpus) -> None:
+    """Divide the data as the sites will, before any is asked.
+
+    Raises:
+        ConfigError: there are more sites than shards can be made.
+    """
+    sites = corpus.config.federation.num_clients
+    try:
+        corpus.shard(0, sites)
+    except ConfigError as error:
+        raise ConfigError(f"num-clients = {sites}: {error}") from error
 
 
 def warn_of_rounding(run: Run) -> None:

@@ -61,12 +61,12 @@ def shapes_of(name: str) -> tuple[Layout, Any]:
     Raises:
         DataError: the model is neither local nor in reach on the hub.
     """
-    with torch.device("meta"):
-        if name in MODELS.names():
+    if name in MODELS.names():
+        with torch.device("meta"):
             module: Any = hollow(SHAPES[name])
-        else:
-            path = str(PACKAGED[name].folder()) if name in PACKAGED else name
-            module = build_without_weights(name, path)
+    else:  # what is fetched or converted first has weights
+        path = str(PACKAGED[name].folder()) if name in PACKAGED else name
+        module = build_without_weights(name, path)
     return Layout.of((n, tuple(p.shape)) for n, p in module.named_parameters()), module
 
 

@@ -76,7 +76,7 @@ def encoder() -> nn.Module:
     )
 
 
-def kept_prefix(repeats: int = 5) -> list[BenchRow]:
+def measure_kept_prefix(repeats: int = 5) -> list[BenchRow]:
     """Medians of seconds to evaluate a batch with the last blocks trained, and of their ratio.
 
     Activations at the cut were kept before: each example has run through the model once.

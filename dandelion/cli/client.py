@@ -22,6 +22,7 @@ from dandelion.deployment.deploy_home import (
 from dandelion.deployment.supervisor import Keeper
 from dandelion.engines.flower_simulation import EngineError, free_port
 from shared.base.errors import WorkerError
+from shared.data.resolve import source_of
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a site in a federation.")
 REACTIVATION_S = 90.0  # for 60 s Flower refuses a key whose last process vanished
@@ -96,7 +97,8 @@ def node_config(pairs: list[str], home: Home) -> dict[str, object]:
     """Parse and check the node's config from the command line; its store is in its home.
 
     Raises:
-        ConfigError: an unknown key, an invalid value, or no name of the site.
+        ConfigError: an unknown key, an invalid value, no name of the site, or data that are not
+            here.
         EngineError: a pair is not ``key=value``.
     """
     config: dict[str, object] = {"store": str(home.folder / "store")}
@@ -108,7 +110,9 @@ def node_config(pairs: list[str], home: Home) -> dict[str, object]:
             config[name] = json.loads(text)
         except ValueError:
             config[name] = text
-    NodeConfig.of(config)
+    node = NodeConfig.of(config)
+    for own in filter(None, (node.data, node.bp_data)):
+        source_of(own)
     return config
 
 

@@ -65,7 +65,7 @@ def _choose_folder(name: str, preset: str, pairs: list[str]) -> tuple[Path, list
 
     parent = next((p.partition("=")[2] for p in pairs if key_of(p) == "output-dir"), "runs")
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = Path(parent, name or f"compare-{preset or 'methods'}-{stamp}").resolve()
+    folder = Path(parent, name or f"compare-{preset or 'methods'}-{stamp}").expanduser().resolve()
     if folder.exists():
         raise ConfigError(f"{folder} exists already; choose another --name")
     others = [pair for pair in pairs if key_of(pair) != "output-dir"]

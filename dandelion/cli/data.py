@@ -9,8 +9,9 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from dandelion.cli.console import SettingsOption, console, say
-from shared.data.documents import DATASETS, Documents
+from dandelion.cli.console import ConfigOption, SettingsOption, console, say
+from shared.data.columns import Columns
+from shared.data.documents import DATASETS, UNLABELLED, Documents
 from shared.data.resolve import documents_of, source_of
 
 if TYPE_CHECKING:
@@ -44,19 +45,21 @@ def list_() -> None:
 
 
 @app.command()
-def info(name: Name) -> None:
+def info(name: Name, settings: SettingsOption = None) -> None:
     """Explain what a data set is, where it comes from, and what it contains."""
-    source = source_of(name)
+    columns = _columns_of(settings or [])
+    source = source_of(name, columns)
     rows = [
         ("what", source.about),
         ("size", source.size),
         ("licence", source.licence),
         ("from", source.origin),
-        ("grouped by", ", ".join(source.ids)),
+        ("grouped by", ", ".join(source.ids) + ", or any column" * source.any_id),
         ("taken", f"the first {source.samples:,} documents" if source.samples else "all"),
         ("here", "yes" if source.is_here else f"no: dandelion data download {name}"),
     ]
-    show(name, rows + (describe(documents_of(name)) if source.is_here else []))
+    here = describe(documents_of(name, columns=columns)) if source.is_here else []
+    show(name, rows + here)
 
 
 @app.command()
@@ -81,6 +84,7 @@ def merge(
 def inspect(
     name: Name,
     settings: SettingsOption = None,
+    file: ConfigOption = None,
     out: Annotated[Path, typer.Option(help="Folder for table and picture.")] = Path(),
 ) -> None:
     """Partition a data set over sites as a run with these settings would, and draw the result."""
@@ -94,11 +98,10 @@ def inspect(
         title_of,
         write,
     )
+    from shared.training.corpus import load_documents
 
-    config = gather(None, [*(settings or []), f"dataset={name}"])
-    documents = documents_of(name, config.data.max_samples, config.data.partition_by).share(
-        config.data.part
-    )
+    config = gather(file, [*(settings or []), f"dataset={name}"])
+    documents = load_documents(config)
     corpus = corpus_of(config, documents)
     held_out = ("held out", f"{len(corpus.held_out):,} examples, evaluated by the server")
     show(name, [*describe(documents), held_out])
@@ -107,8 +110,17 @@ def inspect(
     out.mkdir(parents=True, exist_ok=True)
     write(shards, out)
     draw(shards, title_of(config.data), out / SHARDS_PNG)
-    for file in (SHARDS_JSON, SHARDS_CSV, SHARDS_PNG):
-        say(str(out / file))
+    for each in (SHARDS_JSON, SHARDS_CSV, SHARDS_PNG):
+        say(str(out / each))
+
+
+def _columns_of(pairs: list[str]) -> Columns:
+    """The columns that settings such as ``text-column=note`` name."""
+    from dandelion.settings.gather import read_pairs
+    from shared.config.schema import Config
+
+    data = Config(read_pairs(pairs)).data
+    return Columns(data.text_column, data.label_column)
 
 
 def corpus_of(config: "Config", documents: Documents) -> "Corpus":
@@ -131,6 +143,7 @@ def describe(documents: Documents) -> list[tuple[str, str]]:
     """Names and values: number of documents, lengths, groups, classes, and the set's own split."""
     words = sorted(len(text.split()) for text in documents.texts)
     groups, labels = Counter(documents.groups), Counter(documents.labels or ())
+    missing = labels.pop(UNLABELLED, 0)
     largest = ", ".join(f"{group} ({size:,})" for group, size in groups.most_common(NAMED_GROUPS))
     rows = [
         ("documents", f"{len(words):,}"),
@@ -140,6 +153,8 @@ def describe(documents: Documents) -> list[tuple[str, str]]:
     if labels:
         shares = (f"{documents.classes[k]} {n / len(words):.1%}" for k, n in sorted(labels.items()))
         rows.append(("classes", ", ".join(shares)))
+    if missing:
+        rows.append(("without a class", f"{missing:,}"))
     if parts := documents.parts():
         training, held_out = (len(part.texts) for part in parts)
         rows.append(("its own split", f"{training:,} to train on, {held_out:,} to evaluate on"))

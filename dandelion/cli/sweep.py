@@ -151,10 +151,13 @@ class _ProgressBars:
 
 
 def _base(file: Path | None, pairs: Sequence[str]) -> dict[str, Value]:
-    from dandelion.settings.gather import read_pairs, read_toml
+    from dandelion.settings.gather import read_pairs, read_toml, resolve_paths
 
     given = flat_settings(read_toml(file)) if file else {}  # values are checked with the cells
-    return {"save-model": False, **cast("Mapping[str, Value]", given | read_pairs(pairs))}
+    return {
+        "save-model": False,
+        **cast("Mapping[str, Value]", resolve_paths(given) | read_pairs(pairs)),
+    }
 
 
 def _begin(plan: SweepPlan, name: str) -> tuple[Path, SweepPlan]:

@@ -177,4 +177,4 @@ def run_local(
     grid = LocalGrid(
         app, contexts, merge_requests(contexts) if config.federation.merge_clients else None
     )
-    return serve(grid, config, on_round)
+    return serve(grid, config, on_round, all_dealt=True)

@@ -9,7 +9,10 @@ from shared.base.errors import ConfigError
 from shared.base.options import Value
 from shared.config.schema import RESUMABLE, Config, flat_key, flat_settings, with_former_defaults
 from shared.training.components import parse
-from shared.training.validate import configure
+from shared.training.validate import check_data, configure
+
+FOLDERS = ("output-dir", "resume")  # always paths
+PATHS = ("model", "init-from", "dataset", "eval-dataset", "bp-dataset")  # or names of something
 
 
 def gather(
@@ -38,6 +41,7 @@ def gather_deployed(
     settings = flat_settings(read_toml(file)) if file else {}
     settings |= read_pairs(pairs)
     settings |= flat_settings({key: value for key, value in given.items() if value != ""})
+    settings = resolve_paths(settings)
     if named := settings.pop("resume", ""):
         resume = resume or Path(str(named))
     if resume is not None:
@@ -46,7 +50,40 @@ def gather_deployed(
 
     config = configure(expand_preset(settings))
     check_name(config.model.name)
+    check_data(config)
     return config
+
+
+def resolve_paths(settings: Mapping[str, object]) -> dict[str, object]:
+    """The same settings with absolute paths of what is there, and with ``~`` for the home folder.
+
+    A run may then be looked at from another folder, and its processes may start in others. A name
+    that is known keeps its meaning, whatever folder has the same name.
+    """
+    return {
+        key: _resolve(key, value) if isinstance(value, str) and value else value
+        for key, value in settings.items()
+    }
+
+
+def _resolve(key: str, value: str) -> str:
+    if key not in (*FOLDERS, *PATHS):
+        return value
+    path = Path(value).expanduser()
+    if key not in FOLDERS and (not path.exists() or value in _names_of(key)):
+        return str(path) if value.startswith("~") else value
+    return str(path.absolute())
+
+
+def _names_of(key: str) -> list[str]:
+    """The registered names that a setting may have, which are no paths."""
+    if key == "model":
+        from shared.models.packaged import model_names
+
+        return model_names()
+    from shared.data.documents import DATASETS
+
+    return list(DATASETS.names()) if key != "init-from" else []
 
 
 def read_pairs(pairs: Sequence[str]) -> dict[str, object]:
@@ -62,7 +99,7 @@ def read_pairs(pairs: Sequence[str]) -> dict[str, object]:
         if not equals:
             raise ConfigError(f"--set key=value expected, got {pair!r}")
         settings[flat_key(key.strip())] = parse(key.strip(), text.strip())
-    return flat_settings(settings)
+    return resolve_paths(flat_settings(settings))
 
 
 def key_of(pair: str) -> str:

@@ -21,8 +21,9 @@ OWN_PACKAGES = ("client", "server", "shared")
 def cache_folder() -> Path:
     """Return ``DANDELION_CACHE``, else ``dandelion`` in the user's cache folder (XDG)."""
     if own := os.environ.get("DANDELION_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dandelion"
+        return Path(own).expanduser()
+    own_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own_home).expanduser() / "dandelion"
 
 
 @contextmanager

@@ -68,6 +68,10 @@ class DataSettings(Section):
                          used_by="classification")
     dataset: str = option(
         "stdlib", "a name of dandelion data list, a folder, or owner/name[:config] on the hub")
+    text_column: str = option(
+        "", "of a folder of tables: columns that are a document's text, with commas; empty: text, "
+        "sentence or content")
+    label_column: str = option("", "of a folder of tables: the column of classes; empty: label")
     max_samples: int = option(
         0, "documents taken from it; 0: all, or of a large set those recommended", unit="documents")
     block_size: int = option(64, "length of one example", at_least=2, unit="tokens")

@@ -1,7 +1,7 @@
 """Documents with the natural group of each, and the registry of the data sets that give them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from shared.base.errors import ConfigError, DataError
 from shared.base.registry import Registry
 from shared.packages.package import Package, is_cached
 
+UNLABELLED = -1  # the label of a document that has no class
+EXPECTED = 5  # examples of a class among evenly spaced ones; if there is none, they are not fair
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -19,10 +22,13 @@ class Documents:
 
     texts: Sequence[str]
     groups: Sequence[str]  # the natural id of each text: its module, play, president
-    labels: Sequence[int] | None = None  # the class of each text, if the data set has classes
+    labels: Sequence[int] | None = None  # the class of each text, or UNLABELLED; None: no classes
     classes: tuple[str, ...] = ()  # the names of labels 0, 1, …
     held_out: Sequence[bool] | None = None  # the data set's own evaluation part
     revision: str = ""  # names the contents, if these are too many to be hashed
+    no_labels: str = ""  # why there are no classes, for the error of a task that needs them
+    alphabetical: bool = False  # classes are numbered by their names, since the data give no order
+    anonymous: bool = False  # groups are parts of consecutive documents, for want of a natural id
 
     def __post_init__(self) -> None:
         columns = [c for c in (self.groups, self.labels, self.held_out) if c is not None]
@@ -33,13 +39,13 @@ class Documents:
     def take(self, rows: Sequence[int]) -> "Documents":
         """Return some of the documents."""
         flags = self.held_out
-        return Documents(
-            pick_texts(self.texts, rows),
-            [self.groups[row] for row in rows],
-            None if self.labels is None else [self.labels[row] for row in rows],
-            self.classes,
-            None if flags is None else [flags[row] for row in rows],
-            f"{self.revision}, rows {_hash(rows)}" if self.revision else "",
+        return replace(
+            self,
+            texts=pick_texts(self.texts, rows),
+            groups=[self.groups[row] for row in rows],
+            labels=None if self.labels is None else [self.labels[row] for row in rows],
+            held_out=None if flags is None else [flags[row] for row in rows],
+            revision=f"{self.revision}, rows {_hash(rows)}" if self.revision else "",
         )
 
     def share(self, part: str) -> "Documents":
@@ -71,10 +77,18 @@ class Documents:
         few = min(most, max(round(most * len(apart) / total), 1)) if len(apart) else 0
         rest = np.setdiff1d(np.arange(total), apart)
         few = max(few, most - len(rest))
-        rows = np.concatenate(
-            [apart[space_evenly(len(apart), few)], rest[space_evenly(len(rest), most - few)]]
-        )
-        return self.take(np.sort(rows).tolist())
+        labels = None if self.labels is None else np.asarray(self.labels)
+        rows = [
+            part[space_fairly(None if labels is None else labels[part], len(part), count)]
+            for part, count in ((apart, few), (rest, most - few))
+        ]
+        return self.take(np.sort(np.concatenate(rows)).tolist())
+
+    def merge_parts(self) -> "Documents":
+        """Join the anonymous groups in pairs: half as many, each of twice as many documents."""
+        number = {name: index // 2 for index, name in enumerate(sorted(set(self.groups)))}
+        groups = [f"part-{number[group]:03d}" for group in self.groups]
+        return replace(self, groups=groups, anonymous=max(number.values()) > 0)
 
     def parts(self) -> tuple["Documents", "Documents"] | None:
         """The data set's own training and evaluation parts; None if it has no such parts."""
@@ -97,6 +111,7 @@ class Source:
     samples: int = 0  # documents that are taken if max-samples is 0; 0: all
     carrier: Package | None = None
     hub: str = ""
+    any_id: bool = False  # any of its columns is a natural id, known when it is read
     here: Callable[[], bool] = lambda: True
 
     @property
@@ -136,6 +151,25 @@ def pick_texts(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
 def space_evenly(total: int, count: int) -> NDArray[np.int64]:
     """Return ``count`` of the rows 0 .. total - 1, evenly spaced; distinct if count <= total."""
     return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
+
+
+def space_fairly(labels: NDArray[np.int64] | None, total: int, count: int) -> NDArray[np.int64]:
+    """Return ``count`` of the rows 0 .. total - 1, evenly spaced, of all classes.
+
+    Classes that come in a fixed turn can make equal steps miss one. If a class of which EXPECTED
+    rows would be fair gets none, the rows are evenly spaced over the rows sorted by class.
+    """
+    rows = space_evenly(total, count)
+    if labels is None or not has_lost_a_class(labels, rows):
+        return rows
+    return np.sort(np.argsort(labels, kind="stable")[rows])
+
+
+def has_lost_a_class(labels: NDArray[np.int64], rows: NDArray[np.int64]) -> bool:
+    """Whether some rows lack a class of which at least EXPECTED of them should be."""
+    classes, sizes = np.unique(labels, return_counts=True)
+    expected = classes[sizes * len(rows) >= EXPECTED * len(labels)]
+    return not np.isin(expected, labels[rows]).all()
 
 
 def _hash(rows: Sequence[int]) -> str:

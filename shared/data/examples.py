@@ -1,25 +1,32 @@
-"""Examples as rows of tokens: cut from documents, held out for evaluation, drawn for batches."""
+"""Examples as rows of tokens: cut from documents, and drawn for batches."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.base.errors import ConfigError, DataError
-from shared.data.documents import Documents, space_evenly
+from shared.data.documents import UNLABELLED, Documents
 from shared.models.model import Tokenizer
 from shared.randomness.philox import words
 from shared.randomness.streams import Key
 
+LOG = logging.getLogger("dandelion")
+KEPT_SHARE = 0.75  # of the tokens; if the blocks have fewer, that is said, or parts are merged
+FEW_ROWS, MANY_PARTS = 5, 8  # parts of fewer documents are merged while there are twice as many
 Rows = NDArray[np.int64]
+Tokens = NDArray[np.uint16] | NDArray[np.int32]
+Stream = NDArray[Any]  # tokens (n,) of one group, of either kind
 
 
 @dataclass(frozen=True)
 class Examples:
     """Examples of equal length, those of one group beside each other and in reading order."""
 
-    tokens: NDArray[np.uint16] | NDArray[np.int32]  # (n, length); -1 after the end of a text
+    tokens: Tokens  # (n, length); -1 after the end of a text
     groups: Rows  # (n,) ascending: the index in ``names`` of each example's group
     names: tuple[str, ...]
     labels: Rows | None = None  # (n,) the class of each, if the task has classes
@@ -41,7 +48,8 @@ class Examples:
 def cut_blocks(documents: Documents, tokenizer: Tokenizer, length: int) -> Examples:
     """Join each group's documents, an end-of-text token after each, and cut them into blocks.
 
-    The end of a group that fills no block is dropped.
+    The end of a group that fills no block is dropped. If none of the groups fills a block and they
+    are but parts of consecutive documents, neighbours are merged.
 
     Raises:
         ConfigError: ``length`` is below 2.
@@ -50,15 +58,29 @@ def cut_blocks(documents: Documents, tokenizer: Tokenizer, length: int) -> Examp
     if length < 2:
         raise ConfigError(f"blocks of at least 2 tokens expected, got {length}")
     dtype = np.uint16 if tokenizer.size <= 1 << 16 else np.int32
-    streams = {
-        name: _blocks_of(texts, tokenizer, length).astype(dtype)
+    streams: dict[str, Stream] = {
+        name: _stream(texts, tokenizer).astype(dtype)
         for name, texts in _by_group(documents).items()
     }
-    if not any(len(stream) for stream in streams.values()):
-        raise DataError(f"none of {len(streams)} groups of documents fills a block of {length}")
-    sizes = [len(stream) for stream in streams.values()]
+    room = length - len(tokenizer.start)
+    if documents.anonymous and all(len(stream) < room for stream in streams.values()):
+        streams = _merge_streams(documents, streams, room)
+    longest, total = max(map(len, streams.values())), sum(map(len, streams.values()))
+    if longest < room:
+        raise DataError(
+            f"none of {len(streams)} groups of documents fills a block of {length} tokens; set "
+            f"block-size to at most {longest + len(tokenizer.start)}, the longest group, or take "
+            "larger groups by partition-by"
+        )
+    blocks = [_cut(stream, tokenizer.start, length) for stream in streams.values()]
+    sizes = [len(part) for part in blocks]
+    if sum(sizes) * room < KEPT_SHARE * total:
+        LOG.warning(
+            "%d of %d tokens fill no block of %d and are left out: groups are short; a smaller "
+            "block-size takes more of them", total - sum(sizes) * room, total, length,
+        )  # fmt: skip
     return Examples(
-        np.concatenate(list(streams.values())),
+        np.concatenate(blocks),
         np.repeat(np.arange(len(sizes), dtype=np.int64), sizes),
         tuple(streams),
     )
@@ -69,26 +91,66 @@ def examples_with_labels(
 ) -> Examples:
     """Make an example of each document: its tokens by ``encode``, and its label.
 
+    Documents without a class, or without a token, are left out and counted.
+
     Raises:
-        DataError: the documents have no labels, or other ones than 0 .. classes - 1.
+        DataError: no document has a label and a token, or labels are not 0 .. classes - 1.
     """
-    labels = documents.labels
-    if labels is None or not len(labels):
-        raise DataError("documents with labels expected, got none: task classification needs them")
-    if not 0 <= min(labels) <= max(labels) < classes:
-        raise DataError(
-            f"labels 0 to {classes - 1} expected, as many as label-words; got {min(labels)} to "
-            f"{max(labels)}"
-        )
+    labels, documents = _read_labels(documents, classes), _with_larger_parts(documents)
     names = tuple(sorted(set(documents.groups)))
     number = {name: index for index, name in enumerate(names)}
     groups = np.array([number[group] for group in documents.groups], np.int64)
     order = np.argsort(groups, kind="stable")
+    order = order[labels[order] != UNLABELLED]
     texts = [encode(documents.texts[row]) for row in order.tolist()]
+    is_text = np.array([len(text) > 0 for text in texts])
+    if not is_text.any():
+        raise DataError(f"texts expected, got {len(texts)} of which none has a token")
+    if missing := len(documents.texts) - int(is_text.sum()):
+        LOG.warning(
+            "%d of %d documents have no class or no token and are left out",
+            missing, len(documents.texts),
+        )  # fmt: skip
+    texts, order = [text for text in texts if len(text)], order[is_text]
     tokens = np.full((len(texts), max(map(len, texts))), -1, np.int32)
     for row, text in zip(tokens, texts, strict=True):
         row[: len(text)] = text
-    return Examples(tokens, groups[order], names, np.array(labels, np.int64)[order])
+    return Examples(tokens, groups[order], names, labels[order])
+
+
+def _read_labels(documents: Documents, classes: int) -> Rows:
+    """The labels (n,), in range or UNLABELLED.
+
+    Raises:
+        DataError: there are none, or others.
+    """
+    labels = np.asarray([] if documents.labels is None else documents.labels, np.int64)
+    known = labels[labels != UNLABELLED]
+    if not len(known):
+        reason = f": {documents.no_labels}" if documents.no_labels else ""
+        raise DataError(
+            f"documents with labels expected, got none{reason}: task classification needs them"
+        )
+    if not 0 <= known.min() <= known.max() < classes:
+        raise DataError(
+            f"labels 0 to {classes - 1} expected, as many as label-words; got {known.min()} to "
+            f"{known.max()}. Numbers are classes as they stand; if they do not begin at 0, name "
+            "them all in label-words"
+        )
+    return labels
+
+
+def _with_larger_parts(documents: Documents) -> Documents:
+    """Merge parts of few consecutive documents, which are no natural groups, while many are left.
+
+    Parts of a document or two are dealt in turn, and so are the classes if they come in turn.
+    """
+    while documents.anonymous:
+        parts = len(set(documents.groups))
+        if len(documents.groups) >= FEW_ROWS * parts or parts < 2 * MANY_PARTS:
+            break
+        documents = documents.merge_parts()
+    return documents
 
 
 def _by_group(documents: Documents) -> Mapping[str, list[str]]:
@@ -98,33 +160,35 @@ def _by_group(documents: Documents) -> Mapping[str, list[str]]:
     return groups
 
 
-def _blocks_of(texts: list[str], tokenizer: Tokenizer, length: int) -> Rows:
-    """Return the blocks (n, length) of one group."""
+def _stream(texts: Sequence[str], tokenizer: Tokenizer) -> Rows:
+    """The tokens (n,) of one group, with the end-of-text token after each of its texts."""
     end = np.array([tokenizer.end], np.int64)
-    stream = np.concatenate([part for text in texts for part in (tokenizer.encode(text), end)])
-    return stream[: len(stream) // length * length].reshape(-1, length)
+    return np.concatenate([part for text in texts for part in (tokenizer.encode(text), end)])
 
 
-def hold_out(examples: Examples, fraction: float, most: int = 0) -> tuple[Examples, Examples]:
-    """Split examples into a training and an evaluation part.
+def _cut(stream: Stream, start: Rows, length: int) -> NDArray[Any]:
+    """The blocks (n, length) of one group, each after the tokens that its model starts with."""
+    room = length - len(start)
+    blocks = stream[: len(stream) // room * room].reshape(-1, room)
+    first = np.broadcast_to(start.astype(stream.dtype), (len(blocks), len(start)))
+    return np.hstack([first, blocks])
 
-    The last ``fraction`` of each group is held out, at least one example of a group that has two.
-    ``most`` (0: no limit) keeps that many of those, evenly spaced over the groups in their order:
-    each group's proportion of the evaluation is its proportion of the data.
 
-    Raises:
-        ConfigError: ``fraction`` is outside [0, 1).
-    """
-    if not 0 <= fraction < 1:
-        raise ConfigError(f"a held-out fraction in [0, 1) expected, got {fraction}")
-    sizes = np.bincount(examples.groups, minlength=len(examples.names))
-    counts = np.maximum((sizes * fraction).astype(np.int64), (sizes > 1) & (fraction > 0))
-    last = np.cumsum(sizes)[examples.groups] - np.arange(len(examples))  # 1 for a group's last
-    apart = last <= counts[examples.groups]
-    evaluation = np.flatnonzero(apart)
-    if 0 < most < len(evaluation):
-        evaluation = evaluation[space_evenly(len(evaluation), most)]
-    return examples.take(np.flatnonzero(~apart)), examples.take(evaluation)
+def _merge_streams(
+    documents: Documents, streams: Mapping[str, Stream], room: int
+) -> dict[str, Stream]:
+    """Merge neighbouring parts until most of their tokens fill blocks, or there is only one."""
+    total, parts = sum(map(len, streams.values())), dict(streams)
+    while documents.anonymous:
+        if sum(len(stream) // room for stream in parts.values()) * room >= KEPT_SHARE * total:
+            break
+        documents, names = documents.merge_parts(), sorted(parts)
+        pairs = [names[first : first + 2] for first in range(0, len(names), 2)]
+        parts = {
+            f"part-{number:03d}": np.concatenate([parts[name] for name in pair])
+            for number, pair in enumerate(pairs)
+        }
+    return parts
 
 
 def draw(key: Key, count: int, batch: int) -> Rows:

@@ -15,8 +15,9 @@ from typing import Any
 
 from shared.base.errors import DataError
 from shared.base.files import atomic_folder, cache_folder
+from shared.data.columns import join_cells, text_columns
 from shared.data.documents import Documents, Source
-from shared.data.local_folder import documents_in, text_columns
+from shared.data.local_folder import documents_in
 
 LOG = logging.getLogger("dandelion")
 ORIGIN_FILE = "origin.json"
@@ -151,7 +152,7 @@ def _documents(
 ) -> Iterator[dict[str, Any]]:
     """The columns of each document under our names."""
     for line in articles(lines) if row.headings else lines:
-        columns: dict[str, Any] = {"text": "\n".join(str(line[column]) for column in row.text)}
+        columns: dict[str, Any] = {"text": join_cells([line[column] for column in row.text])}
         if row.group:
             columns["group"] = str(_value_at(line, row.group))
         if row.label:

@@ -6,15 +6,19 @@ from pathlib import Path
 
 from shared.base.errors import ConfigError
 from shared.base.files import atomic_folder
-from shared.data.documents import DATASETS, Documents, Source
+from shared.data.columns import Columns
+from shared.data.documents import DATASETS, UNLABELLED, Documents, Source
 from shared.data.hub_cache import any_on_hub
 from shared.data.local_folder import documents_in, folder_source
 
 LABEL = "label"  # the natural id that groups documents by class
+NO_CLASS = "no class"  # the group of those that have none
 
 
-def source_of(name: str) -> Source:
+def source_of(name: str, columns: Columns | None = None) -> Source:
     """A registered data set, a local folder, or ``owner/name[:config]`` on the hub.
+
+    ``columns`` are the names that a folder's columns have; other sets know their own.
 
     Raises:
         UnknownNameError: nothing has this name.
@@ -22,7 +26,7 @@ def source_of(name: str) -> Source:
     if name in DATASETS.names():
         return DATASETS[name]
     if Path(name).is_dir():
-        return folder_source(Path(name))
+        return folder_source(Path(name), columns)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
         return any_on_hub(name)
     if "/" in name:
@@ -30,21 +34,24 @@ def source_of(name: str) -> Source:
     return DATASETS[name]
 
 
-def documents_of(name: str, max_samples: int = 0, by: str = "") -> Documents:
+def documents_of(
+    name: str, max_samples: int = 0, by: str = "", columns: Columns | None = None
+) -> Documents:
     """Load a data set, its documents grouped by a natural id, or by their label.
 
     Args:
         name: of the data set.
         max_samples: number of documents; 0: as many as the data set recommends.
         by: one of its natural ids, or ``label``; empty: its first id.
+        columns: the names of text and class, if it is a folder; None: those that are known.
 
     Raises:
         ConfigError: the data set has no such id.
         DataError: it cannot be had; says what to download and where to put it.
     """
-    source = source_of(name)
+    source = source_of(name, columns)
     usual = source.ids[0]
-    if by not in ("", LABEL, *source.ids):
+    if by not in ("", LABEL, *source.ids) and not source.any_id:
         raise ConfigError(
             f"partition-by: {name!r} can be grouped by {', '.join(source.ids)}, or by label if "
             f"it has classes; got {by!r}"
@@ -53,9 +60,12 @@ def documents_of(name: str, max_samples: int = 0, by: str = "") -> Documents:
     if by != LABEL:
         return documents
     if documents.labels is None:
-        raise ConfigError(f"partition-by = label: {name!r} has no classes")
-    names = [documents.classes[label] for label in documents.labels]
-    return replace(documents, groups=names)
+        why = f": {documents.no_labels}" if documents.no_labels else ""
+        raise ConfigError(f"partition-by = label: {name!r} has no classes{why}")
+    names = [
+        NO_CLASS if label == UNLABELLED else documents.classes[label] for label in documents.labels
+    ]
+    return replace(documents, groups=names, anonymous=False)
 
 
 def merge(names: Sequence[str], out: Path, max_samples: int = 0) -> Documents:

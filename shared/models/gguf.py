@@ -2,6 +2,8 @@
 
 import copy
 import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,39 @@ def convert(file: Path) -> Path:
     return folder
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Let transformers log errors only: what it says of missing tensors, our errors say."""
+    from transformers.utils.logging import get_verbosity, set_verbosity
+
+    before = get_verbosity()
+    set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        set_verbosity(before)
+
+
+def check_complete(name: str, info: Mapping[str, Any], ignored: Collection[str] = ()) -> None:
+    """Refuse files that lack a tensor: its weights would be random, other ones on each machine.
+
+    Args:
+        name: of the model.
+        info: what transformers says of the loading.
+        ignored: names of tensors that may be missing.
+
+    Raises:
+        DataError: names the missing tensors, or those of another shape.
+    """
+    missing = sorted(set(map(str, info["missing_keys"])) - set(ignored))
+    missing += [str(key) for key in info.get("mismatched_keys", ())]
+    if missing:
+        raise DataError(
+            f"model {name!r} lacks {len(missing)} tensors, such as {missing[0]!r}: its files are "
+            "not those of a whole model of this architecture"
+        )
+
+
 def _convert(file: Path, into: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -66,9 +101,16 @@ def _convert(file: Path, into: Path) -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        read: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise DataError(f"{file} cannot be read as a model: {error}") from error
+        with quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, output_loading_info=True
+            )
+    except Exception as error:  # whatever a library raises on a user's file
+        raise DataError(
+            f"{file} cannot be read as a model: {type(error).__name__}: {error}"
+        ) from error
+    read, info = loaded
+    check_complete(str(file), info)
     # The model stays marked as quantised and cannot be saved: its weights go into a clean one.
     config = copy.deepcopy(read.config)
     if hasattr(config, "quantization_config"):

@@ -1,18 +1,21 @@
 """Pretrained models: from a folder in Hugging Face's format, a GGUF file, or the hub."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from shared.base.errors import ConfigError, DataError
-from shared.models.gguf import convert, find_gguf
+from shared.base.errors import ConfigError, DandelionError, DataError
+from shared.models.agreement import check_agreement, check_end, check_tokenizer_files
+from shared.models.gguf import check_complete, convert, find_gguf, quiet_transformers
 from shared.models.initial_weights import fill_normal_
 from shared.models.model import CLASSIFIER, LanguageModel, Tokenizer
 from shared.models.packaged import model_names
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
 from shared.randomness.streams import head_weights_key
 
+LOG = logging.getLogger("dandelion")
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how classes of causal models end
 BIDIRECTIONAL = ("bert", "electra", "roberta", "albert", "camembert", "xlm-roberta")
 
@@ -40,11 +43,12 @@ def load_pretrained(name: str, source: str, seed: int, labels: Sequence[str]) ->
     with _explain_failure(name):
         config: Any = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
+        check_tokenizer_files(name, source, tokenizer)
     if is_causal(config):
         with _explain_failure(name):
             module, info = _load(AutoModelForCausalLM, source)
-        if missing := sorted(info["missing_keys"]):
-            raise DataError(f"model {name!r} lacks {len(missing)} tensors, such as {missing[0]!r}")
+        check_complete(name, info)
+        _tell_unused(name, info["unexpected_keys"])
     elif labels or _is_classifier(config):
         module = _load_classifier(name, source, config, seed, labels)
     else:
@@ -53,25 +57,31 @@ def load_pretrained(name: str, source: str, seed: int, labels: Sequence[str]) ->
             "classification and label-words, or choose a causal language model"
         )
     wrapped = _wrap(name, tokenizer)
-    if module.config.pad_token_id is None:  # heads on causal models look for a text's end by it
-        module.config.pad_token_id = wrapped.pad
+    check_agreement(name, module, wrapped, tokenizer)
+    check_end(name, module, wrapped)
+    _agree_on_padding_(module, wrapped.pad)
     return LanguageModel(name, module.eval(), wrapped)
 
 
 def build_without_weights(name: str, source: str) -> Any:  # noqa: ANN401
-    """Build a model's module from its configuration alone, best on the device ``meta``.
+    """Build a model's module from its configuration alone, on the device ``meta``.
+
+    A GGUF file is converted before, which needs its weights.
 
     Raises:
         DataError: its configuration cannot be read here.
     """
+    import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
     from transformers import AutoModelForSequenceClassification as Classifier
 
     file = find_gguf(source)
+    folder = str(convert(file)) if file else source
     with _explain_failure(name):
-        config: Any = AutoConfig.from_pretrained(str(convert(file)) if file else source)
+        config: Any = AutoConfig.from_pretrained(folder)
         kind: Any = AutoModelForCausalLM if is_causal(config) else AutoModel
-        return (Classifier if _is_classifier(config) else kind).from_config(config)
+        with torch.device("meta"):
+            return (Classifier if _is_classifier(config) else kind).from_config(config)
 
 
 def architecture(config: Any) -> str:  # noqa: ANN401
@@ -96,17 +106,13 @@ def _is_classifier(config: Any) -> bool:  # noqa: ANN401
 
 def _load(kind: Any, source: str, **options: object) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401
     import torch
-    from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity
+    from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    before = get_verbosity()
-    set_verbosity(logging.ERROR)
-    try:
+    with quiet_transformers():
         module, info = kind.from_pretrained(
             source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
-    finally:
-        set_verbosity(before)
     return module, info
 
 
@@ -128,10 +134,11 @@ def _load_classifier(
         }
     with _explain_failure(name):
         module, info = _load(AutoModelForSequenceClassification, source, **options)
-    missing = set(info["missing_keys"])
-    inside = sorted(key for key in missing if key.startswith(f"{module.base_model_prefix}."))
-    if inside and not all("pooler" in key for key in inside):
-        raise DataError(f"model {name!r} lacks {len(inside)} tensors, such as {inside[0]!r}")
+    missing, own = set(info["missing_keys"]), f"{module.base_model_prefix}."
+    inside = {key for key in missing if key.startswith(own)}
+    new = missing - inside if any("pooler" not in key for key in inside) else missing
+    check_complete(name, info, ignored=new)
+    _tell_unused(name, [key for key in info["unexpected_keys"] if key.startswith(own)])
     _initialise_(module, missing, seed, float(getattr(config, "initializer_range", 0.02)))
     return module
 
@@ -147,17 +154,43 @@ def _initialise_(module: Any, missing: set[str], seed: int, std: float) -> None:
                 weights.fill_(float(key.endswith("norm.weight")))
 
 
+def _agree_on_padding_(module: Any, pad: int) -> None:  # noqa: ANN401
+    """Let a head find a text's end by the token that rows are filled with.
+
+    Heads on causal models take the last token that is not ``pad_token_id`` of the configuration.
+    """
+    if module.config.pad_token_id is None or type(module).__name__.endswith(CLASSIFIER):
+        module.config.pad_token_id = pad
+
+
+def _tell_unused(name: str, keys: Collection[str]) -> None:
+    """Log that files hold tensors which the architecture has no place for."""
+    if keys:
+        LOG.warning(
+            "model %r: its files hold %d tensors that %s", name, len(keys),
+            f"its architecture does not use, such as {min(keys)!r}",
+        )  # fmt: skip
+
+
 @contextmanager
 def _explain_failure(name: str) -> Iterator[None]:
     """Turn the errors of transformers into one that says what to do."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except DandelionError:
+        raise
+    except Exception as error:  # whatever a library raises on a user's file
+        lines = str(error).splitlines() or [type(error).__name__]
+        files = "config.json, *.safetensors and the tokenizer's files"
+        advice = (
+            f"It must hold {files}, whole; copy it again"
+            if Path(name).exists()
+            else f"Where the hub can be reached, run 'hf download {name} --local-dir FOLDER'; then "
+            f"copy FOLDER here and set model to its path; it must hold {files}"
+        )
         raise DataError(
-            f"model {name!r} cannot be loaded: {str(error).splitlines()[0].rstrip('.')}. Where the "
-            f"hub can be reached, run 'hf download {name} --local-dir FOLDER'; then copy FOLDER "
-            "here and set model to its path; it must hold config.json, *.safetensors and the "
-            f"tokenizer's files. Built in: {', '.join(model_names())}"
+            f"model {name!r} cannot be loaded: {lines[0].rstrip('.')}. {advice}. Built in: "
+            f"{', '.join(model_names())}"
         ) from error
 
 

@@ -33,6 +33,10 @@ class Tokenizer(Protocol):
         """The number of tokens."""
 
     @property
+    def start(self) -> NDArray[np.int64]:
+        """The token that its model expects before any text, (1,); (0,) if it expects none."""
+
+    @property
     def identity(self) -> str:
         """A name of what it does: tokenizers of one identity give the same tokens."""
 
@@ -66,7 +70,7 @@ class LanguageModel:
             ConfigError: the module is no model of transformers.
         """
         longest = getattr(self._pretrained.config, "max_position_embeddings", 0)
-        return int(longest or UNLIMITED)
+        return int(longest or UNLIMITED) - self._first_position()
 
     @property
     def has_head(self) -> bool:
@@ -97,6 +101,14 @@ class LanguageModel:
         if readout is not None:
             readout.save(folder)
         self.tokenizer.save(folder)
+
+    def _first_position(self) -> int:
+        """The first token's position: RoBERTa and its kin begin after that of the padding."""
+        for name, part in self._pretrained.named_modules():
+            if name.endswith("position_embeddings"):
+                padding = getattr(part, "padding_idx", None)
+                return 0 if padding is None else int(padding) + 1
+        return 0
 
     @property
     def _pretrained(self) -> Any:  # noqa: ANN401

@@ -11,6 +11,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+NOTHING: NDArray[np.int64] = np.empty(0, np.int64)
+PROBE = "a"  # a text, to see what is put before it
+
 
 @dataclass(frozen=True)
 class ByteTokenizer:
@@ -23,6 +26,11 @@ class ByteTokenizer:
     pad: int = 0
     size: int = 259
     identity: str = "bytes"
+
+    @property
+    def start(self) -> NDArray[np.int64]:
+        """Nothing."""
+        return NOTHING
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Tokens of a text; a lone surrogate, which is no text, becomes a question mark."""
@@ -62,6 +70,12 @@ class HubTokenizer:
         return len(self.inner)
 
     @cached_property
+    def start(self) -> NDArray[np.int64]:
+        """The begin-of-text token, if it puts this before a text; what a classifier gets is not."""
+        first, begin = self.inner(PROBE)["input_ids"][:1], self.inner.bos_token_id
+        return np.array(first, np.int64) if begin is not None and first == [begin] else NOTHING
+
+    @cached_property
     def identity(self) -> str:
         """A hash of its vocabulary, its rules and its special tokens."""
         backend = getattr(self.inner, "backend_tokenizer", None)
@@ -97,6 +111,11 @@ class LazyTokenizer:
     pad: int
     size: int
     load: Callable[[], HubTokenizer]
+
+    @property
+    def start(self) -> NDArray[np.int64]:
+        """Nothing."""
+        return NOTHING
 
     @cached_property
     def _inner(self) -> HubTokenizer:

@@ -20,6 +20,7 @@ from shared.data.examples import Examples, examples_with_labels
 from shared.features.readout import LinearBatch
 from shared.features.readout_logits import ReadoutLogits, readout_logits
 from shared.models.model import LanguageModel
+from shared.tasks.class_names import check_head_order
 from shared.tasks.task import TASKS
 from shared.tasks.verbaliser import Verbaliser
 
@@ -99,8 +100,8 @@ def classification(config: Config, model: LanguageModel) -> Classification:
     """Classify by the model's head, or else by the words of ``label-words`` after ``prompt``.
 
     Raises:
-        ConfigError: fewer than two words, words that begin alike, or another number than the head
-            has classes.
+        ConfigError: fewer than two words, words that begin alike, or another number or order than
+            the head has classes.
     """
     words = label_words(config.data)
     if not model.has_head:
@@ -113,6 +114,7 @@ def classification(config: Config, model: LanguageModel) -> Classification:
             f"label-words: {outputs} expected, since the head of {model.name!r} has as many "
             f"classes, got {list(words)}"
         )
+    check_head_order(model.module.config, words, model.name)
     readout = readout_logits(model, config, ())
     logits = readout or head_logits(model.tokenizer.pad)
     return Classification(len(words), model.tokenizer.sequence, logits, readout)

@@ -24,7 +24,10 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Verbaliser:
-    """The prompt's tokens around a text, and the first token of each class's word."""
+    """The prompt's tokens around a text, and the first token of each class's word.
+
+    The token that the model expects at the start of a text goes before the prompt.
+    """
 
     tokenizer: Tokenizer
     before: Ids
@@ -48,7 +51,8 @@ class Verbaliser:
                 f"label-words whose first tokens differ after the prompt {prompt!r} expected, got "
                 f"{pairs}; choose other words (with tokens of bytes, end the prompt in a space)"
             )
-        return cls(tokenizer, tokenizer.encode(before), tokenizer.encode(after), firsts)
+        start = np.concatenate([tokenizer.start, tokenizer.encode(before)])
+        return cls(tokenizer, start, tokenizer.encode(after), firsts)
 
     def encode(self, text: str, length: int) -> Ids:
         """The tokens of the prompt with the text in it, which is cut to ``length`` tokens in all.

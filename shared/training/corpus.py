@@ -1,6 +1,6 @@
 """The data of a run: one shard per site to train on, and examples for the server's evaluation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,15 @@ from torch import Tensor
 
 from shared.base.errors import ConfigError, DataError
 from shared.config.schema import Config
-from shared.data.documents import Documents, space_evenly
-from shared.data.examples import Examples, hold_out
+from shared.data.columns import Columns
+from shared.data.documents import Documents, space_fairly
+from shared.data.examples import Examples
+from shared.data.hold_out import hold_out
 from shared.data.partition_rules import partition
 from shared.data.resolve import documents_of
 from shared.models.model import LanguageModel
 from shared.models.tokenizers import ByteTokenizer
+from shared.tasks.class_names import number_classes
 from shared.tasks.classification import label_words
 from shared.tasks.task import task_of
 from shared.training.example_cache import load_or_make
@@ -39,11 +42,7 @@ class Corpus:
         Raises:
             ConfigError, DataError: the data set cannot be had, or not be split so.
         """
-        documents = documents_of(
-            config.data.dataset, config.data.max_samples, config.data.partition_by
-        )
-        documents = documents.share(config.data.part)
-        return cls.split(config, documents, partial(_make_examples, config, model))
+        return cls.split(config, load_documents(config), partial(_make_examples, config, model))
 
     @classmethod
     def own(cls, config: Config, model: LanguageModel) -> "Corpus":
@@ -54,9 +53,7 @@ class Corpus:
         Raises:
             DataError: classes that are not those of ``label-words``.
         """
-        documents = documents_of(config.data.dataset)
-        if config.data.task == "classification" and Path(config.data.dataset).is_dir():
-            documents = renumber_labels(documents, label_words(config.data))
+        documents = load_documents(config, own=True)
         parts = documents.parts()
         training = _make_examples(config, model, parts[0] if parts else documents)
         return cls(training, training.take(np.arange(0)), config, documents.classes)
@@ -73,7 +70,7 @@ class Corpus:
         if parts := documents.parts():
             training, held_out = map(examples, parts)
             most = min(config.evaluation.blocks, len(held_out))
-            held_out = held_out.take(space_evenly(len(held_out), most))
+            held_out = held_out.take(space_fairly(held_out.labels, len(held_out), most))
         else:
             whole = examples(documents)
             training, held_out = hold_out(
@@ -82,7 +79,7 @@ class Corpus:
             if not len(held_out):
                 raise DataError(
                     f"eval-fraction = {config.evaluation.fraction} holds no example out of "
-                    f"{len(whole)}"
+                    f"{len(whole)}: at least 2 examples expected; a smaller block-size makes more"
                 )
         return cls(training, held_out, config, documents.classes)
 
@@ -129,29 +126,23 @@ def with_dataset(config: Config, dataset: str) -> Config:
     return config.replace(dataset=dataset, max_samples=0, partition_by="", data_part="")
 
 
-def renumber_labels(documents: Documents, words: Sequence[str]) -> Documents:
-    """Number the labels of a folder's documents as every site does: by the order of ``words``.
+def load_documents(config: Config, own: bool = False) -> Documents:
+    """The documents of the run's data set; if it classifies, ``label-words`` number the classes.
 
-    A class has its word or its number for a name. A folder may lack some classes, so its own
-    numbers for the classes may differ from those of other folders.
+    ``own``: they are a site's. The order that its folder gives other names may be its own too, so
+    the words must be used.
 
     Raises:
-        DataError: a class has another name; names it, and the words.
+        ConfigError, DataError: the data set cannot be had, or has other classes.
     """
-    known = {word: number for number, word in enumerate(words)}
-    numbers = {str(number): number for number in range(len(words))}
-    if not known.keys() & numbers.keys() and set(documents.classes) <= numbers.keys():
-        known = numbers
-    if unknown := [name for name in documents.classes if name not in known]:
-        raise DataError(
-            f"a site's classes must be called as label-words says, {', '.join(words)}, or all by "
-            f"their numbers; got {', '.join(unknown)}"
-        )
-    if documents.labels is None:
-        return documents
-    labels = [known[documents.classes[label]] for label in documents.labels]
-    revision = f"{documents.revision}, as {'/'.join(words)}" if documents.revision else ""
-    return replace(documents, labels=labels, classes=tuple(words), revision=revision)
+    data = config.data
+    columns = Columns(data.text_column, data.label_column)
+    documents = documents_of(data.dataset, data.max_samples, data.partition_by, columns)
+    if data.task == "classification":
+        if own and Path(data.dataset).is_dir():
+            documents = replace(documents, alphabetical=True)
+        documents = number_classes(documents, label_words(data))
+    return documents.share(data.part)
 
 
 def _make_examples(config: Config, model: LanguageModel, documents: Documents) -> Examples:

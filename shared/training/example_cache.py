@@ -20,7 +20,7 @@ from shared.data.examples import Examples
 
 LOG = logging.getLogger("dandelion")
 EXAMPLES_FILE, FINGERPRINT_FILE = "blocks.arrow", "fingerprint.json"
-FORMAT = 1  # of the file; a file of another format is made anew
+FORMAT = 2  # of the file; a file of another format is made anew
 READ_BYTES = 1 << 20  # at once, for the hash
 
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from shared.base.errors import DataError
 from shared.config.schema import Config
-from shared.data.documents import space_evenly
-from shared.data.examples import Examples, hold_out
+from shared.data.documents import space_fairly
+from shared.data.examples import Examples
+from shared.data.hold_out import hold_out
 from shared.models.model import LanguageModel
 from shared.training.corpus import Corpus, with_dataset
 
@@ -72,7 +73,7 @@ class SiteData:
                 queries, gradients = queries.take(rows[1::2]), gradients.take(rows[::2])
         most = self.config.bp.max_samples
         if 0 < most < len(gradients):
-            gradients = gradients.take(space_evenly(len(gradients), most))
+            gradients = gradients.take(space_fairly(gradients.labels, len(gradients), most))
         return Shards(queries, gradients, held_out)
 
     def _hold_out(self, queries: Examples) -> tuple[Examples, Examples | None]:

@@ -5,6 +5,7 @@ configuration comes in: from a command, from Flower's run config, or from a ledg
 """
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from shared.base.errors import UnknownNameError
 from shared.config.schema import Config
@@ -42,6 +43,24 @@ def validate(config: Config) -> Config:
     return config
 
 
+def check_data(config: Config) -> None:
+    """Check that the data sets of a run are here, for a command that starts one.
+
+    A site with data of its own needs no folder of the server, and a ledger is verified without any.
+
+    Raises:
+        ConfigError: a folder is missing.
+        UnknownNameError: no data set has the name.
+    """
+    for name in _data_sets(config):
+        source_of(name)
+
+
+def _data_sets(config: Config) -> list[str]:
+    names = (config.data.dataset, config.bp.dataset, config.evaluation.dataset)
+    return [name or config.data.dataset for name in names]
+
+
 def _check_names(config: Config) -> None:
     values = config.to_run_config()
     known: list[tuple[str, Iterable[str]]] = [
@@ -52,6 +71,7 @@ def _check_names(config: Config) -> None:
     for key, names in known:
         if (name := str(values[key])) not in names:
             raise UnknownNameError(key, name, names)
-    for name in (config.data.dataset, config.bp.dataset, config.evaluation.dataset):
-        source_of(name or config.data.dataset)
+    for name in _data_sets(config):
+        if not Path(name).is_absolute():  # a folder is looked for where it is read
+            source_of(name)
     share_of(config.data.part)

@@ -58,7 +58,7 @@ def test_kept_activations_are_timed_against_all_blocks(monkeypatch):
     tiny = {"hidden_size": 64, "num_hidden_layers": 8, "intermediate_size": 64}
     tiny |= {"num_attention_heads": 2, "vocab_size": 30000}
     monkeypatch.setattr(prefix_cache, "causal", lambda: LlamaForCausalLM(LlamaConfig(**tiny)))
-    whole, ours = prefix_cache.kept_prefix(repeats=1)
+    whole, ours = prefix_cache.measure_kept_prefix(repeats=1)
     assert whole.ratio == 1
     assert 0 < ours.seconds < whole.seconds  # 2 of 8 blocks
     tokens = (prefix_cache.texts()[:, 1:] >= 0).sum().item()

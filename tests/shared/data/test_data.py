@@ -1,5 +1,6 @@
 """Documents come in one order, shards and held-out blocks are partitions, draws are pure."""
 
+import math
 import sysconfig
 from collections import Counter
 from hashlib import sha256
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from shared.base.errors import ConfigError, DataError, UnknownNameError
 from shared.data.documents import DATASETS, Documents, space_evenly
-from shared.data.examples import cut_blocks, draw, hold_out
+from shared.data.examples import cut_blocks, draw
 from shared.data.flower_partitioners import PARTITIONERS
+from shared.data.hold_out import hold_out
 from shared.data.partition_rules import RULES, partition
 from shared.data.resolve import documents_of
 from shared.models.tokenizers import ByteTokenizer
@@ -243,10 +245,18 @@ def test_documents_shorter_than_a_block_are_an_error():
     st.sampled_from([0.0, 0.05, 0.25, 0.9]),
 )
 def test_held_out_blocks_are_the_last_of_each_group_and_apart(sizes, fraction):
+    """Unless groups are so small that another share than the fraction would be held out."""
     texts = ["x" * (4 * size) for size in sizes]
     blocks = cut_blocks(Documents(texts, [f"g{n}" for n in range(len(sizes))]), BYTES, 4)
     blocks.tokens[:] = np.arange(len(blocks))[:, None]  # each block tells its row
     training, evaluation = hold_out(blocks, fraction)
+    rows = np.sort(np.concatenate([training.tokens[:, 0], evaluation.tokens[:, 0]]))
+    assert rows.tolist() == [*range(len(blocks))]
+    ends = sum(max(1, int(size * fraction)) if size > 1 and fraction else 0 for size in sizes)
+    share = min(math.ceil(fraction * len(blocks)), len(blocks) - 1)
+    if not (share // 2 <= ends <= 2 * share and (ends or not share)):
+        assert len(evaluation) == share
+        return
     for group, size in enumerate(sizes):
         first = training.tokens[training.groups == group, 0].tolist()
         last = evaluation.tokens[evaluation.groups == group, 0].tolist()

@@ -11,7 +11,7 @@ from client.site.node_config import NodeConfig
 from shared.base.errors import ConfigError, DataError
 from shared.data.documents import Documents
 from shared.models.load import load_model
-from shared.training.corpus import renumber_labels
+from shared.tasks.class_names import number_classes
 from shared.training.site_data import SiteData
 
 WORDS = ("terrible", "great")
@@ -173,12 +173,12 @@ def test_classes_have_the_same_numbers_at_every_site(folders, tmp_path):
 def test_numbers_that_are_words_are_words():
     stars = [str(k) for k in range(1, 6)]
     rated = Documents(["a", "b"], ["g", "g"], [0, 1], ("2", "5"))
-    assert renumber_labels(rated, stars).labels == [1, 4]
+    assert number_classes(rated, stars).labels == [1, 4]
     numbered = Documents(["a", "b"], ["g", "g"], [0, 1], ("0", "4"))
     with pytest.raises(DataError, match="got 0"):
-        renumber_labels(numbered, stars)
+        number_classes(numbered, stars)
 
 
 def test_what_has_no_classes_is_left_to_the_task():
     plain = Documents(["a"], ["g"])
-    assert renumber_labels(plain, WORDS) is plain
+    assert number_classes(plain, WORDS) is plain

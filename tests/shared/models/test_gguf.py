@@ -6,6 +6,7 @@ import pytest
 import small_models
 import torch
 
+from dandelion.bench.memory import shapes_of
 from shared.base.errors import ConfigError, DataError
 from shared.models.gguf import convert, find_gguf
 from shared.models.load import load_model
@@ -43,8 +44,8 @@ def tensors(module):
             yield f"blk.{number}.{kind}.weight", turned(weight, heads) if heads else weight
 
 
-def write(path, module):
-    """The model, with a byte-pair tokenizer that knows single letters."""
+def write(path, module, left_out=""):
+    """The model, but for one tensor, with a byte-pair tokenizer that knows single letters."""
     config, writer = module.config, gguf.GGUFWriter(path, "llama")
     letters = [chr(ord("a") + n) for n in range(config.vocab_size - 3)]
     tokens = ["<s>", "</s>", *letters, "ab"]
@@ -65,6 +66,8 @@ def write(path, module):
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     for name, weight in tensors(module):
+        if name == left_out:
+            continue
         writer.add_tensor(name, np.ascontiguousarray(weight))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -119,3 +122,22 @@ def test_what_is_no_gguf_file_is_named(tmp_path):
         load_model(str(broken), 1)
     with pytest.raises(ConfigError, match=r"unknown model .*missing.gguf"):
         load_model(str(tmp_path / "missing.gguf"), 1)
+
+
+def test_a_file_that_lacks_a_tensor_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    file = write(tmp_path / "drop.gguf", small_models.llama(), "blk.1.ffn_up.weight")
+    with pytest.raises(DataError, match=r"lacks 1 tensors, such as .*layers\.1\.mlp\.up_proj"):
+        load_model(str(file), 1)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_a_file_cut_in_its_header_is_named(file):
+    file.write_bytes(file.read_bytes()[:30])
+    with pytest.raises(DataError, match=r"tiny.gguf cannot be read as a model: \w+"):
+        load_model(str(file), 1)
+
+
+def test_the_shapes_of_a_file_need_it_converted_first(file):
+    layout, module = shapes_of(str(file))
+    assert layout.parameters == sum(p.numel() for p in small_models.llama().parameters())
+    assert {parameter.device.type for parameter in module.parameters()} == {"meta"}

@@ -10,9 +10,15 @@ from shared.config.schema import Config
 from shared.data.documents import DATASETS, Documents, Source
 from shared.data.examples import Examples
 from shared.models.load import load_model
-from shared.models.tokenizers import ByteTokenizer, HubTokenizer
+from shared.models.tokenizers import NOTHING, ByteTokenizer, HubTokenizer
 from shared.training.corpus import Corpus
-from shared.training.example_cache import EXAMPLES_FILE, FINGERPRINT_FILE, load_or_make, revision_of
+from shared.training.example_cache import (
+    EXAMPLES_FILE,
+    FINGERPRINT_FILE,
+    FORMAT,
+    load_or_make,
+    revision_of,
+)
 
 SETTINGS = {"dataset": "texts", "block size": 4}
 TEXTS = Documents(["one", "two"], ["a", "b"], [1, 0])
@@ -114,7 +120,7 @@ def flip(path):
     lambda folder: (folder / FINGERPRINT_FILE).write_text("{"),
     lambda folder: (folder / FINGERPRINT_FILE).write_text("[]"),
     lambda folder: (folder / FINGERPRINT_FILE).write_text(
-        (folder / FINGERPRINT_FILE).read_text().replace('"format": 1', '"format": 0')
+        (folder / FINGERPRINT_FILE).read_text().replace(f'"format": {FORMAT}', '"format": 0')
     ),
 ])  # fmt: skip
 def test_a_damaged_cache_is_made_anew(cache, harm):
@@ -136,6 +142,7 @@ class Counting(HubTokenizer):
     texts: list[str] = field(default_factory=list)
     size = 259
     identity = "counting"
+    start = NOTHING
 
     def encode(self, text):
         self.texts.append(text)

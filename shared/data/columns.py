@@ -1,0 +1,235 @@
+"""The columns of a table: which are text, class and natural id, and what stands in their cells."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import Any
+
+import numpy as np
+
+from shared.base.errors import ConfigError, DataError
+from shared.data.documents import UNLABELLED, Documents
+
+LOG = logging.getLogger("dandelion")
+TEXTS = (("text",), ("question", "long_answer", "final_decision"), ("sentence",), ("content",))
+LABELS = ("label", "final_decision")
+HELD_OUT = "held_out"
+OWN_COLUMNS = ("group", "label", HELD_OUT)
+MOST_GROUPS = 256  # of consecutive documents, if no column names their groups
+MOST_CLASSES = 1 << 12  # a larger number is an id or a measurement
+WORDS = ("string", "large_string", "string_view")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of a folder's columns that a run gives; empty: one of the names that are known."""
+
+    text: str = ""  # several with commas: joined by line ends
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of rows: their numbers, their names, and where the numbers come from."""
+
+    values: list[int] | None = None
+    classes: tuple[str, ...] = ()
+    alphabetical: bool = False
+    reason: str = ""  # why there are none
+
+
+def documents_from(dataset: Any, by: str, name: str, columns: Columns | None = None) -> Documents:  # noqa: ANN401
+    """Make documents of a ``Dataset``, grouped by the column ``by``.
+
+    Rows without a text are left out, and counted in the log.
+
+    Raises:
+        ConfigError: there is no such column.
+        DataError: no column of text is known, or one holds something else; classes are missing or
+            odd.
+    """
+    columns = columns or Columns()
+    wanted = text_columns(dataset.column_names, name, columns.text)
+    _check_text(dataset, wanted, name)
+    dataset = _rows_with_text(dataset, wanted, name)
+    total, names = len(dataset), dataset.column_names
+    if by in names:
+        groups = [str(value) for value in _cells(dataset, by, name, "the group 'None'")]
+    elif by == "group":
+        count = min(MOST_GROUPS, total)
+        groups = [f"part-{row * count // total:03d}" for row in range(total)]
+    else:
+        raise ConfigError(f"partition-by: {name} has columns {', '.join(names)}, got {by!r}")
+    labels = classes_of(dataset, name, columns.label)
+    return Documents(
+        dataset[wanted[0]] if len(wanted) == 1 else join_columns(dataset, wanted),
+        groups,
+        labels.values,
+        labels.classes,
+        _flags(dataset, name),
+        f"{dataset._fingerprint}",
+        labels.reason,
+        labels.alphabetical,
+        by not in names,
+    )
+
+
+def text_columns(columns: Sequence[str], name: str, given: str = "") -> tuple[str, ...]:
+    """The columns that make up a document: those given, or by the names that are known.
+
+    Raises:
+        ConfigError: a given one is not there.
+        DataError: none of the known sets of columns is there.
+    """
+    chosen = tuple(column.strip() for column in given.split(",") if column.strip())
+    if missing := [column for column in chosen if column not in columns]:
+        raise ConfigError(
+            f"text-column: {name} has columns {', '.join(columns)}, got {missing[0]!r}"
+        )
+    for wanted in (chosen,) if chosen else TEXTS:
+        if set(wanted) <= set(columns):
+            return wanted
+    known = "; ".join(" + ".join(wanted) for wanted in TEXTS)
+    raise DataError(
+        f"{name}: columns of text expected ({known}), got {', '.join(columns)}; set text-column"
+    )
+
+
+def join_columns(rows: Any, columns: Sequence[str]) -> list[str]:  # noqa: ANN401
+    """One text per row: its columns, one under the other; empty cells are left out."""
+    return [join_cells(parts) or "" for parts in zip(*(rows[c] for c in columns), strict=True)]
+
+
+def join_cells(cells: Sequence[object]) -> str | None:
+    """The cells of one document, one under the other, without those that are None; None if all."""
+    texts = [str(cell) for cell in cells if cell is not None]
+    return "\n".join(texts) if texts else None
+
+
+def classes_of(dataset: Any, name: str, given: str = "") -> Labels:  # noqa: ANN401
+    """The classes of the rows.
+
+    Names that the data set itself numbers keep their numbers, and so do numbers. Words are
+    numbered in the order of the alphabet. An empty cell or -1 means that a row has no class.
+
+    Raises:
+        ConfigError: the given column is not there.
+    """
+    names = dataset.column_names
+    if given and given not in names:
+        raise ConfigError(f"label-column: {name} has columns {', '.join(names)}, got {given!r}")
+    column = given or next((c for c in LABELS if c in names), "")
+    if not column:
+        listed = ", ".join(names)
+        return Labels(reason=f"{name} has columns {listed}; set label-column to the classes'")
+    values = [_class_of(value) for value in dataset[column]]
+    known = [value for value in values if value is not None]
+    labels = _number(known, values, getattr(dataset.features[column], "names", None))
+    if labels.reason:
+        return Labels(reason=f"column {column!r} of {name} {labels.reason}")
+    if missing := [row for row, value in enumerate(values) if value is None]:
+        LOG.warning(
+            "%s: column %r has no class in %d of %d rows, the first is row %d", name, column,
+            len(missing), len(values), missing[0] + 1,
+        )  # fmt: skip
+    return labels
+
+
+def _class_of(value: object) -> object:
+    """A cell as a class: a whole number as an integer, and None for what means that there is none.
+
+    A column of integers with an empty cell comes as floats.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    missing = value in (None, "", UNLABELLED, str(UNLABELLED)) or (
+        isinstance(value, float) and isnan(value)
+    )
+    return None if missing else value
+
+
+def _number(known: list[object], values: list[object], named: Sequence[str] | None) -> Labels:
+    """Number the classes of rows; ``named``: the names that the data set gives its numbers."""
+    if not known:
+        return Labels(reason="has no class in any row")
+    if all(isinstance(value, str) for value in known):
+        names = tuple(sorted(map(str, set(known))))
+        numbers = {name: number for number, name in enumerate(names)}
+        labels = [numbers.get(str(value), UNLABELLED) for value in values]
+        return Labels(labels, names, alphabetical=True)
+    whole = [int(value) for value in known if isinstance(value, int)]
+    if len(whole) < len(known):
+        odd = next(value for value in known if not isinstance(value, int))
+        return Labels(reason=f"holds {odd!r:.40}: words, or whole numbers from 0, expected")
+    low, high = min(whole), max(whole)
+    if not 0 <= low <= high < MOST_CLASSES:
+        return Labels(reason=f"holds {low} to {high}: 0 to {MOST_CLASSES - 1} expected")
+    labels = [int(value) if isinstance(value, int) else UNLABELLED for value in values]
+    return Labels(labels, tuple(named or map(str, range(high + 1))))
+
+
+def _check_text(dataset: Any, columns: Sequence[str], name: str) -> None:  # noqa: ANN401
+    """Refuse a column of texts that holds something else.
+
+    Raises:
+        DataError: names the column and its type.
+    """
+    for column in columns:
+        feature = dataset.features[column]
+        dtype = getattr(feature, "dtype", "") if type(feature).__name__ == "Value" else ""
+        if dtype in WORDS or (dtype and len(columns) > 1):
+            continue
+        raise DataError(
+            f"{name}: texts expected in column {column!r}, got {dtype or feature}: a row for each "
+            "document expected, with its text in that column; or set text-column to another one"
+        )
+
+
+def _rows_with_text(dataset: Any, columns: Sequence[str], name: str) -> Any:  # noqa: ANN401
+    """The rows in which at least one of the columns is not empty.
+
+    Raises:
+        DataError: there is none.
+    """
+    if all(dataset.data.column(column).null_count for column in columns):
+        empty = np.all([[cell is None for cell in dataset[c]] for c in columns], axis=0)
+        if empty.all():
+            raise DataError(f"{name}: texts expected in {', '.join(columns)}, all rows are empty")
+        if empty.any():
+            LOG.warning(
+                "%s: %d of %d rows have no text in %s and are left out, the first is row %d",
+                name, empty.sum(), len(empty), " + ".join(columns), int(empty.argmax()) + 1,
+            )  # fmt: skip
+            dataset = dataset.select(np.flatnonzero(~empty))
+    if not len(dataset):
+        raise DataError(f"{name}: rows expected, got none")
+    return dataset
+
+
+def _cells(dataset: Any, column: str, name: str, instead: str) -> list[object]:  # noqa: ANN401
+    """The cells of a column; logs how many are empty, and what stands for them."""
+    cells = list(dataset[column])
+    if missing := [row for row, cell in enumerate(cells) if cell is None]:
+        LOG.warning(
+            "%s: column %r is empty in %d of %d rows, which are %s; the first is row %d", name,
+            column, len(missing), len(cells), instead, missing[0] + 1,
+        )  # fmt: skip
+    return cells
+
+
+def _flags(dataset: Any, name: str) -> list[bool] | None:  # noqa: ANN401
+    """Which rows the data set itself holds out; None if it does not say.
+
+    Raises:
+        DataError: a cell is neither true nor false.
+    """
+    if HELD_OUT not in dataset.column_names:
+        return None
+    cells = list(dataset[HELD_OUT])
+    if odd := [row for row, cell in enumerate(cells) if cell not in (True, False, None)]:
+        raise DataError(
+            f"{name}: true or false expected in column {HELD_OUT!r}, got {cells[odd[0]]!r} in row "
+            f"{odd[0] + 1}"
+        )
+    return [bool(cell) for cell in cells]
