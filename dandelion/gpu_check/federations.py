@@ -146,7 +146,7 @@ def run_together(task: StepTask) -> None:
         if process.returncode:
             raise RuntimeError(f"a replay failed: {errors.splitlines()[-1:]}")
     digests = {out.splitlines()[-1] for out, _ in outputs}
-    recorded = recorded_digests(folder)
+    recorded = read_digests(folder)
     note = f"{PROCESSES} processes, {seconds:.1f} s"
     task.yes_or_no(f"{PROCESSES} sites on {task.device} replay to equal digests",
                    len(digests) == 1, note)  # fmt: skip
@@ -161,7 +161,7 @@ def _start_replay(folder: Path, device: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 
 
-def recorded_digests(folder: Path) -> list[str]:
+def read_digests(folder: Path) -> list[str]:
     """The digests that a run's ledger has, of every round in order."""
     from server.ledger.reader import LedgerReader
     from server.ledger.run_folder import LEDGER

@@ -107,7 +107,12 @@ def _section(outcome: StepOutcome) -> Iterator[str]:
     yield from (f"- not done: {each['what']}: {each['reason']}" for each in skips)
     yield from (f"- failed: {each['what']}: {each['error']}" for each in failures)
     for each in outcome.records.get("profile", []):
-        yield from ("", f"{each['title']}; the host took {each['host ms']:g} ms:", "", "```")
+        yield from (
+            "",
+            f"{each['title']}: {each['ms']:g} ms, host {each['host ms']:g} ms",
+            "",
+            "```",
+        )
         yield from (f"{k['ms']:10.3f} ms {k['calls']:6d} × {k['name']}" for k in each["kernels"])
         yield "```"
 

@@ -61,8 +61,8 @@ def _large(mode: str, share: float) -> CheckStep:
 STEPS = (
     CheckStep("bits", "Bits", "bits", 1.5, MODELS),
     CheckStep("directions", "Directions", "directions", 1.0, KERNELS),
-    CheckStep("query", "A query over two plain forwards", "query", 2.5, MODELS),
-    CheckStep("batched", "Batched queries", "batched", 1.2, MODELS),
+    CheckStep("query", "A query over two plain forwards", "queries", 2.5, MODELS),
+    CheckStep("batched", "Batched queries", "queries", 1.2, MODELS, function="run_batched"),
     _large("fo", 1.0),
     _large("zo", 0.7),
     _large("instruct", 0.8),

@@ -236,7 +236,7 @@ def test_the_table_has_the_machine_the_rows_and_the_profiles(tmp_path):
         "machine": [{"card": "Card 100", "memory": 80_000}],
         "row": [{"what": "query | one", "value": 1.5, "at_most": 1.1, "note": "12 ms"}],
         "skip": [{"what": "pytest", "reason": "not here"}],
-        "profile": [{"title": "query", "host ms": 3.5,
+        "profile": [{"title": "query", "host ms": 3.5, "ms": 2.0,
                      "kernels": [{"name": "gemm", "calls": 4, "ms": 1.25}]}],
         "recording": [{"case": "c"}],
     }  # fmt: skip
@@ -246,6 +246,7 @@ def test_the_table_has_the_machine_the_rows_and_the_profiles(tmp_path):
     assert table.startswith("# Card 100, 2026-11-28\n")
     assert "| query / one | 1.5 × | ≤ 1.1 | no | 12 ms |" in table
     assert "- not done: pytest: not here" in table
+    assert "query: 2 ms, host 3.5 ms" in table
     assert "     1.250 ms      4 × gemm" in table
     assert "memory 80,000" in table
     assert json.loads((tmp_path / "recordings.json").read_text()) == [{"case": "c"}]

@@ -1,4 +1,4 @@
-"""A query over two plain forwards on a device, beside MeZO's loop and clone-and-restore."""
+"""Queries on a device: one beside plain forwards and others' ways, and many in one batch."""
 
 import gc
 from collections.abc import Callable
@@ -7,11 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dandelion.bench.query import CLONE, IN_PLACE, PLAIN, QUERY, ways
+from dandelion.bench.query import CLONE, EPS, IN_PLACE, PLAIN, QUERY, ways
 from dandelion.gpu_check.records import StepTask
 from dandelion.gpu_check.timing import fill_, peak_bytes, profile, ratio, take_turns
 from shared.base.flat import FlatModel, flatten
+from shared.directions import DIRECTIONS
+from shared.estimation.batched_queries import BatchedQueries
+from shared.estimation.perturber import Perturber
 from shared.models.gpt2 import SHAPES, hollow
+from shared.models.next_token import example_losses
+from shared.randomness.streams import Key
 from shared.training.oracle import cast_
 
 REPEATS = 7
@@ -99,3 +104,81 @@ def tokens_on(device: str, size: str, batch: int, length: int) -> Tensor:
     count = batch * length
     numbers = torch.arange(count, device=device).view(batch, length)
     return numbers * 7919 % SHAPES[size].vocabulary
+
+
+BATCH_REPEATS, LEAST_SHARE = 5, 0.90  # of plain inference; EGGROLL reports 0.91
+PLAIN_BATCH = 1 << 14  # tokens of one plain forward at most, so that its logits fit
+INFERENCE, BATCHED = "plain inference", "batched"
+
+
+@dataclass(frozen=True)
+class DirectionsCase:
+    """A family, a model size, a batch of each direction, and how many directions."""
+
+    family: str
+    size: str
+    batch: int
+    length: int
+    queries: int
+
+    def __str__(self) -> str:
+        """The case in words, as rows name it."""
+        millions = SHAPES[self.size].parameters / 1e6
+        return (
+            f"{self.family}, {millions:,.4g} M, q = {self.queries}, {self.batch}×{self.length} "
+            "tokens a direction"
+        )
+
+
+BATCHES = tuple(
+    DirectionsCase("lowrank", size, 1, 64, queries)
+    for size in ("200M", "500M")
+    for queries in (8, 32, 128)
+)
+TINY_BATCHES = (DirectionsCase("lowrank", "byte-gpt", 1, 16, 4),)
+
+
+def run_batched(task: StepTask) -> None:
+    """Measure every case that there is time and memory for."""
+    profiles = 0
+    for case in TINY_BATCHES if task.tiny else BATCHES:
+        try:
+            if task.has_time_for(str(case), 0.0 if task.tiny else 5.0):
+                profiles += _measure_batched(task, case, profiles < MOST_PROFILES)
+        except torch.cuda.OutOfMemoryError as error:
+            task.skip(str(case), str(error).partition(".")[0])
+        gc.collect()
+
+
+def _measure_batched(task: StepTask, case: DirectionsCase, may_profile: bool) -> bool:
+    """Record a case's row; return whether a profile was recorded too."""
+    model = build_on(task.device, case.size, "float32")
+    calls = ways_in_batches(model, case)
+    times = take_turns(calls, task.device, BATCH_REPEATS)
+    share = ratio(times, INFERENCE, BATCHED)
+    tokens = 2 * case.queries * case.batch * case.length
+    rate = tokens / sorted(times[BATCHED])[BATCH_REPEATS // 2]
+    note = f"{rate:,.0f} tokens/s"
+    if (peak := peak_bytes(calls[BATCHED], task.device)) is not None:
+        note += f", peak {peak / 2**30:.2f} GiB"
+    task.row(f"tokens/s over {INFERENCE}, {case}", share, "", at_least=LEAST_SHARE, note=note)
+    slow = may_profile and share < LEAST_SHARE
+    if slow:
+        profile(task, f"{BATCHED}, {case}: {share:.2f}", calls[BATCHED])
+    return slow
+
+
+def ways_in_batches(model: FlatModel, case: DirectionsCase) -> dict[str, Callable[[], object]]:
+    """All directions at both signs in one batch, and plain forwards of as many tokens."""
+    device = str(model.flat.device)
+    directions = DIRECTIONS[case.family](model.layout)
+    batched = BatchedQueries(model, directions, Perturber(model, directions))
+    keys = [Key(1, 1, 0, index) for index in range(case.queries)]
+    blocks = tokens_on(device, case.size, case.batch, case.length)
+    stacked = blocks.expand(case.queries, *blocks.shape)
+    rows = torch.cat([stacked, stacked]).flatten(0, 1)
+    parts = torch.split(rows, max(1, PLAIN_BATCH // case.length))
+    return {
+        INFERENCE: lambda: [example_losses(model.module, part) for part in parts],
+        BATCHED: lambda: batched.losses(keys, EPS, stacked),
+    }
