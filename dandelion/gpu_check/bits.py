@@ -54,6 +54,12 @@ def _sums(task: StepTask) -> None:
     DIRECTIONS["rademacher"](LAYOUT).add_to_(own, KEYS, SCALES)
     equal = np.array_equal(own.cpu().numpy(), expected)
     task.yes_or_no("sums of signs are those of the definition", equal)
+    zeros = np.full(LAYOUT.size, -0.0, np.float32)
+    own = torch.from_numpy(zeros.copy()).to(task.device)
+    DIRECTIONS["rademacher"](LAYOUT).add_to_(own, KEYS[:1], [0.0])
+    expected = zeros + np.float32(0) * signs(KEYS[0], addresses)
+    equal = own.cpu().numpy().tobytes() == expected.tobytes()
+    task.yes_or_no("a coefficient of 0 keeps the sign of a zero", equal)
 
 
 def _perturb(task: StepTask) -> None:

@@ -283,4 +283,4 @@ def test_wrong_sums_of_signs_are_noticed(task, monkeypatch):
     monkeypatch.setattr(bits, "signs", lambda key, at: -real(key, at))
     bits._sums(task)
     bits._perturb(task)
-    assert [row["value"] for row in read_records(task.file)["row"]] == [0.0, 0.0, 0.0]
+    assert [row["value"] for row in read_records(task.file)["row"]] == [0.0, 0.0, 0.0, 0.0]
