@@ -63,6 +63,7 @@ def assemble(
         match = PIECE.fullmatch(file.name)
         name, number = (match[1], int(match[2])) if match else (file.name, 1)
         pieces.setdefault(name, {})[number] = file
+    pieces.pop(MANIFEST)
     for name, parts in pieces.items():
         place = packages if name in manifest["carriers"] else wheels
         place.mkdir(parents=True, exist_ok=True)
