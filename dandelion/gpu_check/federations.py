@@ -77,8 +77,13 @@ def train(task: StepTask, name: str, settings: Mapping[str, Value]) -> Path:
     threads = os.cpu_count() if task.on_card else 1
     own = {"device": task.device, "threads": threads, "output-dir": str(folder), "run-name": name}
 
+    times = [time.monotonic()]
+
     def stop_in_time(report: Report, round_: int) -> None:
-        if task.seconds_left() < LEAST_SECONDS:
+        """End the run before a round that would take more time than there is."""
+        times.append(time.monotonic())
+        task.record("progress", {"what": f"{name}: round {round_}", "left": task.seconds_left()})
+        if task.seconds_left() < LEAST_SECONDS + (times[-1] - times[-2]) * (round_ > 0):
             raise OutOfTimeError(f"round {round_}: the step's time is over")
 
     try:

@@ -106,6 +106,8 @@ def _section(outcome: StepOutcome) -> Iterator[str]:
         yield ""
     yield from (f"- not done: {each['what']}: {each['reason']}" for each in skips)
     yield from (f"- failed: {each['what']}: {each['error']}" for each in failures)
+    if outcome.status == "cut off" and (steps := outcome.records.get("progress")):
+        yield from ("", f"It came to {steps[-1]['what']}, with {steps[-1]['left']:.0f} s left.")
     for each in outcome.records.get("profile", []):
         yield from (
             "",

@@ -259,6 +259,15 @@ def test_the_table_has_the_machine_the_rows_and_the_profiles(tmp_path):
     assert json.loads((tmp_path / "recordings.json").read_text()) == [{"case": "c"}]
 
 
+def test_a_step_that_is_cut_off_says_how_far_it_came(tmp_path):
+    progress = [{"what": f"fo: round {n}", "left": 40.0 - n} for n in range(3)]
+    cut = outcome(status="cut off", reason="it took longer", records={"progress": progress})
+    CardReport(tmp_path, "1", "2026-11-28", 12, False, [cut]).write()
+    table = (tmp_path / "table.md").read_text()
+    assert "Cut off: it took longer (0 s).\n" in table
+    assert "It came to fo: round 2, with 38 s left." in table
+
+
 # --- bits
 
 
