@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from dandelion.bench.rows import BenchRow, alternate, on_threads
 from shared.base.flat import FlatModel, flatten
 from shared.directions import DIRECTIONS
+from shared.directions.low_precision import lower_precision
 from shared.estimation.perturber import Perturber
 from shared.models.gpt2 import build
 from shared.models.next_token import next_token_loss
 from shared.randomness.streams import Key
 
 EPS = 1e-3
+PLAIN, QUERY = "two plain forwards", "query"
+IN_PLACE, CLONE = "in-place Gaussian (MeZO)", "clone and restore (the original)"
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def _case(case: QueryCase, repeats: int) -> list[BenchRow]:
     model = flatten(build(case.size, seed=1).module)
     blocks = torch.arange(case.batch * case.length).view(case.batch, -1) * 7919 % 50257
     times = alternate(ways(model, blocks), repeats)
-    plain = times["two plain forwards"]
+    plain = times[PLAIN]
     what = f"{model.layout.parameters / 1e6:.1f} M, {case.batch}x{case.length} tokens"
     return [
         BenchRow(
@@ -52,7 +55,8 @@ def _case(case: QueryCase, repeats: int) -> list[BenchRow]:
 
 def ways(model: FlatModel, blocks: Tensor) -> dict[str, Callable[[], object]]:
     """Two evaluations each: plain, ours, MeZO's in-place loop, the original's clone and restore."""
-    perturber = Perturber(model, DIRECTIONS["rademacher"](model.layout))
+    signs = lower_precision(DIRECTIONS["rademacher"](model.layout), model.flat.dtype)
+    perturber = Perturber(model, signs)
 
     def loss() -> float:
         return next_token_loss(model.module, blocks)
@@ -63,10 +67,10 @@ def ways(model: FlatModel, blocks: Tensor) -> dict[str, Callable[[], object]]:
                 loss()
 
     return {
-        "two plain forwards": lambda: (loss(), loss()),
-        "query": ours,
-        "in-place Gaussian (MeZO)": lambda: in_place(model.module, loss),
-        "clone and restore (the original)": lambda: _clone(model.module, loss),
+        PLAIN: lambda: (loss(), loss()),
+        QUERY: ours,
+        IN_PLACE: lambda: in_place(model.module, loss),
+        CLONE: lambda: _clone(model.module, loss),
     }
 
 
@@ -75,7 +79,7 @@ def in_place(module: nn.Module, loss: Callable[[], float]) -> None:
     for number, scale in enumerate((1, -2, 1)):
         torch.manual_seed(7)
         for parameter in module.parameters():
-            z = torch.normal(0.0, 1.0, size=parameter.shape)
+            z = parameter.data.new_empty(parameter.shape).normal_()
             parameter.data = parameter.data + scale * EPS * z
         if number < 2:
             loss()

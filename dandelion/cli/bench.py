@@ -1,4 +1,4 @@
-"""``dandelion bench``: measures speed and memory against the peers' ways, as ratios."""
+"""``dandelion bench`` and ``dandelion gpu-check``: measure speed and memory, mostly as ratios."""
 
 import json
 from collections.abc import Sequence
@@ -11,10 +11,14 @@ from rich.table import Table
 
 from dandelion.bench.rows import BenchRow
 from dandelion.cli.console import console, say
+from dandelion.gpu_check.__main__ import main as check_on_device
+from dandelion.gpu_check.runner import MINUTES
+from dandelion.gpu_check.steps import STEPS
 from shared.base.errors import ConfigError
 
 app = typer.Typer(help="Measure speed and memory as ratios.")
 LEARNING_FOLDER = Path("runs/bench-learning")
+STEP_NAMES = ", ".join(step.name for step in STEPS)
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the rows to this file.")]
 
 
@@ -158,6 +162,26 @@ def learning(  # noqa: PLR0913, PLR0917  (options of a command)
     trial = Trial(out.resolve(), seeds, minutes, FACTORS[:rates], method or [], evaluations)
     for name, curves in measure(task or [], trial, quick, say).items():
         say(f"\n{name}\n{markdown(curves)}")
+
+
+def gpu_check(
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("gpu-check"),
+    minutes: Annotated[float, typer.Option(help="For all steps together.")] = MINUTES,
+    device: Annotated[str, typer.Option(help="cuda, cuda:1, ... or cpu.")] = "cuda",
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Small sizes: only try the command.")
+    ] = False,
+    steps: Annotated[str, typer.Option(help=f"With commas, of {STEP_NAMES}; empty: all.")] = "",
+    replay_file: Annotated[
+        Path | None,
+        typer.Option("--replay", help="Only replay a recordings.json of another machine here."),
+    ] = None,
+) -> None:
+    """Try the system on a card: bits, speed, large models and learning."""
+    words = ["--out", str(out), "--minutes", str(minutes), "--device", device, "--steps", steps]
+    words += ["--tiny"] * tiny
+    words += ["--replay", str(replay_file)] if replay_file else []
+    raise typer.Exit(check_on_device(words))
 
 
 def show(title: str, rows: Sequence[BenchRow], json_file: Path | None) -> None:

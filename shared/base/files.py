@@ -12,8 +12,6 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-import xxhash
-
 READ_BYTES = 1 << 20  # of a file at a time
 OWN_PACKAGES = ("client", "server", "shared")
 
@@ -84,6 +82,8 @@ def _find_abandoned_drafts(path: Path) -> Iterator[Path]:
 
 def file_hash(path: Path) -> str:
     """Return XXH3 (128 bits) of a file's bytes in hexadecimal: it finds damage, not forgery."""
+    import xxhash
+
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while part := file.read(READ_BYTES):

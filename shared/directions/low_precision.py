@@ -14,6 +14,7 @@ from shared.directions import Directions
 from shared.randomness.streams import Key
 
 PIECE = 1 << 16  # elements of a float32 copy: it stays in a core's cache
+CARD_PIECE = 1 << 22  # on a card, where each piece starts some kernels: as large as its scratch
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ class LowPrecision:
     @torch.no_grad()
     def perturb_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
         """Write source + scale * z(key), rounded, into ``out``; both (n,), at address ``start``."""
-        for at in range(0, out.numel(), PIECE):
-            work = source[at : at + PIECE].float()
+        piece = PIECE if out.is_cpu else CARD_PIECE
+        for at in range(0, out.numel(), piece):
+            work = source[at : at + piece].float()
             self.inner.add_to_(work, [key], [scale], start + at)
-            out[at : at + PIECE] = work
+            out[at : at + piece] = work
 
     @torch.no_grad()
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:

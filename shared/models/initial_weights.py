@@ -5,12 +5,13 @@ from math import sqrt
 from os import cpu_count
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from shared.randomness.philox import words
+from shared.directions.backends import words_on
 from shared.randomness.streams import Key
 
-TASK_WEIGHTS = 1 << 14  # of one thread's task: its temporaries stay in a core's cache
+TASK_WEIGHTS = 1 << 16  # of one thread's task: its temporaries stay in a core's cache
 
 _MEAN = 4 * 0xFFFF // 2
 _DEVIATION = sqrt(4 * (2**32 - 1) / 12)
@@ -28,10 +29,10 @@ def fill_normal_(weights: NDArray[np.float32], key: Key, std: float) -> None:
 
     def fill(start: int) -> None:
         part = weights[start : start + TASK_WEIGHTS]
-        blocks = range(start // 2, -(-(start + len(part)) // 2))
-        drawn = words(key, blocks)
-        halves = ((drawn & 0xFFFF) + (drawn >> 16)).reshape(-1, 2).view(np.int32)
-        sums = halves[: len(part), 0] + halves[: len(part), 1]
+        blocks = torch.arange(start // 2, -(-(start + len(part)) // 2))
+        drawn = words_on(key, blocks).numpy()  # (4, n): two words for a weight
+        halves = (drawn & 0xFFFF) + (drawn >> 16)
+        sums = (halves[::2] + halves[1::2]).T.reshape(-1)[: len(part)]
         part[:] = (sums - _MEAN).astype(np.float32) * scale
 
     with ThreadPoolExecutor(cpu_count()) as pool:

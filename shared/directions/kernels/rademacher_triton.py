@@ -2,15 +2,18 @@
 
 A program takes some tiles. Of a tile's 2,048 elements, number 64 r + 16 w + b takes bit r of word w
 of block b (see ``rademacher``), so an array (tiles, 32, 16) for each of the four words holds them.
-Nothing is multiplied: ±scale is chosen and added, so the bits are those of every other kernel.
+±scale is chosen and added, so nothing is rounded but the sums, as in every other kernel.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.base.flat import TILE, TILE_BLOCKS
@@ -18,6 +21,7 @@ from shared.randomness.philox import MULTIPLIERS, ROUNDS, WEYL
 from shared.randomness.streams import Key
 
 TILES = 8  # of a program
+FEW = 40  # numbers that are kept on the device: those of eight keys
 M0, M1 = (tl.constexpr(number) for number in MULTIPLIERS)
 W0, W1 = (tl.constexpr(number) for number in WEYL)
 TIMES, LENGTH, LANES = tl.constexpr(ROUNDS), tl.constexpr(TILE), tl.constexpr(TILE_BLOCKS)
@@ -42,9 +46,12 @@ def draw(block, key):
 
 @triton.jit
 def _choose_sign(words, rows, scale):
-    """Return ±scale (tiles, 32, 16) for one word (tiles, 16) of each block."""
+    """Return ±scale (tiles, 32, 16) for one word (tiles, 16) of each block.
+
+    Triton's minus is a subtraction from 0, which makes 0 of 0; the other kernels have −0 there.
+    """
     bits = (words[:, None, :] >> rows) & 1
-    return tl.where(bits != 0, -scale, scale)
+    return tl.where(bits != 0, scale * -1.0, scale)
 
 
 @triton.jit
@@ -98,7 +105,6 @@ def _launch(
         return
     tiles = min(TILES, triton.next_power_of_2(-(-width // TILE) + 1))
     groups = -(-(-(-width // TILE) + 1) // tiles)  # a row may begin and end within a tile
-    factors = torch.from_numpy(np.array(scales, np.float32)).to(out.device)
     count = 1 if apart else len(keys)
     _add[(rows * groups,)](
         out,
@@ -107,7 +113,7 @@ def _launch(
         width,
         groups,
         key_numbers(keys, out.device),
-        factors,
+        _upload(np.array(scales, np.float32), out.device),
         count,
         int(apart),
         tiles=tiles,
@@ -115,9 +121,26 @@ def _launch(
 
 
 def key_numbers(keys: Sequence[Key], device: torch.device) -> Tensor:
-    """Return the five numbers (keys, 5) of each key, as ``draw`` reads them."""
+    """Return the five numbers (keys, 5) of each key, as ``draw`` reads them; nobody writes them."""
     numbers = [(k.seed & 0xFFFFFFFF, k.seed >> 32, k.index, k.round, k.slot) for k in keys]
-    return torch.tensor(numbers, dtype=torch.int64).to(device)
+    return _upload(np.array(numbers, np.int64), device).view(-1, 5)
+
+
+def _upload(numbers: NDArray[Any], device: torch.device) -> Tensor:
+    """Return numbers on the device, as (n,); few of them are kept there for the next launch.
+
+    A query starts a kernel for every block of the parameters, all with one key and one scale.
+    Copying these numbers anew takes about as long as such a kernel.
+    """
+    if numbers.size > FEW:
+        return torch.from_numpy(numbers.ravel()).to(device)
+    return _keep(numbers.tobytes(), numbers.dtype, device)
+
+
+@lru_cache(maxsize=1024)
+def _keep(data: bytes, dtype: np.dtype[Any], device: torch.device) -> Tensor:
+    """Numbers by their bytes: 0 and −0 are two."""
+    return torch.from_numpy(np.frombuffer(data, dtype).copy()).to(device)
 
 
 def add_to_(flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int) -> None:
@@ -143,4 +166,4 @@ def add_each_(rows: Tensor, keys: Sequence[Key], start: int) -> None:
 
 
 def _starts(flat: Tensor, start: int) -> Tensor:
-    return torch.tensor([start], dtype=torch.int64, device=flat.device)
+    return _upload(np.array([start], np.int64), flat.device)

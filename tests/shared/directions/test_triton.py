@@ -43,6 +43,15 @@ def test_signs_equal_the_reference(key, start, size):
     assert np.array_equal(vector.numpy(), expected)
 
 
+def test_a_coefficient_of_zero_keeps_the_sign_of_a_zero():
+    """Zeros are told apart where few numbers are kept on the device, too."""
+    for scale in (0.0, -0.0, 0.0):
+        vector = torch.full((100,), -0.0)
+        expected = vector.numpy() + np.float32(scale) * signs(KEY, np.arange(100))
+        rademacher_triton.add_to_(vector, [KEY], [scale], 0)
+        assert vector.numpy().tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize("width", [1, 63, 300, 2 * TILE + 1])
 def test_rows_equal_the_reference(width):
     start, ids = 3 * TILE, torch.tensor([5, 0, 5, 31, 12])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import xxhash
 
 from shared.base.errors import GapError
 from shared.base.flat import FlatModel, Layout
@@ -11,7 +12,7 @@ from shared.directions import DIRECTIONS
 from shared.protocol.entry import Entry, SlotDifferences
 from shared.replica import replay
 from shared.replica import replica as module
-from shared.replica.replica import Replica, digest_of
+from shared.replica.replica import Replica, digest_of, hash_through
 
 LAYOUT = Layout.of([("m", (90, 100)), ("bias", (70,)), ("odd", (33, 65)), ("whole", (2, 1024))])
 ROUNDS = 9
@@ -126,3 +127,12 @@ def test_rounds_that_are_applied_already_change_nothing():
     before = follower.digest()
     assert list(follower.apply_with_digests([entry(1), entry(2)])) == []
     assert follower.digest() == before
+
+
+@pytest.mark.parametrize("buffer", [1, 1000, 4096, 1 << 20])
+def test_a_digest_through_a_buffer_is_that_of_the_whole(buffer):
+    bits = torch.arange(10_007).to(torch.uint8)
+    through = xxhash.xxh3_128(seed=3)
+    hash_through(through, bits, torch.empty(buffer, dtype=torch.uint8))
+    assert through.digest() == digest_of(bits, 3)
+    assert digest_of(bits.view(torch.uint8)) == xxhash.xxh3_128_digest(bits.numpy().tobytes())
