@@ -14,6 +14,7 @@ from server.rounds.after_commit import AfterCommit
 from server.rounds.cohort import Cohort
 from server.rounds.round_log import RoundLog
 from server.rounds.strategy import ScalarStrategy
+from shared.base.text import escape_record
 from shared.config.schema import Config
 from shared.modes.mode import mode_of
 from shared.protocol.messages import Hello
@@ -38,6 +39,7 @@ def serve(
         StalledError: too few sites or valid replies.
     """
     logging.getLogger("flwr").addFilter(_is_worth_logging)
+    LOG.addFilter(escape_record)
     with open_run(validate(config)) as run:
         train(grid, run, on_round).finish(run.oracle.language_model)
         LOG.info("done: %s", run.folder)

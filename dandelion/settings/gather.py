@@ -72,7 +72,7 @@ def key_of(pair: str) -> str:
 
 def _resume(settings: Mapping[str, object], folder: Path) -> Config:
     """The configuration that a run's folder records, with the settings that may change."""
-    from server.ledger.run_folder import CONFIG  # torch takes a second
+    from server.ledger.run_folder import CONFIG, FORMER  # torch takes a second
 
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"{folder}: no run to resume; {CONFIG} expected in it")
@@ -80,7 +80,7 @@ def _resume(settings: Mapping[str, object], folder: Path) -> Config:
     if fixed := sorted(set(settings) - free):
         raise ConfigError(f"a resumed run keeps {fixed}; it may be given {sorted(free)}")
     recorded = flat_settings(read_toml(folder / CONFIG))
-    return configure({**recorded, **settings, "resume": str(folder.resolve())})
+    return configure({**FORMER, **recorded, **settings, "resume": str(folder.resolve())})
 
 
 def check_sites(config: Config) -> None:

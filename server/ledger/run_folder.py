@@ -29,6 +29,7 @@ from shared.training.oracle import Oracle
 # ``snapshots``; and the files that ``server.reporting`` writes.
 LOG = logging.getLogger("dandelion")
 LEDGER, CONFIG, LOCK = "ledger.sqlite", "config.toml", "run.lock"
+FORMER = {"max-share": 1.0}  # what a run did whose record lacks a setting that is newer
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def read_config(ledger: LedgerReader) -> Config:
         LedgerError: it cannot be read, or is not a valid configuration.
     """
     try:
-        return with_own_options(Config(tomllib.loads(ledger.header("config").decode())))
+        recorded = tomllib.loads(ledger.header("config").decode())
+        return with_own_options(Config({**FORMER, **recorded}))
     except (ValueError, ConfigError) as error:
         raise LedgerError(f"{ledger.path}: table head, row config: {error}") from error
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from server.ledger.database import Database
 from server.ledger.records import SERVER, Metrics
+from shared.base.text import escape_text
 from shared.protocol.flower_records import Direction
 
 SCORE = "(SELECT value FROM scores s WHERE s.round = {}.round AND s.site = ? AND s.name = '{}')"
@@ -199,7 +200,11 @@ class RunSummaries:
         return [SiteState(*row) for row in self._rows(SITE_STATES)]
 
     def _rows(self, query: str, *parameters: object) -> Sequence[tuple[Any, ...]]:
-        return self._database.rows(query, parameters)
+        """Rows whose texts are printable: some of them were sent by sites."""
+        return [
+            tuple(escape_text(value) if isinstance(value, str) else value for value in row)
+            for row in self._database.rows(query, parameters)
+        ]
 
     def _value(self, query: str, *parameters: object) -> Any:  # noqa: ANN401
         return self._rows(query, *parameters)[0][0]

@@ -1,8 +1,9 @@
 """The sites of a federation: who they are, where their replicas are, and which take part."""
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType
@@ -11,6 +12,7 @@ from flwr.serverapp import Grid
 from server.rounds.exchange import Exchange
 from server.rounds.round_log import RoundLog
 from shared.base.errors import StalledError, WireError
+from shared.base.text import escape_text
 from shared.config.schema import Config
 from shared.protocol.flower_records import pack, unpack
 from shared.protocol.messages import Hello, decode_hello
@@ -61,6 +63,7 @@ class Cohort:
         self.sites: dict[str, SiteRecord] = {}  # by name
         self._slots: dict[int, str] = {}  # the names of those, by slot
         self.excluded: dict[int, ExcludedNode] = {}  # by node id
+        self._left_out: dict[str, str] = {}  # by name: why
         self._exchange: Exchange | None = None
 
     def meet(self, grid: Grid, round_: int) -> None:
@@ -72,6 +75,19 @@ class Cohort:
         known = {site.node_id for site in self.sites.values()}
         known |= {n for n, node in self.excluded.items() if now < node.again}
         self._ask(grid, sorted(present - known), round_)
+
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Do without some sites from now on; their nodes are not asked again.
+
+        Args:
+            reasons: by the site's name.
+        """
+        self._left_out = dict(reasons)
+        for name in self.sites.keys() & reasons.keys():
+            site = self.sites.pop(name)
+            self.excluded[site.node_id] = ExcludedNode(
+                reasons[name], math.inf, refusals=HOPELESS_REFUSALS
+            )
 
     def wait(self, grid: Grid, round_: int) -> None:
         """Return when ``min-sites`` sites are there.
@@ -153,7 +169,8 @@ class Cohort:
         hello, reason = _read_hello(reply)
         name = hello.site if hello else f"node {node_id}"
         if hello is not None:
-            reason = self._reason_against(hello) or self._find_clash(hello, node_id)
+            reason = self._left_out.get(hello.site) or self._reason_against(hello)
+            reason = reason or self._find_clash(hello, node_id)
         if hello is None or reason:
             self._refuse(round_, node_id, name, reason, ASK_AGAIN_S)
             return name
@@ -179,7 +196,7 @@ class Cohort:
     def _refuse(
         self, round_: int, node_id: int, name: str, reason: str, again_s: float, counts: bool = True
     ) -> None:
-        LOG.warning("site %s refused: %s", name, reason)
+        LOG.warning("site %s refused: %s", escape_text(name), escape_text(reason))
         before = self.excluded[node_id].refusals if node_id in self.excluded else 0
         refusals = before + 1 if counts else before
         self.excluded[node_id] = ExcludedNode(reason, time.monotonic() + again_s, refusals)

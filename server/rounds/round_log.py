@@ -6,6 +6,7 @@ from flwr.app import Message, MessageType
 
 from server.ledger.ledger import Ledger
 from server.ledger.records import Refusal
+from shared.base.text import escape_text
 from shared.protocol.flower_records import (
     Direction,
     Kind,
@@ -38,7 +39,8 @@ class RoundLog:
 
     def refuse(self, round_: int, site: str, reason: str, detail: str = "") -> None:
         """Count a reply that is not used or did not come; ``reason`` is one of a few words."""
-        self._refusals.append(Refusal(round_, site, reason, detail))
+        row = Refusal(round_, escape_text(site), reason, escape_text(detail))
+        self._refusals.append(row)
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
