@@ -56,6 +56,7 @@ class Expected:
     gradient_bytes: int | None = None  # the most of a gradient; None: the round asks for none
     classes: int | None = None  # of the outcome that the round asks for; None: it asks for none
     examples: int | None = None  # as many as the site introduced itself with; None: any
+    evaluated: int | None = None  # the most examples of the outcome; None: any number
 
     @property
     def most_bytes(self) -> int:
@@ -134,6 +135,9 @@ def _check_outcome(reply: Measured, expected: Expected) -> None:
     sound = sound and outcome.examples == counted > 0
     if outcome.classes != expected.classes or not sound:
         raise RefusedError("bad outcome", f"of {expected.classes} classes expected, got {outcome}")
+    if expected.evaluated is not None and outcome.examples > expected.evaluated:
+        detail = f"of at most {expected.evaluated} examples expected, got {outcome.examples}"
+        raise RefusedError("bad outcome", detail)
 
 
 def agree_on_digest(run: Run, round_: int, replies: Iterable[Reply]) -> tuple[int, bytes] | None:
@@ -250,4 +254,5 @@ class ReplyValidator:
         numbers = config.zo.queries * config.training.local_steps * plan.measure
         gradient_bytes = replica.codec.payload_bytes if plan.dense else None
         classes = self._run.oracle.task.classes if self._requests.evaluates(round_) else None
-        return Expected(round_, numbers, gradient_bytes, classes, site.hello.examples)
+        most = config.evaluation.blocks
+        return Expected(round_, numbers, gradient_bytes, classes, site.hello.examples, most)

@@ -8,7 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from federation import Network, altered, config, federate, folder_of, is_reply, ledger_of, resumed
+from federation import (
+    Network,
+    altered,
+    config,
+    federate,
+    folder_of,
+    is_reply,
+    ledger_of,
+    resumed,
+    with_payload,
+)
 from flwr.app import Error
 from hazards import Cut, cut_at, misbehaving
 from rich.console import Console
@@ -17,7 +27,9 @@ from dandelion.monitor.status import render
 from server.aggregation.outliers import MOST_RATIO, find_outliers
 from server.ledger.records import Contribution
 from server.rounds.round_log import RoundLog
+from shared.base.metrics import EvalSums
 from shared.base.text import escape_text
+from shared.protocol.flower_records import unpack
 from shared.training.oracle import Oracle
 
 FIVE = {"num_clients": 5, "min_replies": 1, "queries": 4, "eval_interval": 0}
@@ -178,3 +190,23 @@ def test_a_name_is_no_formula_in_a_spreadsheet(tmp_path):
     assert "'=cmd|' /C calc'!A0" in names
     assert not [name for name in names if name.startswith("=")]
     assert "\n=cmd" not in (folder_of(chosen) / "shards.csv").read_text()
+
+
+def test_a_site_that_claims_to_have_evaluated_on_more_than_it_may_is_refused(tmp_path):
+    chosen = config(tmp_path, site_eval_fraction=0.2, eval_interval=1)
+
+    def change(m):
+        outcome = m.outcome and EvalSums(m.outcome.loss * 10**9, 10**9, m.outcome.confusion)
+        return replace(m, outcome=outcome)
+
+    how = misbehaving(lambda r: [altered(r, change)])
+    assert federate(chosen, Network(chosen, change=how)).summary["refusals"] == {"bad outcome": 1}
+
+
+def test_a_surplus_record_is_told_its_own_size(tmp_path):
+    def surplus(reply):
+        return [with_payload(reply, unpack(reply.content)[0], b"s" * 77)]
+
+    chosen = config(tmp_path)
+    (row,) = federate(chosen, Network(chosen, change=misbehaving(surplus))).rows["refusals"]
+    assert row[3:] == ("oversized", "no second record expected, got one of 77 bytes")
