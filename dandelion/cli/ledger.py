@@ -51,6 +51,7 @@ def verify(run: RunArgument) -> None:
     with ledger_of(run) as ledger:
         replica, last = base_oracle(ledger).replica, ledger.last_round
         compared = replayed = 0
+        unrecorded: list[int] = []
         start = [(0, replica.digest())]
         for round_, digest in _track(
             itertools.chain(start, rebuild_each_(replica, ledger, last)), last
@@ -58,12 +59,15 @@ def verify(run: RunArgument) -> None:
             recorded = ledger.digest(round_)
             check_digest(round_, digest, recorded)
             compared += recorded is not None
+            unrecorded += [round_] if recorded is None else []
             replayed += 1
         bridged, dropped = last + 1 - replayed, newest_dropped(ledger.payloads(0, last))
     say(
         f"{last - bridged:,} rounds replayed, {compared:,} digests equal; "
         f"digest {replica.digest().hex()}"
     )
+    if unrecorded:
+        say(f"no digest is recorded of {len(unrecorded):,} rounds: {_ranges(unrecorded)}")
     if bridged:
         say(
             f"{bridged:,} rounds were not replayed but bridged by snapshots: gradients up to round "
@@ -128,6 +132,15 @@ def _track(rounds: Iterable[RoundDigest], last: int) -> Iterable[RoundDigest]:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+def _ranges(rounds: list[int]) -> str:
+    """Ascending numbers in words, as ``3, 7 to 9``."""
+    there = set(rounds)
+    starts = [k for k in rounds if k - 1 not in there]
+    ends = [k for k in rounds if k + 1 not in there]
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in pairs)
 
 
 def _numbers(entry: "Entry") -> str:
