@@ -1,6 +1,7 @@
 """``dandelion server``: keeps Flower's server programs running, and starts runs on them."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -28,13 +29,15 @@ from dandelion.deployment.deploy_home import (
     superexec_command,
     superlink_command,
 )
-from dandelion.deployment.supervisor import Keeper, find_process, quote
+from dandelion.deployment.supervisor import Keeper, find_process, quote, write_pid
 from dandelion.engines.flower_simulation import ROOT, EngineError, program_path, run_flwr
 from shared.config.schema import to_toml
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a federation's server.")
 MOST_DEATHS = 5  # of one program in a row
 UP_S, STOP_S = 90.0, 30.0
+INTERRUPTED = 130  # the exit status of a command that ^C ended
+ERROR_LINE = re.compile(r"(\w+\.)*\w*(Error|Exception|Interrupt|Exit)\b")
 POLL_FIRST_S, POLL_LAST_S = 1.0, 10.0  # each look is a process of Flower's: a second of a core
 
 
@@ -62,7 +65,7 @@ def up(
         "superexec": superexec_command(home, local_address(host, port), root, stock),
     }
     keeper = Keeper([*programs(home, commands, SERVER_APP_MODULES).values()], say)
-    home.pid.write_text(str(os.getpid()))
+    write_pid(home.pid, os.getpid())
     try:
         lost = keeper.run(lambda each, status: each.deaths >= MOST_DEATHS)
     finally:
@@ -104,11 +107,23 @@ def run(
     )
     run_id = str(_flwr(home, "run", str(ROOT), CONNECTION, "--run-config", str(file))["run-id"])
     say(f"Flower run {run_id}, run folder {run_path}; follow it with: dandelion status {run_path}")
-    status = _wait(home, run_id)
+    try:
+        status, details = _wait(home, run_id)
+    except KeyboardInterrupt:
+        say(f"The run goes on without this command. Follow it with: dandelion status {run_path}")
+        say(f"End it with: dandelion server stop --home {home.folder} --run {run_id}")
+        raise typer.Exit(INTERRUPTED) from None
     if status != "finished:completed":
-        log = home.log("superexec")
-        raise EngineError(f"Flower run {run_id} ended as {status}; its log: {log}")
+        raise EngineError(failure_text(run_id, status, details, home.log("superexec")))
     show_summary(console, run_path)
+
+
+def failure_text(run_id: str, status: str, details: str, log: Path) -> str:
+    """Why a run ended: the error of its ServerApp, which Flower keeps as the status' details."""
+    lines = [line.strip() for line in details.splitlines() if line.strip()]
+    named = [line for line in lines if ERROR_LINE.match(line)]
+    reason = (named or lines or ["the ServerApp gave no reason"])[-1]
+    return f"Flower run {run_id} ended as {status}: {reason}; its log: {log}"
 
 
 @app.command()
@@ -119,7 +134,8 @@ def register(
     """Register a node's key, so that it may join."""
     home = Home.at(folder or default_home("server"))
     answer = _flwr(home, "supernode", "register", str(key.resolve()), CONNECTION)
-    say(f"registered: {answer}")
+    node = answer.get("node-id", "unknown")
+    say(f"The key {key} is registered as node {node}; its site may join now, with --key.")
 
 
 @app.command()
@@ -156,15 +172,16 @@ def stop(
         time.sleep(0.1)
 
 
-def _wait(home: Home, run_id: str) -> str:
-    """Wait for the run's final status; tolerate a SuperLink that is away for up to ``UP_S``."""
+def _wait(home: Home, run_id: str) -> tuple[str, str]:
+    """Wait for the run's final status and its details; a SuperLink may be away for ``UP_S``."""
     away_since, pause = 0.0, POLL_FIRST_S
     while True:
         time.sleep(pause)
         pause = min(1.5 * pause, POLL_LAST_S)
         try:
             listing = _flwr(home, "ls", CONNECTION, "--run-id", run_id, quiet=True)
-            current = str(listing["runs"][0]["status"])
+            row = listing["runs"][0]
+            current = str(row["status"])
         except (EngineError, KeyError, IndexError):
             away_since = away_since or time.monotonic()
             if time.monotonic() - away_since > UP_S:
@@ -172,7 +189,7 @@ def _wait(home: Home, run_id: str) -> str:
             continue
         away_since = 0.0
         if current.startswith("finished"):
-            return current
+            return current, str(row.get("status-details", ""))
 
 
 def _flwr(home: Home, *words: str, quiet: bool = False) -> dict[str, Any]:
