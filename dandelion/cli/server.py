@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import time
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,7 @@ from shared.config.schema import to_toml
 app = typer.Typer(no_args_is_help=True, help="Commands of a federation's server.")
 MOST_DEATHS = 5  # of one program in a row
 UP_S, STOP_S = 90.0, 30.0
+RUN_FILE = "run.toml"  # the settings of the run that was started last
 INTERRUPTED = 130  # the exit status of a command that ^C ended
 ERROR_LINE = re.compile(r"(\w+\.)*\w*(Error|Exception|Interrupt|Exit)\b")
 POLL_FIRST_S, POLL_LAST_S = 1.0, 10.0  # each look is a process of Flower's: a second of a core
@@ -95,7 +97,7 @@ def run(
     chosen = gather_deployed(config, settings or [], resume, given)
     check_unmerged(chosen, "a deployment")
     run_path = run_folder(chosen)
-    file = home.folder / "run.toml"
+    file = home.folder / RUN_FILE
     file.write_text(
         to_toml(
             {
@@ -140,7 +142,9 @@ def register(
 
 @app.command()
 def status(folder: HomeOption = None) -> None:
-    """Show the server process, the nodes and the runs; fail if no server answers."""
+    """Show the server process, nodes, runs, and the newest run's sites; fail without a server."""
+    from dandelion.monitor.status import render
+
     home = Home.at(folder or default_home("server"))
     pid = find_process(home.pid)
     say(f"server process: {pid or 'none'}")
@@ -148,6 +152,8 @@ def status(folder: HomeOption = None) -> None:
         say(f"node {node.get('node-id')}: {node.get('status')}, since {node.get('online-at', '-')}")
     for each in _flwr(home, "ls", CONNECTION).get("runs", []):
         say(f"run {each.get('run-id')}: {each.get('status')}")
+    if (run_path := _newest_run(home)) is not None:
+        console.print(render(run_path))
 
 
 @app.command()
@@ -170,6 +176,17 @@ def stop(
         if time.monotonic() > deadline:
             raise EngineError(f"process {pid} does not end within {STOP_S:g} s")
         time.sleep(0.1)
+
+
+def _newest_run(home: Home) -> Path | None:
+    """The folder of the run that was started last, once it has a ledger."""
+    from server.ledger.run_folder import LEDGER
+
+    if not (file := home.folder / RUN_FILE).exists():
+        return None
+    settings = tomllib.loads(file.read_text())
+    path = Path(settings["output-dir"], settings["run-name"])
+    return path if (path / LEDGER).exists() else None
 
 
 def _wait(home: Home, run_id: str) -> tuple[str, str]:

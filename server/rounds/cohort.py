@@ -64,6 +64,7 @@ class Cohort:
         self._slots: dict[int, str] = {}  # the names of those, by slot
         self.excluded: dict[int, ExcludedNode] = {}  # by node id
         self._left_out: dict[str, str] = {}  # by name: why
+        self._names: dict[int, str] = {}  # by node id, also of sites that were refused
         self._exchange: Exchange | None = None
 
     def meet(self, grid: Grid, round_: int) -> None:
@@ -99,6 +100,7 @@ class Cohort:
         start, announced = time.monotonic(), -1
         while True:
             self.meet(grid, round_)
+            self._log.write_refusals()
             count, needed = len(self.sites), self._config.federation.min_sites
             if count >= needed:
                 return
@@ -148,13 +150,13 @@ class Cohort:
         timeout = min(HELLO_TIMEOUT_S, self._config.federation.round_timeout) if waits else 0.0
         names: dict[int | None, str] = {}
         for reply in exchange.replies(timeout):
-            node_id, name = exchange.node_of(reply), f"node {reply.metadata.src_node_id}"
+            node_id, name = exchange.node_of(reply), self._name(reply.metadata.src_node_id)
             if node_id is not None:
                 name = names[node_id] = self._introduce(reply, node_id, round_)
             self._log.add_received(reply, round_, name)
         for message in sent:
             node_id = message.metadata.dst_node_id
-            name = names.get(node_id, f"node {node_id}")
+            name = names.get(node_id) or self._name(node_id)
             self._log.add_sent(message, round_, name)
             if node_id not in names and waits:
                 reason = f"no answer within {timeout:g} s"
@@ -167,7 +169,9 @@ class Cohort:
     def _introduce(self, reply: Message, node_id: int, round_: int) -> str:
         """Accept a node as a site, or refuse it; return its name."""
         hello, reason = _read_hello(reply)
-        name = hello.site if hello else f"node {node_id}"
+        if hello is not None:
+            self._names[node_id] = hello.site
+        name = self._name(node_id)
         if hello is not None:
             reason = self._left_out.get(hello.site) or self._reason_against(hello)
             reason = reason or self._find_clash(hello, node_id)
@@ -183,6 +187,10 @@ class Cohort:
             "site %s is here: %d examples, %s, round %s", name, hello.examples, hello.device, at
         )
         return name
+
+    def _name(self, node_id: int) -> str:
+        """The name by which a node has introduced itself, or its number."""
+        return self._names.get(node_id, f"node {node_id}")
 
     def _find_clash(self, hello: Hello, node_id: int) -> str:
         """Say which other site has the name or the slot; empty: none."""

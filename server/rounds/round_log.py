@@ -59,6 +59,12 @@ class RoundLog:
         """Write what no round of a run of ``rounds`` will: late replies, and abandoned rounds."""
         self._ledger.note(*self.until(rounds))
 
+    def write_refusals(self) -> None:
+        """Write the refusals that are here now, so that others see them before the next commit."""
+        if self._refusals:
+            self._ledger.note([], self._refusals)
+            self._refusals = []
+
     def payload(self, direction: Direction, round_: int, transfers: Iterable[Transfer]) -> int:
         """Bytes of a round that is about to be written, attempts that were skipped included."""
         earlier = self._ledger.payload_bytes(round_, direction)
