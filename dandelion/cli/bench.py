@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from dandelion.bench.rows import BenchRow
-from dandelion.cli.console import console
+from dandelion.cli.tables import show_table
 from shared.base.errors import ConfigError
 
 app = typer.Typer(help="Measure speed and memory as ratios.")
@@ -128,6 +128,6 @@ def show(title: str, rows: Sequence[BenchRow], json_file: Path | None) -> None:
     table = Table("what", "seconds", "ratio", "note", title=title)
     for row in rows:
         table.add_row(row.name, f"{row.seconds:.4g}", f"{row.ratio:.3g}", row.note)
-    console.print(table)
+    show_table(table)
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from dandelion.cli.console import FolderNameOption, console, say
+from dandelion.cli.console import FolderNameOption, say
+from dandelion.cli.tables import show_table
 from shared.base.errors import ConfigError
 from shared.base.options import Value
 from shared.config.schema import Config
@@ -102,10 +104,12 @@ def show(comparison: dict[str, object]) -> None:
 
     say(about_text(comparison))
     titles, rows = table_rows(comparison)
-    table = Table(*titles, title=f"to a held-out loss of {comparison['target_loss']:.4f}")
+    table = Table(
+        *map(escape, titles), title=f"to a held-out loss of {comparison['target_loss']:.4f}"
+    )
     for row in rows:
-        table.add_row(*row)
-    console.print(table)
+        table.add_row(*map(escape, row))
+    show_table(table)
     verdicts = comparison["verdicts"]
     for verdict in verdicts if isinstance(verdicts, list) else []:
         say(str(verdict))

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from shared.base.errors import ConfigError
 from shared.base.options import Value
+from shared.base.text import LINES, escape_text
 
 console = Console()
 
@@ -60,8 +61,11 @@ EpsOption = Annotated[
 
 
 def say(text: str) -> None:
-    """Print a line as it is: neither wrapped nor coloured, and brackets are no markup."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    """Print a line as it is: neither wrapped nor coloured, and brackets are no markup.
+
+    Characters that a terminal would obey are shown as escapes: a text may quote a peer.
+    """
+    console.print(escape_text(text, LINES), soft_wrap=True, highlight=False, markup=False)
 
 
 def collect_options(pairs: Sequence[str], options: Mapping[str, Value | None]) -> dict[str, Value]:

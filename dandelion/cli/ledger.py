@@ -12,6 +12,7 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from dandelion.cli.console import RunArgument, console, say
+from dandelion.cli.tables import JsonOption, show_table
 from server.ledger.lineage import newest_dropped
 from server.ledger.reader import LedgerReader
 from server.reporting.status_line import size_text
@@ -28,18 +29,21 @@ RoundDigest = tuple[int, bytes]
 
 @app.command()
 def show(
-    run: RunArgument, last: Annotated[int, typer.Option(help="Number of rounds to show.")] = 10
+    run: RunArgument,
+    last: Annotated[int, typer.Option(help="Number of rounds to show.")] = 10,
+    as_json: JsonOption = False,
 ) -> None:
     """Show which run the ledger is of, and its last rounds."""
     with ledger_of(run) as ledger:
-        say(f"run    {ledger.header('run').hex()}")
-        say(f"base   {ledger.header('base').hex()}")
-        say(f"rounds {ledger.last_round:,} in {size_text(ledger.entry_bytes())} of entries")
+        if not as_json:
+            say(f"run    {ledger.header('run').hex()}")
+            say(f"base   {ledger.header('base').hex()}")
+            say(f"rounds {ledger.last_round:,} in {size_text(ledger.entry_bytes())} of entries")
         columns = [Column(name, justify="right") for name in COLUMNS]
         table = Table(*columns, "digest", box=SIMPLE_HEAD, pad_edge=False)
         for round_ in range(max(1, ledger.last_round - last + 1), ledger.last_round + 1):
             table.add_row(*_row(ledger, round_))
-    console.print(table)
+    show_table(table, as_json)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from dandelion.cli.console import (
     console,
     say,
 )
+from dandelion.cli.tables import show_table
 from dandelion.deployment.deploy_home import (
     CONNECTION,
     SERVER_APP_MODULES,
@@ -153,7 +154,7 @@ def status(folder: HomeOption = None) -> None:
     for each in _flwr(home, "ls", CONNECTION).get("runs", []):
         say(f"run {each.get('run-id')}: {each.get('status')}")
     if (run_path := _newest_run(home)) is not None:
-        console.print(render(run_path))
+        show_table(render(run_path))
 
 
 @app.command()
