@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType
@@ -24,6 +24,8 @@ LOG = logging.getLogger("dandelion")
 HELLO_TIMEOUT_S = 120.0  # round-timeout if that is less
 ASK_AGAIN_S = 60.0  # the cause of a refusal may be gone by then
 UNANSWERED_S = 300.0  # a question or answer may be lost; or the node still builds its model
+ASKED_AT_ONCE = 500  # nodes
+PROGRESS_S = 5.0  # between two lines about setting up
 HOPELESS_REFUSALS = 2  # of one node in a row: it will not be accepted without somebody's help
 
 
@@ -146,7 +148,7 @@ class Cohort:
             Message(pack(b""), node_id, MessageType.QUERY, group_id=str(round_))
             for node_id in node_ids
         ]
-        sent = exchange.send(messages)
+        sent = self._send(exchange, messages)
         timeout = min(HELLO_TIMEOUT_S, self._config.federation.round_timeout) if waits else 0.0
         names: dict[int | None, str] = {}
         for reply in exchange.replies(timeout):
@@ -165,6 +167,20 @@ class Cohort:
                 again = time.monotonic() + UNANSWERED_S
                 reason = "it was asked who it is"
                 self.excluded[node_id] = ExcludedNode(reason, again, refusals=0)
+
+    def _send(self, exchange: Exchange, messages: Sequence[Message]) -> list[Message]:
+        """Send messages in parts, and say now and then how many nodes were asked.
+
+        An engine in this process answers while it is sent to: of many sites, that takes minutes.
+        """
+        sent, said = list[Message](), time.monotonic()
+        for first in range(0, len(messages), ASKED_AT_ONCE):
+            sent += exchange.send(messages[first : first + ASKED_AT_ONCE])
+            if time.monotonic() - said > PROGRESS_S:
+                said = time.monotonic()
+                count = min(first + ASKED_AT_ONCE, len(messages))
+                LOG.warning("setting up: %s of %s sites", f"{count:,}", f"{len(messages):,}")
+        return sent
 
     def _introduce(self, reply: Message, node_id: int, round_: int) -> str:
         """Accept a node as a site, or refuse it; return its name."""

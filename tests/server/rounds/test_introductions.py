@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
-from federation import Network, config, federate, folder_of, with_payload
+from federation import Network, config, federate, folder_of, ledger_of, with_payload
 from flwr.app import MessageType
 
 from server.ledger.reader import LedgerReader
@@ -215,3 +215,21 @@ def test_a_site_that_was_met_and_is_silent_later_is_named_by_its_name(log):
     cohort._names[3] = "ward 3"
     cohort.meet(Silent(chosen), 1)
     assert {refusal.site for refusal in log.refusals} == {"node 2", "ward 3", "node 4"}
+
+
+def test_many_sites_are_set_up_in_parts_and_it_is_said_how_far(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("server.rounds.cohort.ASKED_AT_ONCE", 2)
+    monkeypatch.setattr("server.rounds.cohort.PROGRESS_S", 0.0)
+    monkeypatch.setattr("server.run.MANY_SITES", 5)
+    chosen = config(tmp_path, num_clients=5, num_rounds=1)
+    federate(chosen)
+    said = [record.getMessage() for record in caplog.records]
+    assert [text for text in said if text.startswith("setting up")] == [
+        f"setting up: {count} of 5 sites" for count in (2, 4, 5)
+    ]
+    assert said[0].startswith("5 sites, all of them in each round: 20 forward passes")
+    assert "40 B of numbers up a round" in said[0]
+    monkeypatch.undo()
+    other = config(tmp_path, "at once", num_clients=5, num_rounds=1)
+    with ledger_of(chosen) as one:
+        assert federate(other).digest == one.digest(1).hex()
