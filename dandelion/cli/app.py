@@ -28,6 +28,7 @@ from dandelion.cli.console import (
     DatasetOption,
     EpsOption,
     FollowOption,
+    JsonOption,
     LearningRateOption,
     ModelOption,
     ModeOption,
@@ -40,8 +41,8 @@ from dandelion.cli.console import (
     collect_options,
     console,
     say,
+    show_table,
 )
-from dandelion.cli.tables import JsonOption, show_table
 from shared.base.errors import DandelionError, UnknownNameError
 from shared.base.options import Value
 from shared.base.text import LINES, escape_text

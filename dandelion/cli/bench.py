@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from dandelion.bench.rows import BenchRow
-from dandelion.cli.tables import show_table
+from dandelion.cli.console import show_table
 from shared.base.errors import ConfigError
 
 app = typer.Typer(help="Measure speed and memory as ratios.")

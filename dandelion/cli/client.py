@@ -108,7 +108,7 @@ def _supervise(home: Home, commands: dict[str, list[str]], patience: float, supe
     if lost is None:
         say("The node has left; its replica stays on disk.")
     elif lost.name == "supernode":
-        reason = explain(lost.tail(6000), superlink in _joined(home))
+        reason = explain(lost.tail(6000), superlink in _servers_before(home))
         raise EngineError(f"the SuperNode was refused: {reason}; its log: {lost.log}")
     else:
         raise EngineError(f"the SuperExec does not start: {lost.tail(500)}; its log: {lost.log}")
@@ -126,12 +126,12 @@ def explain(log: str, was_in: bool) -> str:
     return f"{IN_USE if was_in else UNREGISTERED} ({reason})"
 
 
-def _joined(home: Home) -> list[str]:
+def _servers_before(home: Home) -> list[str]:
     return home.joined.read_text().splitlines() if home.joined.exists() else []
 
 
 def _note_joined(home: Home, superlink: str) -> None:
-    servers = dict.fromkeys([*_joined(home), superlink])
+    servers = dict.fromkeys([*_servers_before(home), superlink])
     home.joined.write_text("".join(f"{server}\n" for server in servers))
 
 

@@ -8,8 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dandelion.cli.console import FolderNameOption, say
-from dandelion.cli.tables import show_table
+from dandelion.cli.console import FolderNameOption, say, show_table
 from shared.base.errors import ConfigError
 from shared.base.options import Value
 from shared.config.schema import Config

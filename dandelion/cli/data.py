@@ -10,8 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
-from dandelion.cli.console import SettingsOption, say
-from dandelion.cli.tables import JsonOption, show_table
+from dandelion.cli.console import JsonOption, SettingsOption, say, show_table
 from shared.data.documents import DATASETS, Documents
 from shared.data.resolve import documents_of, source_of
 

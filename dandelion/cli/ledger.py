@@ -11,8 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import track
 from rich.table import Column, Table
 
-from dandelion.cli.console import RunArgument, console, say
-from dandelion.cli.tables import JsonOption, show_table
+from dandelion.cli.console import JsonOption, RunArgument, console, say, show_table
 from server.ledger.lineage import newest_dropped
 from server.ledger.reader import LedgerReader
 from server.reporting.status_line import size_text

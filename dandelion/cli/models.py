@@ -6,8 +6,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from dandelion.cli.console import say
-from dandelion.cli.tables import JsonOption, show_table
+from dandelion.cli.console import JsonOption, say, show_table
 from server.reporting.status_line import size_text
 
 Name = Annotated[

@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from dandelion.cli.console import ConfigOption, RunNameOption, SettingsOption, console, say
-from dandelion.cli.tables import show_table
+from dandelion.cli.console import (
+    ConfigOption,
+    RunNameOption,
+    SettingsOption,
+    console,
+    say,
+    show_table,
+)
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.preflight.judge import Preflight, Rates

@@ -19,8 +19,8 @@ from dandelion.cli.console import (
     StockOption,
     console,
     say,
+    show_table,
 )
-from dandelion.cli.tables import show_table
 from dandelion.deployment.deploy_home import (
     CONNECTION,
     SERVER_APP_MODULES,

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Column, Table
 
-from dandelion.cli.tables import JsonOption, show_table
+from dandelion.cli.console import JsonOption, show_table
 from shared.base.errors import ConfigError
 
 

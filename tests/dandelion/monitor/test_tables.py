@@ -9,8 +9,8 @@ from rich.table import Column, Table
 from typer.testing import CliRunner
 
 from dandelion.cli import console as cli_console
-from dandelion.cli import tables
 from dandelion.cli.app import app
+from dandelion.monitor import tables
 from shared.data.documents import DATASETS
 
 NAME, COUNT = "a-name-of-forty-characters-that-has-no-space", "9,491,234,567,890"
@@ -24,23 +24,22 @@ def table():
     return made
 
 
-def printed(monkeypatch, width, terminal, what):
+def printed(width, terminal, what):
     out = io.StringIO()
-    monkeypatch.setattr(tables, "console", Console(file=out, width=width, force_terminal=terminal))
-    tables.show_table(what)
+    tables.print_table(Console(file=out, width=width, force_terminal=terminal), what)
     return out.getvalue()
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
-def test_a_terminal_of_any_width_gets_whole_names_and_numbers(monkeypatch, width):
-    text = printed(monkeypatch, width, True, table())
+def test_a_terminal_of_any_width_gets_whole_names_and_numbers(width):
+    text = printed(width, True, table())
     assert NAME in text
     assert COUNT in text
     assert "…" not in text
 
 
-def test_a_pipe_gets_a_row_in_one_line(monkeypatch):
-    text = printed(monkeypatch, 80, False, Group("a line", table()))
+def test_a_pipe_gets_a_row_in_one_line():
+    text = printed(80, False, Group("a line", table()))
     assert text.startswith("a line\n")
     (row,) = [line for line in text.splitlines() if NAME in line]
     assert TEXT in row

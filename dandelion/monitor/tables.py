@@ -6,21 +6,16 @@ row in one line.
 
 import json
 from collections.abc import Iterable
-from typing import Annotated
 
-import typer
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from dandelion.cli.console import console
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
 ROOMY = 100_000  # columns: no table is wider
 
 
-def show_table(table: RenderableType, as_json: bool = False) -> None:
+def print_table(console: Console, table: RenderableType, as_json: bool = False) -> None:
     """Print a table, or a group of tables and lines, or the rows of its tables as JSON."""
     if as_json:
         rows = [row for each in tables_in(table) for row in rows_of(each)]
@@ -31,12 +26,12 @@ def show_table(table: RenderableType, as_json: bool = False) -> None:
         return
     for each in table.renderables if isinstance(table, Group) else [table]:
         if isinstance(each, Table):
-            _with_width(width_of(each)).print(each)
+            _with_width(console, width_of(console, each)).print(each)
         else:
             console.print(each, soft_wrap=True, highlight=False)
 
 
-def width_of(table: Table) -> int:
+def width_of(console: Console, table: Table) -> int:
     """Columns that a table takes: the terminal's, but at least as many as its longest words need.
 
     Its own columns get their widths here. Without a terminal, no text is wrapped.
@@ -97,7 +92,7 @@ def _number(text: str) -> str | int | float:
     return text
 
 
-def _with_width(width: int) -> Console:
+def _with_width(console: Console, width: int) -> Console:
     """The console, if it is as wide as that, or one like it that is."""
     if width <= console.width:
         return console
