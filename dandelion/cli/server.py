@@ -33,7 +33,7 @@ from dandelion.deployment.deploy_home import (
 )
 from dandelion.deployment.supervisor import Keeper, find_process, quote, write_pid
 from dandelion.engines.flower_simulation import ROOT, EngineError, program_path, run_flwr
-from shared.config.schema import to_toml
+from shared.config.schema import Config, to_toml
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a federation's server.")
 MOST_DEATHS = 5  # of one program in a row
@@ -97,6 +97,7 @@ def run(
         given["output-dir"] = str(home.runs)
     chosen = gather_deployed(config, settings or [], resume, given)
     check_unmerged(chosen, "a deployment")
+    _check_task(chosen)
     run_path = run_folder(chosen)
     file = home.folder / RUN_FILE
     file.write_text(
@@ -119,6 +120,20 @@ def run(
     if status != "finished:completed":
         raise EngineError(failure_text(run_id, status, details, home.log("superexec")))
     show_summary(console, run_path)
+
+
+def _check_task(config: Config) -> None:
+    """Make the task of a run that needs words or classes of its model, before anything starts.
+
+    Raises:
+        ConfigError: the model does not fit the task, such as words that begin with one token.
+    """
+    if not config.data.label_words:
+        return
+    from shared.tasks.task import task_of
+    from shared.training.oracle import load_start
+
+    task_of(config, load_start(config))
 
 
 def failure_text(run_id: str, status: str, details: str, log: Path) -> str:

@@ -82,7 +82,7 @@ class ScalarStrategy(Strategy):
                 raise StalledError(
                     f"round {round_} was skipped {skipped} times in a row: fewer than "
                     f"{config.federation.min_replies} valid replies; "
-                    f"the ledger holds round {round_ - 1}"
+                    f"the ledger holds round {round_ - 1}{self._last_refusal()}"
                 )
         self._guard.warn()
         self._messenger.collect_late()
@@ -186,6 +186,13 @@ class ScalarStrategy(Strategy):
         for site, detail in details.items():
             self._validator.refuse(round_, site, "out of proportion", detail)
         return [each for each in contributions if each.site not in details]
+
+    def _last_refusal(self) -> str:
+        """The reason of the newest refusal, in words for the end of an error."""
+        if not (refusals := self._run.ledger.refusals()):
+            return ""
+        last = refusals[-1]
+        return f"; the last reply of site {last.site} was refused: {last.reason} ({last.detail})"
 
     def _skip(
         self, round_: int, valid: int, transfers: list[Transfer], refusals: list[Refusal]

@@ -383,6 +383,15 @@ def test_a_run_that_fails_prints_the_error_of_the_serverapp(home, monkeypatch):
     assert "StalledError: 9 sites needed for round 1, 3 came within 5 s" in str(done.exception)
 
 
+def test_words_that_begin_with_one_token_are_refused_before_anything_starts(home, monkeypatch):
+    monkeypatch.setattr(server, "_flwr", lambda *words, **named: pytest.fail("it has started"))
+    pairs = ["task=classification", "label-words=bad, good", "model=byte-gpt"]
+    words = [word for pair in pairs for word in ("--set", pair)]
+    done = CliRunner().invoke(app, ["server", "run", "--home", str(home.folder), *words])
+    assert isinstance(done.exception, ConfigError)
+    assert "label-words" in str(done.exception)
+
+
 def test_a_command_that_is_interrupted_says_that_the_run_goes_on(home, monkeypatch):
     def interrupt(home, run_id):
         raise KeyboardInterrupt

@@ -27,6 +27,7 @@ from dandelion.monitor.status import render
 from server.aggregation.outliers import MOST_RATIO, find_outliers
 from server.ledger.records import Contribution
 from server.rounds.round_log import RoundLog
+from shared.base.errors import StalledError
 from shared.base.metrics import EvalSums
 from shared.base.text import escape_text
 from shared.protocol.flower_records import unpack
@@ -201,6 +202,17 @@ def test_a_site_that_claims_to_have_evaluated_on_more_than_it_may_is_refused(tmp
 
     how = misbehaving(lambda r: [altered(r, change)])
     assert federate(chosen, Network(chosen, change=how)).summary["refusals"] == {"bad outcome": 1}
+
+
+def test_the_error_of_a_run_that_stalls_has_the_last_refusals_reason(tmp_path):
+    chosen = config(tmp_path, min_replies=3)
+    liar = Network(chosen, change=lambda r: [altered(r, more) if is_reply(r, 0) else r])
+    with pytest.raises(StalledError, match=r"site 0 was refused: other examples \(\d+ expected"):
+        federate(chosen, liar)
+
+
+def more(measured):
+    return replace(measured, examples=measured.examples + 1)
 
 
 def test_a_surplus_record_is_told_its_own_size(tmp_path):
