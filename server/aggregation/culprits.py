@@ -19,7 +19,7 @@ from shared.aggregation import rule_of
 from shared.aggregation.flower import mean
 from shared.config.schema import Config
 
-LOUD = 4.0  # times the median size of a round's numbers: more than honest sites differ by
+LOUD = 4.0  # times the median size of a round's numbers; honest sites reach it in single rounds
 MOST_OF_STEP = 0.75  # share of the steps' squared length
 
 
