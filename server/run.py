@@ -10,13 +10,16 @@ from server.ledger.run_folder import Run, open_run
 from server.preflight.judge import check_before, is_long
 from server.reporting import data_distribution
 from server.reporting.report import Report
+from server.reporting.status_line import size_text
 from server.rounds.after_commit import AfterCommit
 from server.rounds.cohort import Cohort
 from server.rounds.round_log import RoundLog
 from server.rounds.strategy import ScalarStrategy
 from shared.base.errors import ConfigError
+from shared.base.text import escape_record
 from shared.config.schema import Config
-from shared.modes.mode import mode_of
+from shared.modes.estimators import cost
+from shared.modes.mode import mode_of, plan_of
 from shared.objectives.reward import is_reward
 from shared.protocol.messages import Hello
 from shared.replica.stochastic_rounding import count_unperturbed
@@ -25,6 +28,8 @@ from shared.training.oracle import EVALUATION_BATCH, evaluate
 from shared.training.validate import validate
 
 LOG = logging.getLogger("dandelion")
+MANY_SITES = 5000  # from here on, what they cost is said first
+NUMBER_BYTES = 4
 
 
 def serve(
@@ -43,6 +48,7 @@ def serve(
         StalledError: too few sites or valid replies.
     """
     logging.getLogger("flwr").addFilter(_is_worth_logging)
+    LOG.addFilter(escape_record)
     with open_run(validate(config)) as run:
         train(grid, run, on_round, all_dealt).finish(run.oracle.language_model)
         LOG.info("done: %s", run.folder)
@@ -56,6 +62,7 @@ def train(
     report = Report(run.folder, run.ledger, run.config, run.oracle.replica)
     report.rebuild()
     warn_of_rounding(run)
+    warn_of_cost(run.config)
 
     corpus = Corpus.of(run.config, run.oracle.language_model)
     if all_dealt:
@@ -104,6 +111,23 @@ def warn_of_rounding(run: Run) -> None:
         "notice eps = %.2g",
         eps, 100 * rounded.share, run.config.model.dtype,
         _examples(rounded.tensors), rounded.needed,
+    )  # fmt: skip
+
+
+def warn_of_cost(config: Config) -> None:
+    """Say what a round will cost before anything is done, if many sites take part in each."""
+    sites, cohort = config.federation.num_clients, config.federation.clients_per_round
+    if sites < MANY_SITES:
+        return
+    each = cohort or sites
+    plan = plan_of(config, 1)
+    numbers = config.zo.queries * config.training.local_steps * plan.measure
+    LOG.warning(
+        "%s sites, %s of them in each round: %s forward passes over zo-batch-size examples and %s "
+        "of numbers up a round%s; each site is set up first",
+        f"{sites:,}", f"{each:,}" if cohort else "all", f"{each * cost(config, plan, 1):,}",
+        size_text(each * numbers * NUMBER_BYTES),
+        "" if cohort else " (clients-per-round makes it fewer)",
     )  # fmt: skip
 
 

@@ -72,12 +72,17 @@ class WorkerClient:
                 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                     end(self._paths, patience_s=0.0)
                     raise WorkerError(
-                        f"the worker was ended: {call} took {timeout_s:g} s"
+                        f"the worker was ended: {call} took {timeout_s:g} s; "
+                        f"the site's own log: {self._paths.log}"
                     ) from error
                 if error.code() != grpc.StatusCode.UNAVAILABLE:
-                    raise WorkerError(str(error.details())) from error
+                    detail = f"{error.details()}; the site's own log: {self._paths.log}"
+                    raise WorkerError(detail) from error
                 LOG.warning("the worker died at %s", call)
-        raise WorkerError(f"the worker died {ATTEMPTS} times at {call}: {_read_log(self._paths)}")
+        raise WorkerError(
+            f"the worker died {ATTEMPTS} times at {call}: {_read_log(self._paths)}; "
+            f"the site's own log: {self._paths.log}"
+        )
 
 
 def send_call(paths: WorkerPaths, call: str, frame: bytes, timeout_s: float) -> bytes:

@@ -28,6 +28,7 @@ from dandelion.cli.console import (
     DatasetOption,
     EpsOption,
     FollowOption,
+    JsonOption,
     LearningRateOption,
     ModelOption,
     ModeOption,
@@ -40,9 +41,11 @@ from dandelion.cli.console import (
     collect_options,
     console,
     say,
+    show_table,
 )
 from shared.base.errors import ConfigError, DandelionError, UnknownNameError
 from shared.base.options import Value
+from shared.base.text import LINES, escape_text
 from shared.config.schema import Config
 
 ENGINES = ("local", "flower")
@@ -199,6 +202,7 @@ def status(
     folder: RunArgument,
     follow: FollowOption = False,
     every: Annotated[float, typer.Option(help="Seconds between two updates.")] = 2.0,
+    as_json: JsonOption = False,
 ) -> None:
     """Show a run's rounds, loss and bytes, and its nodes with device, lag and last error."""
     from dandelion.monitor.status import render, watch
@@ -206,7 +210,7 @@ def status(
     if follow:
         watch(folder, console, every)
     else:
-        console.print(render(folder))
+        show_table(render(folder), as_json)
 
 
 @app.command()
@@ -223,6 +227,6 @@ def entry() -> None:
     try:
         app()
     except (DandelionError, OSError) as error:
-        line = f"{type(error).__name__}: {error}"
+        line = escape_text(f"{type(error).__name__}: {error}", LINES)
         Console(stderr=True).print(line, style="red", soft_wrap=True, highlight=False, markup=False)
         sys.exit(2)

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from dandelion.bench.rows import BenchRow
-from dandelion.cli.console import console, say
+from dandelion.cli.console import say, show_table
 from dandelion.gpu_check.__main__ import main as check_on_device
 from dandelion.gpu_check.runner import MINUTES
 from dandelion.gpu_check.steps import STEPS
@@ -189,6 +189,6 @@ def show(title: str, rows: Sequence[BenchRow], json_file: Path | None) -> None:
     table = Table("what", "seconds", "ratio", "note", title=title)
     for row in rows:
         table.add_row(row.name, f"{row.seconds:.4g}", f"{row.ratio:.3g}", row.note)
-    console.print(table)
+    show_table(table)
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")

@@ -1,6 +1,7 @@
 """``dandelion client``: runs a SuperNode and its ClientApps, and restarts them when they end."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from dandelion.deployment.deploy_home import (
     superexec_command,
     supernode_command,
 )
-from dandelion.deployment.supervisor import Keeper
+from dandelion.deployment.supervisor import Keeper, find_process, write_pid
 from dandelion.engines.flower_simulation import EngineError, free_port
 from shared.base.errors import WorkerError
 from shared.data.resolve import source_of
@@ -30,6 +31,15 @@ HANGS_AFTER = (
     "SSL/TLS handshake error detected"  # Flower 1.41: its main thread ends, its process stays
 )
 JOINED = "SuperNode ID:"
+NOT_ACTIVATED = "Failed to activate SuperNode"  # Flower's words for both of these
+UNREGISTERED = (
+    "the server knows no such key: have it registered there with "
+    "'dandelion server register KEY.pub', or give another --key"
+)
+IN_USE = (
+    "the key is in use: another process has joined with it. End that one, or wait: the key of a "
+    "process that was killed is free after 60 s"
+)
 REASONS = re.compile(r"(Exit Code: \d+|\[code: \d+\].*|certificate verify failed.*)")
 
 
@@ -62,17 +72,21 @@ def join(  # noqa: PLR0913, PLR0917  (options of a command)
     config = node_config(settings or [], home)
     text = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
     port = port or free_port()
+    if (pid := find_process(home.pid)) is not None:
+        raise EngineError(f"{home.folder}: process {pid} already runs this node: end it first")
     commands = {
         "supernode": supernode_command(home, superlink, text, port, (ca, key), stock),
         "superexec": superexec_command(home, f"127.0.0.1:{port}", None, stock),
     }
+    write_pid(home.pid, os.getpid())
     try:
-        _supervise(home, commands, patience)
+        _supervise(home, commands, patience, superlink)
     finally:
+        home.pid.unlink(missing_ok=True)
         _end_worker(config)
 
 
-def _supervise(home: Home, commands: dict[str, list[str]], patience: float) -> None:
+def _supervise(home: Home, commands: dict[str, list[str]], patience: float, superlink: str) -> None:
     """Keep a node's programs running until a signal comes.
 
     Raises:
@@ -80,17 +94,46 @@ def _supervise(home: Home, commands: dict[str, list[str]], patience: float) -> N
     """
     supervised = programs(home, commands, CLIENT_APP_MODULES)
     node = supervised["supernode"]
-    node.fatal, node.well = HANGS_AFTER, JOINED
+    node.fatal, node.well, node.news = HANGS_AFTER, JOINED, f"is connected to {superlink}"
     for each in supervised.values():
         each.log.unlink(missing_ok=True)
     shutil.rmtree(home.apps, ignore_errors=True)
-    keeper = Keeper([*supervised.values()], say)
+
+    def tell(text: str) -> None:
+        say(text)
+        if text.endswith(node.news):
+            _note_joined(home, superlink)
+
+    keeper = Keeper([*supervised.values()], tell)
     lost = keeper.run(lambda each, status: each.seconds_failing() > patience)
-    if lost is not None:
-        failure = (
-            "SuperNode was refused" if lost.name == "supernode" else "SuperExec does not start"
-        )
-        raise EngineError(f"the {failure}: {find_reason(lost.tail(6000))}; its log: {lost.log}")
+    if lost is None:
+        say("The node has left; its replica stays on disk.")
+    elif lost.name == "supernode":
+        reason = explain(lost.tail(6000), superlink in _servers_before(home))
+        raise EngineError(f"the SuperNode was refused: {reason}; its log: {lost.log}")
+    else:
+        raise EngineError(f"the SuperExec does not start: {lost.tail(500)}; its log: {lost.log}")
+
+
+def explain(log: str, was_in: bool) -> str:
+    """Why a SuperNode was refused, from its log, and what to do.
+
+    Flower has the same words for a key that it does not know and for one that is in use. A key that
+    this server has let in before is known there.
+    """
+    reason = find_reason(log)
+    if NOT_ACTIVATED not in reason:
+        return reason
+    return f"{IN_USE if was_in else UNREGISTERED} ({reason})"
+
+
+def _servers_before(home: Home) -> list[str]:
+    return home.joined.read_text().splitlines() if home.joined.exists() else []
+
+
+def _note_joined(home: Home, superlink: str) -> None:
+    servers = dict.fromkeys([*_servers_before(home), superlink])
+    home.joined.write_text("".join(f"{server}\n" for server in servers))
 
 
 def node_config(pairs: list[str], home: Home) -> dict[str, object]:

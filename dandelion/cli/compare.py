@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from dandelion.cli.console import FolderNameOption, console, say
+from dandelion.cli.console import FolderNameOption, say, show_table
 from shared.base.errors import ConfigError
 from shared.base.options import Value
 from shared.config.schema import Config
@@ -29,6 +30,9 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     forwards: Annotated[
         float, typer.Option(help="Stop each after so many passes per client.")
     ] = 0.0,
+    rates: Annotated[
+        int, typer.Option(min=1, help="Try each method at so many learning rates; the best counts.")
+    ] = 3,
     name: FolderNameOption = "",
 ) -> None:
     """Train several methods from the same start, and compare their costs."""
@@ -47,7 +51,10 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     configs = configurations(methods, preset, pairs, base)
     for config in configs.values():
         _check(config)
-    comparison = run_all(configs, folder, target_loss, Budget(seconds, forwards), say)
+    if rates > 1:
+        say(f"{len(configs)} methods at {rates} learning rates each: {rates * len(configs)} runs")
+    budget = Budget(seconds, forwards)
+    comparison = run_all(configs, folder, target_loss, budget, say, rates)
     write_atomically(folder / "comparison.html", page(comparison).encode())
     files = [folder / "comparison.json", folder / "comparison.html", *draw(comparison, folder)]
     show(comparison)
@@ -92,13 +99,16 @@ def _check(config: Config) -> None:
 
 def show(comparison: dict[str, object]) -> None:
     """Print the table and the verdicts of a comparison."""
-    from dandelion.compare.presentation import table_rows
+    from dandelion.compare.presentation import about_text, table_rows
 
+    say(about_text(comparison))
     titles, rows = table_rows(comparison)
-    table = Table(*titles, title=f"to a held-out loss of {comparison['target_loss']:.4f}")
+    table = Table(
+        *map(escape, titles), title=f"to a held-out loss of {comparison['target_loss']:.4f}"
+    )
     for row in rows:
-        table.add_row(*row)
-    console.print(table)
+        table.add_row(*map(escape, row))
+    show_table(table)
     verdicts = comparison["verdicts"]
     for verdict in verdicts if isinstance(verdicts, list) else []:
         say(str(verdict))

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
+from dandelion.monitor.tables import print_table
 from shared.base.errors import ConfigError
 from shared.base.options import Value
+from shared.base.text import LINES, escape_text
 
 console = Console()
 
@@ -25,6 +27,7 @@ HomeOption = Annotated[Path | None, typer.Option("--home", help="Folder of all f
 StockOption = Annotated[
     bool, typer.Option("--stock", help="Run Flower's programs unpatched, with all their waits.")
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on until ^C.")]
 
@@ -60,8 +63,16 @@ EpsOption = Annotated[
 
 
 def say(text: str) -> None:
-    """Print a line as it is: neither wrapped nor coloured, and brackets are no markup."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    """Print a line as it is: neither wrapped nor coloured, and brackets are no markup.
+
+    Characters that a terminal would obey are shown as escapes: a text may quote a peer.
+    """
+    console.print(escape_text(text, LINES), soft_wrap=True, highlight=False, markup=False)
+
+
+def show_table(table: RenderableType, as_json: bool = False) -> None:
+    """Print a table, whole names and numbers in it, or its rows as JSON."""
+    print_table(console, table, as_json)
 
 
 def collect_options(pairs: Sequence[str], options: Mapping[str, Value | None]) -> dict[str, Value]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Column, Table
 
-from dandelion.cli.console import ConfigOption, SettingsOption, console, say
+from dandelion.cli.console import ConfigOption, JsonOption, SettingsOption, say, show_table
 from shared.data.columns import Columns
 from shared.data.documents import DATASETS, UNLABELLED, Documents
 from shared.data.resolve import documents_of, source_of
@@ -30,14 +31,16 @@ NAMED_GROUPS = 3  # the largest
 
 
 @app.command(name="list")
-def list_() -> None:
+def list_(as_json: JsonOption = False) -> None:
     """List all data sets that have a name."""
     table = Table("name", "from", "here", "what it is", "size", "grouped by", box=SIMPLE_HEAD)
     for name in sorted(DATASETS.names(), key=lambda name: KINDS.index(DATASETS[name].kind)):
         source = DATASETS[name]
         here, ids = "yes" if source.is_here else "no", ", ".join(source.ids)
         table.add_row(name, source.kind, here, source.about, source.size, ids)
-    console.print(table)
+    show_table(table, as_json)
+    if as_json:
+        return
     say(
         "A data set can also be a folder that the datasets library saved, a folder of text, json, "
         "csv or parquet files, or owner/name[:config] on the Hugging Face hub."
@@ -45,7 +48,7 @@ def list_() -> None:
 
 
 @app.command()
-def info(name: Name, settings: SettingsOption = None) -> None:
+def info(name: Name, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
     """Explain what a data set is, where it comes from, and what it contains."""
     columns = _columns_of(settings or [])
     source = source_of(name, columns)
@@ -59,7 +62,7 @@ def info(name: Name, settings: SettingsOption = None) -> None:
         ("here", "yes" if source.is_here else f"no: dandelion data download {name}"),
     ]
     here = describe(documents_of(name, columns=columns)) if source.is_here else []
-    show(name, rows + here)
+    show(name, rows + here, as_json)
 
 
 @app.command()
@@ -86,6 +89,7 @@ def inspect(
     settings: SettingsOption = None,
     file: ConfigOption = None,
     out: Annotated[Path, typer.Option(help="Folder for table and picture.")] = Path(),
+    as_json: JsonOption = False,
 ) -> None:
     """Partition a data set over sites as a run with these settings would, and draw the result."""
     from dandelion.settings.gather import gather
@@ -104,13 +108,14 @@ def inspect(
     documents = load_documents(config)
     corpus = corpus_of(config, documents)
     held_out = ("held out", f"{len(corpus.held_out):,} examples, evaluated by the server")
-    show(name, [*describe(documents), held_out])
+    if not as_json:
+        show(name, [*describe(documents), held_out])
     shards = summarize_partition(corpus, config.federation.num_clients)
-    console.print(table_of(shards))
+    show_table(table_of(shards), as_json)
     out.mkdir(parents=True, exist_ok=True)
     write(shards, out)
     draw(shards, title_of(config.data), out / SHARDS_PNG)
-    for each in (SHARDS_JSON, SHARDS_CSV, SHARDS_PNG):
+    for each in () if as_json else (SHARDS_JSON, SHARDS_CSV, SHARDS_PNG):
         say(str(out / each))
 
 
@@ -183,11 +188,12 @@ def table_of(shards: "list[ShardSummary]") -> Table:
     return table
 
 
-def show(title: str, rows: list[tuple[str, str]]) -> None:
+def show(title: str, rows: list[tuple[str, str]], as_json: bool = False) -> None:
     """Print a title, and names with their values; leave out empty values."""
-    say(title)
+    if not as_json:
+        say(title)
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
         if value:
-            table.add_row(f"  {name}", value)
-    console.print(table)
+            table.add_row(f"  {name}", escape(value))
+    show_table(table, as_json)

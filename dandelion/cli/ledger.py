@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import track
 from rich.table import Column, Table
 
-from dandelion.cli.console import RunArgument, console, say
+from dandelion.cli.console import JsonOption, RunArgument, console, say, show_table
 from server.ledger.lineage import newest_dropped
 from server.ledger.reader import LedgerReader
 from server.reporting.status_line import size_text
@@ -28,18 +28,21 @@ RoundDigest = tuple[int, bytes]
 
 @app.command()
 def show(
-    run: RunArgument, last: Annotated[int, typer.Option(help="Number of rounds to show.")] = 10
+    run: RunArgument,
+    last: Annotated[int, typer.Option(help="Number of rounds to show.")] = 10,
+    as_json: JsonOption = False,
 ) -> None:
     """Show which run the ledger is of, and its last rounds."""
     with ledger_of(run) as ledger:
-        say(f"run    {ledger.header('run').hex()}")
-        say(f"base   {ledger.header('base').hex()}")
-        say(f"rounds {ledger.last_round:,} in {size_text(ledger.entry_bytes())} of entries")
+        if not as_json:
+            say(f"run    {ledger.header('run').hex()}")
+            say(f"base   {ledger.header('base').hex()}")
+            say(f"rounds {ledger.last_round:,} in {size_text(ledger.entry_bytes())} of entries")
         columns = [Column(name, justify="right") for name in COLUMNS]
         table = Table(*columns, "digest", box=SIMPLE_HEAD, pad_edge=False)
         for round_ in range(max(1, ledger.last_round - last + 1), ledger.last_round + 1):
             table.add_row(*_row(ledger, round_))
-    console.print(table)
+    show_table(table, as_json)
 
 
 @app.command()
@@ -53,6 +56,7 @@ def verify(run: RunArgument) -> None:
     with ledger_of(run) as ledger:
         replica, last = base_oracle(ledger).replica, ledger.last_round
         compared = replayed = 0
+        unrecorded: list[int] = []
         start = [(0, replica.digest())]
         for round_, digest in _track(
             itertools.chain(start, rebuild_each_(replica, ledger, last)), last
@@ -60,6 +64,7 @@ def verify(run: RunArgument) -> None:
             recorded = ledger.digest(round_)
             check_digest(round_, digest, recorded)
             compared += recorded is not None
+            unrecorded += [round_] if recorded is None else []
             replayed += 1
         rates = LearningRates(read_config(ledger), ledger, replica.model.layout.parameters).verify()
         bridged, dropped = last + 1 - replayed, newest_dropped(ledger.payloads(0, last))
@@ -69,6 +74,8 @@ def verify(run: RunArgument) -> None:
     )
     if rates:
         say(f"{rates:,} learning rates follow from the rounds before")
+    if unrecorded:
+        say(f"no digest is recorded of {len(unrecorded):,} rounds: {_ranges(unrecorded)}")
     if bridged:
         say(
             f"{bridged:,} rounds were not replayed but bridged by snapshots: gradients up to round "
@@ -133,6 +140,15 @@ def _track(rounds: Iterable[RoundDigest], last: int) -> Iterable[RoundDigest]:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+def _ranges(rounds: list[int]) -> str:
+    """Ascending numbers in words, as ``3, 7 to 9``."""
+    there = set(rounds)
+    starts = [k for k in rounds if k - 1 not in there]
+    ends = [k for k in rounds if k + 1 not in there]
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in pairs)
 
 
 def _numbers(entry: "Entry") -> str:

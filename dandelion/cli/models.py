@@ -6,7 +6,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from dandelion.cli.console import console, say
+from dandelion.cli.console import JsonOption, say, show_table
 from server.reporting.status_line import size_text
 
 Name = Annotated[
@@ -14,15 +14,15 @@ Name = Annotated[
 ]
 
 
-def models(name: Name = "") -> None:
+def models(name: Name = "", as_json: JsonOption = False) -> None:
     """List the models that need no hub, or show the size and memory of one."""
     if name:
-        _explain(name)
+        _explain(name, as_json)
     else:
-        _list()
+        _list(as_json)
 
 
-def _list() -> None:
+def _list(as_json: bool) -> None:
     from dandelion.bench.memory import shapes_of
     from shared.models.gpt2 import SHAPES
     from shared.models.packaged import BPE, PACKAGED
@@ -38,32 +38,39 @@ def _list() -> None:
         )
     for name, row in PACKAGED.items():
         table.add_row(name, f"{row.parameters:,}", row.about)
-    console.print(table)
+    show_table(table, as_json)
+    if as_json:
+        return
     say(
         "A model can also be any causal language model or sequence classifier in Hugging Face's "
         "format, by folder or by owner/name on the hub, or a GGUF file."
     )
 
 
-def _explain(name: str) -> None:
+def _explain(name: str, as_json: bool) -> None:
     from dandelion.bench.memory import DTYPE_BYTES, estimate, shapes_of
     from shared.models.load import check_name
 
     check_name(name)
     layout, module = shapes_of(name)
     config = module.config
-    say(f"{name}: {type(module).__name__}")
+    if not as_json:
+        say(f"{name}: {type(module).__name__}")
     positions = getattr(config, "max_position_embeddings", None) or "any number of"
-    say(
+    line = (
         f"{layout.parameters:,} parameters in {len(layout.tensors)} tensors, "
         f"vocabulary {config.vocab_size:,}, {positions} positions"
     )
+    if not as_json:
+        say(line)
     columns = [Column(title, justify="right") for title in ("replica", "a query adds", "with Adam")]
     table = Table("", *columns, box=SIMPLE_HEAD)
     for dtype in DTYPE_BYTES:
         memory = estimate(layout, dtype)
         table.add_row(dtype, *map(size_text, (memory.replica, memory.query, memory.adam)))
-    console.print(table)
+    show_table(table, as_json)
+    if as_json:
+        return
     say(
         "The activations of a batch come on top. A query adds a scratch vector and copies of the "
         "small tensors; scalars and SGD need nothing else."

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from dandelion.cli.console import ConfigOption, RunNameOption, SettingsOption, console, say
+from dandelion.cli.console import (
+    ConfigOption,
+    RunNameOption,
+    SettingsOption,
+    console,
+    say,
+    show_table,
+)
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.preflight.judge import Preflight, Rates
@@ -53,14 +60,14 @@ def preflight(
 def show(outcome: "Preflight") -> None:
     """Print the tables, the reasons and the suggestion of a preflight."""
     if outcome.eps:
-        console.print(_eps_table(outcome))
+        show_table(_eps_table(outcome))
     say(
         f"gradient norm about {outcome.gradient_norm:.3g}; {outcome.batch_share:.0%} of the "
         "slopes' variance comes from the batches; the cosine of a round's estimate to it is "
         f"{outcome.cosine:.2g}"
     )
     for rates in outcome.rates:
-        console.print(_rates_table(rates))
+        show_table(_rates_table(rates))
     for reason in outcome.reasons:
         say(reason)
     words = " ".join(f"--set {key}={value:g}" for key, value in outcome.suggestion().items())

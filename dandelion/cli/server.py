@@ -1,8 +1,10 @@
 """``dandelion server``: keeps Flower's server programs running, and starts runs on them."""
 
 import os
+import re
 import signal
 import time
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,7 @@ from dandelion.cli.console import (
     StockOption,
     console,
     say,
+    show_table,
 )
 from dandelion.deployment.deploy_home import (
     CONNECTION,
@@ -28,13 +31,16 @@ from dandelion.deployment.deploy_home import (
     superexec_command,
     superlink_command,
 )
-from dandelion.deployment.supervisor import Keeper, find_process, quote
+from dandelion.deployment.supervisor import Keeper, find_process, quote, write_pid
 from dandelion.engines.flower_simulation import ROOT, EngineError, program_path, run_flwr
-from shared.config.schema import to_toml
+from shared.config.schema import Config, to_toml
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a federation's server.")
 MOST_DEATHS = 5  # of one program in a row
 UP_S, STOP_S = 90.0, 30.0
+RUN_FILE = "run.toml"  # the settings of the run that was started last
+INTERRUPTED = 130  # the exit status of a command that ^C ended
+ERROR_LINE = re.compile(r"(\w+\.)*\w*(Error|Exception|Interrupt|Exit)\b")
 POLL_FIRST_S, POLL_LAST_S = 1.0, 10.0  # each look is a process of Flower's: a second of a core
 
 
@@ -62,7 +68,7 @@ def up(
         "superexec": superexec_command(home, local_address(host, port), root, stock),
     }
     keeper = Keeper([*programs(home, commands, SERVER_APP_MODULES).values()], say)
-    home.pid.write_text(str(os.getpid()))
+    write_pid(home.pid, os.getpid())
     try:
         lost = keeper.run(lambda each, status: each.deaths >= MOST_DEATHS)
     finally:
@@ -92,9 +98,10 @@ def run(
         given["output-dir"] = str(home.runs)
     chosen = gather_deployed(config, settings or [], resume, given)
     check_unmerged(chosen, "a deployment")
+    _check_task(chosen)
     chosen = resolve_feature_scaling(chosen)
     run_path = run_folder(chosen)
-    file = home.folder / "run.toml"
+    file = home.folder / RUN_FILE
     file.write_text(
         to_toml(
             {
@@ -106,11 +113,37 @@ def run(
     )
     run_id = str(_flwr(home, "run", str(ROOT), CONNECTION, "--run-config", str(file))["run-id"])
     say(f"Flower run {run_id}, run folder {run_path}; follow it with: dandelion status {run_path}")
-    status = _wait(home, run_id)
+    try:
+        status, details = _wait(home, run_id)
+    except KeyboardInterrupt:
+        say(f"The run goes on without this command. Follow it with: dandelion status {run_path}")
+        say(f"End it with: dandelion server stop --home {home.folder} --run {run_id}")
+        raise typer.Exit(INTERRUPTED) from None
     if status != "finished:completed":
-        log = home.log("superexec")
-        raise EngineError(f"Flower run {run_id} ended as {status}; its log: {log}")
+        raise EngineError(failure_text(run_id, status, details, home.log("superexec")))
     show_summary(console, run_path)
+
+
+def _check_task(config: Config) -> None:
+    """Make the task of a run that needs words or classes of its model, before anything starts.
+
+    Raises:
+        ConfigError: the model does not fit the task, such as words that begin with one token.
+    """
+    if not config.data.label_words:
+        return
+    from shared.tasks.task import task_of
+    from shared.training.oracle import load_start
+
+    task_of(config, load_start(config))
+
+
+def failure_text(run_id: str, status: str, details: str, log: Path) -> str:
+    """Why a run ended: the error of its ServerApp, which Flower keeps as the status' details."""
+    lines = [line.strip() for line in details.splitlines() if line.strip()]
+    named = [line for line in lines if ERROR_LINE.match(line)]
+    reason = (named or lines or ["the ServerApp gave no reason"])[-1]
+    return f"Flower run {run_id} ended as {status}: {reason}; its log: {log}"
 
 
 @app.command()
@@ -121,12 +154,15 @@ def register(
     """Register a node's key, so that it may join."""
     home = Home.at(folder or default_home("server"))
     answer = _flwr(home, "supernode", "register", str(key.resolve()), CONNECTION)
-    say(f"registered: {answer}")
+    node = answer.get("node-id", "unknown")
+    say(f"The key {key} is registered as node {node}; its site may join now, with --key.")
 
 
 @app.command()
 def status(folder: HomeOption = None) -> None:
-    """Show the server process, the nodes and the runs; fail if no server answers."""
+    """Show the server process, nodes, runs, and the newest run's sites; fail without a server."""
+    from dandelion.monitor.status import render
+
     home = Home.at(folder or default_home("server"))
     pid = find_process(home.pid)
     say(f"server process: {pid or 'none'}")
@@ -134,6 +170,8 @@ def status(folder: HomeOption = None) -> None:
         say(f"node {node.get('node-id')}: {node.get('status')}, since {node.get('online-at', '-')}")
     for each in _flwr(home, "ls", CONNECTION).get("runs", []):
         say(f"run {each.get('run-id')}: {each.get('status')}")
+    if (run_path := _newest_run(home)) is not None:
+        show_table(render(run_path))
 
 
 @app.command()
@@ -158,15 +196,27 @@ def stop(
         time.sleep(0.1)
 
 
-def _wait(home: Home, run_id: str) -> str:
-    """Wait for the run's final status; tolerate a SuperLink that is away for up to ``UP_S``."""
+def _newest_run(home: Home) -> Path | None:
+    """The folder of the run that was started last, once it has a ledger."""
+    from server.ledger.run_folder import LEDGER
+
+    if not (file := home.folder / RUN_FILE).exists():
+        return None
+    settings = tomllib.loads(file.read_text())
+    path = Path(settings["output-dir"], settings["run-name"])
+    return path if (path / LEDGER).exists() else None
+
+
+def _wait(home: Home, run_id: str) -> tuple[str, str]:
+    """Wait for the run's final status and its details; a SuperLink may be away for ``UP_S``."""
     away_since, pause = 0.0, POLL_FIRST_S
     while True:
         time.sleep(pause)
         pause = min(1.5 * pause, POLL_LAST_S)
         try:
             listing = _flwr(home, "ls", CONNECTION, "--run-id", run_id, quiet=True)
-            current = str(listing["runs"][0]["status"])
+            row = listing["runs"][0]
+            current = str(row["status"])
         except (EngineError, KeyError, IndexError):
             away_since = away_since or time.monotonic()
             if time.monotonic() - away_since > UP_S:
@@ -174,7 +224,7 @@ def _wait(home: Home, run_id: str) -> str:
             continue
         away_since = 0.0
         if current.startswith("finished"):
-            return current
+            return current, str(row.get("status-details", ""))
 
 
 def _flwr(home: Home, *words: str, quiet: bool = False) -> dict[str, Any]:

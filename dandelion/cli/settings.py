@@ -5,12 +5,11 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Group
 from rich.table import Column, Table
 
+from dandelion.cli.console import JsonOption, show_table
 from shared.base.errors import ConfigError
-
-console = Console()
 
 
 def settings(
@@ -18,6 +17,7 @@ def settings(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="All of them, as the page of the documentation.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Every setting for --set and TOML files: default, meaning, unit, range, and who uses it."""
     from dandelion.settings import reference
@@ -31,6 +31,7 @@ def settings(
         from shared.config.schema import unknown_setting
 
         raise ConfigError(str(unknown_setting(word, all_keys())))
+    tables = []
     for group in groups:
         table = Table(
             Column("key", no_wrap=True), "default", "meaning",
@@ -40,4 +41,5 @@ def settings(
             facts = reference.facts(each)
             meaning = f"{each.meaning} [{facts}]" if facts else each.meaning
             table.add_row(each.key, reference.toml_of(each.default), meaning.replace("[", r"\["))
-        console.print(table)
+        tables.append(table)
+    show_table(Group(*tables), as_json)

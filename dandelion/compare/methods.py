@@ -10,17 +10,23 @@ from shared.training.components import parse
 from shared.training.validate import configure
 
 Settings = Mapping[str, Value]
+RATES = ("learning-rate", "bp-learning-rate", "local-learning-rate")  # scaled together
+RATE_STEP = 10**0.5  # from one rate that is tried to the next
 
-FIRST_ORDER = frozenset({"fo", "fedavg", "fedavg-lora", "bp-alone"})  # every round backpropagates
+FIRST_ORDER = frozenset(
+    {"fo", "fo-sgd", "fedavg", "fedavg-lora", "bp-alone"}
+)  # every round backpropagates
 AVERAGED: Settings = {"mode": "fedavg", "local-steps": 4, "learning-rate": 1e-3}
 GRADIENTS: Settings = {"learning-rate": 0.5}
+ADAM: Settings = {"optimizer": "adam", "learning-rate": 3e-3}  # what users of gradients would take
 GUIDED: Settings = {"bp-learning-rate": 0.5}
 METHODS: Mapping[str, Settings] = {
     "zo": {"mode": "zo"},
     "zo-dense": {"mode": "zo", "downlink": "dense"},  # the original protocol
     "calibrate": {"mode": "calibrate", **GUIDED},
     "instruct": {"mode": "instruct", **GUIDED},
-    "fo": {"mode": "fo", **GRADIENTS},
+    "fo": {"mode": "fo", **ADAM},
+    "fo-sgd": {"mode": "fo", **GRADIENTS},
     "fedavg": AVERAGED,
     "fedavg-lora": {**AVERAGED, "scope": "lora", "learning-rate": 5e-3},
 }
@@ -65,6 +71,17 @@ def configurations(
         )
         for name, row in rows.items()
     }
+
+
+def rates_around(config: Config, count: int) -> dict[str, Config]:
+    """The configuration at ``count`` rates, in steps of RATE_STEP around its own, by run name."""
+    settings, name = config.to_run_config(), config.run.name
+    rows = {}
+    for step in range(-(count // 2), count - count // 2):
+        scaled = {key: float(settings[key]) * RATE_STEP**step for key in RATES}
+        run = f"{name}-rate-{scaled[RATES[0]]:.3g}" if step else name
+        rows[run] = config.replace(**scaled, **{"run-name": run}) if step else config
+    return rows
 
 
 def _pair(text: str, rows: Mapping[str, Settings]) -> tuple[str, str, Value]:

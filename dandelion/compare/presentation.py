@@ -26,6 +26,7 @@ th:first-child, td:first-child {{ text-align: left; }}
 </style>
 <script>{plotly}</script></head><body>
 <h1>What each method costs for the loss it reaches</h1>
+<p id="about">{about}</p>
 <ul id="verdicts">{verdicts}</ul>
 <div id="axes">{buttons}</div>
 <div id="chart"></div>
@@ -66,6 +67,7 @@ def page(comparison: Mapping[str, Any]) -> str:
     axes = {axis: title.partition(" (")[0] for axis, title in comparison["axes"].items()}
     return PAGE.format(
         plotly=get_plotlyjs(),
+        about=html.escape(about_text(comparison)),
         verdicts="".join(f"<li>{html.escape(text)}</li>" for text in comparison["verdicts"]),
         buttons="".join(AXIS_BUTTON.format(axis=a, title=html.escape(t)) for a, t in axes.items()),
         table=_table(comparison),
@@ -73,15 +75,27 @@ def page(comparison: Mapping[str, Any]) -> str:
     )
 
 
+def about_text(comparison: Mapping[str, Any]) -> str:
+    """Model, data, sites, budget, rates, seed, date and code in one line."""
+    return "; ".join(f"{name}: {value}" for name, value in comparison["about"].items())
+
+
 def table_rows(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Titles and rows of the table: cost to the target, final loss, memory of a client."""
     axes = list(comparison["axes"])
-    titles = ["method", *(f"{axis} to target" for axis in axes), "final loss", "client memory"]
+    titles = [
+        "method",
+        *(f"{axis} to target" for axis in axes),
+        "final loss",
+        "rate",
+        "client memory",
+    ]
     rows = [
         [
             method["name"],
             *_costs(method["to_target"], axes),
             _loss_text(method),
+            f"{method['learning_rate']:.3g}",
             _size(method["peak_memory_bytes"]),
         ]
         for method in comparison["methods"]
@@ -97,9 +111,10 @@ def _costs(target: Mapping[str, float] | None, axes: list[str]) -> list[str]:
 
 
 def _loss_text(method: Mapping[str, Any]) -> str:
-    """The final loss, and the accuracy if the task has classes."""
+    """The final loss, the accuracy if the task has classes, and whether it did not settle."""
     accuracy = method["points"][-1].get("accuracy")
-    return f"{method['final_loss']:.4f}" + (f", {accuracy:.1%}" if accuracy is not None else "")
+    text = f"{method['final_loss']:.4f}" + (f", {accuracy:.1%}" if accuracy is not None else "")
+    return text if method["settled"] else f"{text} (not settled)"
 
 
 def _size(count: int | None) -> str:

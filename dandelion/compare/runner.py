@@ -1,24 +1,29 @@
 """Runs the methods one after the other from the same start, and writes ``comparison.json``."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from dandelion.compare.curves import (
     AXES,
     CurvePoint,
+    best_run,
     common_target,
     find_first_at,
+    is_settled,
     points_of,
     verdicts,
 )
 from dandelion.compare.memory import client_memory
-from dandelion.compare.methods import FIRST_ORDER
+from dandelion.compare.methods import FIRST_ORDER, rates_around
 from dandelion.engines.local import run_local
 from server.reporting.report import Report
-from shared.base.files import write_atomically
+from shared.base.errors import StalledError
+from shared.base.files import code_digest, write_atomically
 from shared.config.schema import Config
 
 COMPARISON_FILE = "comparison.json"
@@ -61,34 +66,60 @@ def run_method(config: Config, budget: Budget, say: Callable[[str], None]) -> Pa
         return run_local(Config(config.to_run_config() | values))
 
 
+@dataclass(frozen=True)
+class MethodRun:
+    """A method at one learning rate: its settings, its folder and its curve."""
+
+    config: Config
+    folder: Path
+    points: list[CurvePoint]
+
+    def row(self) -> dict[str, Any]:
+        """What is said of a rate that was tried."""
+        last = self.points[-1]
+        return {
+            "learning_rate": self.config.optimizer.learning_rate,
+            "final_loss": last.loss,
+            "settled": is_settled(self.points),
+            "forwards": last.forwards,
+            "seconds": last.seconds,
+            "run": self.folder.name,
+        }
+
+
 def compare(
     configs: Mapping[str, Config],
     folder: Path,
     target: float | None,
     budget: Budget,
     say: Callable[[str], None],
+    rates: int = 1,
 ) -> dict[str, Any]:
-    """Run every method, write ``comparison.json`` into ``folder``, and return its content.
+    """Run every method at some rates, write ``comparison.json`` into ``folder``, and return it.
 
     Args:
         configs: by name of the method.
         folder: of the comparison.
         target: the loss to which costs are counted; None: the lowest that every method reached.
-        budget: of each method.
+        budget: of each method, at each rate.
         say: prints a line of progress.
+        rates: how many learning rates each method is tried at; the best one counts.
+
+    Raises:
+        StalledError: a method ended at none of its rates.
     """
-    curves: dict[str, list[CurvePoint]] = {}
+    tried: dict[str, list[MethodRun]] = {}
     memory: dict[str, tuple[int, int] | None] = {}
-    folders: dict[str, Path] = {}
     for name, config in configs.items():
         say(f"{name} …")
         memory[name] = client_memory(config)
-        folders[name] = run_method(config, budget, say)
-        curves[name] = points_of(folders[name])
-    loss = common_target(list(curves.values())) if target is None else target
-    rows = [_row(name, configs[name], curves[name], loss, memory[name], folders[name])
-            for name in configs]  # fmt: skip
+        tried[name] = _try_rates(rates_around(config, rates), budget, say)
+    best = {name: runs[best_run([run.points for run in runs])] for name, runs in tried.items()}
+    curves = [run.points for run in best.values()]
+    loss = common_target(curves) if target is None else target
+    rows = [_row(name, best[name], tried[name], loss, memory[name]) for name in configs]
     comparison = {
+        "about": _about(configs, budget, rates),
         "target_loss": loss,
         "target_given": target is not None,
         "axes": AXES,
@@ -101,22 +132,64 @@ def compare(
     return comparison
 
 
+def _try_rates(
+    configs: Mapping[str, Config], budget: Budget, say: Callable[[str], None]
+) -> list[MethodRun]:
+    runs, failure = list[MethodRun](), StalledError("no rate to try")
+    for name, config in configs.items():
+        try:
+            folder = run_method(config, budget, say)
+        except StalledError as error:
+            say(f"{name}: {error}")
+            failure = error
+            continue
+        runs.append(MethodRun(config, folder, points_of(folder)))
+        if len(configs) > 1:
+            row = runs[-1].row()
+            say(f"  rate {row['learning_rate']:.3g}: loss {row['final_loss']:.4f}, "
+                f"{row['forwards']:,.0f} forward passes, {row['seconds']:.1f} s")  # fmt: skip
+    if not runs:
+        raise failure
+    return runs
+
+
+def _about(configs: Mapping[str, Config], budget: Budget, rates: int) -> dict[str, str]:
+    """What was compared, on what, with which budget and code, and when."""
+    config = next(iter(configs.values()))
+    limits = {"s": budget.seconds, "forward passes per client": budget.forwards}
+    spent = [f"{limit:,g} {unit}" for unit, limit in limits.items() if limit]
+    return {
+        "model": config.model.name,
+        "data": f"{config.data.dataset}, {config.data.task}",
+        "sites": f"{config.federation.num_clients:,}, {config.data.partitioner}",
+        "budget": " or ".join(spent) or f"{config.training.rounds:,} rounds",
+        "rates": f"the best of {rates} for each method" if rates > 1 else "as given",
+        "seed": str(config.training.seed),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": f"dandelion {version('dandelion')}, source files {code_digest().hex()}",
+    }
+
+
 def _row(
     name: str,
-    config: Config,
-    points: list[CurvePoint],
+    best: MethodRun,
+    tried: Sequence[MethodRun],
     loss: float,
     memory: tuple[int, int] | None,
-    folder: Path,
 ) -> dict[str, Any]:
+    config, points = best.config, best.points
     at = find_first_at(points, loss)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((best.folder / "summary.json").read_text())
     default = Config().to_run_config()
     settings = {k: v for k, v in config.to_run_config().items() if v != default.get(k)}
     return {
         "name": name,
         "first_order": name in FIRST_ORDER,
         "settings": settings,
+        "run": best.folder.name,
+        "learning_rate": config.optimizer.learning_rate,
+        "rates": [run.row() for run in tried],
+        "settled": is_settled(points),
         "digest": summary["digest"],
         "parameters": summary["parameters"],
         "final_loss": points[-1].loss,

@@ -59,6 +59,11 @@ class Home:
         """The file with the number of the process that supervises the servers."""
         return self.folder / "up.pid"
 
+    @property
+    def joined(self) -> Path:
+        """The file that names the servers which have let this node in, a line each."""
+        return self.folder / "joined"
+
     def log(self, name: str) -> Path:
         """The log of a program."""
         return self.folder / f"{name}.log"

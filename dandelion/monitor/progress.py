@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.reporting.report import Report
 
 PLAIN_EVERY_S = 10.0  # between two lines if there is no terminal
+UNWRAPPED = 10_000  # columns of what is no terminal: no line is wrapped
 BAR_FROM_COLUMNS = 110  # a terminal of this width has room for a bar
 
 
@@ -103,7 +104,8 @@ def show_summary(console: Console, folder: Path) -> None:
         for name, text in section:
             table.add_row(name, escape(text))
         table.add_section()
-    console.print(table)
+    wide = console if console.is_terminal else Console(file=console.file, width=UNWRAPPED)
+    wide.print(table)
     files = [("picture", "loss.png"), ("model", "model"), ("ledger", "ledger.sqlite")]
     for name, file in files:
         if (folder / file).exists():

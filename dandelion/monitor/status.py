@@ -17,7 +17,6 @@ from server.ledger.summaries import SiteState
 from server.reporting.round_worth import verdict_of, worth_of_run
 from server.reporting.status_line import size_text
 
-LONGEST_ERROR = 70
 TEXT_COLUMNS = ("site", "device", "last error")
 
 
@@ -88,6 +87,6 @@ def _nodes(nodes: list[SiteState], last: int) -> Table:
             "-" if node.seconds is None else time_text(node.seconds),
             size_text(node.bytes_up),
             size_text(node.bytes_down),
-            escape((node.error or "")[:LONGEST_ERROR]),
+            escape(node.error or ""),
         )
     return table

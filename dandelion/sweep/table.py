@@ -9,6 +9,7 @@ from pathlib import Path
 from dandelion.sweep.cells import CellResult
 from shared.base.files import write_atomically
 from shared.base.options import Value
+from shared.base.text import spreadsheet_cell
 
 NOT_COLUMNS = ("settings", "folder")
 
@@ -21,7 +22,8 @@ def write_csv(results: Sequence[CellResult], keys: Sequence[str], path: Path) ->
         writer.writerow(["cell", *keys, *(name.replace("_", " ") for name in names[1:])])
         for each in results:
             values = [getattr(each, name) for name in names[1:]]
-            writer.writerow([each.name, *(each.settings.get(k, "") for k in keys), *values])
+            row = [each.name, *(each.settings.get(k, "") for k in keys), *values]
+            writer.writerow([spreadsheet_cell(value) for value in row])
 
 
 def rank(results: Sequence[CellResult]) -> list[CellResult]:

@@ -20,6 +20,7 @@ from server.aggregation.variance_weights import (
     gradients_error,
     inverse_variance_weight,
 )
+from server.aggregation.weights import weights_of
 from server.ledger.records import Contribution
 from shared.aggregation import fewest_replies, rule_of
 from shared.aggregation.flower import average, mean
@@ -95,6 +96,17 @@ class Combiner:
         self.replica.codec.decode(payload)
         return Entry(round_, rate, tuple(slots), 1.0, payload)
 
+    def decode(self, site: Contribution) -> Tensor:
+        """The gradient (size,) that a site sent.
+
+        Raises:
+            GradientError: it cannot be decoded.
+        """
+        try:
+            return self.replica.codec.decode(site.gradient)
+        except WireError as error:
+            raise GradientError(site.site, str(error)) from error
+
     def gradient_norm(self, entry: Entry, contributions: Sequence[Contribution]) -> float:
         """The length of the gradient: of the sent one, or as the loss differences estimate it."""
         if entry.payload:
@@ -159,10 +171,7 @@ class Combiner:
 
     def _blend(self, site: Contribution) -> tuple[Tensor, NDArray[np.float64]]:
         """Blend a site's gradient with its measurement: dense part (size,), differences (q,)."""
-        try:
-            gradient = self.replica.codec.decode(site.gradient)
-        except WireError as error:
-            raise GradientError(site.site, str(error)) from error
+        gradient = self.decode(site)
         if not len(site.differences):
             return gradient, np.zeros(0)
         estimate = self._estimate(site, gradient)
@@ -204,14 +213,12 @@ def combine_differences(
     """
     if config.zo.seed_schedule == "shared":
         vectors = np.array([c.differences for c in contributions], np.float64)
-        vector = without_bend(config, rule_of(config)(vectors, _weights(contributions)))
+        vector = without_bend(config, rule_of(config)(vectors, weights_of(config, contributions)))
         return [SlotDifferences(SHARED_SLOT, vector.astype(np.float32))]
-    total = sum(c.examples for c in contributions)
+    weights = weights_of(config, contributions)
     return [
-        SlotDifferences(
-            c.slot, (site_differences(config, c) * (c.examples / total)).astype(np.float32)
-        )
-        for c in contributions
+        SlotDifferences(c.slot, (site_differences(config, c) * share).astype(np.float32))
+        for c, share in zip(contributions, weights / weights.sum(), strict=True)
     ]
 
 
@@ -229,7 +236,7 @@ def combine_gradients(
 
     The mean has one of them in memory at a time; rules that compare sites need all of them.
     """
-    rule, weights = rule_of(config), _weights(contributions)
+    rule, weights = rule_of(config), weights_of(config, contributions)
     arrays = (vector_of(c).numpy() for c in contributions)
     if rule is mean:
         return torch.from_numpy(average(arrays, weights).astype(np.float32))
@@ -249,7 +256,3 @@ def merge_slots(
         before = merged[slot].differences if slot in merged else np.zeros_like(added)
         merged[slot] = SlotDifferences(slot, before + added)
     return [merged[slot] for slot in sorted(merged)]
-
-
-def _weights(contributions: Sequence[Contribution]) -> NDArray[np.float64]:
-    return np.array([c.examples for c in contributions], np.float64)

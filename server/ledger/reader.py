@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from server.ledger.database import Database
 from server.ledger.records import (
+    LEFT_OUT,
     SERVER,
+    Contribution,
     Evaluation,
     Metrics,
     RecordedSite,
@@ -140,6 +143,25 @@ class LedgerReader(RunSummaries):
         query = "SELECT slot FROM comparisons WHERE round = ? AND before IS NOT NULL"
         return {slot for (slot,) in self._rows(query, round_)}
 
+    def contributions(self, round_: int) -> list[Contribution]:
+        """The contributions to a round, by slot; a gradient is its SHA-256."""
+        query = (
+            "SELECT round, slot, site, examples, loss, seconds, differences, gradient "
+            "FROM contributions WHERE round = ? ORDER BY slot"
+        )
+        return [
+            Contribution(at, slot, site, count, loss, s, _numbers(differences), _bytes(gradient))
+            for at, slot, site, count, loss, s, differences, gradient in self._rows(query, round_)
+        ]
+
+    def exclusions(self) -> dict[str, str]:
+        """The sites that the run does without since a rewind that they caused, and why."""
+        query = "SELECT site, round, detail FROM refusals WHERE reason = ? ORDER BY id"
+        return {
+            site: f"left out since round {round_}: {detail}"
+            for site, round_, detail in self._rows(query, LEFT_OUT)
+        }
+
     def loss_after(self, round_: int) -> float | None:
         """The sites' loss in the first round after ``round_``; None if there is none."""
         query = "SELECT loss FROM metrics WHERE round > ? ORDER BY round LIMIT 1"
@@ -193,6 +215,10 @@ class LedgerReader(RunSummaries):
         """Every message, in the order in which they were written."""
         query = "SELECT round, site, direction, kind, payload, message FROM traffic ORDER BY id"
         return [Transfer(*row) for row in self._rows(query)]
+
+
+def _numbers(value: Any) -> NDArray[np.float32]:  # noqa: ANN401
+    return np.frombuffer(_bytes(value), "<f4").astype(np.float32)
 
 
 def _bytes(value: Any) -> bytes:  # noqa: ANN401

@@ -74,6 +74,8 @@ CREATE TABLE snapshots (
 SERVER = ""  # of the server's held-out examples
 ALL_SITES = "all sites"  # of all sites' held-out examples together
 
+LEFT_OUT = "left out"  # reason of the refusals of a site that the run does without from then on
+
 
 @dataclass(frozen=True)
 class Contribution:

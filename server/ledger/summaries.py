@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 from server.ledger.database import Database
 from server.ledger.records import SERVER, Metrics
+from shared.base.text import escape_text
 from shared.protocol.flower_records import Direction
 
 SCORE = "(SELECT value FROM scores s WHERE s.round = {}.round AND s.site = ? AND s.name = '{}')"
-SUMS_BY_DIRECTION = "sum(t.payload * (t.direction = 'up')), sum(t.payload * (t.direction = 'down'))"
+SUM = "coalesce(sum(t.payload * (t.direction = '{}')), 0)"
+SUMS_BY_DIRECTION = f"{SUM.format('up')}, {SUM.format('down')}"
 COST_POINTS = f"""
 SELECT e.round, e.loss,
   (SELECT coalesce(sum(payload), 0) FROM traffic t WHERE t.round <= e.round),
@@ -30,14 +32,15 @@ FROM traffic t LEFT JOIN contributions c ON c.round = t.round AND c.site = t.sit
 WHERE t.kind != 'control' AND t.round BETWEEN ? AND ?
 GROUP BY t.round, t.site ORDER BY t.round, c.slot, t.site"""
 SITE_STATES = f"""
-SELECT t.site, (SELECT s.device FROM sites s WHERE s.site = t.site),
-       (SELECT max(c.round) FROM contributions c WHERE c.site = t.site),
-       (SELECT c.loss FROM contributions c WHERE c.site = t.site ORDER BY c.round DESC LIMIT 1),
-       (SELECT c.seconds FROM contributions c WHERE c.site = t.site ORDER BY c.round DESC LIMIT 1),
+SELECT n.site, (SELECT s.device FROM sites s WHERE s.site = n.site),
+       (SELECT max(c.round) FROM contributions c WHERE c.site = n.site),
+       (SELECT c.loss FROM contributions c WHERE c.site = n.site ORDER BY c.round DESC LIMIT 1),
+       (SELECT c.seconds FROM contributions c WHERE c.site = n.site ORDER BY c.round DESC LIMIT 1),
        {SUMS_BY_DIRECTION},
        (SELECT r.reason || ' in round ' || r.round || ': ' || r.detail FROM refusals r
-        WHERE r.site = t.site ORDER BY r.id DESC LIMIT 1)
-FROM traffic t GROUP BY t.site ORDER BY t.site"""
+        WHERE r.site = n.site ORDER BY r.id DESC LIMIT 1)
+FROM (SELECT site FROM traffic UNION SELECT site FROM sites UNION SELECT site FROM refusals) n
+LEFT JOIN traffic t USING (site) GROUP BY n.site ORDER BY n.site"""
 NOT_FINITE = """
 SELECT count(DISTINCT site) FROM refusals
 WHERE round = ? AND (reason IN ('not finite', 'too large') OR detail LIKE '%finite%')"""
@@ -195,11 +198,15 @@ class RunSummaries:
         return [SiteRound(*row) for row in self._rows(SITE_ROUNDS, first, last)]
 
     def site_states(self) -> list[SiteState]:
-        """Every site that any message was exchanged with, by name."""
+        """Every site that was met, asked or refused, by name."""
         return [SiteState(*row) for row in self._rows(SITE_STATES)]
 
     def _rows(self, query: str, *parameters: object) -> Sequence[tuple[Any, ...]]:
-        return self._database.rows(query, parameters)
+        """Rows whose texts are printable: some of them were sent by sites."""
+        return [
+            tuple(escape_text(value) if isinstance(value, str) else value for value in row)
+            for row in self._database.rows(query, parameters)
+        ]
 
     def _value(self, query: str, *parameters: object) -> Any:  # noqa: ANN401
         return self._rows(query, *parameters)[0][0]

@@ -13,6 +13,9 @@ from shared.protocol.entry import Entry, is_dense
 # chain r = SHA-256(chain r - 1 | entry r, lasting form | contributions of round r, by slot |
 #                   comparisons of round r, by slot)
 SEAL = "seal"  # the header row that binds the other ones
+OF_ENTRIES = ("contributions", "metrics")  # tables whose rows are written with a round's entry
+LATER = ("digests", "evaluations", "scores", "snapshots")  # after it; round 0 is the base model
+ATTEMPTS = ("traffic", "refusals", "skips")  # also of rounds that are open: two with staleness
 
 
 def seal(header: Iterable[tuple[str, bytes]]) -> bytes:
@@ -54,7 +57,7 @@ def lasting_payload(payload: bytes) -> bytes:
 
 
 def check(database: Database) -> None:
-    """Check version, pages, seal, the chain of every round, and the rewinds.
+    """Check version, pages, seal, the chain of every round, the rewinds, and all other rows.
 
     Raises:
         LedgerError: one of them does not fit; names the file and the row.
@@ -71,6 +74,40 @@ def check(database: Database) -> None:
     rewinds = _check_entries(database, recorded)
     if database.rows("SELECT round, back_to, scale FROM rewinds ORDER BY round") != rewinds:
         raise LedgerError(f"{path}: table rewinds: does not fit the entries")
+    _check_rounds(database)
+    _check_metrics(database)
+
+
+def _check_rounds(database: Database) -> None:
+    """Find rows of rounds that the entries do not reach, undone ones included.
+
+    The last entry may have been deleted: what else was written of its round is still there.
+    """
+    last = int(database.rows("SELECT coalesce(max(round), 0) FROM entries")[0][0])
+    for tables, first, most in ((OF_ENTRIES, 1, last), (LATER, 0, last), (ATTEMPTS, 0, last + 2)):
+        for table in tables:
+            query = f"SELECT round FROM {table} WHERE round < ? OR round > ? ORDER BY round LIMIT 1"
+            for (round_,) in database.rows(query, (first, most)):
+                raise LedgerError(
+                    f"{database.path}: table {table}, round {round_}: the entries end with round "
+                    f"{last}; a row was added, or the entries after it were deleted"
+                )
+
+
+def _check_metrics(database: Database) -> None:
+    """Find rounds whose row of metrics is missing, or counts other sites than contributed."""
+    query = (
+        "SELECT e.round, m.clients, (SELECT count(*) FROM contributions c WHERE c.round = e.round) "
+        "FROM entries e LEFT JOIN metrics m USING (round) ORDER BY e.round"
+    )
+    for round_, clients, contributed in database.rows(query):
+        if clients is None:
+            raise LedgerError(f"{database.path}: table metrics: round {round_} is missing")
+        if clients != contributed:
+            raise LedgerError(
+                f"{database.path}: table metrics, round {round_}: {contributed} sites contributed, "
+                f"got {clients}"
+            )
 
 
 def _check_entries(database: Database, before: bytes) -> list[tuple[int, int | None, float]]:

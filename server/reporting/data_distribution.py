@@ -15,6 +15,7 @@ from server.ledger.reader import LedgerReader
 from server.reporting.loss_plot import STYLE
 from shared.base.errors import ConfigError
 from shared.base.files import write_atomically
+from shared.base.text import spreadsheet_cell
 from shared.config.sections import DataSettings
 from shared.data.examples import Examples
 from shared.training.corpus import Corpus
@@ -103,9 +104,11 @@ def write(shards: list[ShardSummary], folder: Path) -> None:
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("site", "kind", "name", "examples"))
     for shard in shards:
-        writer.writerow((shard.site, "all", "", shard.examples))
+        site = spreadsheet_cell(shard.site)
+        writer.writerow((site, "all", "", shard.examples))
         for kind, named in (("group", shard.groups), ("class", shard.classes)):
-            writer.writerows((shard.site, kind, name, size) for name, size in named.items())
+            cells = ((spreadsheet_cell(name), size) for name, size in named.items())
+            writer.writerows((site, kind, *cell) for cell in cells)
     text = json.dumps([vars(shard) for shard in shards], indent=1, ensure_ascii=False)
     write_atomically(folder / SHARDS_CSV, table.getvalue().encode())
     write_atomically(folder / SHARDS_JSON, f"{text}\n".encode())

@@ -12,6 +12,7 @@ from server.reporting import data_distribution
 from server.reporting.loss_plot import draw_losses
 from server.reporting.round_worth import verdict_of, worth_of_round, worth_of_run
 from shared.base.files import write_atomically
+from shared.base.text import spreadsheet_cell
 from shared.config.schema import Config
 from shared.models.model import LanguageModel
 from shared.modes.mode import mode_of
@@ -130,7 +131,8 @@ class Report:
 
     def _write(self, name: str, mode: str, rows: Iterable[Sequence[object]]) -> None:
         with (self.folder / name).open(mode, newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+            cells = ([spreadsheet_cell(value) for value in row] for row in rows)
+            csv.writer(file, lineterminator="\n").writerows(cells)
 
     def _metrics(self, first: int, last: int) -> list[list[object]]:
         c = self.config

@@ -1,8 +1,9 @@
 """The sites of a federation: who they are, where their replicas are, and which take part."""
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType
@@ -11,6 +12,7 @@ from flwr.serverapp import Grid
 from server.rounds.exchange import Exchange
 from server.rounds.round_log import RoundLog
 from shared.base.errors import StalledError, WireError
+from shared.base.text import escape_text
 from shared.config.schema import Config
 from shared.protocol.flower_records import pack, unpack
 from shared.protocol.messages import Hello, decode_hello
@@ -22,6 +24,8 @@ LOG = logging.getLogger("dandelion")
 HELLO_TIMEOUT_S = 120.0  # round-timeout if that is less
 ASK_AGAIN_S = 60.0  # the cause of a refusal may be gone by then
 UNANSWERED_S = 300.0  # a question or answer may be lost; or the node still builds its model
+ASKED_AT_ONCE = 500  # nodes
+PROGRESS_S = 5.0  # between two lines about setting up
 HOPELESS_REFUSALS = 2  # of one node in a row: it will not be accepted without somebody's help
 
 
@@ -61,6 +65,8 @@ class Cohort:
         self.sites: dict[str, SiteRecord] = {}  # by name
         self._slots: dict[int, str] = {}  # the names of those, by slot
         self.excluded: dict[int, ExcludedNode] = {}  # by node id
+        self._left_out: dict[str, str] = {}  # by name: why
+        self._names: dict[int, str] = {}  # by node id, also of sites that were refused
         self._exchange: Exchange | None = None
 
     def meet(self, grid: Grid, round_: int) -> None:
@@ -73,6 +79,19 @@ class Cohort:
         known |= {n for n, node in self.excluded.items() if now < node.again}
         self._ask(grid, sorted(present - known), round_)
 
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Do without some sites from now on; their nodes are not asked again.
+
+        Args:
+            reasons: by the site's name.
+        """
+        self._left_out = dict(reasons)
+        for name in self.sites.keys() & reasons.keys():
+            site = self.sites.pop(name)
+            self.excluded[site.node_id] = ExcludedNode(
+                reasons[name], math.inf, refusals=HOPELESS_REFUSALS
+            )
+
     def wait(self, grid: Grid, round_: int) -> None:
         """Return when ``min-sites`` sites are there.
 
@@ -83,6 +102,7 @@ class Cohort:
         start, announced = time.monotonic(), -1
         while True:
             self.meet(grid, round_)
+            self._log.write_refusals()
             count, needed = len(self.sites), self._config.federation.min_sites
             if count >= needed:
                 return
@@ -128,17 +148,17 @@ class Cohort:
             Message(pack(b""), node_id, MessageType.QUERY, group_id=str(round_))
             for node_id in node_ids
         ]
-        sent = exchange.send(messages)
+        sent = self._send(exchange, messages)
         timeout = min(HELLO_TIMEOUT_S, self._config.federation.round_timeout) if waits else 0.0
         names: dict[int | None, str] = {}
         for reply in exchange.replies(timeout):
-            node_id, name = exchange.node_of(reply), f"node {reply.metadata.src_node_id}"
+            node_id, name = exchange.node_of(reply), self._name(reply.metadata.src_node_id)
             if node_id is not None:
                 name = names[node_id] = self._introduce(reply, node_id, round_)
             self._log.add_received(reply, round_, name)
         for message in sent:
             node_id = message.metadata.dst_node_id
-            name = names.get(node_id, f"node {node_id}")
+            name = names.get(node_id) or self._name(node_id)
             self._log.add_sent(message, round_, name)
             if node_id not in names and waits:
                 reason = f"no answer within {timeout:g} s"
@@ -148,12 +168,29 @@ class Cohort:
                 reason = "it was asked who it is"
                 self.excluded[node_id] = ExcludedNode(reason, again, refusals=0)
 
+    def _send(self, exchange: Exchange, messages: Sequence[Message]) -> list[Message]:
+        """Send messages in parts, and say now and then how many nodes were asked.
+
+        An engine in this process answers while it is sent to: of many sites, that takes minutes.
+        """
+        sent, said = list[Message](), time.monotonic()
+        for first in range(0, len(messages), ASKED_AT_ONCE):
+            sent += exchange.send(messages[first : first + ASKED_AT_ONCE])
+            if time.monotonic() - said > PROGRESS_S:
+                said = time.monotonic()
+                count = min(first + ASKED_AT_ONCE, len(messages))
+                LOG.warning("setting up: %s of %s sites", f"{count:,}", f"{len(messages):,}")
+        return sent
+
     def _introduce(self, reply: Message, node_id: int, round_: int) -> str:
         """Accept a node as a site, or refuse it; return its name."""
         hello, reason = _read_hello(reply)
-        name = hello.site if hello else f"node {node_id}"
         if hello is not None:
-            reason = self._reason_against(hello) or self._find_clash(hello, node_id)
+            self._names[node_id] = hello.site
+        name = self._name(node_id)
+        if hello is not None:
+            reason = self._left_out.get(hello.site) or self._reason_against(hello)
+            reason = reason or self._find_clash(hello, node_id)
         if hello is None or reason:
             self._refuse(round_, node_id, name, reason, ASK_AGAIN_S)
             return name
@@ -167,6 +204,10 @@ class Cohort:
         )
         return name
 
+    def _name(self, node_id: int) -> str:
+        """The name by which a node has introduced itself, or its number."""
+        return self._names.get(node_id, f"node {node_id}")
+
     def _find_clash(self, hello: Hello, node_id: int) -> str:
         """Say which other site has the name or the slot; empty: none."""
         same = self.sites.get(hello.site)
@@ -179,7 +220,7 @@ class Cohort:
     def _refuse(
         self, round_: int, node_id: int, name: str, reason: str, again_s: float, counts: bool = True
     ) -> None:
-        LOG.warning("site %s refused: %s", name, reason)
+        LOG.warning("site %s refused: %s", escape_text(name), escape_text(reason))
         before = self.excluded[node_id].refusals if node_id in self.excluded else 0
         refusals = before + 1 if counts else before
         self.excluded[node_id] = ExcludedNode(reason, time.monotonic() + again_s, refusals)

@@ -12,13 +12,15 @@ from statistics import median
 
 import numpy as np
 
+from server.aggregation.culprits import Culprits, find_culprits
 from server.ledger.lineage import lineage
-from server.ledger.records import Metrics
+from server.ledger.records import LEFT_OUT, Metrics
 from server.ledger.run_folder import Run
 from server.ledger.snapshots import Snapshots
 from server.rounds.round_log import RoundLog
 from server.steps.learning_rates import is_by_rule
 from shared.base.errors import GapError, StalledError
+from shared.base.text import escape_text
 from shared.modes.mode import parameters_round
 from shared.protocol.entry import Entry
 
@@ -70,13 +72,33 @@ class DivergenceGuard:
                 "learning rates; 'dandelion preflight' suggests eps and learning rate"
             )
         scale = (rewinds[-1].scale if rewinds else 1.0) * config.guard.rate_factor
+        reason = divergence.reason + self._blame(divergence.sound_round, log)
         back_to = self._return_to(divergence.sound_round)
         LOG.warning(
             "round %d: %s; back to round %d, learning rates × %.3g",
-            *(last + 1, divergence.reason, back_to, scale),
+            *(last + 1, reason, back_to, scale),
         )
-        self._commit(Entry(last + 1, scale, (), back_to=back_to), log, divergence.reason)
+        self._commit(Entry(last + 1, scale, (), back_to=back_to), log, reason)
         return True
+
+    def _blame(self, sound: int, log: RoundLog) -> str:
+        """Name the sites that caused the divergence, if any did, and have them left out.
+
+        They stay if too few others would be left. The refusals are written with the rewind.
+        """
+        ledger, federation = self.run.ledger, self.run.config.federation
+        line = lineage(ledger, ledger.last_round)
+        undone = [k for k in range(sound + 1, ledger.last_round + 1) if k in line]
+        culprits = find_culprits(self.run.config, (ledger.contributions(k) for k in undone))
+        if culprits is None:
+            return ""
+        needed = max(federation.min_sites, federation.min_replies)
+        stays = culprits.left < needed
+        end = f"but needed for {needed} sites" if stays else LEFT_OUT
+        for site in culprits.sites:
+            reason = "caused a rewind" if stays else LEFT_OUT
+            log.refuse(ledger.last_round + 1, site, reason, _account(culprits, undone))
+        return f"; caused by {', '.join(map(escape_text, culprits.sites))}, {end}"
 
     def _commit(self, entry: Entry, log: RoundLog, reason: str = "") -> None:
         transfers, refusals = log.until(entry.round)
@@ -181,6 +203,13 @@ class DivergenceGuard:
             bytes_down=down,
             seconds=0.0,
         )
+
+
+def _account(culprits: Culprits, undone: Sequence[int]) -> str:
+    return (
+        f"{culprits.share:.0%} of the steps of rounds {undone[0]} to {undone[-1]}, "
+        "which the rewind undid, came from its numbers"
+    )
 
 
 def judge_losses(losses: Sequence[float], tolerance: float) -> str:

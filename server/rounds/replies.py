@@ -15,6 +15,7 @@ from server.rounds.open_round import OpenRound
 from server.rounds.requests import RequestBuilder
 from server.rounds.round_log import RoundLog
 from shared.base.errors import DandelionError, WireError
+from shared.base.text import escape_text
 from shared.modes.mode import parameters_round, plan_of
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import DIVERGED, OUTCOME, Behind, Measured, decode_reply
@@ -57,6 +58,8 @@ class Expected:
     classes: int | None = None  # of the outcome that the round asks for; None: it asks for none
     before: bool = False  # whether it holds the loss of the batch of the step that comes next
     after: bool = False  # whether it holds that of the step that was taken last
+    examples: int | None = None  # as many as the site introduced itself with; None: any
+    evaluated: int | None = None  # the most examples of the outcome; None: any number
 
     @property
     def most_bytes(self) -> int:
@@ -75,8 +78,11 @@ def decode_message(message: Message, most_bytes: int) -> Measured | Behind:
         raise RefusedError("error", message.error.reason or f"code {message.error.code}")
     try:
         payload, snapshot = unpack(message.content)
-        if len(payload) > most_bytes or snapshot is not None:
+        if len(payload) > most_bytes:
             detail = f"at most {most_bytes} bytes expected, got {len(payload)}"
+            raise RefusedError("oversized", detail)
+        if snapshot is not None:
+            detail = f"no second record expected, got one of {len(snapshot)} bytes"
             raise RefusedError("oversized", detail)
         return decode_reply(payload)
     except WireError as error:
@@ -97,6 +103,9 @@ def check_reply(reply: Measured, expected: Expected, digest: bytes | None) -> No
         raise RefusedError("wrong digest", f"{digest.hex()} expected, got {reply.digest.hex()}")
     if reply.examples < 1 or not 0 <= reply.seconds < math.inf:
         raise RefusedError("no examples", f"{reply.examples} examples in {reply.seconds} s")
+    if expected.examples not in (None, reply.examples):
+        detail = f"{expected.examples} expected, as introduced, got {reply.examples}"
+        raise RefusedError("other examples", detail)
     if bool(reply.gradient) != (expected.gradient_bytes is not None):
         wanted = "no gradient" if expected.gradient_bytes is None else "a gradient"
         raise RefusedError("wrong kind", f"{wanted} expected, got {len(reply.gradient)} bytes")
@@ -133,6 +142,9 @@ def _check_outcome(reply: Measured, expected: Expected) -> None:
     sound = sound and outcome.examples == counted > 0
     if outcome.classes != expected.classes or not sound:
         raise RefusedError("bad outcome", f"of {expected.classes} classes expected, got {outcome}")
+    if expected.evaluated is not None and outcome.examples > expected.evaluated:
+        detail = f"of at most {expected.evaluated} examples expected, got {outcome.examples}"
+        raise RefusedError("bad outcome", detail)
 
 
 def agree_on_digest(run: Run, round_: int, replies: Iterable[Reply]) -> tuple[int, bytes] | None:
@@ -210,7 +222,8 @@ class ReplyValidator:
 
     def refuse(self, round_: int, site: str, reason: str, detail: str) -> None:
         """Warn of a reply that is not used, and count it."""
-        LOG.warning("round %d: reply of site %s refused: %s (%s)", round_, site, reason, detail)
+        name, why = escape_text(site), escape_text(detail)
+        LOG.warning("round %d: reply of site %s refused: %s (%s)", round_, name, reason, why)
         self._log.refuse(round_, site, reason, detail)
 
     def _contribution(self, reply: Reply, round_: int, digest: bytes | None) -> Contribution:
@@ -252,4 +265,7 @@ class ReplyValidator:
         classes = self._run.oracle.task.classes if self._requests.evaluates(round_) else None
         before = plan.measure and compares(config)
         after = before and self._requests.compares(round_, site.id.slot)
-        return Expected(round_, numbers, gradient_bytes, classes, before, after)
+        most = config.evaluation.blocks
+        return Expected(
+            round_, numbers, gradient_bytes, classes, before, after, site.hello.examples, most
+        )

@@ -6,6 +6,7 @@ from flwr.app import Message, MessageType
 
 from server.ledger.ledger import Ledger
 from server.ledger.records import Refusal
+from shared.base.text import escape_text
 from shared.protocol.flower_records import (
     Direction,
     Kind,
@@ -38,7 +39,8 @@ class RoundLog:
 
     def refuse(self, round_: int, site: str, reason: str, detail: str = "") -> None:
         """Count a reply that is not used or did not come; ``reason`` is one of a few words."""
-        self._refusals.append(Refusal(round_, site, reason, detail))
+        row = Refusal(round_, escape_text(site), reason, escape_text(detail))
+        self._refusals.append(row)
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -56,6 +58,12 @@ class RoundLog:
     def write_rest(self, rounds: int) -> None:
         """Write what no round of a run of ``rounds`` will: late replies, and abandoned rounds."""
         self._ledger.note(*self.until(rounds))
+
+    def write_refusals(self) -> None:
+        """Write the refusals that are here now, so that others see them before the next commit."""
+        if self._refusals:
+            self._ledger.note([], self._refusals)
+            self._refusals = []
 
     def payload(self, direction: Direction, round_: int, transfers: Iterable[Transfer]) -> int:
         """Bytes of a round that is about to be written, attempts that were skipped included."""

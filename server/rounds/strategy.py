@@ -11,6 +11,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from server.aggregation.combine import Combiner, GradientError
+from server.aggregation.outliers import find_outliers
+from server.aggregation.weights import weights_of
 from server.ledger.records import Contribution, Metrics, Refusal
 from server.ledger.run_folder import Run
 from server.rounds.after_commit import record_outcomes
@@ -44,7 +46,7 @@ class ScalarStrategy(Strategy):
         self._run, self._log, self._after_commit = run, log, after_commit
         parameters = run.oracle.replica.model.layout.parameters
         self._rates = LearningRates(run.config, run.ledger, parameters)
-        self._guard = DivergenceGuard(run)
+        self._guard, self._cohort = DivergenceGuard(run), cohort
         self._requests = RequestBuilder(run, self._rates)
         self._validator = ReplyValidator(run, self._requests, log)
         self._messenger = Messenger(run, cohort, log, self._requests, self._validator)
@@ -69,10 +71,12 @@ class ScalarStrategy(Strategy):
         """
         config, ledger, skipped = self._run.config, self._run.ledger, 0
         self.summary()
+        self._cohort.leave_out(ledger.exclusions())
         self._after_commit(ledger.last_round)
         while (round_ := ledger.last_round + 1) <= config.training.rounds:
             if self._guard.rewind_if_diverged(self._log):
                 self._messenger.abandon()
+                self._cohort.leave_out(ledger.exclusions())
                 skipped = 0
                 self._after_commit(round_)
                 continue
@@ -83,7 +87,7 @@ class ScalarStrategy(Strategy):
                 raise StalledError(
                     f"round {round_} was skipped {skipped} times in a row: fewer than "
                     f"{config.federation.min_replies} valid replies; "
-                    f"the ledger holds round {round_ - 1}"
+                    f"the ledger holds round {round_ - 1}{self._last_refusal()}"
                 )
         self._guard.warn()
         self._messenger.collect_late()
@@ -161,11 +165,14 @@ class ScalarStrategy(Strategy):
     ) -> tuple[Entry | None, list[Contribution]]:
         """Make the entry, and return it with the contributions that are in it.
 
-        A gradient is decoded here for the first time: if that fails, its site is refused, and the
-        entry is made of the others.
+        A gradient is decoded here for the first time: if that fails, its site is refused, and so is
+        one whose numbers are out of all proportion; the entry is made of the others.
         """
         while len(contributions) >= self._run.config.federation.min_replies:
             try:
+                contributions = self._without_outliers(round_, contributions)
+                if len(contributions) < self._run.config.federation.min_replies:
+                    break
                 return self._entry(round_, contributions), contributions
             except GradientError as error:
                 self._validator.refuse(round_, error.site, "bad gradient", str(error))
@@ -184,6 +191,28 @@ class ScalarStrategy(Strategy):
         by_rule = is_by_rule(self._run.config)
         return entry.learning_rate if by_rule else self._rates.at(entry.round)
 
+    def _without_outliers(
+        self, round_: int, contributions: list[Contribution]
+    ) -> list[Contribution]:
+        """The contributions that are in proportion to each other; the other sites are refused.
+
+        Raises:
+            GradientError: a site's gradient cannot be decoded.
+        """
+        first = self._run.ledger.metrics_of(1)
+        outliers = find_outliers(self._run.config, contributions, self._combiner.decode, first)
+        details = {each.site: each.detail for each in outliers}
+        for site, detail in details.items():
+            self._validator.refuse(round_, site, "out of proportion", detail)
+        return [each for each in contributions if each.site not in details]
+
+    def _last_refusal(self) -> str:
+        """The reason of the newest refusal, in words for the end of an error."""
+        if not (refusals := self._run.ledger.refusals()):
+            return ""
+        last = refusals[-1]
+        return f"; the last reply of site {last.site} was refused: {last.reason} ({last.detail})"
+
     def _skip(
         self, round_: int, valid: int, transfers: list[Transfer], refusals: list[Refusal]
     ) -> None:
@@ -200,11 +229,12 @@ class ScalarStrategy(Strategy):
         transfers: Sequence[Transfer],
         since: float,
     ) -> Metrics:
-        examples = sum(x.examples for x in contributions)
+        weights = weights_of(self._run.config, contributions).tolist()
+        losses = sum(x.loss * weight for x, weight in zip(contributions, weights, strict=True))
         return Metrics(
             round=entry.round,
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            loss=sum(x.loss * x.examples for x in contributions) / examples,
+            loss=losses / sum(weights),
             gradient_norm=self._combiner.gradient_norm(entry, contributions),
             learning_rate=self._rate_shown(entry),
             clients=len(contributions),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.base.errors import ConfigError
+from shared.base.flattenable import check_flattenable
 
 TILE = 2048  # elements: every tensor starts at a multiple of it, so kernels work on whole tiles
 TILE_BLOCKS = 16  # of the random generator: a tile has one random bit for each element,
@@ -108,15 +109,18 @@ def flatten(module: nn.Module, trainable: Callable[[str], bool] = lambda name: T
     """Move the parameters that ``trainable`` names into one vector and bind them to it.
 
     The others are frozen (``requires_grad`` off). The module computes what it computed before.
-    Each tensor is freed once it is copied, so memory never holds all parameters twice.
+    Each tensor is freed once it is copied, so memory never holds all parameters twice. One without
+    elements stays where it is: it would have the address of the next.
 
     Raises:
-        ConfigError: nothing is trainable, or the trainable tensors differ in dtype or device.
+        ConfigError: nothing is trainable, the trainable tensors differ in dtype or device, or a
+            part of the module cannot be flattened (``check_flattenable``).
     """
     named = dict(module.named_parameters())  # a tied parameter appears once, under its first name
-    chosen = {name: parameter for name, parameter in named.items() if trainable(name)}
+    chosen = {name: p for name, p in named.items() if trainable(name) and p.numel()}
     if not chosen:
         raise ConfigError(f"no parameter is trainable among {sorted(named)}")
+    check_flattenable(module, chosen)
     kinds = {(parameter.dtype, parameter.device) for parameter in chosen.values()}
     if len(kinds) != 1:
         raise ConfigError(f"trainable parameters of one dtype and device expected, got {kinds}")

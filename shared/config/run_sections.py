@@ -24,6 +24,11 @@ class FederationSettings(Section):
     min_sites: int = option(1, "sites that the server waits for before a round", at_least=1,
                             unit="sites")
     aggregation: str = option("mean", "how the sites' numbers become one set")
+    weights: str = option("examples", "what sites count by in a mean: their examples, or equally",
+                          choices=("examples", "equal"))
+    max_share: float = option(
+        0.5, "the most that one site counts if enough others are there; 1: no limit", above=0,
+        at_most=1)
     staleness: int = option(
         0, "1: a round is sent out before the last one is in, and measured one behind", at_most=1,
         unit="rounds")

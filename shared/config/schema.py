@@ -33,6 +33,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {  # former keys: each sets all of thes
 OPTIONS = "options"  # what is none of the sections
 FORMER: Mapping[str, Value] = {  # what runs did before these settings were declared
     "estimator": "two-point",
+    "max-share": 1.0,
     "step": "plain",
 }
 

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from shared.base.errors import ConfigError
 from shared.base.flat import TILE, FlatModel
 from shared.directions import Directions, Multiplies
 from shared.estimation.blockwise import FlatParameter, PerturbedPoint
@@ -31,16 +30,13 @@ class Perturber:
     there in one go and the module's parameters are views of it meanwhile: the same numbers, without
     the cost of inspecting every torch function.
 
-    Invariant I3: θ has the same bits afterwards, also if the module raises.
-
-    Raises:
-        ConfigError: a part of the module is scripted, so that its torch functions are not visible.
+    Invariant I3: θ has the same bits afterwards, also if the module raises. Casts that
+    ``torch.autocast`` keeps are dropped before and after each point.
     """
 
     def __init__(
         self, model: FlatModel, directions: Directions, scratch: int | None = None
     ) -> None:
-        _refuse_scripted(model)
         self._model, self._directions = model, directions
         self._multiplies = directions if isinstance(directions, Multiplies) else None
         roomy = scratch_size(model.flat.numel(), torch.get_num_threads(), model.flat.device.type)
@@ -78,11 +74,13 @@ class Perturber:
         self._mode.point = PerturbedPoint(
             self._directions, self._scratch, key, scale, self._multiplies
         )
+        torch.clear_autocast_cache()  # casts of θ, or of another point
         try:
             with self._swap(key, scale) if self._pairs else self._intercept(key, scale):
                 yield
         finally:
             self._mode.point = None
+            torch.clear_autocast_cache()
 
     @contextmanager
     def _intercept(self, key: Key, scale: float) -> Iterator[None]:
@@ -100,12 +98,6 @@ class Perturber:
         finally:
             for parameter, own, _ in self._pairs:
                 parameter.data = own
-
-
-def _refuse_scripted(model: FlatModel) -> None:
-    for name, part in model.module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            raise ConfigError(f"a module of torch functions expected, but {name!r} is scripted")
 
 
 def scratch_size(size: int, threads: int, device: str = "cpu") -> int:

@@ -1,7 +1,8 @@
 """Messages as Flower's records, and the number of bytes that each of them takes."""
 
+import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.serde import message_to_proto
@@ -26,6 +27,7 @@ class Transfer:
 
 
 DENSE = "g"  # the record of a payload that holds a gradient
+STAND_IN = 1 << 21  # bytes from which on a length takes as many bytes as that of any longer one
 RAW = "bytes"  # the serialisation type of Flower's arrays: the bytes as they are
 
 
@@ -98,5 +100,24 @@ def payload_bytes(message: Message) -> int:
 
 
 def message_bytes(message: Message) -> int:
-    """Return the length of a message as Flower serialises it, payload included."""
-    return int(message_to_proto(message).ByteSize())
+    """Return the length of a message as Flower serialises it, payload included.
+
+    A long payload is counted without a copy of it; from 256 MiB on, up to some bytes too few.
+    """
+    if payload_bytes(message) <= STAND_IN:
+        return int(message_to_proto(message).ByteSize())
+    twin, content = copy.copy(message), RecordDict()
+    for name, record in message.content.items():
+        content[name] = copy.copy(record)
+        short = {key: _shorten(value) for key, value in record.items()}
+        content[name].__dict__["_data"] = short
+    twin.__dict__["_content"] = content
+    left_away = payload_bytes(message) - payload_bytes(twin)
+    return int(message_to_proto(twin).ByteSize()) + left_away
+
+
+def _shorten(value: Any) -> Any:  # noqa: ANN401  (what Flower's records hold)
+    """The value, or one of its kind with STAND_IN bytes if it has more."""
+    if isinstance(value, Array) and len(value.data) > STAND_IN:
+        return Array(value.dtype, value.shape, value.stype, bytes(STAND_IN))
+    return bytes(STAND_IN) if isinstance(value, bytes) and len(value) > STAND_IN else value

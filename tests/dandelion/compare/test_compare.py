@@ -11,10 +11,19 @@ from fleet import config
 from typer.testing import CliRunner
 
 from dandelion.cli.app import app
-from dandelion.compare.curves import CurvePoint, common_target, find_first_at, verdicts
-from dandelion.compare.methods import METHODS, PRESETS, configurations
+from dandelion.compare.curves import (
+    CurvePoint,
+    best_run,
+    common_target,
+    find_first_at,
+    is_settled,
+    smooth,
+    verdicts,
+)
+from dandelion.compare.methods import METHODS, PRESETS, configurations, rates_around
 from dandelion.compare.presentation import page
 from shared.base.errors import ConfigError, UnknownNameError
+from shared.base.files import code_digest
 from shared.config.schema import Config
 
 pytestmark = pytest.mark.slow
@@ -30,14 +39,14 @@ def run(folder, *arguments, rounds=("num-rounds=3", "eval-interval=1")):
     pairs = [f"{key}={small[key]}" for key in KEYS] + [*rounds]
     pairs.append(f"output-dir={folder}")
     options = [word for pair in pairs for word in ("--set", pair)]
-    done = CliRunner().invoke(app, ["compare", "--name", "c", *options, *arguments])
+    done = CliRunner().invoke(app, ["compare", "--name", "c", "--rates", "1", *options, *arguments])
     assert done.exception is None, done.exception
     return json.loads((folder / "c" / "comparison.json").read_text()), done.output
 
 
 @pytest.fixture(scope="module")
 def comparisons(tmp_path_factory):
-    """All seven methods, three rounds each."""
+    """All methods, three rounds each."""
     folder = tmp_path_factory.mktemp("compare")
     return folder / "c", *run(folder, "--methods", ",".join(METHODS))
 
@@ -89,11 +98,54 @@ def point(round_, loss):
     return CurvePoint(round_, loss, round_, round_, round_, round_)
 
 
-def test_the_target_is_the_first_evaluation_at_the_loss_and_by_default_one_that_all_reach():
-    slow, fast = [point(0, 5.0), point(1, 4.0)], [point(0, 5.0), point(1, 3.0), point(2, 3.5)]
-    assert common_target([slow, fast]) == 4.0
-    assert find_first_at(slow, 4.0) == slow[1]
-    assert find_first_at(slow, 3.9) is None
+def test_a_dip_in_one_evaluation_is_neither_the_target_nor_an_arrival():
+    steady = [point(k, loss) for k, loss in enumerate((5.0, 4.0, 3.5, 3.0, 2.9))]
+    dip = [point(k, loss) for k, loss in enumerate((5.0, 4.5, 2.0, 4.2, 4.1))]
+    assert smooth(steady)[:4] == [5.0, 4.0, 3.5, 3.0]  # what falls steadily counts as it is
+    assert common_target([steady, dip]) == 4.1
+    assert find_first_at(dip, 3.0) is None
+    assert find_first_at(steady, 4.0) == steady[1]
+
+
+def test_a_curve_that_spikes_has_not_settled_and_a_steady_rate_is_preferred_to_it():
+    spiky = [point(k, loss) for k, loss in enumerate((5.5, 4.0, 3.1, 3.9, 2.8))]
+    steady = [point(k, loss) for k, loss in enumerate((5.5, 4.2, 3.6, 3.2, 3.0))]
+    flat = [point(k, 5.5) for k in range(5)]
+    assert [is_settled(each) for each in (spiky, steady, flat)] == [False, True, False]
+    assert best_run([spiky, steady, flat]) == 1
+    assert best_run([spiky, flat]) == 0
+    row = {"name": "fo", "first_order": True, "to_target": None, "settled": False}
+    assert "fo did not settle" in verdicts([row], 3.0)[-1]
+
+
+def test_rates_are_tried_around_the_given_one_and_scaled_together():
+    (chosen,) = configurations("calibrate", "", ["learning-rate=0.02"], {}).values()
+    rows = rates_around(chosen, 3)
+    assert [*rows][1] == "calibrate"
+    assert [c.optimizer.learning_rate for c in rows.values()] == pytest.approx(
+        [0.02 / 10**0.5, 0.02, 0.02 * 10**0.5]
+    )
+    assert [c.bp.learning_rate for c in rows.values()] == pytest.approx(
+        [0.5 / 10**0.5, 0.5, 0.5 * 10**0.5]
+    )
+    assert {c.training.local_learning_rate for c in rows.values()} == {0.0}
+    assert [*rates_around(chosen, 1).values()] == [chosen]
+
+
+def test_each_method_gets_the_best_of_its_rates_and_the_page_says_of_what(tmp_path):
+    comparison, output = run(tmp_path, "--methods", "zo", "--rates", "3")
+    (row,) = comparison["methods"]
+    ends = [each["final_loss"] for each in row["rates"]]
+    settled = [each["final_loss"] for each in row["rates"] if each["settled"]]
+    assert len(ends) == 3
+    assert row["final_loss"] in (settled or ends)
+    assert "1 methods at 3 learning rates each: 3 runs" in output
+    text = (tmp_path / "c" / "comparison.html").read_text()
+    about = comparison["about"]
+    assert {*about} == {"model", "data", "sites", "budget", "rates", "seed", "date", "code"}
+    for value in (about["model"], about["date"], "topics", "the best of 3", code_digest().hex()):
+        assert value in text
+        assert value in output
 
 
 def test_where_first_order_methods_win_is_said_first_and_who_never_arrives_last():

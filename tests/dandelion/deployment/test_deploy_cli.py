@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from dandelion.cli import server
 from dandelion.cli.app import app
-from dandelion.cli.client import find_reason, node_config
+from dandelion.cli.client import explain, find_reason, node_config
 from dandelion.deployment.deploy_home import (
     Home,
     local_address,
@@ -20,7 +21,7 @@ from dandelion.deployment.deploy_home import (
     superlink_command,
     supernode_command,
 )
-from dandelion.deployment.supervisor import Keeper, Program, find_process
+from dandelion.deployment.supervisor import Keeper, Program, find_process, write_pid
 from dandelion.engines.flower_simulation import EngineError
 from shared.base.errors import ConfigError
 
@@ -253,6 +254,159 @@ def test_what_does_not_get_through_is_spoken_of_once(tmp_path, monkeypatch):
     assert keeper.run(lambda lost, status: True) is None
     assert [line for line in said if "not connected" in line] == [said[1]]
     assert len(said) == 2
+
+
+def fast(monkeypatch, **seconds):
+    for name, value in {"LOOK_S": 0.02, "RESTART_PAUSE_S": 0.02, **seconds}.items():
+        monkeypatch.setattr(f"dandelion.deployment.supervisor.{name}", value)
+    monkeypatch.setattr(
+        "dandelion.deployment.supervisor.signal.signal", lambda number, handler: None
+    )
+
+
+def test_what_gets_through_is_said_and_the_last_word_is_no_bad_news(tmp_path, monkeypatch):
+    fast(monkeypatch, LATE_S=0.3)
+    script = "import time; time.sleep(0.8); print('SuperNode ID: 7', flush=True); time.sleep(60)"
+    each, said = program(tmp_path, "supernode", [sys.executable, "-c", script]), []
+    each.well, each.news = "SuperNode ID", "is connected to a:1"
+    keeper = Keeper([each], said.append)
+    threading.Timer(2.0, keeper.stop).start()
+    keeper.run(lambda lost, status: lost.seconds_failing() > 60)
+    assert "not connected yet" in said[1]
+    assert said[2:] == ["supernode is connected to a:1"]
+
+
+def test_patience_ends_at_its_time_also_while_the_next_start_goes_on(tmp_path, monkeypatch):
+    fast(monkeypatch)
+    each = program(tmp_path, "supernode", [sys.executable, "-c", "import time; time.sleep(0.7)"])
+    start = time.monotonic()
+    lost = Keeper([each], lambda text: None).run(lambda p, status: p.seconds_failing() > 1.2)
+    assert lost is each
+    assert 1.2 < time.monotonic() - start < 1.2 + 0.6
+
+
+def test_a_start_that_waits_for_its_server_has_not_failed(tmp_path, monkeypatch):
+    fast(monkeypatch, LATE_S=0.1)
+    each = program(tmp_path, "supernode", SLEEP)
+    each.deaths, each.failing_since = 1, time.monotonic() - 99
+    each.start()
+    time.sleep(0.2)
+    assert each.check() is None
+    assert each.seconds_failing() == 0.0
+    each.end()
+
+
+PARENT = """
+import os, sys
+from pathlib import Path
+from dandelion.deployment.supervisor import Keeper, Program
+folder = Path(sys.argv[1])
+child = [sys.executable, "-c", "import time; time.sleep(60)"]
+each = Program("child", child, folder, os.environ, folder / "child.log")
+Keeper([each], lambda text: None).run(lambda lost, status: False)
+"""
+
+
+def is_gone(pid_file, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while find_process(pid_file) is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return find_process(pid_file) is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
+def test_children_end_with_a_parent_that_is_killed(tmp_path):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, tmp_path], cwd=ROOT)
+    file = tmp_path / "child.pid"
+    deadline = time.monotonic() + 30
+    while find_process(file) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert find_process(file) is not None
+    parent.kill()
+    parent.wait()
+    assert is_gone(file)
+
+
+def test_an_orphan_is_found_by_its_number_and_ended_before_the_next_start(tmp_path, monkeypatch):
+    fast(monkeypatch)
+    orphan = subprocess.Popen(SLEEP, start_new_session=True)
+    each, said = program(tmp_path, "supernode", SLEEP), []
+    write_pid(each.pid_file, orphan.pid)
+    keeper = Keeper([each], said.append)
+    threading.Timer(0.5, keeper.stop).start()
+    reaper = threading.Thread(target=orphan.wait)  # as init does
+    reaper.start()
+    keeper.run(lambda lost, status: False)
+    reaper.join(10)
+    assert orphan.returncode == -signal.SIGTERM
+    assert said[0] == f"ended process {orphan.pid}: a supernode that was left here"
+
+
+def test_another_process_of_the_same_number_is_no_orphan(tmp_path):
+    each = program(tmp_path, "supernode", SLEEP)
+    each.pid_file.write_text(f"{os.getpid()} 1")  # it started at another time
+    assert each.end_orphan() is None
+
+
+def test_a_key_that_is_not_registered_and_one_in_use_are_told_apart():
+    log = "[code: 2004] Failed to activate SuperNode\n"
+    stranger, twice = explain(log, was_in=False), explain(log, was_in=True)
+    assert "knows no such key" in stranger
+    assert "dandelion server register" in stranger
+    assert "the key is in use" in twice
+    assert explain("certificate verify failed: x", was_in=False) == "certificate verify failed: x"
+
+
+def test_a_node_is_not_joined_twice_from_one_home(home):
+    write_pid(home.pid, os.getpid())
+    words = ["client", "join", "a:1", "--insecure", "--home", str(home.folder), "--set", "site=a"]
+    done = CliRunner().invoke(app, words)
+    assert f"process {os.getpid()} already runs this node" in str(done.exception)
+
+
+TRACE = """Traceback (most recent call last):
+  File "server/run.py", line 9, in serve
+shared.base.errors.StalledError: 9 sites needed for round 1, 3 came within 5 s
+"""
+
+
+def failed_run(monkeypatch, wait):
+    answers = {"run": {"run-id": "7"}, "supernode": {"success": True, "node-id": "12"}}
+    monkeypatch.setattr(server, "_flwr", lambda home, *words, quiet=False: answers[words[0]])
+    monkeypatch.setattr(server, "_wait", wait)
+
+
+def test_a_run_that_fails_prints_the_error_of_the_serverapp(home, monkeypatch):
+    failed_run(monkeypatch, lambda home, run_id: ("finished:failed", TRACE))
+    done = CliRunner().invoke(app, ["server", "run", "--home", str(home.folder)])
+    assert isinstance(done.exception, EngineError)
+    assert "StalledError: 9 sites needed for round 1, 3 came within 5 s" in str(done.exception)
+
+
+def test_words_that_begin_with_one_token_are_refused_before_anything_starts(home, monkeypatch):
+    monkeypatch.setattr(server, "_flwr", lambda *words, **named: pytest.fail("it has started"))
+    pairs = ["task=classification", "label-words=bad, good", "model=byte-gpt"]
+    words = [word for pair in pairs for word in ("--set", pair)]
+    done = CliRunner().invoke(app, ["server", "run", "--home", str(home.folder), *words])
+    assert isinstance(done.exception, ConfigError)
+    assert "label-words" in str(done.exception)
+
+
+def test_a_command_that_is_interrupted_says_that_the_run_goes_on(home, monkeypatch):
+    def interrupt(home, run_id):
+        raise KeyboardInterrupt
+
+    failed_run(monkeypatch, interrupt)
+    done = CliRunner().invoke(app, ["server", "run", "--home", str(home.folder)])
+    assert done.exit_code == 130
+    assert "The run goes on without this command" in done.output
+    assert f"dandelion server stop --home {home.folder} --run 7" in done.output
+
+
+def test_registering_a_key_prints_a_sentence(home, monkeypatch):
+    failed_run(monkeypatch, None)
+    done = CliRunner().invoke(app, ["server", "register", "a.pub", "--home", str(home.folder)])
+    assert "The key a.pub is registered as node 12; its site may join now" in done.output
 
 
 def test_a_signal_ends_everything(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.aggregation.combine import combine_differences
+from server.aggregation.weights import limit_shares
 from server.ledger.records import Contribution
 from shared.aggregation import AGGREGATION, rule_of
 from shared.aggregation.flower import aggregate_by_flower, mean
@@ -62,13 +63,14 @@ def test_one_liar_does_not_keep_the_loss_from_falling(tmp_path, rule):
     assert summary["refused_replies"] == 0  # the numbers are finite: only the rule can tell
 
 
-def test_one_liar_ruins_the_mean(tmp_path):
-    chosen = config(tmp_path, **enough("mean"))
-    honest = federate(chosen).summary
-    assert honest["evaluation_loss_last"] < honest["evaluation_loss_first"] - 0.1
-    chosen = config(tmp_path, "poisoned", **enough("mean"))
-    poisoned = federate(chosen, Network(chosen, change=lying)).summary
-    assert not poisoned["evaluation_loss_last"] < poisoned["evaluation_loss_first"]
+def test_one_liar_does_not_ruin_the_mean_either_and_is_refused_with_a_reason(tmp_path):
+    chosen = config(tmp_path, **enough("mean") | {"min_replies": 4})
+    result = federate(chosen, Network(chosen, change=lying))
+    summary = result.summary
+    assert summary["evaluation_loss_last"] < summary["evaluation_loss_first"] - 0.1
+    assert summary["refusals"] == {"out of proportion": 6}
+    assert {(site, detail.partition(" up to")[0]) for _, _, site, _, detail in
+            result.rows["refusals"]} == {("0", "slopes")}  # fmt: skip
 
 
 @pytest.fixture(params=AGGREGATION.names())
@@ -146,9 +148,43 @@ def test_the_mean_weighs_by_examples(tmp_path):
     numbers = np.random.default_rng(2).standard_normal((3, 16)).astype(np.float32)
     examples = [1, 10, 1000]
     sites = [contribution(k + 1, numbers[k], examples[k]) for k in range(3)]
-    (slot,) = combine_differences(config(tmp_path), sites)
+    (slot,) = combine_differences(config(tmp_path, max_share=1.0), sites)
     expected = np.average(numbers.astype(np.float64), axis=0, weights=examples)
     np.testing.assert_array_equal(slot.differences, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("schedule", ["shared", "independent"])
+def test_a_site_that_claims_all_examples_is_half_of_the_mean(tmp_path, schedule):
+    numbers = np.random.default_rng(2).standard_normal((5, 16)).astype(np.float32)
+    examples = [2**32 - 1, 554, 500, 400, 300]
+    sites = [contribution(k + 1, numbers[k], examples[k]) for k in range(5)]
+    slots = combine_differences(config(tmp_path, seed_schedule=schedule), sites)
+    shares = np.array([1754, *examples[1:]]) / (2 * 1754)
+    expected = shares[:, None] * numbers
+    if schedule == "shared":
+        expected = [expected.sum(0)]
+    np.testing.assert_allclose([each.differences for each in slots], expected, rtol=1e-5)
+
+
+def test_with_equal_weights_no_claim_counts(tmp_path):
+    sites = [contribution(1, [6.0], 10**6), contribution(2, [0.0], 1), contribution(3, [3.0], 5)]
+    (slot,) = combine_differences(config(tmp_path, weights="equal"), sites)
+    assert slot.differences == [3.0]
+
+
+@given(
+    weights=st.lists(st.integers(1, 2**32), min_size=1, max_size=9),
+    most=st.sampled_from([0.2, 0.25, 0.34, 0.5, 0.9, 1.0]),
+)
+def test_a_share_is_limited_and_the_others_keep_their_proportion(weights, most):
+    given_weights = np.array(weights, np.float64)
+    limited = limit_shares(given_weights, most)
+    if len(weights) * most > 1:
+        assert limited.max() <= most * limited.sum() * (1 + 1e-9)
+    assert (limited <= given_weights * (1 + 1e-9)).all()
+    within = given_weights <= most * given_weights.sum()
+    if within.all() or len(weights) * most <= 1:
+        np.testing.assert_array_equal(limited, given_weights)  # honest runs keep their bits
 
 
 @given(

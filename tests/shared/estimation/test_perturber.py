@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from shared.base.errors import ConfigError
 from shared.base.flat import flatten
 from shared.directions import DIRECTIONS
 from shared.estimation.blockwise import rows_of_block
@@ -243,11 +242,40 @@ def test_the_address_of_a_perturbed_parameter_is_refused():
         model.module.transformer.wte.weight.data_ptr()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_scripted_part_is_refused():
-    model = flatten(nn.Sequential(torch.jit.script(nn.Linear(4, 4))))
-    with pytest.raises(ConfigError, match="'0' is scripted"):
-        Perturber(model, DIRECTIONS["rademacher"](model.layout))
+class WithEmpty(nn.Module):
+    """A parameter without elements before a large one, which then has the same flat address."""
+
+    def __init__(self):
+        super().__init__()
+        self.empty = nn.Parameter(torch.zeros(0, 3))
+        self.large = nn.Linear(96, 96)
+
+    def forward(self, x):
+        return self.large(x).square().mean() + self.empty.sum()
+
+
+@pytest.mark.parametrize("scratch", [TINY, ROOMY, None])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_nothing_of_the_parameters_is_missed(scratch, autocast):
+    torch.manual_seed(1)
+    module, x = WithEmpty(), torch.randn(4, 96)
+    model = flatten(module)
+    directions = DIRECTIONS["rademacher"](model.layout)
+    perturber = Perturber(model, directions, scratch)
+    before = model.flat.clone()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        module(x)  # fills autocast's cache with casts of the parameters
+        measured = []
+        for scale in (SCALE, -SCALE):
+            with perturber.at(KEY, scale):
+                measured.append(float(module(x)))
+        for scale, loss in zip((SCALE, -SCALE), measured, strict=True):
+            directions.perturb_(model.flat, before, 0, KEY, scale)
+            torch.clear_autocast_cache()
+            assert loss == pytest.approx(float(module(x)), rel=1e-6)
+            model.flat.copy_(before)
+        torch.clear_autocast_cache()
+    assert measured[0] != measured[1]
 
 
 @pytest.mark.parametrize("family", ["rademacher", "gaussian", "lowrank"])

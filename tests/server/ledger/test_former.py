@@ -1,0 +1,41 @@
+"""A run of before a setting existed is read, verified and resumed as the run that it was."""
+
+import tomllib
+
+import pytest
+from federation import config, federate, folder_of, ledger_of, resumed
+
+from dandelion.settings.gather import gather
+from server.ledger.ledger import Ledger
+from server.ledger.run_folder import read_config
+from shared.config.schema import FORMER, to_toml
+
+
+@pytest.fixture
+def former(tmp_path):
+    """A finished run of one round whose record lacks the newer settings."""
+    chosen = config(tmp_path, num_rounds=1, **{k.replace("-", "_"): v for k, v in FORMER.items()})
+    federate(chosen)
+    folder = folder_of(chosen)
+    path = folder / "ledger.sqlite"
+    with ledger_of(chosen) as ledger:
+        header = {key: ledger.header(key) for key in ("run", "config", "base", "code")}
+    settings = tomllib.loads(header["config"].decode())
+    old = to_toml({key: value for key, value in settings.items() if key not in FORMER}).encode()
+    path.rename(folder / "whole.sqlite")
+    Ledger.create(path, header | {"config": old}).close()
+    (folder / "config.toml").write_bytes(old)
+    return chosen
+
+
+def test_what_is_not_recorded_is_what_the_run_did(former):
+    with ledger_of(former) as ledger:
+        read = read_config(ledger).to_run_config()
+    assert {key: read[key] for key in FORMER} == FORMER
+    gathered = gather(None, [], folder_of(former)).to_run_config()
+    assert {key: gathered[key] for key in FORMER} == FORMER
+
+
+def test_such_a_run_goes_on_to_the_digest_that_it_had(former, tmp_path):
+    whole = federate(config(tmp_path, "whole", num_rounds=1, max_share=1.0))
+    assert federate(resumed(former)).digest == whole.digest
