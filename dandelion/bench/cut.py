@@ -19,7 +19,7 @@ LAST = 2  # blocks that are trained
 BATCH, SHORTEST, LENGTH = 16, 24, 64  # texts, and tokens of the shortest and the longest
 
 
-def kept(repeats: int = 5) -> list[BenchRow]:
+def cut(repeats: int = 5) -> list[BenchRow]:
     """Medians of seconds to evaluate a batch with the last blocks trained, and of their ratio.
 
     Activations at the cut were kept before: each example has run through the model once.
