@@ -113,9 +113,9 @@ def prefix_cache(json_file: Json = None) -> None:
 
 
 @app.command()
-def kept(json_file: Json = None) -> None:
+def cut(json_file: Json = None) -> None:
     """Time evaluations that begin at kept activations, with the last 2 of 30 blocks trained."""
-    from dandelion.bench.prefix_cache import measure_kept_prefix as measure
+    from dandelion.bench.cut import cut as measure
 
     show("kept activations", measure(), json_file)
 

@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from dandelion.bench import bandwidth, growth, parallel, prefix_cache, replay
+from dandelion.bench import bandwidth, cut, growth, parallel, prefix_cache, replay
 from dandelion.cli.bench import app
 from shared.base.errors import ConfigError
 from shared.models.gpt2 import Shape
@@ -57,11 +57,11 @@ def test_frozen_parts_are_timed_both_ways(monkeypatch):
 def test_kept_activations_are_timed_against_all_blocks(monkeypatch):
     tiny = {"hidden_size": 64, "num_hidden_layers": 8, "intermediate_size": 64}
     tiny |= {"num_attention_heads": 2, "vocab_size": 30000}
-    monkeypatch.setattr(prefix_cache, "causal", lambda: LlamaForCausalLM(LlamaConfig(**tiny)))
-    whole, ours = prefix_cache.measure_kept_prefix(repeats=1)
+    monkeypatch.setattr(cut, "causal", lambda: LlamaForCausalLM(LlamaConfig(**tiny)))
+    whole, ours = cut.cut(repeats=1)
     assert whole.ratio == 1
     assert 0 < ours.seconds < whole.seconds  # 2 of 8 blocks
-    tokens = (prefix_cache.texts()[:, 1:] >= 0).sum().item()
+    tokens = (cut.texts()[:, 1:] >= 0).sum().item()
     assert f"{tokens * 64 * 4 / 16 / 1000:.0f} kB kept" in ours.note
 
 
