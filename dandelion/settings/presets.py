@@ -36,6 +36,14 @@ LINEAR: Settings = {  # a readout on kept features: exact slopes of whole shards
     "num-rounds": 100,
     "threads": 2,
 }
+BLOCKS: Settings = {  # the last blocks on kept activations: forward differences, no rate to search
+    "estimator": "forward",
+    "step": "auto",
+    "queries": 16,
+    "zo-batch-size": 32,
+    "num-rounds": 60,
+    "threads": 2,
+}
 SMALL: Settings = {"num-clients": 4, "snapshot-interval": 0}
 RECIPES: Mapping[str, Recipe] = {
     "rotten-tomatoes": Recipe(
@@ -63,7 +71,9 @@ RECIPES: Mapping[str, Recipe] = {
         {
             ("smollm2-135m", "words"): LINEAR,
             ("smollm2-135m", "prior"): {**LINEAR, "queries": 2, "num-rounds": 20},
+            ("smollm2-135m", "last:2"): BLOCKS,
             ("minilm", "head"): LINEAR,
+            ("minilm", "last:2"): BLOCKS,
             ("minilm", "bias"): {
                 "learning-rate": 0.02,
                 "block-size": 32,

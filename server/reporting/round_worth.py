@@ -103,10 +103,12 @@ def worth_of_run(config: Config, ledger: LedgerReader) -> RoundWorth | None:
 
 def verdict_of(worth: RoundWorth, config: Config) -> str:
     """What limits the rounds, and what would pay, in two sentences."""
+    if not worth.signal and not worth.noise:
+        return "Every slope is zero: no evaluation differed. A larger eps or batch would pay"
     whole = not config.zo.batch_size
     own = "data differ from the others'" if whole else "batch, and data that differ"
     start = f"{worth.noise_share:.0%} of a site's squared slope is its own ({own})"
-    if worth.signal < CERTAIN * worth.signal_error:
+    if worth.signal <= CERTAIN * worth.signal_error:
         remedy = "more sites in a round" if whole else "a larger zo-batch-size"
         return f"{start}. No common signal can be told from it: {remedy} or more queries would pay"
     ratio = worth.noise / (worth.sites * worth.signal)

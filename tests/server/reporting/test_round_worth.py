@@ -98,3 +98,7 @@ def test_a_run_shows_it_everywhere(tmp_path):
     data = tensorboard.write(folder).read_bytes()
     assert data.count(b"round/signal") == data.count(b"round/site noise") == 3
     json.dumps(outcome.summary)
+
+
+def test_rounds_in_which_nothing_differed_have_a_verdict_of_their_own():
+    assert "Every slope is zero" in verdict_of(RoundWorth(0.0, 0.0, 0.0, 0.0, 3.0), Config())

@@ -119,7 +119,7 @@ def test_auto_is_two_points_and_former_runs_are_too():
     [
         ({"estimator": "forward", "mode": "instruct"}, "both sides"),
         ({"estimator": "forward", "query_data": "fresh"}, "baseline of its own"),
-        ({"estimator": "exact", "scope": "full"}, "one linear map"),
+        ({"estimator": "exact", "scope": "full"}, "closed form"),
         ({"estimator": "backward"}, "unknown estimator"),
         ({"zo_batch_size": 0, "query_data": "shared"}, "sees all"),
     ],

@@ -331,7 +331,7 @@ def test_methods_are_compared_by_accuracy_too(folders, tmp_path):
         with ledger_of(chosen) as ledger:
             last = ledger.scores()["accuracy"][-1]
         assert (2, points[-1].accuracy) == last
-        each = {"name": name, "to_target": None, "peak_memory_bytes": None}
+        each = {"name": name, "to_target": None, "peak_memory_bytes": None, "settled": True}
         curve = [asdict(point) for point in points]
         rows.append({**each, "final_loss": points[-1].loss, "points": curve})
     _, table = table_rows({"axes": AXES, "methods": rows})
