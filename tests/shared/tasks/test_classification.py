@@ -331,11 +331,17 @@ def test_methods_are_compared_by_accuracy_too(folders, tmp_path):
         with ledger_of(chosen) as ledger:
             last = ledger.scores()["accuracy"][-1]
         assert (2, points[-1].accuracy) == last
-        each = {"name": name, "to_target": None, "peak_memory_bytes": None, "settled": True}
+        each = {
+            "name": name,
+            "to_target": None,
+            "peak_memory_bytes": None,
+            "settled": True,
+            "learning_rate": 0.1,
+        }
         curve = [asdict(point) for point in points]
         rows.append({**each, "final_loss": points[-1].loss, "points": curve})
     _, table = table_rows({"axes": AXES, "methods": rows})
-    assert table[0][-2] == f"{rows[0]['final_loss']:.4f}, {rows[0]['points'][-1]['accuracy']:.1%}"
+    assert table[0][-3] == f"{rows[0]['final_loss']:.4f}, {rows[0]['points'][-1]['accuracy']:.1%}"
 
 
 # --- evaluation at the sites
