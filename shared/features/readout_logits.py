@@ -92,11 +92,19 @@ class ReadoutLogits:
 
     def _open_store(self, module: nn.Module) -> KeptTensors:
         run = self.config.run
-        frozen = [n for n, _ in module.named_parameters() if not n.startswith(f"{READOUT}.")]
+        frozen = [name for name, _ in module.named_parameters() if self._matters(module, name)]
         what = f"features {self.parts} and logits {self.columns}"
         name = features_name(module, frozen, self.tokenizer, what, without=READOUT)
         dtype = getattr(torch, run.keep_dtype)
         return KeptTensors(name, run.keep_memory * MIB, run.keep_disk * MIB, dtype)
+
+    def _matters(self, module: nn.Module, name: str) -> bool:
+        """Whether what is kept depends on a parameter; an encoder's own head and pooler do not."""
+        if self.columns:
+            return not name.startswith(f"{READOUT}.")
+        any_module: Any = module
+        body = f"{any_module.base_model_prefix}."
+        return name.startswith(body) and not name.startswith(f"{body}pooler.")
 
     def _is_frozen(self, module: nn.Module) -> bool:
         return not any(

@@ -101,6 +101,15 @@ def test_each_example_goes_through_the_model_once(chosen):
     assert sum(seen) <= len(rows)  # fewer if texts occur twice, or if the statistics used them
 
 
+def test_another_run_finds_the_features_whatever_its_seed(chosen):
+    first, second = (Oracle.of(configured(chosen, seed=seed)) for seed in (1, 2))
+    rows, seen = rows_of(first), []
+    first.loss(rows)
+    second.language_model.module.base_model.register_forward_hook(lambda *call: seen.append(call))
+    second.loss(rows)
+    assert not seen
+
+
 def test_the_last_state_that_is_pooled_is_what_the_output_matrix_reads(folders):
     module = Oracle.of(configured({"model": folders["words"], **CLASSES})).language_model.module
     tokens, lengths = torch.randint(4, 16, (3, 7)), torch.tensor([7, 2, 5])
