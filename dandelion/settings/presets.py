@@ -27,13 +27,12 @@ class Recipe:
 
 
 LINEAR: Settings = {  # a readout on kept features: exact slopes of whole shards, no rate to search
-    "optimizer": "adam",
-    "learning-rate": 0.01,
+    "step": "auto",
     "queries": 64,
     "zo-batch-size": 0,
     "bp-batch-size": 64,
-    "bp-learning-rate": 0.01,
-    "num-rounds": 100,
+    "bp-learning-rate": 0.1,
+    "num-rounds": 130,
     "threads": 2,
 }
 BLOCKS: Settings = {  # the last blocks on kept activations: forward differences, no rate to search

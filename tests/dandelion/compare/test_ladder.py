@@ -81,7 +81,7 @@ def test_a_preset_names_the_ladder_of_a_model():
 
 def test_a_preset_trains_few_numbers_on_kept_features():
     words = expand_preset({"preset": "rotten-tomatoes", "model": "smollm2-135m"})
-    assert (words["scope"], words["zo-batch-size"], words["optimizer"]) == ("words", 0, "adam")
+    assert (words["scope"], words["zo-batch-size"], words["step"]) == ("words", 0, "auto")
     head = expand_preset({"preset": "rotten-tomatoes"})
     assert (head["model"], head["scope"], head["features"]) == ("minilm", "head", "mean")
     bias = expand_preset({"preset": "rotten-tomatoes", "scope": "bias"})
