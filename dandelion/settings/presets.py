@@ -32,7 +32,7 @@ LINEAR: Settings = {  # a readout on kept features: exact slopes of whole shards
     "zo-batch-size": 0,
     "bp-batch-size": 64,
     "bp-learning-rate": 0.1,
-    "num-rounds": 130,
+    "num-rounds": 125,
     "threads": 2,
 }
 BLOCKS: Settings = {  # the last blocks on kept activations: forward differences, no rate to search

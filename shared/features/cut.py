@@ -5,7 +5,6 @@ caches what is frozen for one batch only.
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from shared.base.flat import FlatModel
 from shared.config.run_sections import RunSettings
+from shared.features.kept_features import Progress
 from shared.features.prefix import FrozenPrefix, NoPrefixError, count_frozen_blocks, find_prefix
 from shared.features.store import KeptTensors, example_keys, features_name
 
@@ -23,7 +23,6 @@ LOG = logging.getLogger("dandelion")
 PASS_TOKENS = {"cpu": 1 << 8, "cuda": 1 << 14}  # of one pass of the prefix: enough to be efficient
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # relative, of a loss with and without
 CHECKED = 2  # examples whose losses are compared
-REPORT_SECONDS = 10.0  # between lines that say how far it is
 MIB = 1 << 20
 # What a module of another kind than expected may raise while it is tried whether it can be cut.
 FAILURES = (NoPrefixError, RuntimeError, TypeError, ValueError, LookupError, AttributeError)
@@ -164,15 +163,14 @@ class KeptPrefix:
         """Run the prefix on some of the rows, short ones first; keep and yield what it gives."""
         tokens = self._tokens(rows)
         lengths = (tokens >= 0).sum(1).tolist()
-        progress, done = _Progress(len(numbers)), 0
+        progress = Progress(f"activations of {len(numbers):,} examples", len(numbers))
         most = PASS_TOKENS[self.model.flat.device.type]
         for part in _batches(sorted(numbers, key=lengths.__getitem__), lengths, most):
             new = self._run_prefix(rows[part])
             dtype = getattr(torch, self.run.keep_dtype)
             rounded = [tensor.to(dtype).float() for tensor in new]  # as it is when it is read
             self._store.put(example_keys(tokens[part].numpy()), rounded)
-            done += len(part)
-            progress.report(done)
+            progress.advance(len(part))
             yield dict(zip(part, rounded, strict=True))
 
     def _run_prefix(self, rows: Tensor) -> list[Tensor]:
@@ -259,23 +257,3 @@ def _batches(numbers: Sequence[int], lengths: Sequence[int], most: int) -> Itera
         batch.append(number)
     if batch:
         yield batch
-
-
-class _Progress:
-    """Says how far the computation of kept activations is, if it takes long."""
-
-    def __init__(self, count: int) -> None:
-        self._count, self._start = count, time.monotonic()
-        self._next = self._start + REPORT_SECONDS
-
-    def report(self, done: int) -> None:
-        """Say how many of the examples are done, how fast, and when the rest is."""
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + REPORT_SECONDS
-        speed = done / (now - self._start)
-        LOG.info(
-            "activations of %d of %d examples are kept: %.1f a second, %.0f s left",
-            done, self._count, speed, (self._count - done) / speed,
-        )  # fmt: skip

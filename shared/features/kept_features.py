@@ -10,7 +10,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from shared.features.store import KeptTensors
+from shared.features.store import KeptTensors, example_keys
 
 LOG = logging.getLogger("dandelion")
 PASS_TOKENS = 1 << 10  # of one forward pass on the CPU: matrix products are efficient from here on
@@ -65,7 +65,7 @@ class KeptFeatures:
         """The numbers (B, n) of texts (B, T) as they were computed, on the CPU."""
         if self._store is None:
             self._store = self.open_store(module)
-        keys = keys_of(tokens, lengths)
+        keys = example_keys(tokens.cpu().numpy())
         rows = self._store.get(keys)
         first_of: dict[bytes, int] = {}
         for number, (key, row) in enumerate(zip(keys, rows, strict=True)):
@@ -86,7 +86,8 @@ class KeptFeatures:
         most = CUDA_PASS_TOKENS if tokens.is_cuda else PASS_TOKENS
         keys = sorted(missing, key=lambda key: -int(lengths[missing[key]]))
         numbers: dict[bytes, Tensor] = {}
-        progress = Progress(int(lengths[list(missing.values())].sum()), len(keys))
+        total = int(lengths[list(missing.values())].sum())
+        progress = Progress(f"features of {len(keys):,} examples", total)
         while keys:
             longest = int(lengths[missing[keys[0]]])
             part, keys = keys[: max(1, most // longest)], keys[max(1, most // longest) :]
@@ -109,27 +110,19 @@ class KeptFeatures:
 
 
 class Progress:
-    """Says how far the computation of features is, if it takes more than a few seconds."""
+    """Says how far work is that is done once for all rounds, if it takes more than some seconds."""
 
-    def __init__(self, tokens: int, examples: int) -> None:
-        self._tokens, self._examples, self._done = tokens, examples, 0
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total, self._done = what, total, 0
         self._started = self._spoke = time.monotonic()
 
-    def advance(self, tokens: int) -> None:
-        """Note that ``tokens`` more are done."""
-        self._done += tokens
+    def advance(self, amount: int) -> None:
+        """Note that so much more of ``total`` is done."""
+        self._done += amount
         now = time.monotonic()
-        if now - self._spoke < NOTICE_S or self._done >= self._tokens:
+        if now - self._spoke < NOTICE_S or self._done >= self._total:
             return
         self._spoke = now
-        left = (now - self._started) * (self._tokens / self._done - 1)
-        LOG.warning(
-            "features of %d examples, once for all rounds: %.0f %%, about %.0f s left",
-            *(self._examples, 100 * self._done / self._tokens, left),
-        )
-
-
-def keys_of(tokens: Tensor, lengths: Tensor) -> list[bytes]:
-    """The digest (16 bytes) of each text of tokens (B, T), without what follows its end."""
-    rows, sizes = tokens.cpu().contiguous().numpy(), lengths.tolist()
-    return [xxhash.xxh3_128(row[:size]).digest() for row, size in zip(rows, sizes, strict=True)]
+        left = (now - self._started) * (self._total / self._done - 1)
+        share = 100 * self._done / self._total
+        LOG.warning("%s, once for all rounds: %.0f %%, about %.0f s left", self._what, share, left)

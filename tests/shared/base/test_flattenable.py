@@ -50,7 +50,8 @@ def test_what_shares_memory_with_a_parameter_is_refused_by_both_names(name):
 
 
 def test_a_frozen_parameter_may_have_views():
-    flatten(Holder(keep("head", lambda w: w[:2])), lambda name: name == "layer.bias")
+    model = flatten(Holder(keep("head", lambda w: w[:2])), lambda name: name == "layer.bias")
+    assert [span.name for span in model.layout.tensors] == ["layer.bias"]
 
 
 def test_columns_of_one_storage_that_do_not_meet_are_moved_apart():

@@ -11,7 +11,7 @@ from tiny_reviews import CLASSES, folders, reviews  # noqa: F401  (fixtures)
 from client.site.merged_clients import measure_merged
 from client.site.site import LocalSite
 from shared.estimation.two_point import two_point
-from shared.features import cut
+from shared.features import cut, kept_features
 from shared.protocol.messages import Request
 from shared.protocol.site_id import SiteId
 from shared.randomness.streams import SHARED_SLOT, direction_keys
@@ -310,11 +310,13 @@ def test_a_model_that_looks_at_its_blocks_otherwise_goes_on_without(folders, tmp
 
 def test_progress_is_said_if_it_takes_long(folders, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(cut, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(kept_features, "NOTICE_S", 0.0)
     monkeypatch.setattr(cut, "PASS_TOKENS", {"cpu": 1})
     chosen = settings(folders, "llama")
     kept = Oracle.of(config(tmp_path, **chosen))
     evaluate(kept, rows_of(kept, config(tmp_path, **chosen)))
-    lines = [line for line in caplog.text.splitlines() if "a second" in line]
-    assert lines
-    assert "0 s left" in lines[-1]
+    lines = [line for line in caplog.text.splitlines() if "activations of" in line]
+    shares = [float(line.split("rounds: ")[1].split(" %")[0]) for line in lines]
+    assert len(shares) > 1
+    assert shares == sorted(shares)
+    assert all(line.endswith("s left") for line in lines)
