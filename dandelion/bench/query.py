@@ -11,13 +11,15 @@ from dandelion.bench.rows import BenchRow, alternate, on_threads
 from shared.base.flat import FlatModel, flatten
 from shared.directions import DIRECTIONS
 from shared.directions.low_precision import lower_precision
+from shared.estimation.captured_passes import CapturedPasses
 from shared.estimation.perturber import Perturber
 from shared.models.gpt2 import build
-from shared.models.next_token import next_token_loss
+from shared.models.next_token import loss_tensor, next_token_loss
 from shared.randomness.streams import Key
 
 EPS = 1e-3
 PLAIN, QUERY = "two plain forwards", "query"
+CAPTURED = "two plain forwards as CUDA graphs"
 IN_PLACE, CLONE = "in-place Gaussian (MeZO)", "clone and restore (the original)"
 
 
@@ -54,24 +56,35 @@ def _case(case: QueryCase, repeats: int) -> list[BenchRow]:
 
 
 def ways(model: FlatModel, blocks: Tensor) -> dict[str, Callable[[], object]]:
-    """Two evaluations each: plain, ours, MeZO's in-place loop, the original's clone and restore."""
+    """Two evaluations each: plain, ours, MeZO's in-place loop, the original's clone and restore.
+
+    On a card also plain ones that are captured as ours are: the best that a plain pass can do.
+    """
     signs = lower_precision(DIRECTIONS["rademacher"](model.layout), model.flat.dtype)
     perturber = Perturber(model, signs)
+    passes = CapturedPasses.on(model.flat.device, allowed=perturber.is_capturable)
 
     def loss() -> float:
         return next_token_loss(model.module, blocks)
 
+    def captured() -> float:
+        with torch.inference_mode():
+            return float(passes.run(perturber.is_active, compute, blocks))
+
+    def compute(rows: Tensor) -> Tensor:
+        return loss_tensor(model.module, rows)
+
     def ours() -> None:
         for scale in (EPS, -EPS):
             with perturber.at(Key(1, 1, 0, 0), scale):
-                loss()
+                captured()
 
-    return {
-        PLAIN: lambda: (loss(), loss()),
-        QUERY: ours,
-        IN_PLACE: lambda: in_place(model.module, loss),
-        CLONE: lambda: _clone(model.module, loss),
-    }
+    calls: dict[str, Callable[[], object]] = {PLAIN: lambda: (loss(), loss()), QUERY: ours}
+    if passes.is_possible:
+        calls[CAPTURED] = lambda: (captured(), captured())
+    calls[IN_PLACE] = lambda: in_place(model.module, loss)
+    calls[CLONE] = lambda: _clone(model.module, loss)
+    return calls
 
 
 def in_place(module: nn.Module, loss: Callable[[], float]) -> None:

@@ -24,6 +24,12 @@ KEYS = [Key(2**63 + 11, 5, 3, k) for k in range(5)]
 SCALES = [0.3, -7.7, 1e-4, 2.0, -0.1]
 OPTIMIZER_NAMES = ("sgd", "adam", "mudamw")
 TESTS = Path(__file__).resolve().parents[2] / "tests"
+GPU_TESTS = (
+    "shared/directions/test_triton.py",
+    "shared/optimizers/test_optimizers.py",
+    "shared/estimation/test_captured_passes.py",
+    "shared/codecs/test_codecs.py",
+)  # files with a test of mark gpu
 LAST_LINES = 12  # of pytest's output that are kept
 
 
@@ -130,9 +136,8 @@ def _pytest(task: StepTask) -> None:
     if find_spec("pytest") is None or not TESTS.is_dir():
         return task.skip(what, f"needs pytest and the tests in {TESTS}")
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
-    files = ["shared/directions/test_triton.py", "shared/optimizers/test_optimizers.py"]
     done = subprocess.run(
-        [*command, *(str(TESTS / file) for file in files)],
+        [*command, *(str(TESTS / file) for file in GPU_TESTS)],
         cwd=TESTS.parent, capture_output=True, text=True, check=False,
         timeout=max(1.0, task.seconds_left()),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dandelion.bench.query import CLONE, EPS, IN_PLACE, PLAIN, QUERY, ways
+from dandelion.bench.query import CAPTURED, CLONE, EPS, IN_PLACE, PLAIN, QUERY, ways
 from dandelion.gpu_check.records import StepTask
 from dandelion.gpu_check.timing import fill_, peak_bytes, profile, ratio, take_turns
 from shared.base.flat import FlatModel, flatten
@@ -67,9 +67,10 @@ def _measure(task: StepTask, case: DeviceCase, may_profile: bool) -> bool:
     seconds = sorted(times[PLAIN])[REPEATS // 2]
     note = f"two plain forwards: {1e3 * seconds:.3g} ms"
     task.row(f"{QUERY}, {case}", over, at_most=GOAL, note=note)
-    for other in (IN_PLACE, CLONE):
-        task.row(f"{other}, {case}", ratio(times, other, PLAIN))
-    _memory(task, case, model, calls)
+    for other in (CAPTURED, IN_PLACE, CLONE):
+        if other in times:
+            task.row(f"{other}, {case}", ratio(times, other, PLAIN))
+    _memory(task, case, model, ways(model, blocks))
     slow = may_profile and over > GOAL
     if slow:
         profile(task, f"{QUERY}, {case}: {over:.2f} ×", calls[QUERY])
@@ -82,7 +83,10 @@ def _measure(task: StepTask, case: DeviceCase, may_profile: bool) -> bool:
 def _memory(
     task: StepTask, case: DeviceCase, model: FlatModel, calls: dict[str, Callable[[], object]]
 ) -> None:
-    """Record what a query adds to the peak of two plain forwards, over the parameters' bytes."""
+    """Record what a query adds to the peak of two plain forwards, over the parameters' bytes.
+
+    ``calls`` are new ones, so that the query is captured within.
+    """
     plain, ours = (peak_bytes(calls[name], task.device) for name in (PLAIN, QUERY))
     if plain is None or ours is None:
         return task.skip(f"extra memory, {case}", "a CPU's peak is of its process, not of a call")
@@ -113,29 +117,42 @@ INFERENCE, BATCHED = "plain inference", "batched"
 
 @dataclass(frozen=True)
 class DirectionsCase:
-    """A family, a model size, a batch of each direction, and how many directions."""
+    """A family, a model size, a batch of each direction, how many directions, and which points."""
 
     family: str
     size: str
     batch: int
     length: int
     queries: int
+    forward: bool = False  # at +ε and at θ itself, instead of at both signs
 
     def __str__(self) -> str:
         """The case in words, as rows name it."""
         millions = SHAPES[self.size].parameters / 1e6
+        kind = "forward" if self.forward else "two-point"
         return (
-            f"{self.family}, {millions:,.4g} M, q = {self.queries}, {self.batch}×{self.length} "
-            "tokens a direction"
+            f"{self.family}, {kind}, {millions:,.4g} M, q = {self.queries}, "
+            f"{self.batch}×{self.length} tokens a direction"
         )
 
+    @property
+    def points(self) -> int:
+        """Evaluations of all directions."""
+        return self.queries + 1 if self.forward else 2 * self.queries
 
-BATCHES = tuple(
-    DirectionsCase("lowrank", size, 1, 64, queries)
-    for size in ("200M", "500M")
-    for queries in (8, 32, 128)
+
+BATCHES = (
+    *(
+        DirectionsCase("lowrank", size, 1, 64, queries)
+        for size in ("200M", "500M")
+        for queries in (8, 32, 128)
+    ),
+    *(DirectionsCase("lowrank", "200M", 1, 64, queries, True) for queries in (8, 32, 128)),
+    DirectionsCase("lowrank", "200M", 8, 64, 32),
 )
-TINY_BATCHES = (DirectionsCase("lowrank", "byte-gpt", 1, 16, 4),)
+TINY_BATCHES = tuple(
+    DirectionsCase("lowrank", "byte-gpt", 1, 16, 4, forward) for forward in (False, True)
+)
 
 
 def run_batched(task: StepTask) -> None:
@@ -156,7 +173,7 @@ def _measure_batched(task: StepTask, case: DirectionsCase, may_profile: bool) ->
     calls = ways_in_batches(model, case)
     times = take_turns(calls, task.device, BATCH_REPEATS)
     share = ratio(times, INFERENCE, BATCHED)
-    tokens = 2 * case.queries * case.batch * case.length
+    tokens = case.points * case.batch * case.length
     rate = tokens / sorted(times[BATCHED])[BATCH_REPEATS // 2]
     note = f"{rate:,.0f} tokens/s"
     if (peak := peak_bytes(calls[BATCHED], task.device)) is not None:
@@ -169,16 +186,17 @@ def _measure_batched(task: StepTask, case: DirectionsCase, may_profile: bool) ->
 
 
 def ways_in_batches(model: FlatModel, case: DirectionsCase) -> dict[str, Callable[[], object]]:
-    """All directions at both signs in one batch, and plain forwards of as many tokens."""
+    """All points of the directions in one batch, and plain forwards of as many tokens."""
     device = str(model.flat.device)
     directions = DIRECTIONS[case.family](model.layout)
     batched = BatchedQueries(model, directions, Perturber(model, directions))
     keys = [Key(1, 1, 0, index) for index in range(case.queries)]
+    rest, other = ([keys[0]], 0.0) if case.forward else (keys, -EPS)
+    scales = [EPS] * len(keys) + [other] * len(rest)
     blocks = tokens_on(device, case.size, case.batch, case.length)
-    stacked = blocks.expand(case.queries, *blocks.shape)
-    rows = torch.cat([stacked, stacked]).flatten(0, 1)
-    parts = torch.split(rows, max(1, PLAIN_BATCH // case.length))
+    stacked = blocks.expand(case.points, *blocks.shape)
+    parts = torch.split(stacked.flatten(0, 1), max(1, PLAIN_BATCH // case.length))
     return {
         INFERENCE: lambda: [example_losses(model.module, part) for part in parts],
-        BATCHED: lambda: batched.losses(keys, EPS, stacked),
+        BATCHED: lambda: batched.at([*keys, *rest], scales, stacked),
     }

@@ -1,6 +1,7 @@
 """The steps of the check in their order, what each needs, and the process that does one."""
 
 import argparse
+import faulthandler
 import sys
 import time
 import traceback
@@ -111,12 +112,15 @@ def do_step(step: CheckStep, task: StepTask) -> None:
     if not task.on_card:
         torch.set_num_threads(1)  # two on a machine that is busy take turns, and crawl
     task.record("machine", describe_machine(task.device))
+    faulthandler.dump_traceback_later(max(1.0, task.seconds_left() - 1))  # where it was, if cut off
     try:
         step.load()(task)
     except Exception as error:  # the process boundary: the check goes on with the next step
         task.record("failure", {"what": step.title, "error": f"{type(error).__name__}: {error}"})
         task.record("log", {"title": step.title, "text": traceback.format_exc()})
         raise SystemExit(1) from error
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 if __name__ == "__main__":

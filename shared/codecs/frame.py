@@ -79,8 +79,18 @@ def check_finite(flat: NDArray[np.float32]) -> Tensor:
     Raises:
         WireError: a number is not finite.
     """
-    finite = np.isfinite(flat)
-    if not finite.all():
-        address = int(np.argmin(finite))
-        raise WireError(f"finite gradient expected, got {flat[address]} at address {address}")
+    refuse_infinite(flat, np.arange(0))
     return torch.from_numpy(flat)
+
+
+def refuse_infinite(values: NDArray[np.float32], addresses: NDArray[np.int64]) -> None:
+    """Raise if one of ``values`` (n,) is not finite; ``addresses`` (n,) or, if empty, 0 to n − 1.
+
+    Raises:
+        WireError: a number is not finite.
+    """
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = int(np.argmin(finite))
+        address = addresses[bad] if len(addresses) else bad
+        raise WireError(f"finite gradient expected, got {values[bad]} at address {address}")

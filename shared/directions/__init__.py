@@ -1,8 +1,10 @@
 """Families of random directions: each number is a pure function of a key and an address."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from shared.base.flat import Matrix
@@ -58,6 +60,29 @@ class Multiplies(Protocol):
 
         None if the family has no product for this processor or shape. ``scratch`` is overwritten.
         """
+
+
+@runtime_checkable
+class Rounds(Protocol):
+    """A family with kernels for bfloat16, which round sums in float32 to nearest."""
+
+    def has_bfloat16(self, device: str) -> bool:
+        """Whether ``perturb_`` and ``add_rows_`` take bfloat16 on a kind of device."""
+
+
+class KeySlot(Protocol):
+    """A key and a scale in memory of a device."""
+
+    def active(self, key: Key, scale: float) -> AbstractContextManager[None]:
+        """Let all kernels that perturb with one key read this one meanwhile, from this memory."""
+
+
+@runtime_checkable
+class Capturable(Protocol):
+    """A family whose kernels can read a key and a scale from memory of the device."""
+
+    def slot(self, device: torch.device) -> KeySlot | None:
+        """Return new memory for a key and a scale; None if there are no such kernels for it."""
 
 
 # A family is called with the layout; its other parameters are settings of the same names.

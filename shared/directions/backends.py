@@ -30,10 +30,13 @@ def kernels_for(tensor: Tensor, family: str = "rademacher") -> ModuleType:
     """Return the module with a family's kernels for the device of ``tensor``.
 
     Raises:
-        ValueError: the tensor is not contiguous or not in float32, as kernels need it.
+        ValueError: the tensor is not contiguous, or in no dtype that these kernels know.
     """
-    check_tensor(tensor)
-    return kernels_at(family, tensor.device.type)
+    kernels = kernels_at(family, tensor.device.type)
+    is_known = tensor.dtype is torch.bfloat16 and getattr(kernels, "HAS_BFLOAT16", False)
+    if not (is_known and tensor.is_contiguous()):
+        check_tensor(tensor)
+    return kernels
 
 
 def check_tensor(tensor: Tensor) -> None:

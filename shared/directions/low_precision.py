@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.directions import Directions
+from shared.directions import Capturable, Directions, KeySlot, Rounds
 from shared.randomness.streams import Key
 
 PIECE = 1 << 16  # elements of a float32 copy: it stays in a core's cache
@@ -42,6 +42,9 @@ class LowPrecision:
     @torch.no_grad()
     def perturb_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
         """Write source + scale * z(key), rounded, into ``out``; both (n,), at address ``start``."""
+        if self._rounds(out):
+            self.inner.perturb_(out, source, start, key, scale)
+            return
         piece = PIECE if out.is_cpu else CARD_PIECE
         for at in range(0, out.numel(), piece):
             work = source[at : at + piece].float()
@@ -51,9 +54,21 @@ class LowPrecision:
     @torch.no_grad()
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
         """Add scale * z to ``rows`` (m, width) and round; row i is row ids[i] of the matrix."""
+        if self._rounds(rows):
+            self.inner.add_rows_(rows, ids, start, key, scale)
+            return
         work = rows.float()
         self.inner.add_rows_(work, ids, start, key, scale)
         rows.copy_(work)
+
+    def slot(self, device: torch.device) -> KeySlot | None:
+        """As the other family's, if its kernels take bfloat16 as it is."""
+        is_direct = isinstance(self.inner, Rounds) and self.inner.has_bfloat16(device.type)
+        return self.inner.slot(device) if is_direct and isinstance(self.inner, Capturable) else None
+
+    def _rounds(self, out: Tensor) -> bool:
+        """Whether the other family writes into ``out`` as it is."""
+        return isinstance(self.inner, Rounds) and self.inner.has_bfloat16(out.device.type)
 
 
 def lower_precision(directions: Directions, dtype: torch.dtype) -> Directions:

@@ -30,6 +30,7 @@ from shared.directions.rademacher import signs
 from shared.randomness.streams import Key
 
 FUSED_SIGNS = 1 << 22  # of a matrix's factors that one pass holds: it bounds the keys of a pass
+DRAWN_SIGNS = 1 << 27  # of all factors and keys of a batch, that a card draws at once: 512 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Factors:
     span: TensorSpan
     rows: int  # address of the first sign, in the factors' own space
     columns: int  # the same; not used if the tensor is no matrix
+    stop: int  # behind the last sign, on a whole tile
 
     @property
     def is_matrix(self) -> bool:
@@ -53,7 +55,7 @@ def factors_of(layout: Layout, rank: int) -> list[Factors]:
         matrix = len(span.shape) == 2
         counts = [rank * size for size in span.shape] if matrix else [span.size, 0]
         first, second = (-(-count // TILE) * TILE for count in counts)
-        factors.append(Factors(span, address, address + first))
+        factors.append(Factors(span, address, address + first, address + first + second))
         address += first + second
     return factors
 
@@ -135,19 +137,52 @@ class Lowrank:
             rows += (a[0, j, ids] * weight)[:, None] * b[0, j]
 
     def factors(
-        self, keys: Sequence[Key], start: int, device: torch.device
+        self,
+        keys: Sequence[Key],
+        start: int,
+        device: torch.device,
+        drawn: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw the signs a (K, r, m) and b (K, r, n) of the matrix that begins at ``start``."""
+        """Draw the signs a (K, r, m) and b (K, r, n) of the matrix that begins at ``start``.
+
+        They are parts of ``drawn``, if that is what ``draw_all`` returned for these keys.
+        """
         factors = self._factors_at(start)
         m, n = factors.span.shape
-        a = _draw_signs(keys, factors.rows, self.rank * m, device)
-        b = _draw_signs(keys, factors.columns, self.rank * n, device)
+        if drawn is None:
+            a = _draw_signs(keys, factors.rows, self.rank * m, device)
+            b = _draw_signs(keys, factors.columns, self.rank * n, device)
+        else:
+            a = drawn[:, factors.rows : factors.rows + self.rank * m]
+            b = drawn[:, factors.columns : factors.columns + self.rank * n]
         return a.view(-1, self.rank, m), b.view(-1, self.rank, n)
 
-    def signs(self, keys: Sequence[Key], start: int, device: torch.device) -> Tensor:
-        """Draw z (K, size) of the tensor that begins at ``start`` and is no matrix."""
+    def signs(
+        self,
+        keys: Sequence[Key],
+        start: int,
+        device: torch.device,
+        drawn: Tensor | None = None,
+    ) -> Tensor:
+        """Draw z (K, size) of the tensor that begins at ``start`` and is no matrix.
+
+        It is a part of ``drawn``, if that is what ``draw_all`` returned for these keys.
+        """
         factors = self._factors_at(start)
-        return _draw_signs(keys, factors.rows, factors.span.size, device)
+        if drawn is None:
+            return _draw_signs(keys, factors.rows, factors.span.size, device)
+        return drawn[:, factors.rows : factors.rows + factors.span.size]
+
+    def draw_all(self, keys: Sequence[Key], device: torch.device) -> Tensor | None:
+        """Draw the signs (K, n) of all factors in one launch, on a card that has room for them.
+
+        Returns:
+            None on a processor, where nothing is launched, and if they are more than DRAWN_SIGNS.
+        """
+        size = self._factors[-1].stop if self._factors else 0
+        if device.type != "cuda" or size * len(keys) > DRAWN_SIGNS:
+            return None
+        return _draw_signs(keys, 0, size, device)
 
     def _factors_at(self, start: int) -> Factors:
         return self._factors[bisect_right(self._starts, start) - 1]

@@ -8,7 +8,7 @@ A coefficient times a sign is exact, so even a fused multiply-add changes no bit
 computes the same sums. Source of the estimate along signs: Spall, IEEE TAC 37(3), 1992.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.base.flat import TILE, TILE_BLOCKS, TILE_WORDS, Layout, Matrix
-from shared.directions import DIRECTIONS
-from shared.directions.backends import kernels_for, products_at
+from shared.directions import DIRECTIONS, KeySlot
+from shared.directions.backends import kernels_at, kernels_for, products_at
 from shared.randomness.philox import words
 from shared.randomness.streams import Key
 
@@ -61,6 +61,14 @@ class Rademacher:
         if rows.shape[:-1] != ids.shape:
             raise ValueError(f"ids {tuple(ids.shape)} do not name rows {tuple(rows.shape)}")
         kernels_for(rows).add_rows_(rows, ids, start, key, scale)
+
+    def has_bfloat16(self, device: str) -> bool:
+        return getattr(kernels_at("rademacher", device), "HAS_BFLOAT16", False)
+
+    def slot(self, device: torch.device) -> KeySlot | None:
+        make: Callable[[torch.device], KeySlot] | None
+        make = getattr(kernels_at("rademacher", device.type), "DeviceSlot", None)
+        return None if make is None else make(device)
 
     def product(
         self,

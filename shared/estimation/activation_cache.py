@@ -46,6 +46,11 @@ class FrozenPrefixCache:
         largest = {id(part): part for part in _largest(module, trained)}
         self._modules = [CachedModule(part, self._results) for part in largest.values()]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no module is free of trained parameters, so that nothing is ever cached."""
+        return not self._modules
+
     @contextmanager
     def reuse(self) -> Iterator[None]:
         """Return cached outputs for inputs seen before, while this is active; then drop them."""

@@ -26,12 +26,25 @@ class Factored(Directions, Protocol):
 
     rank: int
 
+    def draw_all(self, keys: Sequence[Key], device: torch.device) -> Tensor | None:
+        """The signs of all factors, or None if each tensor is to draw its own."""
+
     def factors(
-        self, keys: Sequence[Key], start: int, device: torch.device
+        self,
+        keys: Sequence[Key],
+        start: int,
+        device: torch.device,
+        drawn: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The factors a (K, r, m) and b (K, r, n) of the matrix (m, n) at ``start``."""
 
-    def signs(self, keys: Sequence[Key], start: int, device: torch.device) -> Tensor:
+    def signs(
+        self,
+        keys: Sequence[Key],
+        start: int,
+        device: torch.device,
+        drawn: Tensor | None = None,
+    ) -> Tensor:
         """The direction z (K, size) of the tensor, no matrix, at ``start``."""
 
 
@@ -61,11 +74,11 @@ class BatchedParameters(Protocol):
 
 
 def perturb_all(
-    directions: Directions, keys: Sequence[Key], scales: Sequence[float]
+    directions: Directions, keys: Sequence[Key], scales: Sequence[float], device: torch.device
 ) -> BatchedParameters:
-    """Make the parameters θ + scales[p] * z(keys[p]) of each point p."""
+    """Make the parameters θ + scales[p] * z(keys[p]) of each point p, on a device."""
     if isinstance(directions, Factored):
-        return FactoredParameters(list(keys), tuple(scales), directions)
+        return FactoredParameters.of(list(keys), scales, directions, device)
     return StackedParameters(list(keys), tuple(scales), directions)
 
 
@@ -77,12 +90,37 @@ class FactoredParameters:
     """
 
     keys: Sequence[Key]
-    scales: tuple[float, ...]
+    scales: Tensor  # (P,) float32
+    weights: Tensor  # (P, 1, 1) float32: scales over the root of the rank, rounded once
     directions: Factored
+    drawn: Tensor | None = None  # (distinct keys, n): all signs, if they are drawn already
+
+    @classmethod
+    def of(
+        cls,
+        keys: Sequence[Key],
+        scales: Sequence[float],
+        directions: Factored,
+        device: torch.device,
+    ) -> "FactoredParameters":
+        """Put scales on the device, and all signs if it draws them at once."""
+        numbers = np.array(scales)
+        both = np.stack([numbers, numbers / sqrt(directions.rank)]).astype(np.float32)
+        own, weights = torch.from_numpy(both).to(device)
+        parameters = cls(keys, own, weights[:, None, None], directions)
+        drawn = directions.draw_all(keys[: parameters._half()], device)
+        return replace(parameters, drawn=drawn)
 
     def part(self, first: int, stop: int) -> "FactoredParameters":
         """The parameters at points ``first`` to below ``stop``."""
-        return replace(self, keys=self.keys[first:stop], scales=self.scales[first:stop])
+        chosen = slice(first, stop)
+        return replace(
+            self,
+            keys=self.keys[chosen],
+            scales=self.scales[chosen],
+            weights=self.weights[chosen],
+            drawn=None,
+        )
 
     def product(
         self, x: Tensor, parameter: FlatParameter, inner: int, bias: Tensor | None
@@ -91,7 +129,8 @@ class FactoredParameters:
         plain = x.reshape(-1, x.shape[2]) @ (weight.t() if inner else weight)
         out = plain.view(*x.shape[:2], -1)
         a, b = self._factors(parameter, x.device)
-        within, across = (b, a * self._weights(x)) if inner else (a, b * self._weights(x))
+        weights = self.weights.to(x.dtype)
+        within, across = (b, a * weights) if inner else (a, b * weights)
         thin = torch.bmm(x, within.transpose(1, 2))  # (P, R, r)
         if bias is not None:  # one more column, so that ``out`` is written once
             thin, across = F.pad(thin, (0, 1), value=1.0), torch.cat([across, bias], 1)
@@ -101,29 +140,25 @@ class FactoredParameters:
         chosen = F.embedding(ids, parameter.values.view(parameter.shape))
         a, b = self._factors(parameter, ids.device)
         named = a.gather(2, ids[:, None].expand(-1, a.shape[1], -1))  # (P, r, N)
-        return chosen.baddbmm_(named.transpose(1, 2), b * self._weights(chosen))
+        return chosen.baddbmm_(named.transpose(1, 2), b * self.weights.to(chosen.dtype))
 
     def stack(self, parameter: FlatParameter) -> Tensor:
         half = self._half()
-        z = self.directions.signs(self.keys[:half], parameter.start, parameter.values.device)
-        scales = torch.tensor(self.scales, device=z.device)[:, None]
+        device = parameter.values.device
+        z = self.directions.signs(self.keys[:half], parameter.start, device, self.drawn)
         whole = z if half == len(self.keys) else torch.cat([z, z])
-        return torch.addcmul(parameter.values, whole, scales).view(-1, *parameter.shape)
+        moved = torch.addcmul(parameter.values, whole, self.scales[:, None])
+        return moved.view(-1, *parameter.shape)
 
     def _factors(self, parameter: FlatParameter, device: torch.device) -> tuple[Tensor, Tensor]:
         half = self._half()
-        a, b = self.directions.factors(self.keys[:half], parameter.start, device)
+        a, b = self.directions.factors(self.keys[:half], parameter.start, device, self.drawn)
         return (a, b) if half == len(self.keys) else (torch.cat([a, a]), torch.cat([b, b]))
 
     def _half(self) -> int:
         """The number of keys to draw: each once, if both signs of all are here."""
         half = len(self.keys) // 2
         return half if half and self.keys[:half] == self.keys[half:] else len(self.keys)
-
-    def _weights(self, like: Tensor) -> Tensor:
-        """Scale over the root of the rank (P, 1, 1), rounded once."""
-        weights = np.array(self.scales) / sqrt(self.directions.rank)
-        return torch.tensor(weights, dtype=like.dtype, device=like.device)[:, None, None]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from shared.estimation.batched_mode import BatchedMode, DeferredProduct
 from shared.estimation.batched_parameters import BatchedParameters, perturb_all
 from shared.estimation.blockwise import FlatParameter
 from shared.estimation.perturber import Perturber
-from shared.models.next_token import CHUNK_LOGITS, logits, next_token_loss
+from shared.models.next_token import chunk_logits, logits, next_token_loss
 from shared.randomness.streams import Key
 
 TOLERANCE = 1e-4  # relative: losses that differ more were not computed point by point
@@ -56,7 +56,7 @@ class BatchedQueries:
         Raises:
             ConfigError: the module does something with its parameters that cannot be batched.
         """
-        parameters = perturb_all(self.directions, keys, scales)
+        parameters = perturb_all(self.directions, keys, scales, blocks.device)
         with torch.inference_mode():
             sums = self._sums(parameters, blocks)
         losses = sums / (blocks.shape[1] * (blocks.shape[2] - 1))
@@ -104,7 +104,7 @@ class BatchedQueries:
         """Logits of the tokens that have a next one, a chunk at a time."""
         hidden = deferred.hidden.view(*shape, -1)[:, :, :-1].flatten(1, 2)  # (P, R, C)
         count, rows = hidden.shape[:2]
-        most = max(1, CHUNK_LOGITS // deferred.weight.shape[0])  # rows of a piece
+        most = max(1, chunk_logits(hidden) // deferred.weight.shape[0])  # rows of a piece
         together = max(1, most // rows)
         for first in range(0, count, together):
             stop = min(first + together, count)

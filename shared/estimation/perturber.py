@@ -1,13 +1,13 @@
 """A model evaluated at θ + scale * z, one point at a time, while θ itself is never written."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from shared.base.flat import TILE, FlatModel
-from shared.directions import Directions, Multiplies
+from shared.directions import Capturable, Directions, KeySlot, Multiplies
 from shared.estimation.blockwise import FlatParameter, PerturbedPoint
 from shared.estimation.interception import Interception
 from shared.randomness.streams import Key
@@ -39,6 +39,9 @@ class Perturber:
     ) -> None:
         self._model, self._directions = model, directions
         self._multiplies = directions if isinstance(directions, Multiplies) else None
+        self._slot: KeySlot | None = None
+        if isinstance(directions, Capturable):
+            self._slot = directions.slot(model.flat.device)
         roomy = scratch_size(model.flat.numel(), torch.get_num_threads(), model.flat.device.type)
         size = max(roomy if scratch is None else scratch, _widest(model))
         self._scratch = model.flat.new_empty(min(size, model.flat.numel()))
@@ -62,6 +65,20 @@ class Perturber:
             }
         )
 
+    @property
+    def is_active(self) -> bool:
+        """Whether the module computes at a perturbed point now."""
+        return self._mode.point is not None
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a captured pass at one point computes at others too, as at their keys."""
+        return self._slot is not None
+
+    def _hold(self, key: Key, scale: float) -> AbstractContextManager[None]:
+        """Let kernels read key and scale in the slot, if there is one."""
+        return nullcontext() if self._slot is None else self._slot.active(key, scale)
+
     @contextmanager
     def at(self, key: Key, scale: float) -> Iterator[None]:
         """Let the module compute with θ + scale * z(key) while this is active.
@@ -76,7 +93,8 @@ class Perturber:
         )
         torch.clear_autocast_cache()  # casts of θ, or of another point
         try:
-            with self._swap(key, scale) if self._pairs else self._intercept(key, scale):
+            point = self._swap(key, scale) if self._pairs else self._intercept(key, scale)
+            with self._hold(key, scale), point:
                 yield
         finally:
             self._mode.point = None

@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 from shared.models.model import FORWARDS, Forward
 
 CHUNK_LOGITS = 1 << 22  # logits that cross-entropy treats at once, which bounds its temporaries
+CARD_CHUNK = 1 << 26  # the same on a card, where every chunk starts some kernels: 256 MiB
 IGNORED = -100  # a target that does not count
 
 
@@ -38,12 +39,17 @@ def _token_losses(module: nn.Module, blocks: Tensor) -> Tensor:
     """
     rows = logits(module, blocks).flatten(0, 1)  # (B * T, V)
     targets = next_tokens(blocks).view(-1)
-    size = max(1, CHUNK_LOGITS // rows.shape[1])
+    size = max(1, chunk_logits(rows) // rows.shape[1])
     losses = [
         F.cross_entropy(part.float(), target, ignore_index=IGNORED, reduction="none")
         for part, target in zip(torch.split(rows, size), torch.split(targets, size), strict=True)
     ]
     return torch.cat(losses).view(blocks.shape)
+
+
+def chunk_logits(tensor: Tensor) -> int:
+    """How many logits are treated at once on the device of ``tensor``."""
+    return CARD_CHUNK if tensor.is_cuda else CHUNK_LOGITS
 
 
 def next_tokens(blocks: Tensor) -> Tensor:

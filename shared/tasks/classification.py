@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from shared.base.capture import is_captured
 from shared.base.errors import ConfigError
 from shared.base.metrics import EvalSums, confusion_of
 from shared.config.schema import Config
@@ -90,8 +91,13 @@ class Classification:
 
 
 def _texts(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T) up to the end of the longest text, and the lengths (B,) of the texts."""
+    """Tokens (B, T) up to the end of the longest text, and the lengths (B,) of the texts.
+
+    All of the padding while a pass is captured: that serves batches of any lengths.
+    """
     lengths = (rows[:, 1:] >= 0).sum(1)
+    if is_captured(rows):
+        return rows[:, 1:], lengths
     return rows[:, 1 : 1 + int(lengths.max())], lengths
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from shared.base.capture import is_captured
 from shared.base.errors import ConfigError
 from shared.models.model import Tokenizer
 
@@ -80,16 +81,29 @@ def word_logits(words: Sequence[int]) -> Callable[[nn.Module, Tensor, Tensor], T
 
     def logits(module: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
         filled, rows = tokens.clamp(min=0), torch.arange(len(tokens), device=tokens.device)
-        positions, which = torch.unique(lengths - 1, return_inverse=True)
+        positions, which = _last_positions(tokens, lengths)
         any_module: Any = module
         if "logits_to_keep" not in signature(any_module.forward).parameters:
             scores: Tensor = any_module(filled, use_cache=False).logits
-            return scores[rows, lengths - 1][:, list(words)]
+            return _columns(scores[rows, lengths - 1], words)
         with _select(any_module.get_output_embeddings(), len(positions), (rows, which)):
             kept: Tensor = any_module(filled, use_cache=False, logits_to_keep=positions).logits
-        return kept[:, 0, list(words)]
+        return _columns(kept[:, 0], words)
 
     return logits
+
+
+def _columns(scores: Tensor, words: Sequence[int]) -> Tensor:
+    """Columns ``words`` (k,) of scores (B, V); no index goes to a card."""
+    return torch.stack([scores[:, word] for word in words], 1)
+
+
+def _last_positions(tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (p,) at which a text of tokens (B, T) may end, and which (B,) is each text's."""
+    if is_captured(tokens):
+        return torch.arange(tokens.shape[1], device=tokens.device), lengths - 1
+    positions, which = torch.unique(lengths - 1, return_inverse=True)
+    return positions, which
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The oracle of a run's model: loss, loss at θ ± εz, and gradient, on batches of its task."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,10 @@ from shared.config.run_sections import RunSettings
 from shared.config.schema import Config
 from shared.estimation.activation_cache import FrozenPrefixCache
 from shared.estimation.batched_queries import BatchedQueries
+from shared.estimation.captured_passes import CapturedPasses
 from shared.estimation.perturber import Perturber
 from shared.features.cut import KeptPrefix
+from shared.features.prefix import count_frozen_blocks
 from shared.features.readout import BIAS, WEIGHT, LinearBatch, attach_readout_
 from shared.features.readout_logits import readout_settings
 from shared.models.adapters import adapt_
@@ -30,6 +33,8 @@ from shared.replica.replica import Replica, digest_of
 from shared.tasks.classification import label_words
 from shared.tasks.task import Task, task_of
 from shared.training.scopes import trainable
+
+Measure = Callable[[nn.Module, Tensor], Tensor]  # a method of an objective
 
 EVALUATION_BATCH = 16  # examples of one forward pass
 
@@ -95,6 +100,18 @@ class Oracle:
         return KeptPrefix(self.replica.model, task.each, task.classes > 0, identity, run)
 
     @cached_property
+    def passes(self) -> CapturedPasses:
+        """Forward passes of a batch, captured on a card if nothing of them is kept or cached.
+
+        What is kept is looked up by the host, and a captured pass cannot do that.
+        """
+        model = self.replica.model
+        is_plain = self.frozen.is_empty and not count_frozen_blocks(model)
+        return CapturedPasses.on(
+            model.flat.device, allowed=is_plain and self.perturber.is_capturable
+        )
+
+    @cached_property
     def parallel(self) -> BatchedQueries:
         """Measures several directions in one forward pass."""
         return BatchedQueries(
@@ -106,8 +123,7 @@ class Oracle:
 
         It is the loss in nats, unless the setting ``objective`` names another.
         """
-        with torch.inference_mode(), self.kept.at(rows):
-            return float(self.objective.loss(self.language_model.module, self._to_device(rows)))
+        return float(self._evaluate(self.objective.loss, rows))
 
     def loss_of_all(self, rows: Tensor) -> float:
         """Mean loss of any number of rows, a few in each forward pass: its memory stays bounded."""
@@ -116,8 +132,15 @@ class Oracle:
 
     def losses(self, rows: Tensor) -> Tensor:
         """Objective of each example of a batch, as (B,) float64 on the CPU."""
+        return self._evaluate(self.objective.each, rows).cpu()
+
+    def _evaluate(self, measure: Measure, rows: Tensor) -> Tensor:
+        """What a method of the objective gives for a batch, at the model's current parameters."""
+        module, name = self.language_model.module, (measure.__name__, self.perturber.is_active)
         with torch.inference_mode(), self.kept.at(rows):
-            return self.objective.each(self.language_model.module, self._to_device(rows)).cpu()
+            return self.passes.run(
+                name, lambda batch: measure(module, batch), self._to_device(rows)
+            )
 
     def check_objective(self, rows: Tensor) -> None:
         """Try the objective on a batch, unless it is the loss.

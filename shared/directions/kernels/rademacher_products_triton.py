@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from shared.base.flat import TILE, TILE_WORDS, Matrix
-from shared.directions.kernels.rademacher_triton import LANES, LENGTH, draw, key_numbers
+from shared.directions.kernels.rademacher_triton import LANES, LENGTH, draw, key_and_scale
 from shared.randomness.streams import Key
 
 MOST_ROWS = 64  # rows of activations; with more, a block's product outweighs drawing and storing it
@@ -38,7 +38,7 @@ def _words(out, first, count, key, tiles: tl.constexpr):
 
 @triton.jit
 def _product(
-    out, x, weight, words, skip, scale, m, n, k, share, along_n, along_k,
+    out, x, weight, words, skip, scales, m, n, k, share, along_n, along_k,
     rows: tl.constexpr, inner: tl.constexpr, outer: tl.constexpr,
 ):  # fmt: skip
     """Part p of ``out`` (parts, m, n) = x (m, k) times its ``share`` of the inner dimension.
@@ -50,6 +50,7 @@ def _product(
     column = tl.program_id(0) * outer + tl.arange(0, outer)
     first = tl.program_id(1) * share
     last = tl.minimum(first + share, k)
+    scale = tl.load(scales)
     total = tl.zeros((rows, outer), dtype=tl.float32)
     for top in range(first, last, inner):
         deep = top + tl.arange(0, inner)
@@ -84,14 +85,14 @@ def product(
     first, skip = divmod(matrix.start, TILE)
     tiles = -(-(skip + height * width) // TILE)
     words = torch.empty(tiles * TILE_WORDS, dtype=torch.int32, device=x.device)
-    numbers = key_numbers([key], x.device)
+    numbers, scales = key_and_scale([key], [scale], x.device)
     _words[(triton.cdiv(tiles, TILES),)](words, first, tiles, numbers, tiles=TILES)
     across, deep = triton.cdiv(n, OUTER), triton.cdiv(k, INNER)
     share = triton.cdiv(deep, min(deep, triton.cdiv(PROGRAMS, across))) * INNER
     parts = triton.cdiv(k, share)
     out, rows = x.new_empty(parts, x.shape[0], n), max(16, triton.next_power_of_2(x.shape[0]))
     _product[(across, parts)](
-        out, x.contiguous(), matrix.values, words, skip, scale, x.shape[0], n, k, share,
+        out, x.contiguous(), matrix.values, words, skip, scales, x.shape[0], n, k, share,
         along_n, along_k, rows=rows, inner=INNER, outer=OUTER, num_warps=WARPS,
     )  # fmt: skip
     total = out[0] if parts == 1 else out.sum(0)

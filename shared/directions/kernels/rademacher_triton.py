@@ -5,9 +5,10 @@ of block b (see ``rademacher``), so an array (tiles, 32, 16) for each of the fou
 ±scale is chosen and added, so nothing is rounded but the sums, as in every other kernel.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from shared.base.flat import TILE, TILE_BLOCKS
 from shared.randomness.philox import MULTIPLIERS, ROUNDS, WEYL
 from shared.randomness.streams import Key
 
+HAS_BFLOAT16 = True  # as float32
 TILES = 8  # of a program
 FEW = 40  # numbers that are kept on the device: those of eight keys
 M0, M1 = (tl.constexpr(number) for number in MULTIPLIERS)
@@ -48,36 +50,78 @@ def draw(block, key):
 def _choose_sign(words, rows, scale):
     """Return ±scale (tiles, 32, 16) for one word (tiles, 16) of each block.
 
-    Triton's minus is a subtraction from 0, which makes 0 of 0; the other kernels have −0 there.
+    A set bit flips the sign bit of ``scale``: a shift and one logical operation, and −0 of 0.
     """
-    bits = (words[:, None, :] >> rows) & 1
-    return tl.where(bits != 0, scale * -1.0, scale)
+    flips = (words[:, None, :] << (31 - rows)) & 0x80000000
+    return (scale.to(tl.uint32, bitcast=True) ^ flips).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _add(out, source, starts, width, groups, keys, scales, count, apart, tiles: tl.constexpr):
-    """Row r of ``out`` (rows, width) = its source + Σ_k scales[k] * z(key k) at starts[r].
+def _read(at, here, low: tl.constexpr):
+    """Load numbers as float32; with ``low``, from the 16 bits of each that bfloat16 keeps."""
+    value = tl.load(at, mask=here)
+    if low:
+        value = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return value
 
-    Keys are shared by all rows, or, with ``apart`` = 1, row r has key r alone.
+
+@triton.jit
+def _write(at, value, here, low: tl.constexpr):
+    """Store float32; with ``low``, the upper 16 bits, rounded to nearest and ties to even.
+
+    Written out in integers: Triton's interpreter rounds another way.
     """
-    row = (tl.program_id(0) // groups).to(tl.int64)
-    start = tl.load(starts + row)
-    first = start // LENGTH + (tl.program_id(0) % groups) * tiles
-    tile = first + tl.arange(0, tiles)
-    lane = tl.arange(0, LANES)
-    rows = tl.arange(0, LENGTH // (4 * LANES))[None, :, None]
+    if low:
+        bits = value.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        tl.store(at, bits.to(tl.uint16).to(tl.int16, bitcast=True), mask=here)
+    else:
+        tl.store(at, value, mask=here)
+
+
+@triton.jit
+def _place(part, start, tile, rows, lane, width, whole: tl.constexpr):
+    """Return where in a row the elements (tiles, 32, 16) of word 0 are, and which exist, by word.
+
+    With ``whole`` a tile is there or not, so that loads and stores can be of four numbers each.
+    """
+    if whole:
+        at = part[:, None, None] * LENGTH + rows * (4 * LANES) + lane[None, None, :]
+        m0 = (part * LENGTH < width)[:, None, None]
+        return at, m0, m0, m0, m0
     at = tile[:, None, None] * LENGTH - start + rows * (4 * LANES) + lane[None, None, :]
-    rows = rows.to(tl.uint32)
-    block = tile[:, None] * LANES + lane[None, :]
-    base = row * width
     m0 = (at >= 0) & (at < width)
     m1 = (at + LANES >= 0) & (at + LANES < width)
     m2 = (at + 2 * LANES >= 0) & (at + 2 * LANES < width)
     m3 = (at + 3 * LANES >= 0) & (at + 3 * LANES < width)
-    t0 = tl.load(source + base + at, mask=m0)
-    t1 = tl.load(source + base + at + LANES, mask=m1)
-    t2 = tl.load(source + base + at + 2 * LANES, mask=m2)
-    t3 = tl.load(source + base + at + 3 * LANES, mask=m3)
+    return at, m0, m1, m2, m3
+
+
+@triton.jit(do_not_specialize=["offset"])
+def _add(
+    out, source, offset, starts, width, groups, keys, scales, count, apart,
+    tiles: tl.constexpr, low: tl.constexpr, whole: tl.constexpr,
+):  # fmt: skip
+    """Row r of ``out`` (rows, width) = its source + Σ_k scales[k] * z(key k), rounded at the end.
+
+    The row begins at the address offset + starts[r]. Keys are shared by all rows, or, with
+    ``apart`` = 1, row r has key r alone. Sums are in float32; with ``low``, both are the bits of
+    bfloat16 as int16. With ``whole``, every row is a number of whole tiles.
+    """
+    row = (tl.program_id(0) // groups).to(tl.int64)
+    part = ((tl.program_id(0) % groups) * tiles + tl.arange(0, tiles)).to(tl.int64)
+    start = tl.load(starts + row) + offset
+    tile = start // LENGTH + part
+    lane = tl.arange(0, LANES)
+    rows = tl.arange(0, LENGTH // (4 * LANES))[None, :, None]
+    base = row * width
+    at, m0, m1, m2, m3 = _place(part, start, tile, rows, lane, width, whole)
+    rows = rows.to(tl.uint32)
+    block = tile[:, None] * LANES + lane[None, :]
+    t0 = _read(source + base + at, m0, low)
+    t1 = _read(source + base + at + LANES, m1, low)
+    t2 = _read(source + base + at + 2 * LANES, m2, low)
+    t3 = _read(source + base + at + 3 * LANES, m3, low)
     for k in range(count):
         scale = tl.load(scales + k)
         w0, w1, w2, w3 = draw(block, keys + (row * apart + k) * 5)
@@ -85,39 +129,70 @@ def _add(out, source, starts, width, groups, keys, scales, count, apart, tiles: 
         t1 += _choose_sign(w1, rows, scale)
         t2 += _choose_sign(w2, rows, scale)
         t3 += _choose_sign(w3, rows, scale)
-    tl.store(out + base + at, t0, mask=m0)
-    tl.store(out + base + at + LANES, t1, mask=m1)
-    tl.store(out + base + at + 2 * LANES, t2, mask=m2)
-    tl.store(out + base + at + 3 * LANES, t3, mask=m3)
+    _write(out + base + at, t0, m0, low)
+    _write(out + base + at + LANES, t1, m1, low)
+    _write(out + base + at + 2 * LANES, t2, m2, low)
+    _write(out + base + at + 3 * LANES, t3, m3, low)
+
+
+class DeviceSlot:
+    """A key and a scale in memory of the device, which launches of a captured graph read there.
+
+    A graph has the addresses of what its kernels read. So a graph that was captured while the slot
+    was active computes with what the slot holds when the graph is started.
+    """
+
+    _active: ClassVar["DeviceSlot | None"] = None
+
+    def __init__(self, device: torch.device) -> None:
+        self.numbers = torch.zeros(1, 5, dtype=torch.int64, device=device)
+        self.scale = torch.zeros(1, dtype=torch.float32, device=device)
+
+    @contextmanager
+    def active(self, key: Key, scale: float) -> Iterator[None]:
+        """Let all launches with one key read this key and scale here meanwhile."""
+        self.numbers.copy_(key_numbers([key], self.numbers.device))
+        self.scale.copy_(_upload(np.array([scale], np.float32), self.scale.device))
+        before, DeviceSlot._active = DeviceSlot._active, self
+        try:
+            yield
+        finally:
+            DeviceSlot._active = before
+
+
+def key_and_scale(
+    keys: Sequence[Key], scales: Sequence[float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the numbers (keys, 5) of keys and their scales (keys,) on the device."""
+    if DeviceSlot._active is not None and len(keys) == 1:
+        return DeviceSlot._active.numbers, DeviceSlot._active.scale
+    return key_numbers(keys, device), _upload(np.array(scales, np.float32), device)
 
 
 def _launch(
     out: Tensor,
     source: Tensor,
-    starts: Tensor,
+    at: tuple[int, Tensor],
     keys: Sequence[Key],
     scales: Sequence[float],
     apart: bool = False,
 ) -> None:
-    """Add to every row of ``out`` (rows, width), which begins at the address starts[row]."""
+    """Add to every row of ``out`` (rows, width), which begins at the address at[0] + at[1][row]."""
     rows, width = out.shape
     if not rows or not width:
         return
-    tiles = min(TILES, triton.next_power_of_2(-(-width // TILE) + 1))
-    groups = -(-(-(-width // TILE) + 1) // tiles)  # a row may begin and end within a tile
-    count = 1 if apart else len(keys)
+    whole = at[0] % TILE == 0 and width % TILE == 0
+    most = width // TILE if whole else -(-width // TILE) + 1  # a row may begin within a tile
+    tiles = min(TILES, triton.next_power_of_2(most))
+    groups = -(-most // tiles)
+    numbers, factors = key_and_scale(keys, scales, out.device)
+    count, low = 1 if apart else len(keys), out.dtype is torch.bfloat16
+    if low:
+        out, source = out.view(torch.int16), source.view(torch.int16)
     _add[(rows * groups,)](
-        out,
-        source,
-        starts,
-        width,
-        groups,
-        key_numbers(keys, out.device),
-        _upload(np.array(scales, np.float32), out.device),
-        count,
-        int(apart),
-        tiles=tiles,
-    )
+        out, source, *at, width, groups, numbers, factors, count, int(apart),
+        tiles=tiles, low=low, whole=whole,
+    )  # fmt: skip
 
 
 def key_numbers(keys: Sequence[Key], device: torch.device) -> Tensor:
@@ -143,27 +218,34 @@ def _keep(data: bytes, dtype: np.dtype[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(np.frombuffer(data, dtype).copy()).to(device)
 
 
+@cache
+def _zeros(rows: int, device: torch.device) -> Tensor:
+    """Zeros (rows,) that stay where they are: captured graphs read them."""
+    return torch.zeros(rows, dtype=torch.int64, device=device)
+
+
 def add_to_(flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int) -> None:
     """Add sum of coefficients[k] * z(keys[k]) to ``flat`` (n,) at address ``start``."""
-    _launch(flat[None], flat[None], _starts(flat, start), keys, coefficients)
+    _launch(flat[None], flat[None], (start, _zeros(1, flat.device)), keys, coefficients)
 
 
 def perturb_(out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
-    """Write source + scale * z(key) into ``out`` (n,), which lies at address ``start``."""
-    _launch(out[None], source[None], _starts(out, start), [key], [scale])
+    """Write source + scale * z(key) into ``out`` (n,), which lies at address ``start``.
+
+    Both are in float32, or in bfloat16: the sum in float32 is rounded to nearest then.
+    """
+    _launch(out[None], source[None], (start, _zeros(1, out.device)), [key], [scale])
 
 
 def add_rows_(rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
-    """Add scale * z to ``rows`` (m, width): row i holds row ids[i] of the matrix at ``start``."""
-    starts = start + ids.to(torch.int64) * rows.shape[1]
-    _launch(rows, rows, starts, [key], [scale])
+    """Add scale * z to ``rows`` (m, width): row i holds row ids[i] of the matrix at ``start``.
+
+    As ``perturb_``, in float32 or bfloat16.
+    """
+    _launch(rows, rows, (start, ids.to(torch.int64) * rows.shape[1]), [key], [scale])
 
 
 def add_each_(rows: Tensor, keys: Sequence[Key], start: int) -> None:
     """Add z(keys[k]) at address ``start`` to row k of ``rows`` (K, n)."""
-    starts = torch.full((len(keys),), start, dtype=torch.int64, device=rows.device)
-    _launch(rows, rows, starts, keys, [1.0], apart=True)
-
-
-def _starts(flat: Tensor, start: int) -> Tensor:
-    return _upload(np.array([start], np.int64), flat.device)
+    at = start, torch.zeros(len(keys), dtype=torch.int64, device=rows.device)
+    _launch(rows, rows, at, keys, [1.0], apart=True)

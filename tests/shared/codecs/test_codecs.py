@@ -8,9 +8,9 @@ import torch
 from codec_trials import LAYOUT, codecs, vector
 
 from shared.base.errors import ConfigError, WireError
-from shared.base.flat import TILE
-from shared.codecs import CODECS
-from shared.codecs.topk import ErrorFeedback, largest
+from shared.base.flat import TILE, Layout
+from shared.codecs import CODECS, topk
+from shared.codecs.topk import ErrorFeedback, TopK, largest
 
 
 def through(name, numbers, **options):
@@ -164,3 +164,27 @@ def test_a_refused_gradient_leaves_the_residual_as_it_was():
 def test_a_payload_says_on_the_wire_which_codec_made_it(name, tag):
     codec = CODECS[name](LAYOUT)
     assert tag in codec.encode(torch.zeros(LAYOUT.size))[:16]
+
+
+@pytest.mark.parametrize("count", [1, 7, 300, 999])
+@pytest.mark.parametrize("piece", [64, 1 << 28])
+def test_bit_by_bit_the_largest_are_those_of_a_partition(count, piece, monkeypatch):
+    """On a card nothing is sorted; among equal magnitudes the lowest addresses win there, too."""
+    monkeypatch.setattr(topk, "PIECE", piece)
+    numbers = np.random.default_rng(3).normal(size=1000).astype(np.float32)
+    numbers[::3] = np.round(numbers[::3], 1)
+    numbers[numbers == 0] = 0.05
+    ours = topk.largest_of(torch.from_numpy(numbers), count)
+    assert np.array_equal(ours.numpy(), topk.largest(numbers, count))
+
+
+def test_zeros_are_not_chosen_bit_by_bit():
+    assert topk.largest_of(torch.tensor([0.0, 3.0, -0.0]), 2) is None
+
+
+@pytest.mark.gpu
+def test_a_card_sends_the_bytes_of_the_host():
+    layout = Layout.of([("a", (70, 50)), ("none", (0,)), ("b", (3,)), ("c", (5000,))])
+    vector, codec = torch.randn(layout.size).round(decimals=1), TopK(layout, fraction=0.05)
+    layout.clear_padding_(vector)
+    assert codec.encode(vector.cuda()) == codec.encode(vector)

@@ -63,6 +63,29 @@ def test_rows_equal_the_reference(width):
     assert np.array_equal(rows.numpy(), expected)
 
 
+@pytest.mark.parametrize("scale", [0.3, 0.01, 0.0])
+def test_bfloat16_is_rounded_once_to_nearest(scale):
+    start, source = 3 * TILE + 100, torch.linspace(-2, 2, 5000).bfloat16()
+    z = torch.from_numpy(signs(KEY, np.arange(start, start + 5000)))
+    expected, out = (source.float() + np.float32(scale) * z).bfloat16(), torch.empty_like(source)
+    rademacher_triton.perturb_(out, source, start, KEY, scale)
+    assert torch.equal(out, expected)
+    rows = source[:100].view(1, 100).clone()
+    rademacher_triton.add_rows_(rows, torch.tensor([2]), start - 200, KEY, scale)
+    assert torch.equal(rows[0], expected[:100])
+
+
+def test_launches_read_key_and_scale_of_the_active_slot():
+    slot, source = rademacher_triton.DeviceSlot(torch.device("cpu")), torch.linspace(-2, 2, 3000)
+    expected, out = torch.empty_like(source), torch.empty_like(source)
+    rademacher_triton.perturb_(expected, source, 70, KEY, -0.3)
+    with slot.active(KEY, -0.3):
+        rademacher_triton.perturb_(out, source, 70, LARGE, 5.0)
+    assert torch.equal(out, expected)
+    rademacher_triton.perturb_(out, source, 70, LARGE, 5.0)
+    assert not torch.equal(out, expected)
+
+
 def test_each_row_may_have_a_key_of_its_own():
     keys, rows = [replace(KEY, index=k) for k in range(4)], torch.zeros(4, 3000)
     rademacher_triton.add_each_(rows, keys, 70)
@@ -140,10 +163,11 @@ from shared.directions.kernels import rademacher_triton as signs
 
 POINTERS = {
     **dict.fromkeys(("out", "source", "x", "weight", "scales", "a", "b"), "*fp32"),
-    **dict.fromkeys(("starts", "keys", "key"), "*i64"), "words": "*i32", "scale": "fp32",
+    **dict.fromkeys(("starts", "keys", "key"), "*i64"), "words": "*i32",
 }
 KERNELS = [
-    (signs._add, dict(tiles=signs.TILES), {}),
+    (signs._add, dict(tiles=signs.TILES, low=False, whole=True), {}),
+    (signs._add, dict(tiles=signs.TILES, low=True, whole=False), {"out": "*i16", "source": "*i16"}),
     (low._add, dict(rows=low.ROWS, cols=low.COLUMNS), {}),
     (products._words, dict(tiles=products.TILES), {"out": "*i32"}),
     *((products._product, dict(rows=r, inner=products.INNER, outer=products.OUTER), {})

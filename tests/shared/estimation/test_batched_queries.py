@@ -9,7 +9,7 @@ from torch import nn
 from shared.base.errors import ConfigError
 from shared.base.flat import flatten
 from shared.directions import DIRECTIONS
-from shared.estimation import batched_parameters, batched_queries
+from shared.estimation import batched_parameters
 from shared.estimation.batched_queries import BatchedQueries
 from shared.estimation.perturber import Perturber
 from shared.estimation.two_point import two_point
@@ -100,7 +100,7 @@ def test_i8_all_at_once_and_one_by_one_agree(name, family):
 @pytest.mark.parametrize("family", ["rademacher", "lowrank"])
 @pytest.mark.parametrize("chunk", [VOCABULARY, 5 * VOCABULARY, 30 * VOCABULARY])
 def test_i8_holds_for_logits_and_matrices_in_pieces(family, chunk, monkeypatch):
-    monkeypatch.setattr(batched_queries, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(next_token, "CHUNK_LOGITS", chunk)
     monkeypatch.setattr(batched_parameters, "STACK_ELEMENTS", 200)
     losses, expected = compare(built("gpt2"), family, blocks_of(3))
     torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
@@ -130,7 +130,7 @@ def test_logits_never_take_more_than_a_chunk(monkeypatch):
     model = built("llama")
     directions = DIRECTIONS["lowrank"](model.layout)
     parallel = BatchedQueries(model, directions, Perturber(model, directions))
-    monkeypatch.setattr(batched_queries, "CHUNK_LOGITS", 4 * VOCABULARY)
+    monkeypatch.setattr(next_token, "CHUNK_LOGITS", 4 * VOCABULARY)
     parallel.losses(KEYS[:1], EPS, blocks_of(1))
     monkeypatch.setattr(next_token.F, "cross_entropy", watched)
     parallel.losses(KEYS, EPS, blocks_of(5))

@@ -1,0 +1,105 @@
+"""Passes are captured when a shape is used again and again, and give the numbers of plain ones."""
+
+import pytest
+import torch
+
+from shared.base.flat import flatten
+from shared.directions import DIRECTIONS
+from shared.directions.low_precision import lower_precision
+from shared.estimation import captured_passes
+from shared.estimation.captured_passes import CapturedPasses
+from shared.estimation.perturber import Perturber
+from shared.models.gpt2 import build
+from shared.models.next_token import loss_tensor, next_token_loss
+from shared.randomness.streams import Key
+
+CARD = torch.device("cuda")
+
+
+class Captures:
+    """Counts captures; a captured pass computes anew, as a graph does."""
+
+    def __init__(self):
+        self.shapes, self.started = [], 0
+
+    def __call__(self, compute, rows):
+        self.shapes.append(tuple(rows.shape))
+
+        def start(rows):
+            self.started += 1
+            return compute(rows)
+
+        return start
+
+
+def use(passes, *sizes):
+    for size in sizes:
+        assert passes.run("sum", torch.sum, torch.ones(size)) == size
+
+
+def test_a_shape_is_captured_at_its_third_batch():
+    captures = Captures()
+    passes = CapturedPasses(captures)
+    use(passes, 6, 6, 4, 6, 6)
+    assert captures.shapes == [(6,)]
+    assert captures.started == 2
+
+
+def test_names_and_dtypes_have_passes_of_their_own():
+    captures = Captures()
+    passes = CapturedPasses(captures)
+    for _ in range(captured_passes.CAPTURE_FROM):
+        for name, compute in (("sum", torch.sum), ("mean", torch.mean)):
+            assert passes.run(name, compute, torch.ones(2, 3)) == compute(torch.ones(2, 3))
+        assert passes.run("sum", torch.sum, torch.ones(2, 3, dtype=torch.int64)) == 6
+    assert captures.shapes == [(2, 3)] * 3
+
+
+def test_the_one_that_was_not_used_for_longest_is_dropped_and_hard_to_capture_again(monkeypatch):
+    monkeypatch.setattr(captured_passes, "MOST_GRAPHS", 2)
+    captures = Captures()
+    passes = CapturedPasses(captures)
+    use(passes, 1, 1, 1, 2, 2, 2, 1, 3, 3, 3)
+    assert captures.shapes == [(1,), (2,), (3,)]
+    started = captures.started
+    use(passes, 1, 2, 1, 2, 1, 2)  # 1 was used later than 2
+    assert captures.shapes == [(1,), (2,), (3,)]
+    assert captures.started == started + 3
+    use(passes, *[2] * captured_passes.EVICTED * captured_passes.CAPTURE_FROM)
+    assert captures.shapes == [(1,), (2,), (3,), (2,)]
+
+
+def test_a_pass_that_cannot_be_captured_is_computed(caplog):
+    def refuse(compute, rows):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    passes = CapturedPasses(refuse)
+    with caplog.at_level("INFO", logger="dandelion"):
+        use(passes, *[5] * 2 * captured_passes.CAPTURE_FROM)
+    assert not passes.is_possible
+    assert caplog.text.count("not permitted") == 1
+
+
+def test_nothing_is_captured_on_a_processor():
+    passes = CapturedPasses.on(torch.device("cpu"))
+    assert not passes.is_possible
+    use(passes, *[5] * 2 * captured_passes.CAPTURE_FROM)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_graph_has_the_losses_of_plain_passes_at_every_point(dtype):
+    module = build("byte-gpt", seed=1).module.to(CARD).to(dtype)
+    model = flatten(module)
+    signs = lower_precision(DIRECTIONS["rademacher"](model.layout), dtype)
+    perturber, passes = Perturber(model, signs, scratch=1 << 14), CapturedPasses.on(CARD)
+    before = model.flat.clone()
+    for index in range(4):
+        blocks = (torch.arange(128, device=CARD) * (index + 1)).view(4, 32) % 256
+        for scale in (0.01, -0.01, 0.0):
+            with perturber.at(Key(2**63 + 5, 3, 1, index), scale), torch.inference_mode():
+                plain = next_token_loss(module, blocks)
+                ours = passes.run(True, lambda rows: loss_tensor(module, rows), blocks)
+                assert float(ours) == plain
+    assert passes.is_possible
+    assert torch.equal(model.flat, before)
