@@ -17,6 +17,7 @@ from torch import Tensor
 
 LOG = logging.getLogger("dandelion")
 CAPTURE_FROM = 3  # uses of a shape: a capture takes as long as a few passes
+COMPARED, TOLERANCE = 4, 1e-5  # of the first results of a captured pass; relative
 EVICTED = 10  # how many times as many uses it takes after an eviction
 MOST_GRAPHS = 8  # of batches of different shapes, which share their memory
 
@@ -35,8 +36,8 @@ class CapturedPasses:
     """Passes by name and shape of their batch, captured when a shape was there CAPTURE_FROM times.
 
     The one that was not used for longest makes room; it must be wanted EVICTED times more often to
-    be captured again. A pass that cannot be captured, since it waits for the card, is computed each
-    time from then on.
+    be captured again. Its first results are compared with plain ones. A pass that cannot be
+    captured, since it waits for the card, or that differs, is computed each time from then on.
 
     Attributes:
         capture: makes a captured pass of a pass and a batch.
@@ -49,6 +50,7 @@ class CapturedPasses:
         default_factory=OrderedDict, init=False, repr=False
     )
     _uses: Counter[Hashable] = field(default_factory=Counter, init=False, repr=False)
+    _compared: Counter[Hashable] = field(default_factory=Counter, init=False, repr=False)
 
     @classmethod
     def on(cls, device: torch.device, *, allowed: bool = True) -> "CapturedPasses":
@@ -70,7 +72,18 @@ class CapturedPasses:
         if key not in self._passes:
             return compute(rows)
         self._passes.move_to_end(key)
+        if self._compared[key] < COMPARED:
+            return self._compare(key, compute, rows)
         return self._passes[key](rows)
+
+    def _compare(self, key: Hashable, compute: Pass, rows: Tensor) -> Tensor:
+        """Return the plain result, and go on without captured passes if that of ``key`` differs."""
+        self._compared[key] += 1
+        captured, plain = self._passes[key](rows).clone(), compute(rows)
+        if not torch.allclose(captured, plain, rtol=TOLERANCE, atol=0.0, equal_nan=True):
+            LOG.warning("passes as CUDA graphs give %s, not %s: not used", captured, plain)
+            self.is_possible = False
+        return plain
 
     def _capture(self, key: Hashable, compute: Pass, rows: Tensor) -> None:
         try:
@@ -83,6 +96,7 @@ class CapturedPasses:
         if len(self._passes) > MOST_GRAPHS:
             evicted, _ = self._passes.popitem(last=False)
             self._uses[evicted] = -EVICTED * CAPTURE_FROM
+            self._compared[evicted] = 0
 
 
 def _refuse(compute: Pass, rows: Tensor) -> CapturedPass:

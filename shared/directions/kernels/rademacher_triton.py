@@ -22,7 +22,7 @@ from shared.randomness.philox import MULTIPLIERS, ROUNDS, WEYL
 from shared.randomness.streams import Key
 
 HAS_BFLOAT16 = True  # as float32
-TILES = 8  # of a program
+TILES, WARPS = 2, 1  # of a program: then few threads draw the same words
 FEW = 40  # numbers that are kept on the device: those of eight keys
 M0, M1 = (tl.constexpr(number) for number in MULTIPLIERS)
 W0, W1 = (tl.constexpr(number) for number in WEYL)
@@ -80,21 +80,13 @@ def _write(at, value, here, low: tl.constexpr):
 
 
 @triton.jit
-def _place(part, start, tile, rows, lane, width, whole: tl.constexpr):
-    """Return where in a row the elements (tiles, 32, 16) of word 0 are, and which exist, by word.
-
-    With ``whole`` a tile is there or not, so that loads and stores can be of four numbers each.
-    """
-    if whole:
-        at = part[:, None, None] * LENGTH + rows * (4 * LANES) + lane[None, None, :]
-        m0 = (part * LENGTH < width)[:, None, None]
-        return at, m0, m0, m0, m0
-    at = tile[:, None, None] * LENGTH - start + rows * (4 * LANES) + lane[None, None, :]
-    m0 = (at >= 0) & (at < width)
-    m1 = (at + LANES >= 0) & (at + LANES < width)
-    m2 = (at + 2 * LANES >= 0) & (at + 2 * LANES < width)
-    m3 = (at + 3 * LANES >= 0) & (at + 3 * LANES < width)
-    return at, m0, m1, m2, m3
+def _exists(at, tile, start, width, whole: tl.constexpr):
+    """Which of a word's elements ``at`` (tiles, 32, 16) are in a row; ``whole``: all of a tile."""
+    if whole:  # noqa: SIM108  (Triton takes one branch when it compiles)
+        here = (tile * LENGTH - start < width)[:, None, None]
+    else:
+        here = (at >= 0) & (at < width)
+    return here
 
 
 @triton.jit(do_not_specialize=["offset"])
@@ -109,13 +101,16 @@ def _add(
     bfloat16 as int16. With ``whole``, every row is a number of whole tiles.
     """
     row = (tl.program_id(0) // groups).to(tl.int64)
-    part = ((tl.program_id(0) % groups) * tiles + tl.arange(0, tiles)).to(tl.int64)
     start = tl.load(starts + row) + offset
-    tile = start // LENGTH + part
+    tile = start // LENGTH + (tl.program_id(0) % groups) * tiles + tl.arange(0, tiles)
     lane = tl.arange(0, LANES)
     rows = tl.arange(0, LENGTH // (4 * LANES))[None, :, None]
     base = row * width
-    at, m0, m1, m2, m3 = _place(part, start, tile, rows, lane, width, whole)
+    at = tile[:, None, None] * LENGTH - start + rows * (4 * LANES) + lane[None, None, :]
+    m0 = _exists(at, tile, start, width, whole)
+    m1 = _exists(at + LANES, tile, start, width, whole)
+    m2 = _exists(at + 2 * LANES, tile, start, width, whole)
+    m3 = _exists(at + 3 * LANES, tile, start, width, whole)
     rows = rows.to(tl.uint32)
     block = tile[:, None] * LANES + lane[None, :]
     t0 = _read(source + base + at, m0, low)
@@ -191,7 +186,7 @@ def _launch(
         out, source = out.view(torch.int16), source.view(torch.int16)
     _add[(rows * groups,)](
         out, source, *at, width, groups, numbers, factors, count, int(apart),
-        tiles=tiles, low=low, whole=whole,
+        tiles=tiles, low=low, whole=whole, num_warps=WARPS,
     )  # fmt: skip
 
 

@@ -300,3 +300,15 @@ def test_wrong_sums_of_signs_are_noticed(task, monkeypatch):
     bits._sums(task)
     bits._perturb(task)
     assert [row["value"] for row in read_records(task.file)["row"]] == [0.0, 0.0, 0.0, 0.0]
+
+
+CARDS = sorted((Path(__file__).parents[3] / "docs/results/gpu").glob("*-recordings.json"))
+
+
+@pytest.mark.parametrize("path", CARDS, ids=[path.stem for path in CARDS])
+def test_ledgers_that_a_card_made_are_replayed_here_to_its_digests(path):
+    made = list(recordings.read(path))
+    assert made
+    for recording in made:
+        assert recording.device.startswith("cuda")
+        assert recordings.first_difference(recording, "cpu") == ""

@@ -166,8 +166,9 @@ POINTERS = {
     **dict.fromkeys(("starts", "keys", "key"), "*i64"), "words": "*i32",
 }
 KERNELS = [
-    (signs._add, dict(tiles=signs.TILES, low=False, whole=True), {}),
-    (signs._add, dict(tiles=signs.TILES, low=True, whole=False), {"out": "*i16", "source": "*i16"}),
+    *((signs._add, dict(tiles=signs.TILES, low=low, whole=whole),
+       {"out": "*i16", "source": "*i16"} if low else {})
+      for low in (False, True) for whole in (False, True)),
     (low._add, dict(rows=low.ROWS, cols=low.COLUMNS), {}),
     (products._words, dict(tiles=products.TILES), {"out": "*i32"}),
     *((products._product, dict(rows=r, inner=products.INNER, outer=products.OUTER), {})

@@ -45,6 +45,29 @@ def test_a_shape_is_captured_at_its_third_batch():
     assert captures.started == 2
 
 
+def test_a_captured_pass_that_differs_is_not_used(caplog):
+    def capture_another(compute, rows):
+        return lambda rows: compute(rows) + 1e-3
+
+    passes = CapturedPasses(capture_another)
+    use(passes, *[5] * 2 * captured_passes.CAPTURE_FROM)
+    assert not passes.is_possible
+    assert "not used" in caplog.text
+
+
+def test_after_some_comparisons_only_the_captured_pass_is_computed():
+    computed = []
+
+    def compute(rows):
+        computed.append(rows)
+        return rows.sum()
+
+    passes = CapturedPasses(lambda _, rows: torch.sum)
+    for _ in range(20):
+        assert passes.run("sum", compute, torch.ones(5)) == 5
+    assert len(computed) == captured_passes.CAPTURE_FROM - 1 + captured_passes.COMPARED
+
+
 def test_names_and_dtypes_have_passes_of_their_own():
     captures = Captures()
     passes = CapturedPasses(captures)
