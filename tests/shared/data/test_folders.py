@@ -1,8 +1,10 @@
 """A folder as people have it: what is read, what is left out, and what is said of odd cells."""
 
+import gc
 import gzip
 import json
 import logging
+import warnings
 
 import numpy as np
 import pytest
@@ -24,6 +26,15 @@ pytestmark = [  # the reader of datasets leaves CSV files open
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_open_files():
+    """What a reader that failed leaves open is closed with its error, and warns of it then."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
