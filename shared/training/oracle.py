@@ -72,7 +72,10 @@ class Oracle:
         add_readout_(model, config)
         if config.model.scope == "lora":
             model = adapt_(model, config.model, config.training.seed)
-        module = cast_(model.module.to(config.run.device), config.model.dtype)
+        module = model.module.to(config.run.device)
+        if config.model.app:
+            module = module.to(getattr(torch, config.model.dtype))  # buffers too
+        module = cast_(module, config.model.dtype)
         base = base_digest(module, reward_source(config.zo.objective))
         replica = Replica.of(flatten(module, _choose_parameters(config, module)), config)
         task = run_task(config, model)
