@@ -6,7 +6,7 @@ from flwr.clientapp import ClientApp
 from client.site.node_config import NodeConfig
 from client.worker.protocol import Work
 from shared.base.errors import WireError
-from shared.base.files import code_digest
+from shared.problem.source import source_digest
 from shared.protocol.flower_records import pack, unpack
 from shared.protocol.messages import decode_request
 
@@ -24,10 +24,13 @@ def measure(message: Message, context: Context) -> Message:
     """Catch up and measure one round; an error becomes Flower's error reply, with its reason."""
     payload, snapshot = unpack(message.content)
     request = decode_request(payload)
-    if request.code != code_digest():
+    app, folder = context.run_config.get("app", ""), context.node_config.get("app-dir", "")
+    code = source_digest(str(app), str(folder))
+    if request.code != code:
+        where = f", or of app {app!r}" if app else ""
         raise WireError(
-            f"this site has other source files than the server: "
-            f"{request.code.hex()} expected, got {code_digest().hex()}"
+            f"this site has other source files than the server{where}: "
+            f"{request.code.hex()} expected, got {code.hex()}"
         )
     reply, dense = work_of(context).train(payload, snapshot)
     return Message(content=pack(reply, dense=dense), reply_to=message)

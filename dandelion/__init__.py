@@ -3,11 +3,31 @@
 This package is the only documented import. ``server``, ``client`` and ``shared`` are internal.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-def __getattr__(name: str) -> str:
-    """Return ``__version__``: a source that is on the path and not installed has none."""
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib.metadata import version
+if TYPE_CHECKING:
+    from shared.problem.problem import Problem as Problem
+    from shared.problem.problem import Site as Site
 
-    return version("dandelion")
+_PUBLIC = {  # name -> module; imported when first used, since torch takes a second
+    "Problem": "shared.problem.problem",
+    "Site": "shared.problem.problem",
+}
+__all__ = ["Problem", "Site", "__version__"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name stands for)
+    """Import what a public name stands for; ``__version__`` is that of the installed package."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("dandelion")
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

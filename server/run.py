@@ -143,7 +143,8 @@ def reason_against(run: Run) -> Callable[[Hello], str]:
 
     def reason(hello: Hello) -> str:
         if hello.code != run.code.hex():
-            return f"other source files: {run.code.hex()} expected, got {hello.code}"
+            where = f", or of app {config.model.app!r}" if config.model.app else ""
+            return f"other source files{where}: {run.code.hex()} expected, got {hello.code}"
         if hello.base != run.oracle.base.hex():
             what = "base model or reward" if is_reward(config.zo.objective) else "base model"
             return f"another {what}: {run.oracle.base.hex()} expected, got {hello.base}"

@@ -21,6 +21,7 @@ class NodeConfig:
     num_partitions: int = option(1, "how many shards there are", at_least=1)
     data: str = option("", "its own data: a folder or a data set's name, instead of the run's")
     bp_data: str = option("", "the same, instead of the run's bp-dataset")
+    app_dir: str = option("", "folder that is searched for the module of a run's app")
     worker: str = option(
         "auto",
         "inline: in this process; resident: in one that stays",
@@ -49,8 +50,9 @@ class NodeConfig:
         values = {known[key][0]: _check(known[key][1], value) for key, value in node_config.items()}
         site_of(node_config)
         node = cls(**values)  # type: ignore[arg-type]
-        if node.store and not Path(node.store).is_absolute():
-            raise ConfigError(f"node config: store: an absolute path expected, got {node.store!r}")
+        for key, folder in (("store", node.store), ("app-dir", node.app_dir)):
+            if folder and not Path(folder).is_absolute():
+                raise ConfigError(f"node config: {key}: an absolute path expected, got {folder!r}")
         for key, name in (("data", node.data), ("bp-data", node.bp_data)):
             if name.startswith((".", "~")):
                 raise ConfigError(

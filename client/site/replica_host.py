@@ -15,10 +15,11 @@ from client.site.node_config import NodeConfig
 from client.site.replica_store import ReplicaStore
 from client.site.site import LocalSite
 from shared.base.errors import DandelionError, DataError, DivergedError, GapError, SnapshotError
-from shared.base.files import code_digest
 from shared.config.schema import RESUMABLE, Config
 from shared.data.examples import Examples
 from shared.modes.mode import MEASURE, parameters_round, plan_of
+from shared.problem.load import load_problem
+from shared.problem.source import source_digest, use_folder
 from shared.protocol.entry import Entry
 from shared.protocol.messages import (
     DIVERGED,
@@ -49,7 +50,8 @@ def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object])
     grow with the number of clients.
     """
     folder, device = str(node_config.get("store", "")), node_config.get("device", "")
-    given = {**run_config, **({"device": device} if device else {})}
+    use_folder(own_folder := str(node_config.get("app-dir", "")))
+    given = {**run_config, "app-dir": own_folder, **({"device": device} if device else {})}
     config, decisive = _read(tuple((key, type(value), value) for key, value in given.items()))
     name = f"{decisive} {folder}"
     if name not in _hosts:
@@ -99,7 +101,7 @@ class ReplicaHost:
             slot=site.id.slot,
             round=at[0],
             base=self._oracle.base.hex(),
-            code=code_digest().hex(),
+            code=source_digest(self._config.model.app).hex(),
             run=at[1].hex(),
             examples=site.count,
             device=str(replica.model.flat.device),
@@ -221,10 +223,15 @@ class ReplicaHost:
                 self._data[own] = SiteData.of(self._config, self._oracle.language_model, *own)
             return self._data[own].shard(node.partition_id, node.num_partitions)
         except (DandelionError, OSError):
-            if not any(own):
+            if not any(own) and not self._loads_own():
                 raise
             LOG.exception("own data %s", " and ".join(filter(None, own)))
             raise DataError("this node's own data cannot be used: its log says why") from None
+
+    def _loads_own(self) -> bool:
+        """Whether the problem of the run has each site load examples of its own."""
+        app = self._config.model.app
+        return bool(app) and load_problem(app, self._config.run.app_dir).problem.takes_site
 
     def _try_objective(self, examples: Examples) -> None:
         first = examples.batch(np.arange(min(EVALUATION_BATCH, len(examples))))

@@ -25,7 +25,7 @@ from client.worker.protocol import (
     path,
 )
 from shared.base.errors import WorkerError
-from shared.base.files import code_digest
+from shared.problem.source import app_folder, source_digest, use_folder
 
 LOG = logging.getLogger("dandelion")
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +42,8 @@ class WorkerClient:
         node, self._paths = NodeConfig.of(node_config), paths_of(node_config)
         defaults = {"store": str(self._paths.store), "store-every": node.store_every}
         self._header = {"run": dict(run_config), "node": {**node_config, **defaults}}
+        self._app = str(run_config.get("app", ""))
+        use_folder(node.app_dir)
         self._idle_s = node.worker_idle
         self._round_s = float(str(run_config.get("round-timeout", HELLO_S)))
 
@@ -65,7 +67,7 @@ class WorkerClient:
     def _work(self, call: str, parts: list[bytes], timeout_s: float) -> tuple[bytes, bool]:
         frame = encode_frame(self._header, parts)
         for _ in range(ATTEMPTS):
-            ensure_worker(self._paths, self._idle_s)
+            ensure_worker(self._paths, self._idle_s, self._app)
             try:
                 return decode_answer(send_call(self._paths, call, frame, timeout_s))
             except grpc.RpcError as error:
@@ -104,19 +106,21 @@ def status(paths: WorkerPaths) -> dict[str, Any] | None:
         return None
 
 
-def ensure_worker(paths: WorkerPaths, idle_s: float) -> dict[str, Any]:
+def ensure_worker(paths: WorkerPaths, idle_s: float, app: str = "") -> dict[str, Any]:
     """Return the status of a worker with this process's source files; start it if need be.
+
+    Those of the run's own problem, ``app``, belong to them.
 
     Raises:
         WorkerError: it does not start, or another does not stop.
     """
     running = _await_status(paths)
-    if running is not None and running["code"] == code_digest().hex():
+    if running is not None and running["code"] == source_digest(app).hex():
         return running
     if running is not None:
         LOG.info("the worker has other source files and is replaced")
     end(paths)
-    return _start(paths, idle_s)
+    return _start(paths, idle_s, app)
 
 
 def _await_status(paths: WorkerPaths) -> dict[str, Any] | None:
@@ -168,8 +172,8 @@ def _kill(paths: WorkerPaths) -> None:
         LOG.info("the worker %r is gone already", text)
 
 
-def _start(paths: WorkerPaths, idle_s: float) -> dict[str, Any]:
-    pid, deadline = _spawn(paths, idle_s), time.monotonic() + START_S
+def _start(paths: WorkerPaths, idle_s: float, app: str) -> dict[str, Any]:
+    pid, deadline = _spawn(paths, idle_s, app), time.monotonic() + START_S
     while time.monotonic() < deadline:
         if (answer := status(paths)) is not None:
             return answer
@@ -181,7 +185,7 @@ def _start(paths: WorkerPaths, idle_s: float) -> dict[str, Any]:
     raise WorkerError(f"the worker did not start: {_read_log(paths)}")
 
 
-def _spawn(paths: WorkerPaths, idle_s: float) -> int:
+def _spawn(paths: WorkerPaths, idle_s: float, app: str) -> int:
     """Start a worker in a session of its own, which imports this process's source files."""
     paths.store.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [
@@ -196,8 +200,8 @@ def _spawn(paths: WorkerPaths, idle_s: float) -> int:
     try:
         return os.posix_spawn(
             sys.executable,
-            [*command, str(idle_s)],
-            {**os.environ, "PYTHONPATH": str(ROOT)},
+            [*command, str(idle_s), app],
+            {**os.environ, "PYTHONPATH": _search_path(app)},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, log, 1),
@@ -207,6 +211,11 @@ def _spawn(paths: WorkerPaths, idle_s: float) -> int:
         )
     finally:
         os.close(log)
+
+
+def _search_path(app: str) -> str:
+    """Our source files' folder, and that of the module of the run's own problem."""
+    return os.pathsep.join(map(str, [ROOT, *([app_folder(app)] if app else [])]))
 
 
 def _read_log(paths: WorkerPaths) -> str:

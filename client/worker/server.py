@@ -23,7 +23,7 @@ from client.worker.protocol import (
     encode_answer,
     encode_frame,
 )
-from shared.base.files import code_digest
+from shared.problem.source import source_digest
 
 LOG = logging.getLogger("dandelion")
 POLL_STOP_S = 0.2  # how often it checks whether it should stop
@@ -34,10 +34,10 @@ LONGEST_REASON = 2000  # characters of an error, which travels in a header
 class Worker:
     """Answers calls one after another, all on one thread: threads and devices depend on it."""
 
-    def __init__(self, idle_s: float) -> None:
+    def __init__(self, idle_s: float, app: str = "") -> None:
         self.stopping = threading.Event()
         self._idle_s, self._last, self._calls, self._busy = idle_s, time.monotonic(), 0, 0
-        self._code = code_digest()  # of the files as they were when this process began
+        self._code = source_digest(app)  # of the files as they were when this process began
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="work")
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -93,7 +93,7 @@ class Worker:
         raise AssertionError("unreachable")
 
 
-def serve(socket: Path, lock: Path, idle_s: float) -> None:
+def serve(socket: Path, lock: Path, idle_s: float, app: str = "") -> None:
     """Answer on ``socket`` until a call to stop; return at once if another worker does."""
     lock_file = take_lock(lock)
     if lock_file is None:
@@ -103,7 +103,7 @@ def serve(socket: Path, lock: Path, idle_s: float) -> None:
     lock_file.flush()
     socket.unlink(missing_ok=True)  # of a worker that died: it has no lock
     os.umask(0o177)
-    worker = Worker(idle_s)
+    worker = Worker(idle_s, app)
     signal.signal(signal.SIGTERM, lambda number, frame: worker.stopping.set())
     server = grpc.server(ThreadPoolExecutor(8), options=OPTIONS)
     server.add_generic_rpc_handlers((worker.handlers(),))
@@ -136,10 +136,10 @@ def _save() -> None:
 
 
 def main() -> None:
-    """``python -m client.worker.server SOCKET LOCK IDLE_SECONDS``."""
+    """``python -m client.worker.server SOCKET LOCK IDLE_SECONDS [APP]``."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    socket, lock, idle_s = sys.argv[1:]
-    serve(Path(socket), Path(lock), float(idle_s))
+    socket, lock, idle_s, *app = sys.argv[1:]
+    serve(Path(socket), Path(lock), float(idle_s), *app)
     logging.shutdown()
     os._exit(0)  # a measurement that still runs must not keep the process
 

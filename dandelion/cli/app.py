@@ -23,6 +23,7 @@ from dandelion.cli import server as server_cli
 from dandelion.cli import settings as settings_cli
 from dandelion.cli import sweep as sweep_cli
 from dandelion.cli.console import (
+    AppOption,
     ClientsOption,
     ConfigOption,
     DatasetOption,
@@ -120,6 +121,7 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     queries: QueriesOption = None,
     learning_rate: LearningRateOption = None,
     eps: EpsOption = None,
+    app: AppOption = "",
     ladder: Annotated[
         bool, typer.Option("--ladder", help="Train scope after scope of the preset while it pays.")
     ] = False,
@@ -136,6 +138,7 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
         **{"run-name": name, "preset": preset, "model": model},
         **{"mode": mode, "dataset": dataset, "num-rounds": rounds, "num-clients": clients},
         **{"queries": queries, "learning-rate": learning_rate, "eps": eps},
+        "app": app,
     }
     given = collect_options(settings or [], options)
     if ladder:

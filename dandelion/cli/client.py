@@ -63,6 +63,9 @@ def join(  # noqa: PLR0913, PLR0917  (options of a command)
     patience: Annotated[
         float, typer.Option(help="Give up after so many seconds of failing starts.")
     ] = REACTIVATION_S,
+    app_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the module of the run's own problem.")
+    ] = None,
     stock: StockOption = False,
 ) -> None:
     """Run a SuperNode in the foreground, and restart it whenever it ends."""
@@ -70,6 +73,8 @@ def join(  # noqa: PLR0913, PLR0917  (options of a command)
         raise EngineError("either --ca FILE or --insecure expected")
     home = Home.at(folder or default_home("node"))
     config = node_config(settings or [], home)
+    if app_dir is not None:
+        config["app-dir"] = str(app_dir.resolve())
     text = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
     port = port or free_port()
     if (pid := find_process(home.pid)) is not None:

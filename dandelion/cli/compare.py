@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dandelion.cli.console import FolderNameOption, say, show_table
+from dandelion.cli.console import AppOption, FolderNameOption, say, show_table
 from shared.base.errors import ConfigError
 from shared.base.options import Value
 from shared.config.schema import Config
@@ -34,6 +34,7 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
         int, typer.Option(min=1, help="Try each method at so many learning rates; the best counts.")
     ] = 3,
     name: FolderNameOption = "",
+    app: AppOption = "",
 ) -> None:
     """Train several methods from the same start, and compare their costs."""
     from dandelion.compare.methods import configurations
@@ -42,9 +43,10 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     from dandelion.compare.runner import compare as run_all
     from shared.base.files import write_atomically
 
+    settings = [*(settings or []), *([f"app={app}"] if app else [])]
     if preset and methods:
         raise ConfigError("--methods or --preset expected, got both")
-    folder, pairs = _choose_folder(name, preset, settings or [])
+    folder, pairs = _choose_folder(name, preset, settings)
     base: dict[str, Value] = {"save-model": False}
     if seconds or forwards:  # the budget alone ends a method
         base |= {"num-rounds": MOST_ROUNDS, "preflight-rounds": 0}

@@ -31,6 +31,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON in place of
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on until ^C.")]
 
+AppOption = Annotated[
+    str, typer.Option("--app", metavar="MODULE:NAME", help="One's own problem: setting app.")
+]
+
 COMMON = "Common settings"  # a panel of ``dandelion run --help``; each is the setting of its name
 ModeOption = Annotated[
     str, typer.Option("--mode", help="Training mode, such as zo or fo.", rich_help_panel=COMMON)

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from dandelion.cli.console import (
+    AppOption,
     ConfigOption,
     RunNameOption,
     SettingsOption,
@@ -31,6 +32,7 @@ def preflight(
     name: RunNameOption = "",
     preset: Preset = "",
     model: Model = "",
+    app: AppOption = "",
 ) -> None:
     """Measure the effect of eps and learning rate on the model that a run would start from.
 
@@ -43,9 +45,8 @@ def preflight(
     from shared.training.oracle import Oracle
 
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    chosen = gather(
-        config, settings or [], None, **{"run-name": name, "preset": preset, "model": model}
-    )
+    given = {"run-name": name, "preset": preset, "model": model, "app": app}
+    chosen = gather(config, settings or [], None, **given)
     if not chosen.run.name:
         chosen = chosen.replace(run_name=f"preflight-{stamp}")
     oracle = Oracle.of(chosen)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dandelion.cli.console import (
+    AppOption,
     ConfigOption,
     HomeOption,
     ResumeOption,
@@ -84,6 +85,7 @@ def run(
     config: ConfigOption = None,
     resume: ResumeOption = None,
     name: RunNameOption = "",
+    app_: AppOption = "",
 ) -> None:
     """Train with the connected nodes; status 0 only if the run completed."""
     from dandelion.engines.flower_simulation import check_unmerged
@@ -93,7 +95,7 @@ def run(
     from shared.training.feature_scaling import resolve_feature_scaling
 
     home = Home.at(folder or default_home("server"))
-    given: dict[str, str] = {"run-name": name}
+    given: dict[str, str] = {"run-name": name, "app": app_}
     if not resume and not any(key_of(pair) == "output-dir" for pair in settings or []):
         given["output-dir"] = str(home.runs)
     chosen = gather_deployed(config, settings or [], resume, given)

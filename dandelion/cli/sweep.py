@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
-from dandelion.cli.console import ConfigOption, FolderNameOption, console, say
+from dandelion.cli.console import AppOption, ConfigOption, FolderNameOption, console, say
 from shared.base.errors import ConfigError
 from shared.base.options import Value
 from shared.config.schema import Config, flat_settings
@@ -55,12 +55,14 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
     ] = None,
     config: ConfigOption = None,
     name: FolderNameOption = "",
+    app: AppOption = "",
     resume: Annotated[Path | None, typer.Option(help="Continue the sweep in this folder.")] = None,
 ) -> None:
     """Train every combination of the listed values, and compare the results.
 
     Status 1 if a cell failed.
     """
+    settings = [*(settings or []), *([f"app={app}"] if app else [])]
     if resume and (grid or search or trials or settings or config or name):
         raise ConfigError(
             "--resume continues a sweep as it was begun: only --parallel and --gpus may be given"
@@ -70,7 +72,7 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
     if resume:
         folder, plan = _resume(resume)
     else:
-        base = _base(config, settings or [])
+        base = _base(config, settings)
         plan = SweepPlan(grid or [], search or [], trials or TRIALS, base)
         folder, plan = _begin(plan, name)
     cards = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
@@ -151,13 +153,11 @@ class _ProgressBars:
 
 
 def _base(file: Path | None, pairs: Sequence[str]) -> dict[str, Value]:
-    from dandelion.settings.gather import read_pairs, read_toml, resolve_paths
+    from dandelion.settings.gather import read_pairs, read_toml, resolve_paths, with_app_folder
 
     given = flat_settings(read_toml(file)) if file else {}  # values are checked with the cells
-    return {
-        "save-model": False,
-        **cast("Mapping[str, Value]", resolve_paths(given) | read_pairs(pairs)),
-    }
+    settings = with_app_folder(resolve_paths(given) | read_pairs(pairs))
+    return {"save-model": False, **cast("Mapping[str, Value]", settings)}
 
 
 def _begin(plan: SweepPlan, name: str) -> tuple[Path, SweepPlan]:

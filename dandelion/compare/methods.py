@@ -1,7 +1,8 @@
 """The methods that can be compared, and presets of several: names with their settings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from dandelion.settings.gather import with_app_folder
 from dandelion.settings.presets import expand_preset
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.base.options import Value
@@ -65,12 +66,16 @@ def configurations(
     return {
         name: configure(
             expand_preset(
-                {**base, **common, **row, **{key: value for of, key, value in given if of == name}}
+                with_app_folder({**base, **common, **row, **_of_method(name, given)})
                 | {"run-name": name}
             )
         )
         for name, row in rows.items()
     }
+
+
+def _of_method(name: str, given: Sequence[tuple[str, str, Value]]) -> Settings:
+    return {key: value for of, key, value in given if of == name}
 
 
 def rates_around(config: Config, count: int) -> dict[str, Config]:

@@ -23,8 +23,9 @@ from dandelion.compare.methods import FIRST_ORDER, rates_around
 from dandelion.engines.local import run_local
 from server.reporting.report import Report
 from shared.base.errors import StalledError
-from shared.base.files import code_digest, write_atomically
+from shared.base.files import write_atomically
 from shared.config.schema import Config
+from shared.problem.source import source_digest
 
 COMPARISON_FILE = "comparison.json"
 
@@ -156,17 +157,18 @@ def _try_rates(
 def _about(configs: Mapping[str, Config], budget: Budget, rates: int) -> dict[str, str]:
     """What was compared, on what, with which budget and code, and when."""
     config = next(iter(configs.values()))
+    digest = source_digest(config.model.app, config.run.app_dir)
     limits = {"s": budget.seconds, "forward passes per client": budget.forwards}
     spent = [f"{limit:,g} {unit}" for unit, limit in limits.items() if limit]
     return {
-        "model": config.model.name,
-        "data": f"{config.data.dataset}, {config.data.task}",
+        "model": config.model.app or config.model.name,
+        "data": config.model.app or f"{config.data.dataset}, {config.data.task}",
         "sites": f"{config.federation.num_clients:,}, {config.data.partitioner}",
         "budget": " or ".join(spent) or f"{config.training.rounds:,} rounds",
         "rates": f"the best of {rates} for each method" if rates > 1 else "as given",
         "seed": str(config.training.seed),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "code": f"dandelion {version('dandelion')}, source files {code_digest().hex()}",
+        "code": f"dandelion {version('dandelion')}, source files {digest.hex()}",
     }
 
 

@@ -63,7 +63,7 @@ def run_flower(config: Config, console: Console) -> Path:
     settings = {**config.to_run_config(), "run-name": folder.name, "output-dir": str(folder.parent)}
     with tempfile.TemporaryDirectory(prefix="dandelion-") as home:
         # An empty folder: Ray puts the daemon's working folder before the app's own code.
-        environment = flower_environment(Path(home))
+        environment = flower_environment(Path(home)) | _search_path(config)
         file = Path(home, "run.toml")
         file.write_text(to_toml(settings))
         with run_superlink(Path(home), environment) as log:
@@ -89,6 +89,14 @@ def flower_environment(home: Path) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
+
+
+def _search_path(config: Config) -> dict[str, str]:
+    """The variable by which Flower's processes find the module of the run's own problem."""
+    if not config.model.app:
+        return {}
+    paths = [os.environ.get("PYTHONPATH", ""), config.run.app_dir]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def write_connection(home: Path, name: str, address: str, root: Path | None) -> None:

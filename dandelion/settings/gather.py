@@ -11,7 +11,7 @@ from shared.config.schema import RESUMABLE, Config, flat_key, flat_settings, wit
 from shared.training.components import parse
 from shared.training.validate import check_data, configure
 
-FOLDERS = ("output-dir", "resume")  # always paths
+FOLDERS = ("output-dir", "resume", "app-dir")  # always paths
 PATHS = ("model", "init-from", "dataset", "eval-dataset", "bp-dataset")  # or names of something
 
 
@@ -41,7 +41,7 @@ def gather_deployed(
     settings = flat_settings(read_toml(file)) if file else {}
     settings |= read_pairs(pairs)
     settings |= flat_settings({key: value for key, value in given.items() if value != ""})
-    settings = resolve_paths(settings)
+    settings = resolve_paths(with_app_folder(settings))
     if named := settings.pop("resume", ""):
         resume = resume or Path(str(named))
     if resume is not None:
@@ -52,6 +52,11 @@ def gather_deployed(
     check_name(config.model.name)
     check_data(config)
     return config
+
+
+def with_app_folder(settings: Mapping[str, object]) -> dict[str, object]:
+    """The same settings; a problem of one's own is looked for in the current folder too."""
+    return {**({"app-dir": str(Path.cwd())} if settings.get("app") else {}), **settings}
 
 
 def resolve_paths(settings: Mapping[str, object]) -> dict[str, object]:

@@ -15,10 +15,11 @@ from server.ledger.ledger import Ledger
 from server.ledger.reader import LedgerReader
 from server.ledger.snapshots import Snapshots, follow_
 from shared.base.errors import ConfigError, DivergedError, LedgerError, SnapshotError
-from shared.base.files import code_digest, write_atomically
+from shared.base.files import write_atomically
 from shared.config.schema import Config, to_toml, with_former_defaults
 from shared.models.model import LanguageModel
 from shared.modes.mode import mode_of
+from shared.problem.source import source_digest
 from shared.replica.snapshot import encode_snapshot, load_snapshot_
 from shared.training.components import effective_options, with_own_options
 from shared.training.corpus import Corpus
@@ -105,7 +106,8 @@ def run_folder(config: Config) -> Path:
     if config.run.resume:
         return Path(config.run.resume).resolve()
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    name = config.run.name or f"{config.training.mode}-{Path(config.model.name).name}-{stamp}"
+    model = config.model.app.partition(":")[0] or Path(config.model.name).name
+    name = config.run.name or f"{config.training.mode}-{model}-{stamp}"
     return (Path(config.run.output_dir) / name).resolve()
 
 
@@ -141,9 +143,10 @@ def _create(folder: Path, config: Config) -> Run:
     config = resolve_epochs(config, oracle.language_model)
     text = _config_bytes(config)
     write_atomically(folder / CONFIG, text)
-    header = {"run": name, "config": text, "base": oracle.base, "code": code_digest()}
+    code = source_digest(config.model.app)
+    header = {"run": name, "config": text, "base": oracle.base, "code": code}
     ledger = Ledger.create(folder / LEDGER, header)
-    return Run(folder, config, ledger, oracle, name, code_digest())
+    return Run(folder, config, ledger, oracle, name, code)
 
 
 def _resume(folder: Path, config: Config) -> Run:
@@ -167,11 +170,12 @@ def _restore(folder: Path, config: Config, ledger: Ledger) -> Run:
         LOG.warning("not used: %s", complaint)
     if (digest := ledger.digest(last)) is not None:
         oracle.replica.check(digest)
-    if ledger.header("code") != code_digest():
+    code = source_digest(config.model.app)
+    if ledger.header("code") != code:
         LOG.warning("the source files are not those that the run was started with")
     write_atomically(folder / CONFIG, _config_bytes(config))  # operational keys may be new
     LOG.info("resumed at round %d: %s", last, folder)
-    return Run(folder, config, ledger, oracle, name, code_digest())
+    return Run(folder, config, ledger, oracle, name, code)
 
 
 def _config_bytes(config: Config) -> bytes:
@@ -184,10 +188,18 @@ def resolve_epochs(config: Config, model: LanguageModel) -> Config:
     """The configuration with ``epochs`` converted to ``num-rounds``; the same if it has none.
 
     Every round draws its examples anew, so an epoch shows each example once on average.
+
+    Raises:
+        ConfigError: the server does not know how many examples there are.
     """
     if not config.training.epochs:
         return config
     examples = len(Corpus.of(config, model).training)
+    if not examples:
+        raise ConfigError(
+            f"epochs = {config.training.epochs} with app {config.model.app!r}: its sites have "
+            "examples of their own, which the server cannot count: use num-rounds"
+        )
     rounds = math.ceil(config.training.epochs * examples / examples_of_round(config, examples))
     return config.replace(num_rounds=max(1, rounds), epochs=0.0)
 

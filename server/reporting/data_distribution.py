@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ COLOURS = ["#5b7fa6", "#c8606e", "#7fa66b", "#d19a4e", "#8e76b0", "#5fa8a3", "#b
 SHADES = ["#41648b", "#5b7fa6", "#7d9bbd", "#a1b7d0", "#d3d8df"]  # largest, …, all the rest
 LABEL_SHARE = 0.04  # of the axis: a wider piece of a bar is labelled
 LEAST_LETTERS = 4  # of a label that is cut
+NO_LENGTHS = 0, 0, 0  # of examples that are not known here, or have no tokens
 MOST_BARS = 64  # the plot has a bar for each of the first so many sites
 
 
@@ -62,17 +63,18 @@ class ShardSummary:
             site,
             len(blocks),
             (low, middle, high),
-            {blocks.names[p]: int(sizes[p]) for p in order},
+            {blocks.names[p]: int(sizes[p]) for p in order} if blocks.names else {},
             {names[label]: int(count) for label, count in enumerate(counts)},
         )
 
 
 def summarize_partition(corpus: Corpus, count: int) -> list[ShardSummary]:
     """The shards of a corpus that is partitioned among ``count`` sites."""
-    return [
+    shards = [
         ShardSummary.of(str(number), corpus.shard(number, count), corpus.classes)
         for number in range(count)
     ]
+    return [replace(s, lengths=NO_LENGTHS) for s in shards] if corpus.config.model.app else shards
 
 
 def summarize_run(ledger: LedgerReader, corpus: Corpus) -> list[ShardSummary]:
@@ -82,20 +84,20 @@ def summarize_run(ledger: LedgerReader, corpus: Corpus) -> list[ShardSummary]:
     """
     sites = ledger.sites()
     count = corpus.config.federation.num_clients
-    if [site.slot for site in sites] == list(range(1, count + 1)):
+    if corpus.deal is None and [site.slot for site in sites] == list(range(1, count + 1)):
         data = SiteData(corpus, corpus, corpus.config)
         with suppress(ConfigError):  # the server's data set may be too small for so many sites
             sizes = [len(data.shard(number, count).queries) for number in range(count)]
             if sizes == [site.examples for site in sites]:
                 return summarize_partition(corpus, count)
-    return [ShardSummary(site.site, site.examples, (0, 0, 0), {}, {}) for site in sites]
+    return [ShardSummary(site.site, site.examples, NO_LENGTHS, {}, {}) for site in sites]
 
 
-def title_of(settings: DataSettings) -> str:
-    """How the data were partitioned, in one line."""
+def title_of(settings: DataSettings, app: str = "") -> str:
+    """How the data, of a problem of one's own if ``app`` names it, were partitioned, in a line."""
     by = f" by {settings.partition_by}" if settings.partition_by else ""
     alpha = f", alpha = {settings.partition_alpha:g}" if "dirichlet" in settings.partitioner else ""
-    return f"{Path(settings.dataset).name} partitioned{by}: {settings.partitioner}{alpha}"
+    return f"{app or Path(settings.dataset).name} partitioned{by}: {settings.partitioner}{alpha}"
 
 
 def write(shards: list[ShardSummary], folder: Path) -> None:

@@ -81,7 +81,7 @@ class Report:
         write_atomically(self.folder / "summary.json", text.encode())
         draw_losses(self.ledger, self.folder / "loss.png")
         if shards := data_distribution.read(self.folder):
-            title = data_distribution.title_of(self.config.data)
+            title = data_distribution.title_of(self.config.data, self.config.model.app)
             data_distribution.draw(shards, title, self.folder / data_distribution.SHARDS_PNG)
         if self.config.run.save_model:
             model.save(self.folder / "model")

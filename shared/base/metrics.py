@@ -20,6 +20,7 @@ class EvalSums:
     total: float  # loss in nats, summed over the examples
     examples: int
     confusion: Counts = field(default_factory=_empty)  # [class, choice]; empty without classes
+    sums: Mapping[str, float] = field(default_factory=dict)  # of a problem's own metrics, by name
 
     @property
     def classes(self) -> int:
@@ -30,7 +31,8 @@ class EvalSums:
         if not self.examples or not other.examples:
             return self if self.examples else other
         confusion = self.confusion + other.confusion
-        return EvalSums(self.total + other.total, self.examples + other.examples, confusion)
+        sums = {name: value + other.sums[name] for name, value in self.sums.items()}
+        return EvalSums(self.total + other.total, self.examples + other.examples, confusion, sums)
 
     @property
     def loss(self) -> float:
@@ -38,9 +40,9 @@ class EvalSums:
         return self.total / self.examples
 
     def scores(self) -> Mapping[str, float]:
-        """Return accuracy and F1 by name; nothing for a task without classes."""
+        """Return accuracy and F1 by name, or the means of a problem's own metrics, if there are."""
         if not self.confusion.size:
-            return {}
+            return {name: value / self.examples for name, value in self.sums.items()}
         return {"accuracy": accuracy(self.confusion), "f1": f1(self.confusion)}
 
 

@@ -89,6 +89,9 @@ class RunSettings(Section):
         unit="MiB", resumable=True)
     keep_dtype: str = option("float32", "how it is kept; bfloat16 takes half of the bytes",
                              choices=("float32", "bfloat16"))
+    app_dir: str = option(
+        "", "folder that is searched for the module of app, after those of installed packages",
+        resumable=True)
     output_dir: str = option("runs", "the run folder is made in it", resumable=True)
     name: str = option("", "of the run folder; empty: mode, model and time", key="run-name",
                        resumable=True)

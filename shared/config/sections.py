@@ -115,6 +115,8 @@ class ModelSettings(Section):
         "byte-gpt",
         "a registered name, a hub name, a folder in Hugging Face format, or a GGUF file",
         key="model")
+    app: str = option(
+        "", "one's own problem, as module:attribute, in place of model, data set and task")
     dtype: str = option("float32",
                         "of the parameters; with bfloat16, updates are rounded stochastically",
                         choices=("float32", "bfloat16"))

@@ -19,6 +19,9 @@ from shared.data.partition_rules import partition
 from shared.data.resolve import documents_of
 from shared.models.model import LanguageModel
 from shared.models.tokenizers import ByteTokenizer
+from shared.problem.load import load_problem
+from shared.problem.problem import Site
+from shared.problem.table import NO_EXAMPLES
 from shared.tasks.class_names import number_classes
 from shared.tasks.classification import label_words
 from shared.tasks.task import task_of
@@ -33,15 +36,20 @@ class Corpus:
     held_out: Examples
     config: Config
     classes: tuple[str, ...] = ()  # names of the labels, if the data set has classes
+    deal: Callable[[int, int], Examples] | None = None  # of sites that have examples of their own
     _shards: dict[int, list[Examples]] = field(default_factory=dict)  # by number of shards
 
     @classmethod
     def of(cls, config: Config, model: LanguageModel) -> "Corpus":
         """Load the run's data set, make examples for its task, and split them.
 
+        Those of a problem of one's own are as it says.
+
         Raises:
             ConfigError, DataError: the data set cannot be had, or not be split so.
         """
+        if config.model.app:
+            return cls.of_problem(config)
         return cls.split(config, load_documents(config), partial(_make_examples, config, model))
 
     @classmethod
@@ -69,19 +77,45 @@ class Corpus:
         """
         if parts := documents.parts():
             training, held_out = map(examples, parts)
-            most = min(config.evaluation.blocks, len(held_out))
-            held_out = held_out.take(space_fairly(held_out.labels, len(held_out), most))
+            held_out = _thin(config, held_out)
         else:
             whole = examples(documents)
-            training, held_out = hold_out(
-                whole, config.evaluation.fraction, config.evaluation.blocks
-            )
-            if not len(held_out):
-                raise DataError(
-                    f"eval-fraction = {config.evaluation.fraction} holds no example out of "
-                    f"{len(whole)}: at least 2 examples expected; a smaller block-size makes more"
-                )
+            training, held_out = _hold_out(config, whole)
         return cls(training, held_out, config, documents.classes)
+
+    @classmethod
+    def of_problem(cls, config: Config, evaluates: bool = True, data: str = "") -> "Corpus":
+        """The examples of a run's own problem: to be shared out, or of each site when it is there.
+
+        Args:
+            config: of the run.
+            evaluates: whether the problem's examples for evaluation are loaded, as at the server.
+            data: a node's own, which the problem is handed; empty: none.
+
+        Raises:
+            ConfigError: examples are each site's own, and there are none to evaluate on.
+            DataError: they cannot be read, or the problem takes no data of a node.
+        """
+        loaded = load_problem(config.model.app, config.run.app_dir)
+        loaded.check_data(data)
+        named = loaded.evaluation() if evaluates else None
+        held_out = NO_EXAMPLES if named is None else _thin(config, named)
+        if loaded.problem.takes_site:
+            if evaluates and named is None:
+                raise ConfigError(
+                    f"app {config.model.app!r}: evaluation expected in the problem, since its "
+                    "examples are each site's own and the server has none to hold out"
+                )
+            return cls(
+                NO_EXAMPLES,
+                held_out,
+                config,
+                deal=lambda number, count: loaded.examples(Site(number, count, data)),
+            )
+        training = loaded.training()
+        if loaded.problem.evaluation is None:
+            training, held_out = _hold_out(config, training)
+        return cls(training, held_out, config)
 
     def shard(self, number: int, count: int) -> Examples:
         """The examples of shard ``number`` of ``count``.
@@ -91,6 +125,8 @@ class Corpus:
         """
         if not 0 <= number < count:
             raise ConfigError(f"a partition-id from 0 to below {count} expected, got {number}")
+        if self.deal is not None:
+            return self.deal(number, count)
         if count == 1:
             return self.training
         if count not in self._shards:
@@ -108,6 +144,28 @@ class Corpus:
     def evaluation(self) -> Tensor:
         """All held-out examples as rows (n, length) of the task."""
         return torch.from_numpy(self.held_out.batch(torch.arange(len(self.held_out)).numpy()))
+
+
+def _hold_out(config: Config, whole: Examples) -> tuple[Examples, Examples]:
+    """Training and evaluation part by ``eval-fraction``.
+
+    Raises:
+        DataError: no example is held out.
+    """
+    fraction = config.evaluation.fraction
+    training, held_out = hold_out(whole, fraction, config.evaluation.blocks)
+    if not len(held_out):
+        raise DataError(
+            f"eval-fraction = {fraction} holds no example out of "
+            f"{len(whole)}: at least 2 examples expected; a smaller block-size makes more"
+        )
+    return training, held_out
+
+
+def _thin(config: Config, held_out: Examples) -> Examples:
+    """At most ``eval-blocks`` examples, spread over all and fairly over the classes."""
+    most = min(config.evaluation.blocks, len(held_out))
+    return held_out.take(space_fairly(held_out.labels, len(held_out), most))
 
 
 def load_evaluation(corpus: Corpus, model: LanguageModel) -> Tensor:

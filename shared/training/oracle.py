@@ -29,9 +29,13 @@ from shared.models.model import LanguageModel
 from shared.objectives.objective import Objective, check_objective, objective_of
 from shared.objectives.reward import reward_source
 from shared.optimizers.gradient import add_scaled_
+from shared.problem.load import load_problem
+from shared.problem.model import WEIGHTS_FILE, ProblemModel, problem_model, without_frozen
+from shared.problem.task import ProblemTask
 from shared.replica.replica import Replica, digest_of
 from shared.tasks.classification import label_words
 from shared.tasks.task import Task, task_of
+from shared.training.problem_trial import ProblemTrial
 from shared.training.scopes import trainable
 
 Measure = Callable[[nn.Module, Tensor], Tensor]  # a method of an objective
@@ -72,10 +76,13 @@ class Oracle:
         add_readout_(model, config)
         if config.model.scope == "lora":
             model = adapt_(model, config.model, config.training.seed)
-        module = cast_(model.module.to(config.run.device), config.model.dtype)
+        module = model.module.to(config.run.device)
+        if config.model.app:
+            module = module.to(getattr(torch, config.model.dtype))  # buffers too
+        module = cast_(module, config.model.dtype)
         base = base_digest(module, reward_source(config.zo.objective))
-        replica = Replica.of(flatten(module, trainable(config.model.scope, module)), config)
-        task = task_of(config, model)
+        replica = Replica.of(flatten(module, _choose_parameters(config, module)), config)
+        task = run_task(config, model)
         return cls(model, task, replica, objective_of(config, task), base, config.run)
 
     @cached_property
@@ -92,12 +99,17 @@ class Oracle:
     def kept(self) -> KeptPrefix:
         """Keeps the activations before the first trained block of each example, for the run.
 
-        A linear scope has its features kept instead: nothing is computed beside them.
+        A linear scope has its features kept instead: nothing is computed beside them. Those of a
+        problem of one's own are not kept: its examples have no tokens to be known by.
         """
         model, task = self.language_model, self.task
         identity = model.tokenizer.identity
-        run = replace(self.run, keep_memory=0, keep_disk=0) if self.is_linear else self.run
+        run = replace(self.run, keep_memory=0, keep_disk=0) if self._keeps_none else self.run
         return KeptPrefix(self.replica.model, task.each, task.classes > 0, identity, run)
+
+    @property
+    def _keeps_none(self) -> bool:
+        return self.is_linear or isinstance(self.language_model, ProblemModel)
 
     @cached_property
     def passes(self) -> CapturedPasses:
@@ -143,11 +155,16 @@ class Oracle:
             )
 
     def check_objective(self, rows: Tensor) -> None:
-        """Try the objective on a batch, unless it is the loss.
+        """Try the objective on a batch, unless it is the loss of a task of ours.
 
         Raises:
-            ConfigError: it gives no finite number for each example.
+            ConfigError: it gives no finite number for each example, or a problem of one's own has
+                a fault.
         """
+        if isinstance(self.task, ProblemTask):
+            replica = self.replica
+            ProblemTrial(self.task, replica.model, replica.directions, self.perturber).check(rows)
+            return
         check_objective(self.objective, self.language_model.module, self._to_device(rows))
 
     def outcome(self, rows: Tensor) -> EvalSums:
@@ -158,7 +175,8 @@ class Oracle:
     @cached_property
     def is_linear(self) -> bool:
         """Whether all that is trained is a readout: its gradient has a closed form."""
-        return all(span.name in (WEIGHT, BIAS) for span in self.replica.model.layout.tensors)
+        names = {span.name for span in self.replica.model.layout.tensors}
+        return names <= {WEIGHT, BIAS} and not isinstance(self.language_model, ProblemModel)
 
     def linear_gradient(self, rows: Tensor) -> tuple[float, Tensor]:
         """Loss of a batch, and its gradient (size,) without backpropagation; for ``is_linear``."""
@@ -199,6 +217,24 @@ class Oracle:
         return rows.to(self.replica.model.flat.device)
 
 
+def _choose_parameters(config: Config, module: nn.Module) -> Callable[[str], bool]:
+    """Which parameters are trained, as a function of their names."""
+    chosen = trainable(config.model.scope, module)
+    return without_frozen(module, chosen) if config.model.app else chosen
+
+
+def run_task(config: Config, model: LanguageModel) -> Task:
+    """The task of a run: that of its settings, or the loss of its own problem.
+
+    Raises:
+        ConfigError: as ``task_of``, or there is no such problem.
+    """
+    if not config.model.app:
+        return task_of(config, model)
+    loaded = load_problem(config.model.app, config.run.app_dir)
+    return ProblemTask(loaded.app, loaded.problem, loaded.table)
+
+
 def load_start(config: Config) -> LanguageModel:
     """Load the model that a run starts from: untrained, or the result of another (``init-from``).
 
@@ -207,6 +243,9 @@ def load_start(config: Config) -> LanguageModel:
     """
     labels = label_words(config.data) if config.data.task == "classification" else ()
     start = start_folder(config)
+    if config.model.app:
+        loaded = load_problem(config.model.app, config.run.app_dir)
+        return problem_model(loaded.app, loaded.problem, config.training.seed, start)
     name = config.model.name if start is None else str(start)
     return load_model(name, config.training.seed, labels)
 
@@ -221,7 +260,8 @@ def start_folder(config: Config) -> Path | None:
         return None
     folder = Path(config.model.init_from)
     source = folder / "model" if (folder / "model").is_dir() else folder
-    if not (source / "config.json").is_file():
+    file = WEIGHTS_FILE if config.model.app else "config.json"
+    if not (source / file).is_file():
         raise DataError(
             f"init-from: {folder} holds no model; a run with save-model = true leaves one, and so "
             f"does 'dandelion ledger replay {folder} --round N --out {folder / 'model'}'"

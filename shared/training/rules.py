@@ -2,7 +2,8 @@
 
 from shared.aggregation import fewest_replies, keeps_whole_vectors
 from shared.base.errors import ConfigError
-from shared.config.schema import Config
+from shared.config.schema import Config, settings
+from shared.config.sections import FUNCTION
 from shared.modes.estimators import (
     EXACT,
     FORWARD,
@@ -13,6 +14,12 @@ from shared.modes.mode import mode_of
 from shared.training.components import effective_options
 from shared.training.step_rule import NORMALISED, why_not_normalised
 
+OF_LANGUAGE_MODELS = ("lora", "head", "reduced", "words", "prior")  # scopes
+OF_TEXT = (  # settings that mean nothing to a problem of one's own
+    *("model", "task", "label-words", "prompt", "dataset", "bp-dataset", "eval-dataset"),
+    *("text-column", "label-column", "max-samples", "block-size", "partition-by", "data-part"),
+    *("features", "feature-scaling", "objective"),
+)
 MOST_DRAWS = 1 << 16  # directions, and batches, of one round
 MOST_SLOTS = (1 << 16) - 1  # sites with directions of their own in one entry
 
@@ -23,6 +30,7 @@ def check_combinations(c: Config) -> None:
     Raises:
         ConfigError: says which settings, and what to set instead.
     """
+    _check_problem(c)
     _check_rounds(c)
     _check_staleness(c)
     _check_aggregation(c)
@@ -36,6 +44,31 @@ def check_combinations(c: Config) -> None:
     _check_model(c)
     _check_merging(c)
     _check_data(c)
+
+
+def _check_problem(c: Config) -> None:
+    """A problem of one's own names model, examples and loss, and has no tokenizer."""
+    app, values = c.model.app, c.to_run_config()
+    if not app:
+        return
+    if not FUNCTION.fullmatch(app):
+        raise ConfigError(f"app: module:attribute expected, got {app!r}")
+    if given := [key for key in OF_TEXT if values[key] != settings()[key].default]:
+        raise ConfigError(
+            f"{given[0]} = {values[given[0]]!r} with app {app!r}: the problem itself says its "
+            "model, examples and loss; leave the setting out"
+        )
+    if c.model.scope in OF_LANGUAGE_MODELS:
+        raise ConfigError(
+            f"scope {c.model.scope!r} with app {app!r}: a model of transformers with a tokenizer "
+            "is needed, and a problem has neither; use full, bias, last:<blocks> or "
+            "regex:<pattern>, or requires_grad = False in its model"
+        )
+    if c.zo.parallel_queries > 1:
+        raise ConfigError(
+            f"parallel-queries = {c.zo.parallel_queries} with app {app!r}: only the loss of "
+            "language modelling, which a tokenizer feeds, is batched over directions; use 1"
+        )
 
 
 def _check_rounds(c: Config) -> None:

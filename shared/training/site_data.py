@@ -11,6 +11,7 @@ from shared.data.documents import space_fairly
 from shared.data.examples import Examples
 from shared.data.hold_out import hold_out
 from shared.models.model import LanguageModel
+from shared.problem.model import ProblemModel
 from shared.training.corpus import Corpus, with_dataset
 
 LOG = logging.getLogger("dandelion")
@@ -39,8 +40,11 @@ class SiteData:
     ) -> "SiteData":
         """Load the data sets ``dataset`` and ``bp-dataset``, or a site's own in their place.
 
-        Logs once if these are two.
+        Logs once if these are two. The data of a problem of one's own are what it says.
         """
+        if isinstance(model, ProblemModel):
+            both = Corpus.of_problem(config, evaluates=False, data=own)
+            return cls(both, both, config)
         queries = Corpus.own(with_dataset(config, own), model) if own else Corpus.of(config, model)
         name = own_bp or config.bp.dataset
         if name in ("", queries.config.data.dataset) or (own and name == config.data.dataset):

@@ -105,3 +105,17 @@ def _memory(pid: int) -> int:
     """Bytes of a process that are in memory and of no file, shared with forked ones or not."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return 1024 * sum(int(line.split()[1]) for line in text.splitlines() if "Anonymous:" in line)
+
+
+def of_flower_home(home: Path) -> list[int]:
+    """What Flower's command left running for this home: its daemon never stops by itself."""
+    pids = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                environ = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if f"FLWR_HOME={home}".encode() in environ:
+                pids.append(int(entry.name))
+    return pids

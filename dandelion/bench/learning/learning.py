@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from dandelion.bench.learning.methods import Settings
-from dandelion.bench.learning.problems import PROBLEMS, Problem, problem_of
+from dandelion.bench.learning.problems import PROBLEMS, RaceTask, problem_of
 from dandelion.bench.learning.race import Trial, race
 from dandelion.bench.learning.race_points import RaceCurve
 from dandelion.bench.learning.race_report import write_files
@@ -43,7 +43,7 @@ def learning(
     return results
 
 
-def _choose(names: Sequence[str], is_quick: bool, say: Callable[[str], None]) -> Iterator[Problem]:
+def _choose(names: Sequence[str], is_quick: bool, say: Callable[[str], None]) -> Iterator[RaceTask]:
     if names:
         yield from map(problem_of, names)
         return
@@ -55,12 +55,12 @@ def _choose(names: Sequence[str], is_quick: bool, say: Callable[[str], None]) ->
                 f"{problem.name} fetches them")  # fmt: skip
 
 
-def _shrink(problem: Problem) -> Problem:
+def _shrink(problem: RaceTask) -> RaceTask:
     """The same with a shorter base, if it has one."""
     return replace(problem, start={**problem.start, **QUICK_START} if problem.start else {})
 
 
-def _small(trial: Trial, problem: Problem) -> Trial:
+def _small(trial: Trial, problem: RaceTask) -> Trial:
     """One seed, two rates, and few evaluations; problems with packages keep data and model."""
     return replace(
         trial,

@@ -10,7 +10,7 @@ from shared.packages.package import CARRIERS, is_cached
 
 
 @dataclass(frozen=True)
-class Problem:
+class RaceTask:
     """What is learned, from where on, and for how many evaluations per site.
 
     ``rates`` has the middle of the five rates by method. ``own`` has our rows. ``start`` trains a
@@ -70,14 +70,14 @@ WORDS: Settings = {"scope": "words", "queries": 64, "zo-batch-size": 0, "optimiz
 PROBLEMS = {
     problem.name: problem
     for problem in (
-        Problem("demo", "byte-level GPT on the standard library's modules, from its start",
+        RaceTask("demo", "byte-level GPT on the standard library's modules, from its start",
                 DEMO, 1200, DEMO_RATES, DEMO_OWN),
-        Problem("demo-base", "the same on one half of the modules, from an fo base of the other",
+        RaceTask("demo-base", "the same on one half of the modules, from an fo base of the other",
                 {**DEMO, "data-part": "2/2"}, 1200,
                 {name: rate / 4 for name, rate in DEMO_RATES.items()}, DEMO_OWN,
                 start={**DEMO, "data-part": "1/2", "mode": "fo", "learning-rate": 0.5,
                        "num-rounds": 150}),
-        Problem("mnist", "DeComFL's network and setting: 100 clients, 10 a round, batch 256",
+        RaceTask("mnist", "DeComFL's network and setting: 100 clients, 10 a round, batch 256",
                 {"task": "pictures", "dataset": "mnist-pixels", "model": mnist.NAME,
                  "block-size": 784, "num-clients": 100, "clients-per-round": 10,
                  "zo-batch-size": 256, "bp-batch-size": 256, "partitioner": "iid",
@@ -88,30 +88,30 @@ PROBLEMS = {
                 DEMO_OWN,
                 {DECOMFL.name: {"queries": 20, "momentum": 0.9, "weight-decay": 1e-5}},
                 frozenset({FEDAVG_LORA.name}), carriers=("mnist",), install=mnist.register),
-        Problem("minilm-head", "MiniLM on Rotten Tomatoes, its head alone",
+        RaceTask("minilm-head", "MiniLM on Rotten Tomatoes, its head alone",
                 {**MINILM, "scope": "head", "block-size": 32}, 2000,
                 {"mezo": 1e-3, "decomfl": 3e-3, "fedkseed": 1e-3, "fzoo": 1e-3, "fedavg": 2e-3,
                  "ours: adam, q = 64": 3e-3},
                 {"adam, q = 64": {"optimizer": "adam", "queries": 64},
                  "step = auto": {"step": "auto", "queries": 64}},
                 without=frozenset({FEDAVG_LORA.name}), carriers=("rotten-tomatoes", "minilm")),
-        Problem("minilm-bias", "MiniLM on Rotten Tomatoes, its biases, norms and output",
+        RaceTask("minilm-bias", "MiniLM on Rotten Tomatoes, its biases, norms and output",
                 {**MINILM, "scope": "bias", "block-size": 32}, 1000,
                 {"mezo": 2e-3, "decomfl": 5e-3, "fedkseed": 1e-3, "fzoo": 1e-3, "fedavg": 1e-3,
                  "ours: defaults": 2e-2},
                 {"defaults": {}, "step = auto": {"step": "auto"}},
                 without=frozenset({FEDAVG_LORA.name}), carriers=("rotten-tomatoes", "minilm")),
-        Problem("smollm2", "SmolLM2-135M with a prompt on Rotten Tomatoes, IID", SMOLLM2, 300,
+        RaceTask("smollm2", "SmolLM2-135M with a prompt on Rotten Tomatoes, IID", SMOLLM2, 300,
                 SMOLLM2_RATES, {"words": WORDS},
                 carriers=("rotten-tomatoes", "smollm2")),
-        Problem("smollm2-skewed", "the same, classes dealt by Dirichlet 0.1",
+        RaceTask("smollm2-skewed", "the same, classes dealt by Dirichlet 0.1",
                 {**SMOLLM2, **SKEWED}, 300, SMOLLM2_RATES, {"words": WORDS},
                 carriers=("rotten-tomatoes", "smollm2")),
     )
 }  # fmt: skip
 
 
-def problem_of(name: str) -> Problem:
+def problem_of(name: str) -> RaceTask:
     """A problem by its name.
 
     Raises:

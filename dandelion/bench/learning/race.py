@@ -17,7 +17,7 @@ from dandelion.bench.learning.methods import (
     Settings,
     own_methods,
 )
-from dandelion.bench.learning.problems import COMMON, Problem
+from dandelion.bench.learning.problems import COMMON, RaceTask
 from dandelion.bench.learning.race_points import RaceCurve, race_points
 from dandelion.compare.runner import Budget, run_method
 from dandelion.engines.local import run_local
@@ -46,12 +46,12 @@ class Trial:
     evaluations: int = 0  # per site; 0: as many as the problem says
     more: Settings = field(default_factory=dict)  # settings that win over all others
 
-    def budget_of(self, problem: Problem) -> int:
+    def budget_of(self, problem: RaceTask) -> int:
         """Evaluations of each method on a problem."""
         return self.evaluations or problem.evaluations
 
 
-def methods_of(problem: Problem, names: Sequence[str] = ()) -> list[Method]:
+def methods_of(problem: RaceTask, names: Sequence[str] = ()) -> list[Method]:
     """Peers' methods that fit a problem, and ours; some of them if they are named.
 
     Raises:
@@ -65,7 +65,7 @@ def methods_of(problem: Problem, names: Sequence[str] = ()) -> list[Method]:
 
 
 def configuration(
-    problem: Problem, method: Method, rate: float | None, seed: int, trial: Trial
+    problem: RaceTask, method: Method, rate: float | None, seed: int, trial: Trial
 ) -> Config:
     """The run of a method at a rate: as many rounds as the problem's evaluations allow.
 
@@ -92,7 +92,7 @@ def configuration(
     return config.replace(num_rounds=rounds, eval_interval=every)
 
 
-def race(problem: Problem, trial: Trial, say: Callable[[str], None]) -> list[RaceCurve]:
+def race(problem: RaceTask, trial: Trial, say: Callable[[str], None]) -> list[RaceCurve]:
     """All curves of a problem: the linear probe, then each method at its rates and seeds.
 
     Args:
@@ -142,7 +142,7 @@ class MinuteBudget:
 
 
 def _search(
-    problem: Problem, method: Method, trial: Trial, left: MinuteBudget
+    problem: RaceTask, method: Method, trial: Trial, left: MinuteBudget
 ) -> Iterator[RaceCurve]:
     """Each rate with seed 1, then the best one with the other seeds."""
     rates: list[float | None] = [None]
@@ -158,7 +158,7 @@ def _search(
 
 
 def _run(
-    problem: Problem,
+    problem: RaceTask,
     method: Method,
     rate: float | None,
     seed: int,
@@ -188,7 +188,7 @@ def _batch(config: Config) -> int:
     return len(data.shard(0, config.federation.num_clients).queries)
 
 
-def _train_start(problem: Problem, trial: Trial) -> None:
+def _train_start(problem: RaceTask, trial: Trial) -> None:
     """Train the base that a problem starts from, if it has one and it is not there yet."""
     folder = trial.folder / problem.name
     if not problem.start or (folder / "base" / "model").is_dir():

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import of_flower_home
 from rich.console import Console
 
 from dandelion.engines.flower_simulation import ROOT, flower_environment, free_port, run_flower
@@ -81,19 +82,5 @@ def test_flwr_run_in_the_checkout_gives_the_digest_of_the_local_engine(tmp_path,
         assert (tmp_path / "run" / "summary.json").exists(), done.stdout + done.stderr
         assert digest(tmp_path / "run") == expected
     finally:
-        for pid in processes_of(tmp_path / "home" / "flwr"):
+        for pid in of_flower_home(tmp_path / "home" / "flwr"):
             os.kill(pid, signal.SIGKILL)
-
-
-def processes_of(home: Path) -> list[int]:
-    """What Flower's command left running for this home: its daemon never stops by itself."""
-    pids = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                environ = (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if f"FLWR_HOME={home}".encode() in environ:
-                pids.append(int(entry.name))
-    return pids

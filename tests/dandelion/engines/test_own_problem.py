@@ -1,0 +1,136 @@
+"""A problem of one's own on every engine: the digest is that of the local engine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from machines import Federation
+from own_problem import SETTINGS, write_problem
+from processes import of_flower_home
+from three_nodes import partition
+
+from dandelion.engines.flower_simulation import flower_environment, free_port
+
+ROOT = Path(__file__).resolve().parents[3]
+OTHER = "\n\nLATER = 1  # another version\n"
+
+
+def digest(run):
+    return json.loads((run / "summary.json").read_text())["digest"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the module, where the commands are given."""
+    folder = tmp_path_factory.mktemp("own")
+    write_problem(folder, "own_engines")
+    return folder
+
+
+def dandelion(folder, *words, more=()):
+    """One of our commands, given in a folder."""
+    pairs = [word for k, v in SETTINGS.items() for word in ("--set", f"{k}={v}")] if more else []
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "dandelion", *words, *pairs, *more],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def local(folder):
+    dandelion(folder, "run", "--name", "local", more=["--app", "own_engines:problem"])
+    return folder / "runs" / "local"
+
+
+@pytest.mark.slow
+def test_a_ledger_is_verified_replayed_and_resumed_from_any_folder(folder, local, tmp_path):
+    assert "digests equal" in dandelion(tmp_path, "ledger", "verify", str(local))
+    out = tmp_path / "model"
+    dandelion(tmp_path, "ledger", "replay", str(local), "--round", "2", "--out", str(out))
+    assert (out / "model.safetensors").exists()
+    whole = ["--app", "own_engines:problem", "--set", "save-model=false"]
+    short = [*whole, "--name", "short", "--set", "num-rounds=2"]
+    dandelion(folder, "run", more=short)
+    dandelion(tmp_path, "run", "--resume", str(folder / "runs" / "short"), "--rounds", "3")
+    assert digest(folder / "runs" / "short") == digest(local)
+    start = [*whole, "--name", "warm", "--set", f"init-from={local}"]
+    dandelion(folder, "run", more=start)
+    assert digest(folder / "runs" / "warm") != digest(local)
+
+
+@pytest.mark.slow
+def test_comparison_sweep_and_preflight_take_it(folder):
+    app = ["--app", "own_engines:problem"]
+    dandelion(folder, "compare", "--methods", "zo,fo", "--rates", "1", "--name", "c", more=app)
+    rows = json.loads((folder / "runs" / "c" / "comparison.json").read_text())["methods"]
+    assert [row["peak_memory_bytes"] > 0 for row in rows] == [True, True]
+    dandelion(folder, "sweep", "--grid", "eps=0.001,0.01", "--name", "s", more=app)
+    assert len((folder / "runs" / "s" / "sweep.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_flowers_simulation_has_the_digest_of_the_local_engine(folder, local):
+    words = ["--app", "own_engines:problem", "--engine", "flower", "--name", "simulation"]
+    dandelion(folder, "run", more=words)
+    assert digest(folder / "runs" / "simulation") == digest(local)
+
+
+@pytest.mark.slow
+def test_flwr_run_in_an_app_folder_of_ones_own_has_the_digest_too(local, tmp_path):
+    app = tmp_path / "app"
+    write_problem(app, "own_engines")
+    example = (ROOT / "examples" / "own_model" / "pyproject.toml").read_text()
+    config = {**SETTINGS, "app": "own_engines:problem", "output-dir": str(tmp_path),
+              "run-name": "run"}  # fmt: skip
+    table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items())
+    text = example.partition("[tool.flwr.app.config]\n")[0].replace('"digits.py"', '"*.py"')
+    (app / "pyproject.toml").write_text(f"{text}[tool.flwr.app.config]\n{table}")
+    environment = flower_environment(tmp_path / "home") | {
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [Path(sys.executable).parent / "flwr", "run", ".", "--stream"]
+    command += ["--federation-config", "num-supernodes=3 client-resources-num-cpus=1"]
+    try:
+        done = subprocess.run(
+            command, cwd=app, env=environment, capture_output=True, text=True, timeout=300,
+            check=False,
+        )  # fmt: skip
+        assert (tmp_path / "run" / "summary.json").exists(), done.stdout + done.stderr
+        assert digest(tmp_path / "run") == digest(local)
+    finally:
+        for pid in of_flower_home(tmp_path / "home" / "flwr"):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.deployment
+def test_separate_machines_have_the_digest_and_refuse_another_version(folder, local, tmp_path):
+    """Three sites have the server's version of the module, each in a folder of its own."""
+    federation = Federation(tmp_path)
+    settings = {**SETTINGS, "min-sites": 3, "min-replies": 3, "app": "own_engines:problem",
+                "app-dir": str(folder), "round-timeout": 300}  # fmt: skip
+    try:
+        federation.up()
+        for number in range(3):
+            write_problem(own := tmp_path / f"site-{number}", "own_engines")
+            federation.join(f"n{number}", *partition(number), "--app-dir", str(own))
+        assert federation.run("same", settings).wait(400) == 0, federation.output_of("same")
+        assert digest(federation.runs / "same") == digest(local)
+        federation.kill("n2")
+        write_problem(other := tmp_path / "other", "own_engines", OTHER)
+        federation.join("n2", *partition(2), "--app-dir", str(other))
+        fewer = {**settings, "min-sites": 2, "min-replies": 2, "num-rounds": 2}
+        assert federation.run("other", fewer).wait(400) == 0, federation.output_of("other")
+    finally:
+        federation.end()
+    log = (federation.home / "superexec.log").read_text(errors="replace")
+    assert "or of app 'own_engines:problem'" in log
+    clients = (federation.runs / "other" / "clients.csv").read_text()
+    assert {line.split(",")[1] for line in clients.splitlines()[1:]} == {"0", "1"}
