@@ -6,15 +6,15 @@ This package is the only documented import. ``server``, ``client`` and ``shared`
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from client.handlers.handlers import zeroth_order_evaluator as zeroth_order_evaluator
     from client.handlers.handlers import zeroth_order_handler as zeroth_order_handler
+    from client.handlers.handlers import zeroth_order_mod as zeroth_order_mod
     from server.strategies.rebuild import rebuild_from_ledger as rebuild_from_ledger
     from server.strategies.zeroth_order import ZerothOrder as ZerothOrder
 
 _PUBLIC = {  # name: the module that defines it, imported when it is first used
     "ZerothOrder": "server.strategies.zeroth_order",
     "rebuild_from_ledger": "server.strategies.rebuild",
-    "zeroth_order_evaluator": "client.handlers.handlers",
+    "zeroth_order_mod": "client.handlers.handlers",
     "zeroth_order_handler": "client.handlers.handlers",
 }
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605  (a list)

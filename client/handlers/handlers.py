@@ -1,4 +1,4 @@
-"""Any loss as a ClientApp's train handler, and any evaluation as its evaluate handler.
+"""Any loss as a ClientApp's train handler, and arrays for its evaluate handler.
 
 The ServerApp has the strategy ``dandelion.ZerothOrder``. No gradient is computed and no parameter
 is sent: a client keeps a replica that follows the server's entries, and sends q numbers a round.
@@ -9,21 +9,18 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
-import torch
-from flwr.app import Context, Message, MetricRecord
-from torch import nn
+from flwr.app import ArrayRecord, Context, Message, MetricRecord
 
 from client.handlers.client_replica import ReadyReplica, bring
 from client.handlers.measurement import Batches, Loss, measure
 from shared.apps.flat_module import BuildModule
-from shared.apps.records import AppReply, pack_reply, unpack_request
-from shared.base.errors import DataError
+from shared.apps.records import OURS, AppReply, describe_reply, pack_reply, unpack_request
 from shared.protocol.messages import Behind, Measured, encode_reply
 from shared.protocol.site_id import NAMED, SiteId, site_of
 
 Handler = Callable[[Message, Context], Message]
 LoadData = Callable[[Context], Batches]
-Evaluate = Callable[[nn.Module, Context], Mapping[str, float]]
+Mod = Callable[[Message, Context, Handler], Message]
 
 
 def zeroth_order_handler(model: BuildModule, loss: Loss, data: LoadData) -> Handler:
@@ -69,40 +66,43 @@ def zeroth_order_handler(model: BuildModule, loss: Loss, data: LoadData) -> Hand
     return train
 
 
-def zeroth_order_evaluator(model: BuildModule, evaluate: Evaluate) -> Handler:
-    """Return an evaluate handler for ``dandelion.ZerothOrder``.
+def zeroth_order_mod(model: BuildModule, arrayrecord_key: str = "arrays") -> Mod:
+    """Return a mod that lets an evaluate handler written for ``FedAvg`` run unchanged.
+
+    The server sends the entries that this client missed. The mod replays them and puts the arrays
+    that follow from them into the message, as the handler expects them.
 
     Args:
         model: as for ``zeroth_order_handler``.
-        evaluate: of the module, in ``eval`` mode at the parameters of the round, and the context:
-            numbers by name. Among them must be the weight of this client, ``num-examples`` unless
-            the strategy's ``weighted_by_key`` is another.
+        arrayrecord_key: the name under which the handler reads the arrays.
 
-    Raises (in the handler):
-        DataError: ``evaluate`` gives no mapping of numbers with that weight.
-        ConfigError, WireError: as for ``zeroth_order_handler``.
+    Raises (in the handler): ConfigError, WireError: as for ``zeroth_order_handler``.
 
     Example:
+        >>> from flwr.app import Message, MetricRecord, RecordDict
         >>> from flwr.clientapp import ClientApp
         >>> from torch import nn
         >>> app = ClientApp()
-        >>> handler = app.evaluate()(
-        ...     zeroth_order_evaluator(
-        ...         lambda: nn.Linear(4, 3),
-        ...         lambda module, context: {"accuracy": 0.5, "num-examples": 8},
-        ...     )
-        ... )
+        >>> @app.evaluate(mods=[zeroth_order_mod(lambda: nn.Linear(4, 3))])
+        ... def evaluate(message, context):
+        ...     module = nn.Linear(4, 3)
+        ...     module.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        ...     metrics = MetricRecord({"accuracy": 0.5, "num-examples": 8})
+        ...     return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
     """
 
-    def answer(message: Message, context: Context) -> Message:
+    def bring_arrays(message: Message, context: Context, call_next: Handler) -> Message:
         ready = bring(model, unpack_request(message.content), context)
         site = site_in(context)
         if isinstance(ready, Behind):
             return _reply(message, site, ready, {})
-        metrics = _evaluate(ready, evaluate, context)
-        return _reply(message, site, _position(ready), metrics)
+        message.content[arrayrecord_key] = ArrayRecord(dict(ready.model.module.state_dict()))
+        reply = call_next(message, context)
+        if not reply.has_error():
+            reply.content[OURS] = describe_reply(encode_reply(_position(ready)), site)
+        return reply
 
-    return answer
+    return bring_arrays
 
 
 def site_in(context: Context) -> SiteId:
@@ -112,23 +112,6 @@ def site_in(context: Context) -> SiteId:
         return site_of(config)
     word = int.from_bytes(sha256(str(context.node_id).encode()).digest()[:4], "little")
     return SiteId(NAMED | word % NAMED, f"node {context.node_id}")
-
-
-def _evaluate(ready: ReadyReplica, evaluate: Evaluate, context: Context) -> Mapping[str, float]:
-    model, key = ready.model, ready.run.weight_key
-    digest, versions = model.replica.digest(), model.versions()
-    with torch.inference_mode():
-        metrics = evaluate(model.module, context)
-    model.check_unchanged(digest, versions, "evaluate")
-    if not isinstance(metrics, Mapping) or key not in metrics:
-        got = sorted(metrics) if isinstance(metrics, Mapping) else type(metrics).__name__
-        raise DataError(f"evaluate: numbers by name with {key!r} expected, got {got}")
-    for name, value in metrics.items():
-        if type(value) not in (int, float):
-            raise DataError(
-                f"evaluate: a number expected for {name!r}, got {type(value).__name__} {value!r}"
-            )
-    return metrics
 
 
 def _position(ready: ReadyReplica) -> Measured:
@@ -141,5 +124,6 @@ def _position(ready: ReadyReplica) -> Measured:
 def _reply(
     message: Message, site: SiteId, reply: Measured | Behind, metrics: Mapping[str, float]
 ) -> Message:
-    content = pack_reply(AppReply(encode_reply(reply), site, MetricRecord(dict(metrics))))
+    sent = AppReply(encode_reply(reply), site, MetricRecord(dict(metrics)))
+    content = pack_reply(sent)
     return Message(content=content, reply_to=message)

@@ -64,6 +64,12 @@ class GlobalModel:
             self._snapshot = replica.round, encode_snapshot(replica, self.name)
         return self._snapshot[1]
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether more than a tenth of the vector of parameters is padding between tensors."""
+        layout = self.flat.replica.model.layout
+        return layout.size > 1.1 * layout.parameters
+
     def arrays(self) -> ArrayRecord:
         """The module's state as arrays, by the names of its ``state_dict``."""
         self._arrays = ArrayRecord(dict(self.flat.module.state_dict()))

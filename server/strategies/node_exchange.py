@@ -159,7 +159,8 @@ class NodeExchange:
             if sum(map(len, entries)) <= len(self.model.snapshot()) or is_new:
                 return AppRequest(encode_request(replace(bare, entries=entries)), about)
         frozen = self.model.flat.frozen if is_new and self.model.flat.frozen else None
-        return AppRequest(encode_request(bare), about, self.model.snapshot(), frozen)
+        snapshot, is_padded = self.model.snapshot(), self.model.is_padded
+        return AppRequest(encode_request(bare), about, snapshot, frozen, is_padded)
 
     def _read(self, message: Message, record: NodeRecord, expected: Expected) -> NodeReply | None:
         """A valid reply; None if the node is behind.

@@ -36,7 +36,7 @@ class ZerothOrder(StrategyParameters, Strategy):
     A client sends q numbers L(θ+εz) − L(θ−εz) a round, whatever the size of the model, and computes
     no gradient. It is sent the numbers of the rounds that it missed, from which it computes the
     server's parameters bit for bit; every reply proves by a digest that it did. The ClientApp has
-    ``dandelion.zeroth_order_handler``, and ``zeroth_order_evaluator`` if clients evaluate.
+    ``dandelion.zeroth_order_handler``, and ``zeroth_order_mod`` if clients evaluate.
 
     Trained are the parameters with ``requires_grad``. Buffers, such as the statistics of a batch
     normalisation, stay as the initial arrays say.

@@ -8,6 +8,7 @@ to the server: dandelion  "reply", bytes; "site" and "slot", who sends it
 metrics    MetricRecord with the app's own numbers and the client's weight
 """
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from shared.protocol.site_id import SiteId
 
 OURS, METRICS = "dandelion", "metrics"
 SNAPSHOT, FROZEN = "dandelion.snapshot", "dandelion.frozen"
+ZLIB = "zlib"  # the serialisation type of bytes that are compressed
 REQUEST, RUN, REPLY, SITE, SLOT = "request", "run", "reply", "site", "slot"
 
 
@@ -33,6 +35,7 @@ class AppRequest:
     run: str = ""  # JSON; empty: the client knows it
     snapshot: bytes | None = None
     frozen: Mapping[str, Tensor] | None = None  # None: the client has them
+    compress: bool = False  # the snapshot, on its way
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def pack_request(sent: AppRequest, config_key: str, config: ConfigRecord) -> Rec
     ours = ConfigRecord({REQUEST: sent.request, **({RUN: sent.run} if sent.run else {})})
     content = RecordDict({config_key: ConfigRecord(dict(config)), OURS: ours})
     if sent.snapshot is not None:
-        content[SNAPSHOT] = pack_bytes(sent.snapshot)
+        content[SNAPSHOT] = pack_bytes(sent.snapshot, sent.compress)
     if sent.frozen is not None:
         content[FROZEN] = pack_tensors(sent.frozen)
     return content
@@ -76,8 +79,12 @@ def unpack_request(content: RecordDict) -> AppRequest:
 
 def pack_reply(sent: AppReply) -> RecordDict:
     """Return the records of a reply."""
-    ours = ConfigRecord({REPLY: sent.reply, SITE: sent.site.name, SLOT: sent.site.slot})
-    return RecordDict({OURS: ours, METRICS: sent.metrics})
+    return RecordDict({OURS: describe_reply(sent.reply, sent.site), METRICS: sent.metrics})
+
+
+def describe_reply(reply: bytes, site: SiteId) -> ConfigRecord:
+    """Our record of a reply: its bytes, and who sends it."""
+    return ConfigRecord({REPLY: reply, SITE: site.name, SLOT: site.slot})
 
 
 def unpack_reply(content: RecordDict) -> AppReply:
@@ -86,20 +93,20 @@ def unpack_reply(content: RecordDict) -> AppReply:
     Raises:
         WireError: these are the records of another handler, or name no site.
     """
-    ours, metrics = content.get(OURS), content.get(METRICS)
-    if not isinstance(ours, ConfigRecord) or not isinstance(metrics, MetricRecord):
+    ours, metrics = content.get(OURS), list(content.metric_records.values())
+    if not isinstance(ours, ConfigRecord) or len(metrics) != 1 or len(content) != 2:
         raise WireError(
-            f"records {OURS!r} and {METRICS!r} expected, got {sorted(content)}: does the ClientApp "
-            "use dandelion.zeroth_order_handler?"
+            f"a record {OURS!r} and one MetricRecord expected, got {sorted(content)}: does the "
+            "ClientApp use zeroth_order_handler and zeroth_order_mod?"
         )
     reply, name, slot = ours.get(REPLY), ours.get(SITE), ours.get(SLOT)
-    if not isinstance(reply, bytes) or len(content) != 2 or len(ours) != 3:
+    if not isinstance(reply, bytes) or len(ours) != 3:
         raise WireError(f"bytes {REPLY!r} and a site expected, got {sorted(ours)}")
     if not (isinstance(name, str) and 0 < len(name) <= LONGEST_TEXT and name.isprintable()):
         raise WireError(f"the name of a site expected, got {str(name)[:80]!r}")
     if type(slot) is not int or not 0 < slot < HELLO_NUMBERS:
         raise WireError(f"a slot from 1 to {HELLO_NUMBERS - 1} expected, got {slot!r}")
-    return AppReply(reply, SiteId(slot, name), metrics)
+    return AppReply(reply, SiteId(slot, name), metrics[0])
 
 
 def kind_of(message: Message) -> Kind:
@@ -109,9 +116,13 @@ def kind_of(message: Message) -> Kind:
     return "snapshot" if SNAPSHOT in message.content or FROZEN in message.content else "scalars"
 
 
-def pack_bytes(data: bytes) -> ArrayRecord:
-    """Bytes as the only array of a record, which Flower sends in chunks."""
-    return ArrayRecord({OURS: Array(dtype="uint8", shape=(len(data),), stype=RAW, data=data)})
+def pack_bytes(data: bytes, compress: bool = False) -> ArrayRecord:
+    """Bytes as the only array of a record, which Flower sends in chunks.
+
+    The vector of a small model is mostly padding, which ``compress`` takes away.
+    """
+    kept, kind = (zlib.compress(data, 1), ZLIB) if compress else (data, RAW)
+    return ArrayRecord({OURS: Array(dtype="uint8", shape=(len(data),), stype=kind, data=kept)})
 
 
 def unpack_bytes(content: RecordDict, name: str) -> bytes:
@@ -122,9 +133,14 @@ def unpack_bytes(content: RecordDict, name: str) -> bytes:
     """
     record = content[name]
     array = record.get(OURS) if isinstance(record, ArrayRecord) and len(record) == 1 else None
-    if array is None or array.stype != RAW:
+    if array is None or array.stype not in (RAW, ZLIB) or len(array.shape) != 1:
         raise WireError(f"a record {name!r} with one array of bytes expected, got {sorted(record)}")
-    return bytes(array.data)
+    if array.stype == RAW:
+        return bytes(array.data)
+    try:
+        return zlib.decompressobj().decompress(array.data, array.shape[0])  # and no more
+    except zlib.error as error:
+        raise WireError(f"record {name!r} is damaged ({error})") from error
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
