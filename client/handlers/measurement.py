@@ -95,7 +95,7 @@ def mean_loss(
         if not isinstance(value, Tensor) or value.ndim > 1 or not value.numel():
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise DataError(f"loss of batch {number}: a tensor (n,) or () expected, got {got}")
-        mean = float(value.double().mean())
+        mean = float(value.detach().double().mean())
         if not math.isfinite(mean):
             raise DataError(
                 f"loss of batch {number}: a finite number expected, got {mean}; a smaller lr or "

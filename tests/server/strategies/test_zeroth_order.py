@@ -283,7 +283,7 @@ def test_a_client_whose_loss_is_not_finite_says_so():
 def test_a_run_without_valid_replies_stops_and_says_why():
     nodes = ManyApps()
     nodes.silent = {2, 3, 4, 5}
-    with pytest.raises(StalledError, match="skipped 5 times in a row.*ConnectionError: gone"):
+    with pytest.raises(StalledError, match=r"skipped 5 times in a row.*ConnectionError: gone"):
         run(strategy_of(), nodes, 9)
 
 
