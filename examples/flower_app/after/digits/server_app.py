@@ -20,7 +20,9 @@ def main(grid: Grid, context: Context) -> None:
     rounds, fraction = config["num-server-rounds"], config["fraction-train"]
     torch.manual_seed(1)
     model = Net()
-    strategy = ZerothOrder(model=model, lr=config["lr"], fraction_train=fraction)
+    strategy = ZerothOrder(
+        model=model, queries=32, optimizer="adam", lr=config["lr"], fraction_train=fraction
+    )
     result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(model.state_dict()),
