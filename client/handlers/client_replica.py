@@ -165,7 +165,7 @@ def _follow_(model: FlatModule, run: AppRun, sent: AppRequest, request: Request)
     replica = model.replica
     if sent.frozen is not None:
         _load_frozen_(model, run, sent.frozen)
-    elif model.frozen_digest().hex() != run.frozen:
+    elif model.digest_of_frozen().hex() != run.frozen:
         raise GapError("the untrained tensors are needed")
     if sent.snapshot is not None:
         _load_snapshot_(model, sent.snapshot, request)
@@ -182,7 +182,7 @@ def _load_frozen_(model: FlatModule, run: AppRun, frozen: Mapping[str, Tensor]) 
         model.load_frozen_(frozen)
     except SnapshotError as error:
         raise ConfigError(f"this client's model is not that of the server: {error}") from error
-    if model.frozen_digest().hex() != run.frozen:
+    if model.digest_of_frozen().hex() != run.frozen:
         spans = [f"{s.name} {s.shape}" for s in model.replica.model.layout.tensors]
         raise ConfigError(
             "this client's model is not that of the server: it trains "

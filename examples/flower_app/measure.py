@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 NODES = 10
-SETTINGS = {"before": {"lr": 0.1}, "after": {"lr": 0.01}}
+SETTINGS = {"before": {"lr": 0.01}, "after": {"lr": 0.01}}
 
 
 def measure(name: str, rounds: int) -> dict:

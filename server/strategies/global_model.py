@@ -53,7 +53,7 @@ class GlobalModel:
             batches=batches,
             weight_key=weight_key,
             initial=flat.replica.digest().hex(),
-            frozen=flat.frozen_digest().hex(),
+            frozen=flat.digest_of_frozen().hex(),
         )
         return cls(flat, about)
 

@@ -48,7 +48,7 @@ class FlatModule:
         frozen = {n: p.detach() for n, p in module.named_parameters() if n not in spans}
         return cls(module, Replica.of(flat, config), frozen | dict(module.named_buffers()))
 
-    def frozen_digest(self) -> bytes:
+    def digest_of_frozen(self) -> bytes:
         """16 bytes over the names and shapes that are trained, and over all other tensors' bits."""
         digest = xxhash.xxh3_128()
         for span in self.replica.model.layout.tensors:

@@ -64,7 +64,7 @@ def compute_loss(net, batch):
 
 def train_one_epoch(net, trainloader, lr):
     """One epoch; returns the mean loss."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     net.train()
     total = 0.0
     for batch in trainloader:
