@@ -22,8 +22,8 @@ FILES = [path for path in MODULES if not path.endswith("__init__.py")]
 FOLDERS = sorted({path.rpartition("/")[0] for path in MODULES})
 DOTTED_FOLDERS = [name.replace("/", ".") for name in FOLDERS]
 LONGEST, SHORT, SHORT_SHARE, MOST_MODULES = 300, 60, 0.15, 12
-FLOWER = ("server/", "dandelion/", "client/app.py", "shared/protocol/flower_records.py",
-          "shared/aggregation/flower.py")  # fmt: skip
+FLOWER = ("server/", "dandelion/", "client/app.py", "client/handlers/", "shared/apps/records.py",
+          "shared/protocol/flower_records.py", "shared/aggregation/flower.py")  # fmt: skip
 UNPICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 ONE_SENTENCE = re.compile(r"[A-Z0-9`].*[.]")
 SECOND_SENTENCE = re.compile(r"[a-z)][.] [A-Z]")

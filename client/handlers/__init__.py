@@ -1,0 +1,1 @@
+"""Handlers of messages for somebody else's ClientApp."""

@@ -1,0 +1,1 @@
+"""Strategies for somebody else's ServerApp."""
