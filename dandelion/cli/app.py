@@ -160,7 +160,7 @@ def _climb_ladder(
     Raises:
         ConfigError: another engine, a file or a run to resume is given; or the folder exists.
     """
-    from dandelion.compare.ladder import best, climb
+    from dandelion.comparisons.ladder import best, climb
     from dandelion.engines.local import run_local
     from dandelion.monitor.progress import RunProgress
     from dandelion.settings.gather import gather, read_pairs

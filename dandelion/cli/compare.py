@@ -36,10 +36,10 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     name: FolderNameOption = "",
 ) -> None:
     """Train several methods from the same start, and compare their costs."""
-    from dandelion.compare.methods import configurations
-    from dandelion.compare.presentation import draw, page
-    from dandelion.compare.runner import Budget
-    from dandelion.compare.runner import compare as run_all
+    from dandelion.comparisons.methods import configurations
+    from dandelion.comparisons.presentation import draw, page
+    from dandelion.comparisons.runner import Budget
+    from dandelion.comparisons.runner import compare as run_all
     from shared.base.files import write_atomically
 
     if preset and methods:
@@ -99,7 +99,7 @@ def _check(config: Config) -> None:
 
 def show(comparison: dict[str, object]) -> None:
     """Print the table and the verdicts of a comparison."""
-    from dandelion.compare.presentation import about_text, table_rows
+    from dandelion.comparisons.presentation import about_text, table_rows
 
     say(about_text(comparison))
     titles, rows = table_rows(comparison)

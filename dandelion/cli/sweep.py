@@ -16,9 +16,9 @@ from shared.base.options import Value
 from shared.config.schema import Config, flat_settings
 
 if TYPE_CHECKING:  # the runner needs torch, which takes a second
-    from dandelion.sweep.cells import CellResult
-    from dandelion.sweep.grid import Cell
-    from dandelion.sweep.runner import CellSource, RunningCell
+    from dandelion.sweeps.cells import CellResult
+    from dandelion.sweeps.grid import Cell
+    from dandelion.sweeps.runner import CellSource, RunningCell
 
 PLAN_FILE = "sweep.json"
 CANCELLED = 130  # exit status after ^C
@@ -81,7 +81,7 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
 
 def _train(folder: Path, plan: SweepPlan, parallel: int, cards: list[str]) -> "list[CellResult]":
     """Run the cells of a sweep, then report; on ^C report too, and exit."""
-    from dandelion.sweep.runner import Runner, make_slots
+    from dandelion.sweeps.runner import Runner, make_slots
 
     source, cells, keys = _source(folder, plan)
     slots = make_slots(parallel, cards)
@@ -98,9 +98,9 @@ def _train(folder: Path, plan: SweepPlan, parallel: int, cards: list[str]) -> "l
 
 def report(folder: Path, cells: Sequence["Cell"], keys: Sequence[str]) -> "list[CellResult]":
     """Write CSV, summary and pictures of a sweep so far, and print their paths."""
-    from dandelion.sweep.cells import CellFiles, CellResult
-    from dandelion.sweep.pictures import draw
-    from dandelion.sweep.table import summary, write_csv, write_summary
+    from dandelion.sweeps.cells import CellFiles, CellResult
+    from dandelion.sweeps.pictures import draw
+    from dandelion.sweeps.table import summary, write_csv, write_summary
 
     results = [CellResult.of(CellFiles(folder, cell.name), dict(cell.settings)) for cell in cells]
     write_csv(results, keys, folder / "sweep.csv")
@@ -132,7 +132,7 @@ class _ProgressBars:
         self._progress.stop()
 
     def __call__(self, running: "list[RunningCell]", line: str) -> None:
-        from dandelion.sweep.cells import CellFiles
+        from dandelion.sweeps.cells import CellFiles
 
         if line:
             say(line)
@@ -198,8 +198,8 @@ def _resume(folder: Path) -> tuple[Path, SweepPlan]:
 
 
 def _axes(plan: SweepPlan) -> "tuple[Mapping[str, list[Value]], list[Cell]]":
-    from dandelion.sweep.grid import axes_of, cells_of
-    from dandelion.sweep.search import ranges_of
+    from dandelion.sweeps.grid import axes_of, cells_of
+    from dandelion.sweeps.search import ranges_of
 
     axes = axes_of(plan.grid)
     if twice := axes.keys() & {each.key for each in ranges_of(plan.search)}:
@@ -208,8 +208,8 @@ def _axes(plan: SweepPlan) -> "tuple[Mapping[str, list[Value]], list[Cell]]":
 
 
 def _source(folder: Path, plan: SweepPlan) -> "tuple[CellSource, list[Cell], list[str]]":
-    from dandelion.sweep.runner import ListedCells
-    from dandelion.sweep.search import SearchedCells, ranges_of
+    from dandelion.sweeps.runner import ListedCells
+    from dandelion.sweeps.search import SearchedCells, ranges_of
 
     axes, cells = _axes(plan)
     if not plan.search:

@@ -11,7 +11,7 @@ from fleet import config
 from typer.testing import CliRunner
 
 from dandelion.cli.app import app
-from dandelion.compare.curves import (
+from dandelion.comparisons.curves import (
     CurvePoint,
     best_run,
     common_target,
@@ -20,8 +20,8 @@ from dandelion.compare.curves import (
     smooth,
     verdicts,
 )
-from dandelion.compare.methods import METHODS, PRESETS, configurations, rates_around
-from dandelion.compare.presentation import page
+from dandelion.comparisons.methods import METHODS, PRESETS, configurations, rates_around
+from dandelion.comparisons.presentation import page
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.base.files import code_digest
 from shared.config.schema import Config

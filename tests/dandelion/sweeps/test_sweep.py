@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from dandelion.cli import sweep as sweep_cli
 from dandelion.cli.app import app
-from dandelion.sweep.cells import CellFiles
-from dandelion.sweep.grid import Cell, axes_of, cells_of, name_of
-from dandelion.sweep.runner import ListedCells, Runner, make_slots
-from dandelion.sweep.search import SearchedCells, ranges_of
+from dandelion.sweeps.cells import CellFiles
+from dandelion.sweeps.grid import Cell, axes_of, cells_of, name_of
+from dandelion.sweeps.runner import ListedCells, Runner, make_slots
+from dandelion.sweeps.search import SearchedCells, ranges_of
 from server.ledger.run_folder import LEDGER
 from shared.base.errors import ConfigError
 from shared.config.schema import to_toml
@@ -143,9 +143,9 @@ class Pretence:
             keywords["stdout"].write(f"LedgerError: {name} broke\n".encode() if status else b"")
             return FakeProcess(status)
 
-        monkeypatch.setattr("dandelion.sweep.runner.subprocess.Popen", start)
-        monkeypatch.setattr("dandelion.sweep.runner.os.sched_setaffinity", lambda *_: None)
-        monkeypatch.setattr("dandelion.sweep.runner.LOOK_S", 0.0)
+        monkeypatch.setattr("dandelion.sweeps.runner.subprocess.Popen", start)
+        monkeypatch.setattr("dandelion.sweeps.runner.os.sched_setaffinity", lambda *_: None)
+        monkeypatch.setattr("dandelion.sweeps.runner.LOOK_S", 0.0)
 
 
 class FakeProcess:
