@@ -51,7 +51,6 @@ from shared.base.text import LINES, escape_text
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Train language models with federated zeroth-order learning: sites send scalars.",
 )
