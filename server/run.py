@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from server.ledger.run_folder import Run, open_run
+from server.ledger.run_folder import OpenRun, open_run
 from server.preflight.judge import check_before, is_long
 from server.reporting import data_distribution
 from server.reporting.report import Report
@@ -56,7 +56,7 @@ def serve(
 
 
 def train(
-    grid: Grid, run: Run, on_round: Callable[[Report, int], None], all_dealt: bool = False
+    grid: Grid, run: OpenRun, on_round: Callable[[Report, int], None], all_dealt: bool = False
 ) -> Report:
     """Commit the rounds that are left, logging each; ``on_round`` is called after every one."""
     report = Report(run.folder, run.ledger, run.config, run.oracle.replica)
@@ -100,7 +100,7 @@ def check_shards(corpus: Corpus) -> None:
         raise ConfigError(f"num-clients = {sites}: {error}") from error
 
 
-def warn_of_rounding(run: Run) -> None:
+def warn_of_rounding(run: OpenRun) -> None:
     """Warn if ``eps`` is lost to rounding at more than a few parameters."""
     model, eps = run.oracle.replica.model, run.config.zo.eps
     rounded = count_unperturbed(model.flat, model.layout, eps)
@@ -135,7 +135,7 @@ def _examples(names: tuple[str, ...]) -> str:
     return f", most of all in {len(names)} tensors such as {names[0]}" if names else ""
 
 
-def reason_against(run: Run) -> Callable[[Hello], str]:
+def reason_against(run: OpenRun) -> Callable[[Hello], str]:
     """Return a function that says why a site cannot take part; empty if it can."""
     replica, config = run.oracle.replica, run.config
     device = replica.model.flat.device.type

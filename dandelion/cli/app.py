@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from dandelion.api.ledgers import ledger_of
+from dandelion.api.runs import engine_of, train_local
 from dandelion.cli import bench as bench_cli
 from dandelion.cli import client as client_cli
 from dandelion.cli import compare as compare_cli
@@ -44,16 +46,12 @@ from dandelion.cli.console import (
     say,
     show_table,
 )
-from shared.base.errors import ConfigError, DandelionError, UnknownNameError
+from shared.base.errors import ConfigError, DandelionError
 from shared.base.options import Value
 from shared.base.text import LINES, escape_text
-from shared.config.schema import Config
-
-ENGINES = ("local", "flower")
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Train language models with federated zeroth-order learning: sites send scalars.",
 )
@@ -127,12 +125,10 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     ] = False,
 ) -> None:
     """Train a new run, or continue one that was interrupted."""
-    if engine not in ENGINES:
-        raise UnknownNameError("engine", engine, ENGINES)
-    from dandelion.engines.flower_simulation import run_flower
-    from dandelion.engines.local import run_local
-    from dandelion.monitor.progress import RunProgress, show_summary
+    from dandelion.monitor.progress import show_summary
     from dandelion.settings.gather import gather
+
+    train = engine_of(engine)
 
     options: dict[str, Value | None] = {
         **{"run-name": name, "preset": preset, "model": model},
@@ -144,12 +140,7 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     if ladder:
         return _climb_ladder(settings or [], given, name, (engine, config, resume))
     chosen = gather(config, settings or [], resume, **given)
-    if engine == "flower":
-        folder = run_flower(chosen, console)
-    else:
-        with RunProgress(console) as progress:
-            folder = run_local(chosen, progress)
-    show_summary(console, folder)
+    show_summary(console, train(chosen, console))
 
 
 def _climb_ladder(
@@ -163,9 +154,7 @@ def _climb_ladder(
     Raises:
         ConfigError: another engine, a file or a run to resume is given; or the folder exists.
     """
-    from dandelion.compare.ladder import best, climb
-    from dandelion.engines.local import run_local
-    from dandelion.monitor.progress import RunProgress
+    from dandelion.comparisons.ladder import best, climb
     from dandelion.settings.gather import gather, read_pairs
     from dandelion.settings.presets import ladder_of
 
@@ -177,12 +166,7 @@ def _climb_ladder(
     if folder.exists():
         raise ConfigError(f"{folder} exists already; choose another --name")
     configs = {scope: gather(None, [*pairs, f"scope={scope}"], None, **given) for scope in scopes}
-
-    def train(rung: Config) -> Path:
-        with RunProgress(console) as progress:
-            return run_local(rung, progress)
-
-    rungs = climb(configs, folder.resolve(), say, train)
+    rungs = climb(configs, folder.resolve(), say, lambda rung: train_local(rung, console))
     say(f"{best(rungs).folder}")
     say(f"{folder / 'ladder.png'}")
 
@@ -195,7 +179,7 @@ def plot(
     """Draw loss.png of a run again, also while the run goes on."""
     from server.reporting.loss_plot import draw_losses
 
-    with ledger_cli.ledger_of(folder) as ledger:
+    with ledger_of(folder) as ledger:
         draw_losses(ledger, path := out or folder / "loss.png")
     say(f"{path}")
 

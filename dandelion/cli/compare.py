@@ -1,7 +1,5 @@
 """``dandelion compare``: the bytes, forward passes and time that each method needs for its loss."""
 
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,11 +7,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from dandelion.cli.console import AppOption, FolderNameOption, say, show_table
-from shared.base.errors import ConfigError
-from shared.base.options import Value
-from shared.config.schema import Config
-
-MOST_ROUNDS = 1_000_000  # more than any budget allows
 
 
 def compare(  # noqa: PLR0913, PLR0917  (options of a command)
@@ -37,71 +30,25 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     app: AppOption = "",
 ) -> None:
     """Train several methods from the same start, and compare their costs."""
-    from dandelion.compare.methods import configurations
-    from dandelion.compare.presentation import draw, page
-    from dandelion.compare.runner import Budget
-    from dandelion.compare.runner import compare as run_all
-    from shared.base.files import write_atomically
+    from dandelion.comparisons.methods import read_pair, rows_of
+    from dandelion.comparisons.runner import Budget
+    from dandelion.comparisons.session import ComparisonPlan, run_comparison
 
-    settings = [*(settings or []), *([f"app={app}"] if app else [])]
-    if preset and methods:
-        raise ConfigError("--methods or --preset expected, got both")
-    folder, pairs = _choose_folder(name, preset, settings)
-    base: dict[str, Value] = {"save-model": False}
-    if seconds or forwards:  # the budget alone ends a method
-        base |= {"num-rounds": MOST_ROUNDS, "preflight-rounds": 0}
-    configs = configurations(methods, preset, pairs, base)
-    for config in configs.values():
-        _check(config)
-    if rates > 1:
-        say(f"{len(configs)} methods at {rates} learning rates each: {rates * len(configs)} runs")
+    names = [each.strip() for each in methods.split(",") if each.strip()]
     budget = Budget(seconds, forwards)
-    comparison = run_all(configs, folder, target_loss, budget, say, rates)
-    write_atomically(folder / "comparison.html", page(comparison).encode())
-    files = [folder / "comparison.json", folder / "comparison.html", *draw(comparison, folder)]
+    plan = ComparisonPlan(names, preset, target_loss, budget, rates, name)
+    rows = rows_of(names, preset)
+    texts = [*(settings or []), *([f"app={app}"] if app else [])]
+    given = [read_pair(text, rows) for text in texts]
+    comparison, files = run_comparison(plan, given, say)
     show(comparison)
     for file in files:
         say(str(file))
 
 
-def _choose_folder(name: str, preset: str, pairs: list[str]) -> tuple[Path, list[str]]:
-    """Choose the comparison's folder; return it, and the pairs with ``output-dir`` set to it.
-
-    Raises:
-        ConfigError: the folder exists.
-    """
-    from dandelion.settings.gather import key_of
-
-    parent = next((p.partition("=")[2] for p in pairs if key_of(p) == "output-dir"), "runs")
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = Path(parent, name or f"compare-{preset or 'methods'}-{stamp}").expanduser().resolve()
-    if folder.exists():
-        raise ConfigError(f"{folder} exists already; choose another --name")
-    others = [pair for pair in pairs if key_of(pair) != "output-dir"]
-    return folder, [*others, f"output-dir={folder}"]
-
-
-def _check(config: Config) -> None:
-    """Refuse a configuration that this command cannot run.
-
-    Raises:
-        ConfigError: an unknown model, too few sites, or a schedule without a number of rounds.
-    """
-    from dandelion.settings.gather import check_sites
-    from shared.models.load import check_name
-
-    check_name(config.model.name)
-    check_sites(config)
-    if config.training.rounds == MOST_ROUNDS and config.optimizer.schedule != "constant":
-        raise ConfigError(
-            f"lr-schedule {config.optimizer.schedule!r} with a budget: it falls towards the last "
-            "round, so set num-rounds as well"
-        )
-
-
 def show(comparison: dict[str, object]) -> None:
     """Print the table and the verdicts of a comparison."""
-    from dandelion.compare.presentation import about_text, table_rows
+    from dandelion.comparisons.presentation import about_text, table_rows
 
     say(about_text(comparison))
     titles, rows = table_rows(comparison)

@@ -1,11 +1,11 @@
 """``dandelion preflight``: tries settings before a run, and suggests better ones."""
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
+from dandelion.api.preflights import try_settings
 from dandelion.cli.console import (
     AppOption,
     ConfigOption,
@@ -39,22 +39,12 @@ def preflight(
     Status 0: the settings are fine; 1: others are suggested; 2: the settings cannot work.
     """
     from dandelion.settings.gather import gather
-    from server.ledger.run_folder import run_folder
-    from server.preflight.judge import preflight as measure
-    from shared.training.corpus import Corpus, load_evaluation
-    from shared.training.oracle import Oracle
 
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     given = {"run-name": name, "preset": preset, "model": model, "app": app}
     chosen = gather(config, settings or [], None, **given)
-    if not chosen.run.name:
-        chosen = chosen.replace(run_name=f"preflight-{stamp}")
-    oracle = Oracle.of(chosen)
-    corpus = Corpus.of(chosen, oracle.language_model)
-    with console.status("measuring rounding, slopes and trial steps; a large model takes minutes"):
-        outcome = measure(chosen, oracle, load_evaluation(corpus, oracle.language_model))
+    outcome, path = try_settings(chosen, console)
     show(outcome)
-    say(f"{outcome.write(run_folder(chosen))}")
+    say(f"{path}")
     raise typer.Exit(EXIT_STATUS[outcome.verdict])
 
 

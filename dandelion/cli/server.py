@@ -33,7 +33,7 @@ from dandelion.deployment.deploy_home import (
     superlink_command,
 )
 from dandelion.deployment.supervisor import Keeper, find_process, quote, write_pid
-from dandelion.engines.flower_simulation import ROOT, EngineError, program_path, run_flwr
+from dandelion.engines.flower_simulation import EngineError, app_folder, program_path, run_flwr
 from shared.config.schema import Config, to_toml
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a federation's server.")
@@ -113,7 +113,8 @@ def run(
             }
         )
     )
-    run_id = str(_flwr(home, "run", str(ROOT), CONNECTION, "--run-config", str(file))["run-id"])
+    words = ("run", str(app_folder(home.folder)), CONNECTION, "--run-config", str(file))
+    run_id = str(_flwr(home, *words)["run-id"])
     say(f"Flower run {run_id}, run folder {run_path}; follow it with: dandelion status {run_path}")
     try:
         status, details = _wait(home, run_id)

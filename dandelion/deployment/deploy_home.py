@@ -1,10 +1,13 @@
 """The folder of a server or a node, and the commands that run Flower's programs in it."""
 
+import logging
 import os
 import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 from dandelion.deployment.supervisor import Program
@@ -18,6 +21,8 @@ from dandelion.engines.flower_simulation import (
 CONNECTION = "federation"
 TASK_POLL_S = "0.05"  # Flower's default is 1
 PATCHES = Path(__file__).with_name("flower_patches.py")
+PATCHES_MODULE = f"{__package__}.{PATCHES.stem}"
+LOG = logging.getLogger("dandelion")
 CLIENT_APP_MODULES = "flwr.supernode.cli,flwr.cli.install,flwr.clientapp,grpc"
 SERVER_APP_MODULES = "flwr.superlink.cli,flwr.serverapp"  # imported before an app runs
 ANY_HOST = ("", "0.0.0.0", "::")  # these listen on all addresses of a machine
@@ -99,8 +104,24 @@ def default_home(side: str) -> Path:
 
 
 def program_command(name: str, stock: bool = False) -> list[str]:
-    """The command of one of Flower's programs: with our patches, or ``stock``, without."""
+    """The command of one of Flower's programs: with our patches, or ``stock``, without.
+
+    On a release of Flower that the patches do not fit it is Flower's own program, with a warning.
+    """
+    if not stock and (misfit := find_misfit()):
+        LOG.warning("%s; %s runs as Flower's own program, with all its waits", misfit, name)
+        stock = True
     return [program_path(name)] if stock else [sys.executable, "-P", str(PATCHES), name]
+
+
+def find_misfit() -> str:
+    """Why our patches do not fit the installed release of Flower; empty if they do."""
+    installed = f"Flower {version('flwr')} is not the one that our patches are for"
+    try:
+        missing = import_module(PATCHES_MODULE).find_missing()
+    except ImportError as error:
+        return f"{installed}: {error}"
+    return f"{installed}: it lacks {', '.join(missing)}" if missing else ""
 
 
 def programs(home: Home, commands: Mapping[str, list[str]], loaded: str) -> dict[str, Program]:

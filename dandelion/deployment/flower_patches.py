@@ -1,15 +1,16 @@
 """Patches Flower's SuperNode and SuperExec so that they wait less.
 
-Flower 1.41 starts an interpreter for every message and imports itself there. It sleeps 3 s if a
-node has no message, and 1 s if part of one has not arrived. It gives up if a TLS handshake breaks
-off, as happens when a server behind a balancer restarts. With these patches, processes are forked
-from one that has imported Flower, the sleeps begin short and grow to Flower's own, and a handshake
-is tried again. Messages, processes and checks stay Flower's.
+Flower 1.41 and 1.42 start an interpreter for every message and import themselves there. They sleep
+3 s if a node has no message, and 1 s if part of one has not arrived. They give up if a TLS
+handshake breaks off, as happens when a server behind a balancer restarts. With these patches,
+processes are forked from one that has imported Flower, the sleeps begin short and grow to Flower's
+own, and a handshake is tried again. Messages, processes and checks stay Flower's.
 
 ``python -P flower_patches.py PROGRAM OPTION ...`` runs a program with its options. This file is
 run by its path, so that no package of ours is imported before the app's own.
 """
 
+import importlib
 import importlib.metadata
 import multiprocessing
 import os
@@ -41,6 +42,14 @@ RETRY_S = 4  # the longest sleep before an unreachable server is tried again
 BROKEN_HANDSHAKE = ("eof occurred", "connection reset", "timed out", "broken pipe")
 PRELOAD_VARIABLE = "DANDELION_PRELOAD"  # modules to import before a task, with commas
 SCRATCH_VARIABLE = "DANDELION_SCRATCH"  # a folder for temporary files of this process
+
+PULLS = ("pull_objects", "pull_and_inflate_object_from_tree")  # of ``inflatable_utils``
+REPLACED = (  # what is looked up by name in a module of Flower
+    ("flwr.supercore.retry.http_retry", "MAX_RETRY_DELAY"),
+    ("flwr.supercore.retry.http_retry", "RetryInvoker"),
+    ("flwr.supernode.start_client_internal", "time"),
+    ("flwr.supercore.superexec.run_superexec", "get_executor"),
+)
 
 ErrorTest = Callable[[Exception], bool]
 
@@ -153,7 +162,7 @@ def shorten_waits() -> None:
 
     tempfile.tempdir = os.environ.get(SCRATCH_VARIABLE) or None
     replace(vars(signal), "raise_signal", _raise)
-    for name in ("pull_objects", "pull_and_inflate_object_from_tree"):
+    for name in PULLS:
         replace(getattr(inflatable_utils, name).__kwdefaults__, "initial_backoff", OBJECT_S)
     replace(vars(http_retry), "MAX_RETRY_DELAY", RETRY_S)
     replace(vars(http_retry), "RetryInvoker", PatientInvoker)
@@ -168,6 +177,28 @@ def _raise(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+def find_missing() -> list[str]:
+    """The names, of those that are replaced, which the installed release of Flower lacks.
+
+    Raises:
+        ImportError: a module of Flower is not there.
+    """
+    utils = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
+    pulls = {name: getattr(utils, name, None) for name in PULLS}
+    return [
+        *(f"{module}.{name}" for module, name in REPLACED if not _has(module, name)),
+        *(
+            f"{utils.__name__}.{name}(initial_backoff)"
+            for name, pull in pulls.items()
+            if "initial_backoff" not in (getattr(pull, "__kwdefaults__", None) or {})
+        ),
+    ]
+
+
+def _has(module: str, name: str) -> bool:
+    return hasattr(importlib.import_module(module), name)
+
+
 def replace(names: dict[str, Any], name: str, value: object) -> None:
     """Replace a value that Flower looks up by name.
 
@@ -177,7 +208,8 @@ def replace(names: dict[str, Any], name: str, value: object) -> None:
     if name not in names:
         installed = importlib.metadata.version("flwr")
         sys.exit(
-            f"{FILE_NAME}: Flower 1.41 expected, got {installed} without {name!r}; use --stock"
+            f"{FILE_NAME}: Flower 1.41 or 1.42 expected, got {installed} without {name!r}; "
+            "use --stock"
         )
     names[name] = value
 

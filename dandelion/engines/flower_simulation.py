@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,9 +17,12 @@ from rich.console import Console
 
 from server.reporting.status_line import PREFIX
 from shared.base.errors import ConfigError, DandelionError
+from shared.base.files import OWN_PACKAGES
 from shared.config.schema import Config, to_toml
 
 ROOT = Path(__file__).resolve().parents[2]  # of pyproject.toml, server/, client/, shared/
+PROJECT = "pyproject.toml"
+INSTALLED_PROJECT = Path(__file__).with_name("flower_app.toml")  # the same file, in a wheel
 CONNECTION = "simulation"
 START_TIMEOUT_S = 90.0
 POLL_S = 3.0  # each status query costs a second of a core
@@ -51,8 +55,6 @@ def run_flower(config: Config, console: Console) -> Path:
     from server.ledger.run_folder import run_folder
     from shared.training.feature_scaling import resolve_feature_scaling
 
-    if not (ROOT / "pyproject.toml").exists():
-        raise EngineError(f"{ROOT}: no pyproject.toml; --engine flower runs from a checkout")
     check_unmerged(config, "--engine flower")
     if config.bp.error_feedback:
         raise ConfigError(
@@ -67,7 +69,7 @@ def run_flower(config: Config, console: Console) -> Path:
         file = Path(home, "run.toml")
         file.write_text(to_toml(settings))
         with run_superlink(Path(home), environment) as log:
-            run_id = _start(file, config, environment)
+            run_id = _start(app_folder(Path(home)), file, config, environment)
             console.print(f"Flower run {run_id}; log {log}", soft_wrap=True, highlight=False)
             status = _wait(run_id, environment, log, console)
         if status != "finished:completed":
@@ -207,11 +209,28 @@ def _await_port(port: int, process: "subprocess.Popen[bytes]", log: Path) -> Non
     raise EngineError(f"the SuperLink did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
-def _start(file: Path, config: Config, environment: Mapping[str, str]) -> str:
-    """Start a run with the settings of a file; return Flower's number of it."""
+def app_folder(home: Path) -> Path:
+    """The folder that ``flwr run`` takes: the checkout, or a copy of what is installed.
+
+    Args:
+        home: where the copy is made, in a folder ``app``; a former one is replaced.
+    """
+    if (ROOT / PROJECT).exists():
+        return ROOT
+    folder = home / "app"
+    shutil.rmtree(folder, ignore_errors=True)
+    for package in OWN_PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+    shutil.copy(INSTALLED_PROJECT, folder / PROJECT)
+    return folder
+
+
+def _start(app: Path, file: Path, config: Config, environment: Mapping[str, str]) -> str:
+    """Start a run of an app with the settings of a file; return Flower's number of it."""
     nodes, cores = config.federation.num_clients, config.run.threads
     federation = f"num-supernodes={nodes} client-resources-num-cpus={cores}"
-    words = ["run", str(ROOT), CONNECTION, "--run-config", str(file)]
+    words = ["run", str(app), CONNECTION, "--run-config", str(file)]
     answer = run_flwr([*words, "--federation-config", federation], environment)
     try:
         return str(answer["run-id"])

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
+from dandelion.monitor.notebook import NotebookLine
 from server.reporting.status_line import size_text, state_text
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
@@ -47,6 +48,7 @@ class RunProgress:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("starting", total=None)
+        self._cell = NotebookLine() if console.is_jupyter and not console.quiet else None
         self._first: tuple[int, float] | None = None  # round and time of the first call
         self._printed_at = 0.0
         self._report: Report | None = None
@@ -76,7 +78,9 @@ class RunProgress:
         left = self._remaining(round_, rounds, now)
         text = f"round {round_}/{rounds}  {state_text(report, round_)}  {left}".rstrip()
         self._progress.update(self._task, completed=round_, total=rounds, description=text)
-        if self._console.is_terminal:
+        if self._cell is not None:
+            self._cell.show(text, round_ >= rounds)
+        if self._console.is_terminal or self._cell is not None:
             return
         if self._printed_at == 0.0 or now - self._printed_at > PLAIN_EVERY_S or round_ >= rounds:
             self._console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -8,7 +8,7 @@ from dandelion.settings.presets import expand_preset
 from shared.base.errors import ConfigError
 from shared.base.options import Value
 from shared.config.schema import RESUMABLE, Config, flat_key, flat_settings, with_former_defaults
-from shared.training.components import parse
+from shared.training.components import option_of, parse
 from shared.training.validate import check_data, configure
 
 FOLDERS = ("output-dir", "resume", "app-dir")  # always paths
@@ -41,6 +41,26 @@ def gather_deployed(
     settings = flat_settings(read_toml(file)) if file else {}
     settings |= read_pairs(pairs)
     settings |= flat_settings({key: value for key, value in given.items() if value != ""})
+    return _complete(settings, resume)
+
+
+def gather_settings(
+    file: Path | None, given: Mapping[str, object], resume: Path | None = None
+) -> Config:
+    """One valid configuration of a file and of values as they are; an empty text is a value too.
+
+    Raises:
+        ConfigError: as ``gather``.
+    """
+    settings = flat_settings(read_toml(file)) if file else {}
+    config = _complete(settings | flat_settings(given), resume)
+    if not config.run.resume:
+        check_sites(config)
+    return config
+
+
+def _complete(settings: dict[str, object], resume: Path | None) -> Config:
+    """The settings with absolute paths and those of their preset, or of the run that is resumed."""
     settings = resolve_paths(with_app_folder(settings))
     if named := settings.pop("resume", ""):
         resume = resume or Path(str(named))
@@ -120,6 +140,7 @@ def _resume(settings: Mapping[str, object], folder: Path) -> Config:
         raise ConfigError(f"{folder}: no run to resume; {CONFIG} expected in it")
     free = RESUMABLE - {"run-name", "output-dir"}  # it stays where it is
     if fixed := sorted(set(settings) - free):
+        option_of(fixed[0])  # a misspelt one is no setting
         raise ConfigError(f"a resumed run keeps {fixed}; it may be given {sorted(free)}")
     recorded = with_former_defaults(read_toml(folder / CONFIG))
     return configure({**recorded, **settings, "resume": str(folder.resolve())})

@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from dandelion import Problem
 from shared.data.sets.pictures import mnist_pictures  # as torchvision.datasets.MNIST, packaged

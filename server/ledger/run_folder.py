@@ -33,7 +33,7 @@ LEDGER, CONFIG, LOCK = "ledger.sqlite", "config.toml", "run.lock"
 
 
 @dataclass(frozen=True)
-class Run:
+class OpenRun:
     """A run that is open for training, in this process alone.
 
     Invariant: the oracle's replica is at the ledger's last round. With ``server-replica = lazy`` it
@@ -76,7 +76,7 @@ class Run:
 
 
 @contextmanager
-def open_run(config: Config) -> Iterator[Run]:
+def open_run(config: Config) -> Iterator[OpenRun]:
     """Create the run folder, or open the one to resume, and lock it.
 
     Raises:
@@ -136,7 +136,7 @@ def check_base(ledger: LedgerReader, oracle: Oracle) -> None:
         )
 
 
-def _create(folder: Path, config: Config) -> Run:
+def _create(folder: Path, config: Config) -> OpenRun:
     if (folder / LEDGER).exists():
         raise ConfigError(f"{folder}: a run is there; resume it, or choose another run-name")
     oracle, name = Oracle.of(config), secrets.token_bytes(16)
@@ -146,10 +146,10 @@ def _create(folder: Path, config: Config) -> Run:
     code = source_digest(config.model.app)
     header = {"run": name, "config": text, "base": oracle.base, "code": code}
     ledger = Ledger.create(folder / LEDGER, header)
-    return Run(folder, config, ledger, oracle, name, code)
+    return OpenRun(folder, config, ledger, oracle, name, code)
 
 
-def _resume(folder: Path, config: Config) -> Run:
+def _resume(folder: Path, config: Config) -> OpenRun:
     ledger = Ledger.open(folder / LEDGER)
     try:
         return _restore(folder, config, ledger)
@@ -158,7 +158,7 @@ def _resume(folder: Path, config: Config) -> Run:
         raise
 
 
-def _restore(folder: Path, config: Config, ledger: Ledger) -> Run:
+def _restore(folder: Path, config: Config, ledger: Ledger) -> OpenRun:
     """Check that a ledger is of this run, and bring a replica to its last round."""
     if changed := config.differences(read_config(ledger)):
         raise ConfigError(f"{folder}: cannot go on as another run: {'; '.join(changed)}")
@@ -175,7 +175,7 @@ def _restore(folder: Path, config: Config, ledger: Ledger) -> Run:
         LOG.warning("the source files are not those that the run was started with")
     write_atomically(folder / CONFIG, _config_bytes(config))  # operational keys may be new
     LOG.info("resumed at round %d: %s", last, folder)
-    return Run(folder, config, ledger, oracle, name, code)
+    return OpenRun(folder, config, ledger, oracle, name, code)
 
 
 def _config_bytes(config: Config) -> bytes:

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from server.ledger.reader import LedgerReader
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SITES, HELD_OUT, INK = "#8093ab", "#c8374a", "#333a44"
 STYLE: dict[Any, Any] = {
@@ -78,6 +81,11 @@ class Curves:
 
 def draw_losses(ledger: LedgerReader, path: Path) -> None:
     """Draw the sites' loss of every round and the evaluations into a PNG file."""
+    loss_figure(ledger).savefig(path, dpi=140)
+
+
+def loss_figure(ledger: LedgerReader) -> "Figure":
+    """The sites' loss of every round and the evaluations, against rounds and against bytes."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -95,7 +103,7 @@ def draw_losses(ledger: LedgerReader, path: Path) -> None:
         right.set(xlabel=f"payload per client, up and down ({unit})")
         left.legend(frameon=False, loc="upper right")
         figure.suptitle(f"{ledger.path.absolute().parent.name}\n{curves.headline}", fontsize=12)
-        figure.savefig(path, dpi=140)
+    return figure
 
 
 def unit_of(count: float) -> tuple[str, float]:

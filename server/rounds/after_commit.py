@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from server.ledger.ledger import Ledger
 from server.ledger.records import ALL_SITES, SERVER, Contribution
-from server.ledger.run_folder import Run
+from server.ledger.run_folder import OpenRun
 from server.ledger.snapshots import Snapshots
 from shared.base.metrics import EvalSums
 
@@ -17,7 +17,7 @@ class AfterCommit:
     """
 
     def __init__(
-        self, run: Run, evaluate: Callable[[], EvalSums], report: Callable[[int], None]
+        self, run: OpenRun, evaluate: Callable[[], EvalSums], report: Callable[[int], None]
     ) -> None:
         self._run, self._evaluate, self._report = run, evaluate, report
         self._snapshots = Snapshots(run.ledger)

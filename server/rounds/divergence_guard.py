@@ -15,7 +15,7 @@ import numpy as np
 from server.aggregation.culprits import Culprits, find_culprits
 from server.ledger.lineage import lineage
 from server.ledger.records import LEFT_OUT, Metrics
-from server.ledger.run_folder import Run
+from server.ledger.run_folder import OpenRun
 from server.ledger.snapshots import Snapshots
 from server.rounds.round_log import RoundLog
 from server.steps.learning_rates import is_by_rule
@@ -47,7 +47,7 @@ class DivergenceGuard:
     that were undone.
     """
 
-    run: Run
+    run: OpenRun
     _losses: dict[int, float] = field(default_factory=dict)  # of each round, over its sites
 
     def rewind_if_diverged(self, log: RoundLog) -> bool:

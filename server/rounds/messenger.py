@@ -8,7 +8,7 @@ from functools import partial
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from server.ledger.run_folder import Run
+from server.ledger.run_folder import OpenRun
 from server.rounds.cohort import Cohort, SiteRecord
 from server.rounds.exchange import Exchange
 from server.rounds.open_round import LateReplies, OpenRound, ResendPolicy
@@ -27,7 +27,7 @@ class Messenger:
 
     def __init__(
         self,
-        run: Run,
+        run: OpenRun,
         cohort: Cohort,
         log: RoundLog,
         requests: RequestBuilder,

@@ -9,7 +9,7 @@ import numpy as np
 from flwr.app import Message
 
 from server.ledger.records import Contribution, Refusal
-from server.ledger.run_folder import Run
+from server.ledger.run_folder import OpenRun
 from server.rounds.cohort import SiteRecord
 from server.rounds.open_round import OpenRound
 from server.rounds.requests import RequestBuilder
@@ -147,7 +147,9 @@ def _check_outcome(reply: Measured, expected: Expected) -> None:
         raise RefusedError("bad outcome", detail)
 
 
-def agree_on_digest(run: Run, round_: int, replies: Iterable[Reply]) -> tuple[int, bytes] | None:
+def agree_on_digest(
+    run: OpenRun, round_: int, replies: Iterable[Reply]
+) -> tuple[int, bytes] | None:
     """Return the round that replies were measured at, and the one digest that they all carry.
 
     With ``server-replica = lazy`` the server does not know the digest of the parameters that a
@@ -174,7 +176,7 @@ def agree_on_digest(run: Run, round_: int, replies: Iterable[Reply]) -> tuple[in
 class ReplyValidator:
     """Trusts nothing that a site sends, and keeps track of where the sites' replicas are."""
 
-    def __init__(self, run: Run, requests: RequestBuilder, log: RoundLog) -> None:
+    def __init__(self, run: OpenRun, requests: RequestBuilder, log: RoundLog) -> None:
         self._run, self._requests, self._log = run, requests, log
 
     def open(self, message: Message, open_round: OpenRound) -> Reply:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from flwr.app import Message, MessageType
 
-from server.ledger.run_folder import Run
+from server.ledger.run_folder import OpenRun
 from server.ledger.snapshots import Snapshots
 from server.rounds.catch_up import CatchUp, catch_up, full_parameters
 from server.rounds.cohort import SiteRecord
@@ -31,7 +31,7 @@ class RequestBuilder:
     Sites whose replicas are at the same round get the same bytes, which are encoded once.
     """
 
-    def __init__(self, run: Run, rates: LearningRates) -> None:
+    def __init__(self, run: OpenRun, rates: LearningRates) -> None:
         self._run, self._rates = run, rates
         self._snapshots = Snapshots(run.ledger)
         self._encoded: dict[tuple[int, int | None, bool], EncodedRequest] = {}  # of open rounds

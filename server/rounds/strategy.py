@@ -14,7 +14,7 @@ from server.aggregation.combine import Combiner, GradientError
 from server.aggregation.outliers import find_outliers
 from server.aggregation.weights import weights_of
 from server.ledger.records import Contribution, Metrics, Refusal
-from server.ledger.run_folder import Run
+from server.ledger.run_folder import OpenRun
 from server.rounds.after_commit import record_outcomes
 from server.rounds.cohort import Cohort
 from server.rounds.divergence_guard import DivergenceGuard
@@ -41,7 +41,7 @@ class ScalarStrategy(Strategy):
     """
 
     def __init__(
-        self, run: Run, cohort: Cohort, log: RoundLog, after_commit: Callable[[int], None]
+        self, run: OpenRun, cohort: Cohort, log: RoundLog, after_commit: Callable[[int], None]
     ) -> None:
         self._run, self._log, self._after_commit = run, log, after_commit
         parameters = run.oracle.replica.model.layout.parameters

@@ -155,6 +155,38 @@ MODULES = {
                 values = np.frombuffer(body, "<f2").astype(np.float32)
                 return check_finite(unpack_vector(self.layout, values))
         """,
+    "sets": """
+        '''Sentences about numbers, for a test.'''
+        from shared.data.documents import DATASETS, Documents, Source
+
+
+        def numbers(max_samples, by="parity"):
+            texts = [f"The number {k} is {k} more than nothing at all. " * 3 for k in range(24)]
+            groups = [("even", "odd")[k % 2] for k in range(24)]
+            return Documents(texts, groups).thin(max_samples)
+
+
+        DATASETS.register("numbers")(Source(
+            numbers, "embedded", "sentences about numbers", ("parity",), "24 texts", "CC0"))
+        """,
+    "tasks": """
+        '''Language modelling with a quarter of the loss, for a test.'''
+        from shared.tasks.language_modelling import LanguageModelling
+        from shared.tasks.task import TASKS
+
+
+        class Quarter(LanguageModelling):
+            def loss(self, module, rows):
+                return super().loss(module, rows) / 4
+
+            def each(self, module, rows):
+                return super().each(module, rows) / 4
+
+
+        @TASKS.register("quarter")
+        def quarter(config, model):
+            return Quarter(model.tokenizer)
+        """,
     "models": """
         '''A GPT-2 that is small enough for a test.'''
         from shared.models.gpt2 import BYTES, Shape, register_size
@@ -163,7 +195,13 @@ MODULES = {
         """,
 }
 NAMES = {"optimizers": "lion", "directions": "uniform", "aggregation": "midrange",
-         "modes": "headstart", "codecs": "float16", "models": "nano-gpt"}  # fmt: skip
+         "modes": "headstart", "codecs": "float16", "models": "nano-gpt",
+         "sets": "numbers", "tasks": "quarter"}  # fmt: skip
+REGISTRIES = {"optimizers": "shared.optimizers:OPTIMIZERS", "tasks": "shared.tasks.task:TASKS",
+              "directions": "shared.directions:DIRECTIONS", "codecs": "shared.codecs:CODECS",
+              "aggregation": "shared.aggregation:AGGREGATION",
+              "models": "shared.models.model:MODELS", "modes": "shared.modes.mode:MODES",
+              "sets": "shared.data.documents:DATASETS"}  # fmt: skip
 CONTRACTS = ["tests/shared/optimizers/test_optimizers.py", "tests/shared/codecs/test_codecs.py",
              "tests/shared/directions/test_directions.py", "tests/shared/modes/test_modes.py",
              "tests/server/aggregation/test_combine.py",
@@ -206,8 +244,38 @@ def test_a_module_of_each_kind_passes_contract_tests_that_nobody_edited(installe
     options = ["-m", "pytest", "-vv", "-p", "no:cacheprovider", "-k", names]
     done = run(installed, *options, *CONTRACTS)
     assert done.returncode == 0, done.stdout[-3000:]
-    for kind, name in NAMES.items():
-        assert len(re.findall(rf"\[.*{name}.*\] PASSED", done.stdout)) >= LEAST[kind], kind
+    for kind, least in LEAST.items():
+        passed = re.findall(rf"\[.*{NAMES[kind]}.*\] PASSED", done.stdout)
+        assert len(passed) >= least, kind
+
+
+def test_every_kind_takes_entry_points_and_knows_what_they_register(installed):
+    lines = [f"assert {name!r} in registry({REGISTRIES[kind]!r}), {kind!r}"
+             for kind, name in NAMES.items()]  # fmt: skip
+    code = "\n".join([
+        "from importlib import import_module",
+        "def registry(text):",
+        "    module, _, name = text.partition(':')",
+        "    return getattr(import_module(module), name)",
+        *lines,
+    ])  # fmt: skip
+    done = run(installed, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert set(NAMES) == set(MODULES) == set(REGISTRIES)
+
+
+@pytest.mark.slow
+def test_they_make_a_run_from_python_that_is_verified(installed, tmp_path):
+    code = (
+        "import dandelion; run = dandelion.run(name='plug', dataset='numbers', task='quarter', "
+        "optimizer='lion', model='nano-gpt', num_rounds=2, num_clients=2, queries=2, "
+        "block_size=16, eval_blocks=4, learning_rate=1e-3, progress=False); "
+        "first = run.evaluations['loss'][0]; assert 1 < first < 6, first; "
+        "sites = run.metrics['loss'][0]; assert sites < first / 2, (sites, first); "
+        "assert run.verify().digest == run.summary['digest']"
+    )
+    done = run(installed, "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """The documentation is true: its links, paths, commands and settings exist, and README is short."""
 
+import os
+import subprocess
+import sys
 from functools import cache
 from importlib import import_module
 
@@ -78,6 +81,23 @@ def test_the_readme_is_short():
 def test_the_readme_begins_with_the_two_commands():
     first = blocks("README.md")[0].splitlines()
     assert [line.split("#")[0].strip() for line in first] == ["make demo", "make test"]
+
+
+@pytest.mark.slow
+def test_the_lines_of_python_run_as_they_stand(tmp_path):
+    (code,) = [block for block in blocks("README.md") if block.startswith("import dandelion")]
+    assert len(code.strip().splitlines()) <= 10
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nassert run.rounds == 25\n"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {"loss.png", "model-after-10", "runs"} == {path.name for path in tmp_path.iterdir()}
+    assert "Verification(rounds=20, digests=21" in done.stdout
 
 
 def test_the_make_targets_that_pages_name_exist():

@@ -7,7 +7,7 @@ of five rates that were tried in the same run.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dandelion.compare.methods import METHODS as COMPARED
+from dandelion.comparisons.methods import METHODS as COMPARED
 from shared.base.options import Value
 
 Settings = Mapping[str, Value]

@@ -19,7 +19,7 @@ from dandelion.bench.learning.methods import (
 )
 from dandelion.bench.learning.problems import COMMON, RaceTask
 from dandelion.bench.learning.race_points import RaceCurve, race_points
-from dandelion.compare.runner import Budget, run_method
+from dandelion.comparisons.runner import Budget, run_method
 from dandelion.engines.local import run_local
 from server.ledger.run_folder import LEDGER
 from shared.base.errors import StalledError, UnknownNameError

@@ -8,7 +8,7 @@ from math import inf, isfinite
 from pathlib import Path
 from statistics import median
 
-from dandelion.compare.curves import points_of
+from dandelion.comparisons.curves import points_of
 from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import LEDGER
 

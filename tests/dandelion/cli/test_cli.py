@@ -325,7 +325,7 @@ def test_a_file_that_is_no_ledger_is_named(refused, copy, command):
 @pytest.mark.parametrize("round_", [-1, 3])
 def test_a_round_that_is_not_there_is_refused(refused, run, tmp_path, round_):
     line = refused("ledger", "replay", run, "--round", round_, "--out", tmp_path / "m")
-    assert line == f"ConfigError: --round 0 to 2 expected, got {round_}"
+    assert line == f"ConfigError: round: 0 to 2 expected, got {round_}"
     assert not (tmp_path / "m").exists()
 
 

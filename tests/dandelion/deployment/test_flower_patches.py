@@ -2,12 +2,14 @@
 
 import contextlib
 import itertools
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -15,10 +17,11 @@ import pytest
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.retry import http_retry
+from flwr.supercore.superexec import run_superexec
 from flwr.supercore.superexec.executor import ExecutionSpec, SubprocessExecutor, subprocess_executor
 from flwr.supernode import start_client_internal
 
-from dandelion.deployment import flower_patches, supervisor
+from dandelion.deployment import deploy_home, flower_patches, supervisor
 from dandelion.deployment.deploy_home import CLIENT_APP_MODULES, SERVER_APP_MODULES, Home
 
 PATCHES = Path(flower_patches.__file__)
@@ -116,9 +119,45 @@ def test_what_is_not_there_yet_is_looked_for_soon(patched):
 
 def test_another_flower_is_refused_by_name():
     with pytest.raises(
-        SystemExit, match=r"Flower 1\.41 expected, got .* without 'gone'; .*--stock"
+        SystemExit, match=r"Flower 1\.41 or 1\.42 expected, got .* without 'gone'; .*--stock"
     ):
         flower_patches.replace({}, "gone", 1)
+
+
+def test_the_installed_flower_is_one_that_the_patches_are_for():
+    assert flower_patches.find_missing() == []
+    assert deploy_home.find_misfit() == ""
+    assert deploy_home.program_command("flower-supernode")[-2:] == [
+        str(PATCHES), "flower-supernode"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "lacks"),
+    [
+        (run_superexec, "get_executor", "flwr.supercore.superexec.run_superexec.get_executor"),
+        (http_retry, "MAX_RETRY_DELAY", "flwr.supercore.retry.http_retry.MAX_RETRY_DELAY"),
+        (inflatable_utils, "pull_objects", r"pull_objects\(initial_backoff\)"),
+    ],
+)
+def test_another_flower_runs_its_own_programs_and_it_is_said(
+    target, name, lacks, monkeypatch, caplog
+):
+    monkeypatch.delattr(target, name)
+    command = deploy_home.program_command("flower-superexec")
+    assert [Path(word).name for word in command] == ["flower-superexec"]
+    (said,) = caplog.messages
+    assert re.search(f"it lacks .*{lacks}.*; flower-superexec runs as Flower's own program", said)
+    caplog.clear()
+    assert deploy_home.program_command("flower-superexec", stock=True) == command
+    assert not caplog.messages
+
+
+def test_a_flower_without_a_module_runs_its_own_programs(monkeypatch, caplog):
+    monkeypatch.delitem(sys.modules, flower_patches.__name__)
+    monkeypatch.setitem(sys.modules, "flwr.supercore.superexec.executor", None)
+    command = deploy_home.program_command("flower-supernode")
+    assert [Path(word).name for word in command] == ["flower-supernode"]
+    assert "flwr.supercore.superexec.executor" in caplog.text
 
 
 @pytest.fixture
@@ -233,7 +272,7 @@ def test_it_is_flowers_program(name):
         text=True,
         check=True,
     )
-    assert "Flower version: 1.41" in done.stdout
+    assert f"Flower version: {version('flwr')}" in done.stdout
 
 
 def test_a_program_that_it_does_not_know_is_refused():

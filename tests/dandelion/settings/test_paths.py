@@ -9,8 +9,9 @@ import pytest
 import small_models
 
 from client.site.node_config import NodeConfig
+from dandelion.api.ledgers import ledger_of
 from dandelion.cli.client import node_config
-from dandelion.cli.ledger import ledger_of, verify
+from dandelion.cli.ledger import verify
 from dandelion.deployment.deploy_home import Home
 from dandelion.engines.local import run_local
 from dandelion.settings.gather import gather, read_pairs, resolve_paths

@@ -15,9 +15,9 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import LlamaForSequenceClassification
 
 from client.site.zeroth_order import Queries
-from dandelion.compare.curves import AXES, points_of
-from dandelion.compare.methods import configurations
-from dandelion.compare.presentation import table_rows
+from dandelion.comparisons.curves import AXES, points_of
+from dandelion.comparisons.methods import configurations
+from dandelion.comparisons.presentation import table_rows
 from dandelion.engines.local import run_local
 from server.ledger.records import ALL_SITES
 from shared.base.errors import ConfigError, DataError, WireError

@@ -3,15 +3,13 @@
 import json
 import shutil
 import subprocess
-import tomllib
-from pathlib import Path
 
 import pytest
 from fleet import config
 from typer.testing import CliRunner
 
 from dandelion.cli.app import app
-from dandelion.compare.curves import (
+from dandelion.comparisons.curves import (
     CurvePoint,
     best_run,
     common_target,
@@ -20,8 +18,8 @@ from dandelion.compare.curves import (
     smooth,
     verdicts,
 )
-from dandelion.compare.methods import METHODS, PRESETS, configurations, rates_around
-from dandelion.compare.presentation import page
+from dandelion.comparisons.methods import METHODS, PRESETS, configurations, rates_around
+from dandelion.comparisons.presentation import page
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.base.files import code_digest
 from shared.config.schema import Config
@@ -230,8 +228,3 @@ def test_the_page_works_in_a_browser(comparisons, tmp_path):
     assert said.pop("points") == len(METHODS)
     assert said.pop("hidden") == "legendonly"
     assert said == dict.fromkeys(comparisons[1]["axes"], True)
-
-
-def test_dependencies_are_pinned():
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    assert all("==" in name for name in project["dependencies"])

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dandelion.compare.curves import AXES, CurvePoint, points_of
+from dandelion.comparisons.curves import AXES, CurvePoint, points_of
 from dandelion.engines.local import run_local
 from server.reporting.loss_plot import STYLE
 from shared.base.files import write_atomically

@@ -11,6 +11,7 @@ from shared.training.components import parse
 from shared.training.validate import configure
 
 Settings = Mapping[str, Value]
+MethodSetting = tuple[str, str, Value]  # a method, or empty for all; key; value
 RATES = ("learning-rate", "bp-learning-rate", "local-learning-rate")  # scaled together
 RATE_STEP = 10**0.5  # from one rate that is tried to the next
 
@@ -45,23 +46,50 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
 def configurations(
     methods: str, preset: str, pairs: list[str], base: Settings
 ) -> dict[str, Config]:
-    """The configuration of each method; later settings win.
+    """The configuration of each method, from texts ``key=value`` and ``method:key=value``.
 
-    In order: ``base``, pairs ``key=value``, the method's own settings, and pairs
-    ``method:key=value``, which set one method only: each needs a learning rate of its own.
+    Args:
+        methods: names, separated by commas.
+        preset: of methods, in place of names.
+        pairs: settings of all methods, or of one.
+        base: settings that all others win over.
 
     Raises:
         ConfigError: an unknown method, preset or key, or an invalid value.
     """
+    rows = rows_of([name.strip() for name in methods.split(",") if name.strip()], preset)
+    return configure_methods(rows, [read_pair(text, rows) for text in pairs], base)
+
+
+def rows_of(methods: Sequence[str], preset: str) -> Mapping[str, Settings]:
+    """The settings of each method that is named, or that a preset has.
+
+    Raises:
+        ConfigError: both or neither are given, or one of them is unknown.
+    """
+    if preset and methods:
+        raise ConfigError("--methods or --preset expected, got both")
     if preset and preset not in PRESETS:
         raise UnknownNameError("preset", preset, PRESETS)
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in METHODS]:
+    if unknown := [name for name in methods if name not in METHODS]:
         raise UnknownNameError("method", unknown[0], METHODS)
-    rows = PRESETS[preset] if preset else {name: METHODS[name] for name in names}
+    rows = PRESETS[preset] if preset else {name: METHODS[name] for name in methods}
     if not rows:
         raise ConfigError(f"--methods or --preset expected; known: {', '.join(METHODS)}")
-    given = [_pair(text, rows) for text in pairs]
+    return rows
+
+
+def configure_methods(
+    rows: Mapping[str, Settings], given: Sequence[MethodSetting], base: Settings
+) -> dict[str, Config]:
+    """The configuration of each method; later settings win.
+
+    In order: ``base``, the settings given for all, the method's own, and those given for it alone:
+    each needs a learning rate of its own.
+
+    Raises:
+        ConfigError: an unknown key, or an invalid value.
+    """
     common = {key: value for name, key, value in given if not name}
     return {
         name: configure(
@@ -89,7 +117,12 @@ def rates_around(config: Config, count: int) -> dict[str, Config]:
     return rows
 
 
-def _pair(text: str, rows: Mapping[str, Settings]) -> tuple[str, str, Value]:
+def read_pair(text: str, rows: Mapping[str, Settings]) -> MethodSetting:
+    """Read ``key=value`` or ``method:key=value``.
+
+    Raises:
+        ConfigError: another form, or no such method or key.
+    """
     left, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set key=value or --set method:key=value expected, got {text!r}")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from dandelion.engines.flower_simulation import ROOT, end_session
-from dandelion.sweep.cells import CellFiles
-from dandelion.sweep.grid import Cell
+from dandelion.sweeps.cells import CellFiles
+from dandelion.sweeps.grid import Cell
 from server.ledger.run_folder import LEDGER
 from shared.base.errors import ConfigError
 from shared.base.options import Value

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from dandelion.sweep.cells import CellResult
+from dandelion.sweeps.cells import CellResult
 from shared.base.files import write_atomically
 from shared.base.options import Value
 from shared.base.text import spreadsheet_cell

@@ -1,6 +1,6 @@
 """Peak memory of one client, as the Linux kernel counts it for a fresh process of one site.
 
-``python -m dandelion.compare.memory CONFIG.toml`` prints two numbers of bytes: the peak of the
+``python -m dandelion.comparisons.memory CONFIG.toml`` prints two numbers of bytes: the peak of the
 process, and how much of it was added during a round.
 """
 
@@ -25,7 +25,7 @@ def client_memory(config: Config) -> tuple[int, int] | None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "config.toml")
         file.write_text(to_toml(config.to_run_config()))
-        command = [sys.executable, "-m", "dandelion.compare.memory", str(file)]
+        command = [sys.executable, "-m", "dandelion.comparisons.memory", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         peak, more = done.stdout.split()

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dandelion.sweep.cells import CellFiles
-from dandelion.sweep.grid import Cell, check_key, name_of
+from dandelion.sweeps.cells import CellFiles
+from dandelion.sweeps.grid import Cell, check_key, name_of
 from shared.base.errors import ConfigError
 from shared.base.options import Value
 from shared.training.components import option_of, parse

@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 
 from dandelion.cli import sweep as sweep_cli
 from dandelion.cli.app import app
-from dandelion.sweep.cells import CellFiles
-from dandelion.sweep.grid import Cell, axes_of, cells_of, name_of
-from dandelion.sweep.runner import ListedCells, Runner, make_slots
-from dandelion.sweep.search import SearchedCells, ranges_of
+from dandelion.settings.gather import read_pairs
+from dandelion.sweeps.cells import CellFiles
+from dandelion.sweeps.grid import Cell, axes_of, cells_of, name_of
+from dandelion.sweeps.plan import SweepPlan, base_of, check_plan
+from dandelion.sweeps.runner import ListedCells, Runner, make_slots
+from dandelion.sweeps.search import SearchedCells, ranges_of
 from server.ledger.run_folder import LEDGER
 from shared.base.errors import ConfigError
 from shared.config.schema import to_toml
@@ -92,10 +94,10 @@ def test_a_cell_has_what_its_task_or_model_brings_and_keeps_its_own():
 
 def test_what_only_some_cells_can_use_is_no_reason_to_refuse_the_sweep(tmp_path):
     options = ["--grid", "optimizer=adam,sgd", "--set", "beta1=0.95"]
-    plan = sweep_cli.SweepPlan(options[1:2], [], 1, sweep_cli._base(None, options[3:]))
-    sweep_cli._check(plan)
+    plan = SweepPlan(options[1:2], [], 1, base_of(None, read_pairs(options[3:])))
+    check_plan(plan)
     with pytest.raises(ConfigError, match="has no effect with optimizer 'sgd'"):
-        sweep_cli._check(sweep_cli.SweepPlan(["queries=1,2"], [], 1, plan.base))
+        check_plan(SweepPlan(["queries=1,2"], [], 1, plan.base))
 
 
 def test_values_that_would_share_a_folder_are_refused():
@@ -143,9 +145,9 @@ class Pretence:
             keywords["stdout"].write(f"LedgerError: {name} broke\n".encode() if status else b"")
             return FakeProcess(status)
 
-        monkeypatch.setattr("dandelion.sweep.runner.subprocess.Popen", start)
-        monkeypatch.setattr("dandelion.sweep.runner.os.sched_setaffinity", lambda *_: None)
-        monkeypatch.setattr("dandelion.sweep.runner.LOOK_S", 0.0)
+        monkeypatch.setattr("dandelion.sweeps.runner.subprocess.Popen", start)
+        monkeypatch.setattr("dandelion.sweeps.runner.os.sched_setaffinity", lambda *_: None)
+        monkeypatch.setattr("dandelion.sweeps.runner.LOOK_S", 0.0)
 
 
 class FakeProcess:

@@ -7,8 +7,8 @@ import pytest
 from federation import config as federation_config
 from tiny_reviews import CLASSES, folders, reviews  # noqa: F401  (fixtures)
 
-from dandelion.compare.curves import CurvePoint
-from dandelion.compare.ladder import best, climb, describe, pays
+from dandelion.comparisons.curves import CurvePoint
+from dandelion.comparisons.ladder import best, climb, describe, pays
 from dandelion.settings.presets import expand_preset, ladder_of
 from shared.base.errors import ConfigError
 

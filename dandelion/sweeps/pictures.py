@@ -5,9 +5,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from dandelion.compare.curves import CurvePoint, points_of
-from dandelion.sweep.cells import CellResult
-from dandelion.sweep.table import rank
+from dandelion.comparisons.curves import CurvePoint, points_of
+from dandelion.sweeps.cells import CellResult
+from dandelion.sweeps.table import rank
 from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import LEDGER
 from server.reporting.loss_plot import STYLE, smooth

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dandelion.compare.curves import (
+from dandelion.comparisons.curves import (
     AXES,
     CurvePoint,
     best_run,
@@ -18,8 +18,8 @@ from dandelion.compare.curves import (
     points_of,
     verdicts,
 )
-from dandelion.compare.memory import client_memory
-from dandelion.compare.methods import FIRST_ORDER, rates_around
+from dandelion.comparisons.memory import client_memory
+from dandelion.comparisons.methods import FIRST_ORDER, rates_around
 from dandelion.engines.local import run_local
 from server.reporting.report import Report
 from shared.base.errors import StalledError

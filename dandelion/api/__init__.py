@@ -1,0 +1,1 @@
+"""What ``import dandelion`` offers; the commands call the same functions."""
