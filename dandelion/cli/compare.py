@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dandelion.cli.console import FolderNameOption, say, show_table
+from dandelion.settings.command_options import common_settings, merge_common
 from shared.base.errors import ConfigError
 from shared.base.options import Value
 from shared.config.schema import Config
@@ -16,9 +17,13 @@ from shared.config.schema import Config
 MOST_ROUNDS = 1_000_000  # more than any budget allows
 
 
+@common_settings("mode", preset=False)
 def compare(  # noqa: PLR0913, PLR0917  (options of a command)
+    common: dict[str, Value],
     methods: Annotated[str, typer.Option(help="Names, separated by commas.")] = "",
-    preset: Annotated[str, typer.Option(help="merged or three-modes, instead of --methods.")] = "",
+    preset: Annotated[
+        str, typer.Option(help="Several methods by one name: merged or three-modes.")
+    ] = "",
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,7 +49,7 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
 
     if preset and methods:
         raise ConfigError("--methods or --preset expected, got both")
-    folder, pairs = _choose_folder(name, preset, settings or [])
+    folder, pairs = _choose_folder(name, preset, merge_common(settings or [], common))
     base: dict[str, Value] = {"save-model": False}
     if seconds or forwards:  # the budget alone ends a method
         base |= {"num-rounds": MOST_ROUNDS, "preflight-rounds": 0}

@@ -1,7 +1,7 @@
 """``dandelion preflight``: tries settings before a run, and suggests better ones."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
@@ -14,23 +14,21 @@ from dandelion.cli.console import (
     say,
     show_table,
 )
+from dandelion.settings.command_options import check_common, common_settings
+from shared.base.options import Value
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.preflight.judge import Preflight, Rates
 
-Preset = Annotated[
-    str, typer.Option("--preset", help="Settings for a whole task: rotten-tomatoes, shakespeare.")
-]
-Model = Annotated[str, typer.Option(help="As --set model=…; dandelion models lists some.")]
 EXIT_STATUS = {"fine": 0, "doubtful": 1, "refused": 2}
 
 
+@common_settings()
 def preflight(
+    common: dict[str, Value],
     settings: SettingsOption = None,
     config: ConfigOption = None,
     name: RunNameOption = "",
-    preset: Preset = "",
-    model: Model = "",
 ) -> None:
     """Measure the effect of eps and learning rate on the model that a run would start from.
 
@@ -43,9 +41,8 @@ def preflight(
     from shared.training.oracle import Oracle
 
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    chosen = gather(
-        config, settings or [], None, **{"run-name": name, "preset": preset, "model": model}
-    )
+    check_common(settings or [], common)
+    chosen = gather(config, settings or [], None, **{**common, "run-name": name})
     if not chosen.run.name:
         chosen = chosen.replace(run_name=f"preflight-{stamp}")
     oracle = Oracle.of(chosen)

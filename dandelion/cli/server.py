@@ -33,6 +33,8 @@ from dandelion.deployment.deploy_home import (
 )
 from dandelion.deployment.supervisor import Keeper, find_process, quote, write_pid
 from dandelion.engines.flower_simulation import ROOT, EngineError, program_path, run_flwr
+from dandelion.settings.command_options import check_common, common_settings
+from shared.base.options import Value
 from shared.config.schema import Config, to_toml
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a federation's server.")
@@ -78,7 +80,9 @@ def up(
 
 
 @app.command()
+@common_settings()
 def run(
+    common: dict[str, Value],
     folder: HomeOption = None,
     settings: SettingsOption = None,
     config: ConfigOption = None,
@@ -93,7 +97,8 @@ def run(
     from shared.training.feature_scaling import resolve_feature_scaling
 
     home = Home.at(folder or default_home("server"))
-    given: dict[str, str] = {"run-name": name}
+    check_common(settings or [], common)
+    given: dict[str, Value] = {**common, "run-name": name}
     if not resume and not any(key_of(pair) == "output-dir" for pair in settings or []):
         given["output-dir"] = str(home.runs)
     chosen = gather_deployed(config, settings or [], resume, given)

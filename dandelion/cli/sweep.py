@@ -11,6 +11,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
 from dandelion.cli.console import ConfigOption, FolderNameOption, console, say
+from dandelion.settings.command_options import check_common, common_settings
 from shared.base.errors import ConfigError
 from shared.base.options import Value
 from shared.config.schema import Config, flat_settings
@@ -35,7 +36,9 @@ class SweepPlan:
     base: dict[str, Value]  # settings of all cells
 
 
+@common_settings()
 def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
+    common: dict[str, Value],
     grid: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE,…", help="An axis; repeatable.")
     ] = None,
@@ -61,7 +64,7 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
 
     Status 1 if a cell failed.
     """
-    if resume and (grid or search or trials or settings or config or name):
+    if resume and (grid or search or trials or settings or config or name or common):
         raise ConfigError(
             "--resume continues a sweep as it was begun: only --parallel and --gpus may be given"
         )
@@ -70,7 +73,8 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
     if resume:
         folder, plan = _resume(resume)
     else:
-        base = _base(config, settings or [])
+        check_common([*(settings or []), *(grid or []), *(search or [])], common)
+        base = _base(config, settings or [], common)
         plan = SweepPlan(grid or [], search or [], trials or TRIALS, base)
         folder, plan = _begin(plan, name)
     cards = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
@@ -150,13 +154,13 @@ class _ProgressBars:
             self._progress.update(self._tasks[name], description=text)  # type: ignore[arg-type]
 
 
-def _base(file: Path | None, pairs: Sequence[str]) -> dict[str, Value]:
+def _base(file: Path | None, pairs: Sequence[str], common: Mapping[str, Value]) -> dict[str, Value]:
     from dandelion.settings.gather import read_pairs, read_toml, resolve_paths
 
     given = flat_settings(read_toml(file)) if file else {}  # values are checked with the cells
     return {
         "save-model": False,
-        **cast("Mapping[str, Value]", resolve_paths(given) | read_pairs(pairs)),
+        **cast("Mapping[str, Value]", resolve_paths({**given, **common}) | read_pairs(pairs)),
     }
 
 

@@ -73,7 +73,7 @@ def test_a_grid_that_cannot_be_meant_is_refused(text, message):
 
 def test_a_cell_has_what_its_task_or_model_brings_and_keeps_its_own():
     cell = cells_of(axes_of(["learning-rate=0.5"]))[0]
-    config = cell.config({"task": "rotten-tomatoes", "queries": 3})
+    config = cell.config({"preset": "rotten-tomatoes", "queries": 3})
     assert (config.data.task, config.data.dataset, config.model.name) == (
         "classification",
         "rotten-tomatoes",
@@ -92,7 +92,7 @@ def test_a_cell_has_what_its_task_or_model_brings_and_keeps_its_own():
 
 def test_what_only_some_cells_can_use_is_no_reason_to_refuse_the_sweep(tmp_path):
     options = ["--grid", "optimizer=adam,sgd", "--set", "beta1=0.95"]
-    plan = sweep_cli.SweepPlan(options[1:2], [], 1, sweep_cli._base(None, options[3:]))
+    plan = sweep_cli.SweepPlan(options[1:2], [], 1, sweep_cli._base(None, options[3:], {}))
     sweep_cli._check(plan)
     with pytest.raises(ConfigError, match="has no effect with optimizer 'sgd'"):
         sweep_cli._check(sweep_cli.SweepPlan(["queries=1,2"], [], 1, plan.base))
