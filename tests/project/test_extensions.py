@@ -237,13 +237,15 @@ def test_an_option_of_another_optimizer_is_refused_with_those_that_there_are(ins
 
 
 README_OPTIMIZER = """
-import re, sys, torch
+import sys, torch
 from dataclasses import dataclass
 from pathlib import Path
 from shared.base.flat import Layout
 from shared.optimizers import OPTIMIZERS
 
-exec(re.search(r"```python\n(@OPTIMIZERS.*?)```", Path("README.md").read_text(), re.S)[1])
+blocks = Path("README.md").read_text().split("```")
+(text,) = [block for block in blocks if "@OPTIMIZERS" in block]
+exec(text.removeprefix("python"))
 SignDescent.state = lambda self: {}
 SignDescent.load_state = lambda self, state: None
 
