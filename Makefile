@@ -38,6 +38,7 @@ settings: $(STAMP)  ## write the page of settings and the defaults of pyproject.
 
 reference: map settings  ## write all generated pages of docs/reference anew
 	$(BIN)/python docs/generate.py --write
+	$(BIN)/python -m docs.python_api --write
 
 docs: reference  ## build the documentation site into site/
 	$(BIN)/mkdocs build --strict

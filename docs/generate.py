@@ -53,7 +53,8 @@ def _row(parameter: click.Parameter, context: click.Context) -> str:
         names = [parameter.make_metavar(context)]
     flag = getattr(parameter, "is_flag", False) or isinstance(parameter, click.Argument)
     values = "" if flag else f" {parameter.make_metavar(context)}"
-    means = " ".join((getattr(parameter, "help", None) or "").split()).replace("|", "\\|")
+    means = " ".join((getattr(parameter, "help", None) or "").split())
+    means = means.replace(r"\[", "[").replace("|", r"\|")  # brackets are markup to a terminal
     return f"| `{', '.join(names)}{values}` | {means} | {_default(parameter)} |\n"
 
 

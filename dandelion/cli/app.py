@@ -25,27 +25,18 @@ from dandelion.cli import server as server_cli
 from dandelion.cli import settings as settings_cli
 from dandelion.cli import sweep as sweep_cli
 from dandelion.cli.console import (
-    AppOption,
-    ClientsOption,
     ConfigOption,
-    DatasetOption,
-    EpsOption,
     FollowOption,
     JsonOption,
-    LearningRateOption,
-    ModelOption,
-    ModeOption,
-    QueriesOption,
     ResumeOption,
-    RoundsOption,
     RunArgument,
     RunNameOption,
     SettingsOption,
-    collect_options,
     console,
     say,
     show_table,
 )
+from dandelion.settings.command_options import check_common, common_settings
 from shared.base.errors import ConfigError, DandelionError
 from shared.base.options import Value
 from shared.base.text import LINES, escape_text
@@ -55,17 +46,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train language models with federated zeroth-order learning: sites send scalars.",
 )
-app.add_typer(ledger_cli.app, name="ledger")
-app.add_typer(bench_cli.app, name="bench")
-app.add_typer(data_cli.app, name="data")
-app.add_typer(server_cli.app, name="server")
-app.add_typer(client_cli.app, name="client")
-app.command()(bench_cli.gpu_check)
-app.command()(compare_cli.compare)
-app.command()(preflight_cli.preflight)
-app.command()(sweep_cli.sweep)
-app.command()(models_cli.models)
-app.command()(settings_cli.settings)
+TRAIN, INSPECT, FEDERATE, MEASURE = "Train", "Inspect", "Federate", "Measure"  # panels of --help
+app.command(rich_help_panel=TRAIN)(preflight_cli.preflight)
+app.command(rich_help_panel=TRAIN)(sweep_cli.sweep)
+app.command(rich_help_panel=INSPECT)(models_cli.models)
+app.command(rich_help_panel=INSPECT)(settings_cli.settings)
+app.add_typer(ledger_cli.app, name="ledger", rich_help_panel=INSPECT)
+app.add_typer(data_cli.app, name="data", rich_help_panel=INSPECT)
+app.add_typer(server_cli.app, name="server", rich_help_panel=FEDERATE)
+app.add_typer(client_cli.app, name="client", rich_help_panel=FEDERATE)
+app.command(rich_help_panel=MEASURE)(compare_cli.compare)
+app.command(rich_help_panel=MEASURE)(bench_cli.gpu_check)
+app.add_typer(bench_cli.app, name="bench", rich_help_panel=MEASURE)
 
 
 def _print_version(is_given: bool) -> None:
@@ -101,8 +93,10 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-@app.command(epilog="All settings: dandelion settings")
+@app.command(epilog="All settings: dandelion settings", rich_help_panel=TRAIN)
+@common_settings()
 def run(  # noqa: PLR0913, PLR0917  (options of a command)
+    common: dict[str, Value],
     settings: SettingsOption = None,
     config: ConfigOption = None,
     engine: Annotated[
@@ -110,16 +104,6 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     ] = "local",
     resume: ResumeOption = None,
     name: RunNameOption = "",
-    preset: preflight_cli.Preset = "",
-    mode: ModeOption = "",
-    model: ModelOption = "",
-    dataset: DatasetOption = "",
-    rounds: RoundsOption = None,
-    clients: ClientsOption = None,
-    queries: QueriesOption = None,
-    learning_rate: LearningRateOption = None,
-    eps: EpsOption = None,
-    app: AppOption = "",
     ladder: Annotated[
         bool, typer.Option("--ladder", help="Train scope after scope of the preset while it pays.")
     ] = False,
@@ -129,14 +113,8 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     from dandelion.settings.gather import gather
 
     train = engine_of(engine)
-
-    options: dict[str, Value | None] = {
-        **{"run-name": name, "preset": preset, "model": model},
-        **{"mode": mode, "dataset": dataset, "num-rounds": rounds, "num-clients": clients},
-        **{"queries": queries, "learning-rate": learning_rate, "eps": eps},
-        "app": app,
-    }
-    given = collect_options(settings or [], options)
+    check_common(settings or [], common)
+    given = {**common, **({"run-name": name} if name else {})}
     if ladder:
         return _climb_ladder(settings or [], given, name, (engine, config, resume))
     chosen = gather(config, settings or [], resume, **given)
@@ -171,7 +149,7 @@ def _climb_ladder(
     say(f"{folder / 'ladder.png'}")
 
 
-@app.command()
+@app.command(rich_help_panel=INSPECT)
 def plot(
     folder: RunArgument,
     out: Annotated[Path | None, typer.Option(help="The file; by default RUN/loss.png.")] = None,
@@ -184,7 +162,7 @@ def plot(
     say(f"{path}")
 
 
-@app.command()
+@app.command(rich_help_panel=INSPECT)
 def status(
     folder: RunArgument,
     follow: FollowOption = False,
@@ -200,7 +178,7 @@ def status(
         show_table(render(folder), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=INSPECT)
 def tensorboard(folder: RunArgument, follow: FollowOption = False) -> None:
     """Write a run's scalars for TensorBoard into its folder, also while it trains."""
     from dandelion.monitor.tensorboard import write

@@ -6,12 +6,18 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dandelion.cli.console import AppOption, FolderNameOption, say, show_table
+from dandelion.cli.console import FolderNameOption, say, show_table
+from dandelion.settings.command_options import common_settings, merge_common
+from shared.base.options import Value
 
 
+@common_settings("mode", preset=False)
 def compare(  # noqa: PLR0913, PLR0917  (options of a command)
+    common: dict[str, Value],
     methods: Annotated[str, typer.Option(help="Names, separated by commas.")] = "",
-    preset: Annotated[str, typer.Option(help="merged or three-modes, instead of --methods.")] = "",
+    preset: Annotated[
+        str, typer.Option(help="Several methods by one name: merged or three-modes.")
+    ] = "",
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -27,7 +33,6 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
         int, typer.Option(min=1, help="Try each method at so many learning rates; the best counts.")
     ] = 3,
     name: FolderNameOption = "",
-    app: AppOption = "",
 ) -> None:
     """Train several methods from the same start, and compare their costs."""
     from dandelion.comparisons.methods import read_pair, rows_of
@@ -38,8 +43,7 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     budget = Budget(seconds, forwards)
     plan = ComparisonPlan(names, preset, target_loss, budget, rates, name)
     rows = rows_of(names, preset)
-    texts = [*(settings or []), *([f"app={app}"] if app else [])]
-    given = [read_pair(text, rows) for text in texts]
+    given = [read_pair(text, rows) for text in merge_common(settings or [], common)]
     comparison, files = run_comparison(plan, given, say)
     show(comparison)
     for file in files:

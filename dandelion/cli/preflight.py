@@ -1,13 +1,12 @@
 """``dandelion preflight``: tries settings before a run, and suggests better ones."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
 
 from dandelion.api.preflights import try_settings
 from dandelion.cli.console import (
-    AppOption,
     ConfigOption,
     RunNameOption,
     SettingsOption,
@@ -15,24 +14,21 @@ from dandelion.cli.console import (
     say,
     show_table,
 )
+from dandelion.settings.command_options import check_common, common_settings
+from shared.base.options import Value
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.preflight.judge import Preflight, Rates
 
-Preset = Annotated[
-    str, typer.Option("--preset", help="Settings for a whole task: rotten-tomatoes, shakespeare.")
-]
-Model = Annotated[str, typer.Option(help="As --set model=…; dandelion models lists some.")]
 EXIT_STATUS = {"fine": 0, "doubtful": 1, "refused": 2}
 
 
+@common_settings()
 def preflight(
+    common: dict[str, Value],
     settings: SettingsOption = None,
     config: ConfigOption = None,
     name: RunNameOption = "",
-    preset: Preset = "",
-    model: Model = "",
-    app: AppOption = "",
 ) -> None:
     """Measure the effect of eps and learning rate on the model that a run would start from.
 
@@ -40,8 +36,8 @@ def preflight(
     """
     from dandelion.settings.gather import gather
 
-    given = {"run-name": name, "preset": preset, "model": model, "app": app}
-    chosen = gather(config, settings or [], None, **given)
+    check_common(settings or [], common)
+    chosen = gather(config, settings or [], None, **{**common, "run-name": name})
     outcome, path = try_settings(chosen, console)
     show(outcome)
     say(f"{path}")

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from dandelion.cli.console import (
-    AppOption,
     ConfigOption,
     HomeOption,
     ResumeOption,
@@ -34,6 +33,8 @@ from dandelion.deployment.deploy_home import (
 )
 from dandelion.deployment.supervisor import Keeper, find_process, quote, write_pid
 from dandelion.engines.flower_simulation import EngineError, app_folder, program_path, run_flwr
+from dandelion.settings.command_options import check_common, common_settings
+from shared.base.options import Value
 from shared.config.schema import Config, to_toml
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a federation's server.")
@@ -79,13 +80,14 @@ def up(
 
 
 @app.command()
+@common_settings()
 def run(
+    common: dict[str, Value],
     folder: HomeOption = None,
     settings: SettingsOption = None,
     config: ConfigOption = None,
     resume: ResumeOption = None,
     name: RunNameOption = "",
-    app_: AppOption = "",
 ) -> None:
     """Train with the connected nodes; status 0 only if the run completed."""
     from dandelion.engines.flower_simulation import check_unmerged
@@ -95,7 +97,8 @@ def run(
     from shared.training.feature_scaling import resolve_feature_scaling
 
     home = Home.at(folder or default_home("server"))
-    given: dict[str, str] = {"run-name": name, "app": app_}
+    check_common(settings or [], common)
+    given: dict[str, Value] = {**common, "run-name": name}
     if not resume and not any(key_of(pair) == "output-dir" for pair in settings or []):
         given["output-dir"] = str(home.runs)
     chosen = gather_deployed(config, settings or [], resume, given)

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dandelion.cli.console import AppOption, ConfigOption, FolderNameOption, console, say
+from dandelion.cli.console import ConfigOption, FolderNameOption, console, say
+from dandelion.settings.command_options import check_common, common_settings
 from shared.base.errors import ConfigError
+from shared.base.options import Value
 
 if TYPE_CHECKING:  # the session needs torch, which takes a second
     from dandelion.sweeps.cells import CellResult
@@ -15,7 +17,9 @@ if TYPE_CHECKING:  # the session needs torch, which takes a second
 CANCELLED = 130  # exit status after ^C
 
 
+@common_settings()
 def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
+    common: dict[str, Value],
     grid: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE,…", help="An axis; repeatable.")
     ] = None,
@@ -33,7 +37,6 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
     ] = None,
     config: ConfigOption = None,
     name: FolderNameOption = "",
-    app: AppOption = "",
     resume: Annotated[Path | None, typer.Option(help="Continue the sweep in this folder.")] = None,
 ) -> None:
     """Train every combination of the listed values, and compare the results.
@@ -43,8 +46,7 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
     from dandelion.settings.gather import read_pairs
     from dandelion.sweeps.plan import TRIALS, SweepPlan, base_of, begin_sweep, resume_sweep
 
-    settings = [*(settings or []), *([f"app={app}"] if app else [])]
-    if resume and (grid or search or trials or settings or config or name):
+    if resume and (grid or search or trials or settings or config or name or common):
         raise ConfigError(
             "--resume continues a sweep as it was begun: only --parallel and --gpus may be given"
         )
@@ -53,7 +55,8 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
     if resume:
         folder, plan = resume_sweep(resume)
     else:
-        base = base_of(config, read_pairs(settings))
+        check_common([*(settings or []), *(grid or []), *(search or [])], common)
+        base = base_of(config, {**common, **read_pairs(settings or [])})
         plan = SweepPlan(grid or [], search or [], trials or TRIALS, base)
         folder, plan = begin_sweep(plan, name)
     cards = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]

@@ -112,13 +112,12 @@ def expand_preset(settings: Mapping[str, object]) -> dict[str, object]:
     A model that some recipe is for brings it along if neither a task nor a data set is given.
 
     Raises:
-        UnknownNameError: the preset is neither a recipe nor a task of the configuration.
+        UnknownNameError: there is no such preset.
+        ConfigError: a preset is given as the task.
     """
     name = _recipe_of(settings)
-    if PRESET in settings and name not in RECIPES:
-        settings = {**settings, "task": name}
     settings = {key: value for key, value in settings.items() if key != PRESET}
-    if name not in RECIPES:
+    if not name:
         return dict(settings)
     recipe = RECIPES[name]
     model = str(settings.get("model", recipe.model))
@@ -126,13 +125,12 @@ def expand_preset(settings: Mapping[str, object]) -> dict[str, object]:
     scope = str(settings.get("scope", usual.get("scope", "full")))
     if scope != usual.get("scope", "full"):  # what the model's own scope needs is not meant
         usual = {key: value for key, value in usual.items() if key not in ("scope", "features")}
-    own = {key: value for key, value in settings.items() if key != "task"}
     return {
         **recipe.settings,
         "model": model,
         **usual,
         **recipe.scopes.get((model, scope), {}),
-        **own,
+        **settings,
     }
 
 
@@ -143,8 +141,8 @@ def ladder_of(settings: Mapping[str, object]) -> tuple[str, ...]:
         ConfigError: there is none for this preset and model.
     """
     name = _recipe_of(settings)
-    ladders = RECIPES[name].ladders if name in RECIPES else {}
-    model = str(settings.get("model") or (RECIPES[name].model if name in RECIPES else ""))
+    ladders = RECIPES[name].ladders if name else {}
+    model = str(settings.get("model") or (RECIPES[name].model if name else ""))
     if model not in ladders:
         known = ", ".join(
             f"{name} with {model}" for name, recipe in RECIPES.items() for model in recipe.ladders
@@ -157,14 +155,15 @@ def ladder_of(settings: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _recipe_of(settings: Mapping[str, object]) -> str:
-    from shared.tasks.task import TASKS
-
-    task, model = settings.get(PRESET) or settings.get("task", ""), settings.get("model")
-    if task:
-        if task not in RECIPES and task not in TASKS.names():
-            kind = PRESET if settings.get(PRESET) else "task"
-            raise UnknownNameError(kind, str(task), [*RECIPES, *TASKS.names()])
-        return str(task)
-    if "dataset" in settings:
+    """The preset that is given, or that the model alone stands for; empty: none."""
+    preset, task = str(settings.get(PRESET) or ""), settings.get("task")
+    if task in RECIPES:
+        raise ConfigError(f"task {task!r} is a preset: give it as --preset {task}")
+    if preset:
+        if preset not in RECIPES:
+            raise UnknownNameError(PRESET, preset, RECIPES)
+        return preset
+    if task or "dataset" in settings:
         return ""
+    model = settings.get("model")
     return next((name for name, recipe in RECIPES.items() if recipe.model == model), "")

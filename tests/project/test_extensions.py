@@ -302,3 +302,37 @@ def test_an_option_of_another_optimizer_is_refused_with_those_that_there_are(ins
     done = run(installed, "-m", "dandelion", "run", *pairs, cwd=tmp_path)
     assert done.returncode == 2
     assert "has no effect with optimizer 'lion'; its options: beta1, beta2" in done.stderr
+
+
+README_OPTIMIZER = """
+import sys, torch
+from dataclasses import dataclass
+from pathlib import Path
+from shared.base.flat import Layout
+from shared.optimizers import OPTIMIZERS
+
+blocks = Path("README.md").read_text().split("```")
+(text,) = [block for block in blocks if "@OPTIMIZERS" in block]
+exec(text.removeprefix("python"))
+SignDescent.state = lambda self: {}
+SignDescent.load_state = lambda self, state: None
+
+sys.path.insert(0, "tests/support")
+from federation import config, federate
+
+changes = {"optimizer": "sign", "learning_rate": 1e-3, "num_rounds": 12, "queries": 8}
+result = federate(config(Path(sys.argv[1]), **changes)).summary
+assert result["rounds"] == 12, result
+assert result["evaluation_loss_last"] < result["evaluation_loss_first"], result
+print(len(result["digest"]))
+"""
+
+
+def test_the_optimizer_of_the_readme_trains(tmp_path):
+    """README.md shows it; every site's digest is compared with the server's in each round."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", README_OPTIMIZER, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "32\n"), done.stderr

@@ -176,7 +176,7 @@ def test_nothing_runs_when_a_module_is_imported(path):
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         guarded = text.startswith(("if __name__ == '__main__':", "if TYPE_CHECKING:"))
         registers = any(
-            call in text for call in (".register(", "register_size(", ".add_typer(", ".command()(")
+            call in text for call in (".register(", "register_size(", ".add_typer(", ".command(")
         )
         assert docstring or guarded or registers, text
 

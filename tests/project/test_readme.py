@@ -13,6 +13,8 @@ from pages import GENERATED, PAGES, ROOT, anchors, blocks, commands, links, path
 from client.site.node_config import NodeConfig
 from dandelion.cli.app import app
 from docs.generate import page as command_page
+from docs.python_api import markdown
+from docs.python_api import page as api_page
 from docs.site_hooks import on_page_markdown
 from shared.base.options import options_of
 from shared.base.registry import Registry
@@ -140,6 +142,35 @@ def test_every_setting_of_a_command_exists(page):
 
 def test_the_page_of_commands_is_what_the_commands_declare():
     assert text_of("docs/reference/cli.md") == command_page(), "run: make reference"
+
+
+def test_the_page_of_the_python_api_is_what_the_docstrings_say():
+    assert text_of("docs/reference/python-api.md") == api_page(), "run: make reference"
+
+
+def test_a_docstring_becomes_markdown():
+    text = """Train a run.
+
+Args:
+    config: a ``Config``, or
+        a path.
+    more: any setting.
+
+Raises:
+    ConfigError: bad settings.
+
+Example:
+    >>> 1 + 1
+    2
+"""
+    assert markdown(text).split("\n\n") == [
+        "Train a run.",
+        "Args:",
+        "- `config`: a `Config`, or a path.\n- `more`: any setting.",
+        "Raises:",
+        "- `ConfigError`: bad settings.",
+        "```python\n>>> 1 + 1\n2\n```\n",
+    ]
 
 
 def test_every_page_is_in_the_navigation_of_the_site_once():

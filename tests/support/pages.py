@@ -15,7 +15,12 @@ NAMED = (
     "examples/README.md",
 )
 PAGES = [*NAMED, *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/**/*.md")))]
-GENERATED = ("docs/reference/cli.md", "docs/reference/files.md", "docs/reference/settings.md")
+GENERATED = (
+    "docs/reference/cli.md",
+    "docs/reference/files.md",
+    "docs/reference/python-api.md",
+    "docs/reference/settings.md",
+)
 FENCE, CODE = (
     re.compile(r"^```[^\n]*\n(.*?)^```", re.M | re.S),
     re.compile(r"(?<!`)`([^`\n]+)`(?!`)"),

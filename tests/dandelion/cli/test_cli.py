@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
-from dandelion.cli.app import entry
+from dandelion.cli.app import app, entry
+from shared.config.schema import settings as declared_settings
 
 ROOT = Path(__file__).parents[3]
 TINY = ("max-samples=20", "block-size=32", "eval-blocks=4", "num-clients=2", "num-rounds=2",
@@ -120,9 +122,9 @@ def test_the_package_imports_nothing_heavy():
 
 
 COMMON = {
-    "mode": ("--mode", "zo"), "model": ("--model", "byte-gpt"), "dataset": ("--dataset", "topics"),
+    "mode": ("--mode", "zo"), "model": ("--model", "byte-gpt"), "dataset": ("--data", "topics"),
     "num-rounds": ("--rounds", 1), "num-clients": ("--clients", 3), "queries": ("--queries", 1),
-    "learning-rate": ("--lr", 0.01), "eps": ("--eps", 0.005),
+    "learning-rate": ("--lr", 0.01), "eps": ("--eps", 0.005), "scope": ("--scope", "bias"),
 }  # fmt: skip
 
 
@@ -133,6 +135,40 @@ def test_help_of_run_shows_the_common_settings_and_where_all_are(dandelion):
     assert all(f" {option}" in panel for option, _ in COMMON.values())
     assert "--learning-rate" in panel
     assert "All settings: dandelion settings" in out
+
+
+@pytest.mark.parametrize(
+    "words", [["run"], ["compare"], ["sweep"], ["preflight"], ["server", "run"]]
+)
+def test_a_command_that_trains_has_the_common_settings_as_they_are_declared(words):
+    command = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    options = {each.name.replace("_", "-"): each for each in command.params}
+    for key in COMMON.keys() - ({"mode"} if words == ["compare"] else set()):
+        declared, option = declared_settings()[key], options[key]
+        assert option.rich_help_panel == "Common settings"
+        assert option.help.startswith(declared.meaning)
+        assert option.help.replace("\\[", "[").endswith(f" [{key} = {declared.default}]")
+        assert option.type.name == {str: "text", int: "integer", float: "float"}[declared.kind]
+
+
+def test_every_command_is_in_a_panel_of_the_help():
+    command = typer.main.get_command(app)
+    panels = {each.rich_help_panel for each in command.commands.values()}
+    assert panels == {"Train", "Inspect", "Federate", "Measure"}
+
+
+def test_a_common_option_of_compare_and_sweep_is_refused_beside_the_same_setting(refused, tmp_path):
+    text = "queries is given by --set and by its own option; give it once"
+    folder = ("--set", f"output-dir={tmp_path}")
+    for words in (
+        ("compare", "--methods", "zo", "--set", "zo.queries=2"),
+        ("sweep", "--grid", "queries=1,2"),
+        ("sweep", "--grid", "eps=1,2", "--set", "queries=2"),
+        ("preflight", "--set", "queries=2"),
+    ):
+        assert text in refused(*words, *folder, "--queries", "3"), words
 
 
 def test_a_common_option_is_the_setting_of_its_name(dandelion, tmp_path):

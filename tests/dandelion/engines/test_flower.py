@@ -1,4 +1,7 @@
-"""The same run on three engines: in this process, on Flower's simulation, and by ``flwr run .``."""
+"""The same run on three engines: in this process, on Flower's simulation, and by ``flwr run .``.
+
+These are the commands of docs/how-to/flower-simulation.md.
+"""
 
 import json
 import os

@@ -75,7 +75,7 @@ def test_a_grid_that_cannot_be_meant_is_refused(text, message):
 
 def test_a_cell_has_what_its_task_or_model_brings_and_keeps_its_own():
     cell = cells_of(axes_of(["learning-rate=0.5"]))[0]
-    config = cell.config({"task": "rotten-tomatoes", "queries": 3})
+    config = cell.config({"preset": "rotten-tomatoes", "queries": 3})
     assert (config.data.task, config.data.dataset, config.model.name) == (
         "classification",
         "rotten-tomatoes",
