@@ -12,7 +12,6 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from client.privacy.account import Account
 from client.privacy.budget import Event
@@ -21,14 +20,13 @@ from client.privacy.node_policy import refuse
 from shared.config.privacy_section import GROUP
 from shared.config.schema import Config
 from shared.data.examples import Examples
-from shared.estimation.per_example import exact_each, forward_each, two_point_each
-from shared.modes.estimators import EXACT, FORWARD, estimator_of
 from shared.privacy.accounting import Rounds, epsilon_of, noise_for, rate_bits_of
 from shared.privacy.discrete_gaussian import discrete_gaussians
 from shared.privacy.grid import check_rounding, from_grid, largest_batch, noise_steps, to_grid
 from shared.privacy.keystream import KeyStream, sampled_units
 from shared.protocol.messages import Request
 from shared.randomness.streams import Key
+from shared.training.example_differences import example_differences
 from shared.training.oracle import Oracle
 
 
@@ -117,17 +115,7 @@ class NoisyNumbers:
         for first in range(0, len(rows), most):
             part = slice(first, first + most)
             batch = torch.from_numpy(self.examples.batch(rows[part]))
-            yield part, self._each(oracle, batch, keys)
-
-    def _each(self, oracle: Oracle, batch: Tensor, keys: list[Key]) -> NDArray[np.float64]:
-        eps, estimator = self.config.zo.eps, estimator_of(self.config)
-        replica = oracle.replica
-        if estimator == EXACT:
-            slopes = oracle.linear_slopes(batch)
-            return exact_each(slopes, replica.model, replica.directions, keys, eps)
-        measure = forward_each if estimator == FORWARD else two_point_each
-        with oracle.frozen.reuse():
-            return measure(lambda: oracle.losses(batch), oracle.perturber, keys, eps)
+            yield part, example_differences(oracle, self.config, batch, keys)
 
 
 def units_of(examples: Examples, unit: str) -> NDArray[np.int64]:

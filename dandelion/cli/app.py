@@ -43,6 +43,7 @@ from dandelion.cli.console import (
     say,
     show_table,
 )
+from dandelion.privacy import commands as privacy_cli
 from shared.base.errors import ConfigError, DandelionError, UnknownNameError
 from shared.base.options import Value
 from shared.base.text import LINES, escape_text
@@ -61,6 +62,7 @@ app.add_typer(bench_cli.app, name="bench")
 app.add_typer(data_cli.app, name="data")
 app.add_typer(server_cli.app, name="server")
 app.add_typer(client_cli.app, name="client")
+app.add_typer(privacy_cli.app, name="privacy")
 app.command()(bench_cli.gpu_check)
 app.command()(compare_cli.compare)
 app.command()(preflight_cli.preflight)
