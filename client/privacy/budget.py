@@ -12,6 +12,7 @@ them: a ledger that was restored from an older copy has fewer rows than that and
 
 import fcntl
 import sqlite3
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -92,16 +93,13 @@ class Budget:
         self._database = sqlite3.connect(
             self.path, isolation_level=None, timeout=WAIT_S, check_same_thread=False
         )
+        self.close = weakref.finalize(self, self._database.close)
         with self._locked():
             self._execute("PRAGMA journal_mode = WAL")
             self._execute("PRAGMA synchronous = FULL")
             for statement in filter(str.strip, TABLES.split(";")):
                 self._execute(statement)
             self._check()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._database.close()
 
     def sets(self) -> list[DataSet]:
         """All data sets, oldest first."""
