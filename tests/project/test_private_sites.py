@@ -1,4 +1,4 @@
-"""The walk-through of private sites, with its own settings, in one process: two runs, and a third."""
+"""The walk-through of private sites, with the page's settings, in one process."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def make_data(folder, name):
     own = folder / name
     own.mkdir()
     for number in range(12):
-        words = f"{name} patient {number} was seen on day {number * 7} and went home. " * 6
+        words = f"{name} patient {number} was seen on day {number * 7} and went home. " * 2
         (own / f"note-{number}.txt").write_text(words)
     return str(own)
 
@@ -80,7 +80,7 @@ def test_two_runs_fit_and_the_third_is_refused_for_its_budget(tmp_path, homes, c
     (row,) = json.loads(shown.stdout)
     assert row["name"] == homes[0]["data"]
     epsilon = float(re.search(r"epsilon ([\d.]+) of 2 ", row["all runs together"])[1])
-    assert 1.2 < epsilon <= 2
+    assert 1.6 < epsilon <= 2
     assert row["rounds"].startswith("20\n20")
 
 

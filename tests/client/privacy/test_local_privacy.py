@@ -186,7 +186,7 @@ def ask_until_refused(config, noisy, oracle):
 
 def test_a_budget_over_two_runs_refuses_what_exceeds_it(tmp_path):
     pytest.importorskip("dp_accounting")
-    config = small_config(tmp_path, **PRIVATE)
+    config = small_config(tmp_path, **{**PRIVATE, "privacy_noise": 0.5})
     limit = {"max_epsilon": 8.0, "delta": 1e-5}
     oracle, noisy = site_of(config, tmp_path / "p", **limit)
     answered, reason = ask_until_refused(config, noisy, oracle)
