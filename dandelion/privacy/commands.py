@@ -12,7 +12,7 @@ from dandelion.monitor.tables import print_table
 from shared.base.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="What privacy costs in noise and in accuracy.")
-console = Console()
+console, notes = Console(), Console(stderr=True)
 
 
 @app.callback()
@@ -59,7 +59,7 @@ def plan(  # noqa: PLR0913, PLR0917  (options of a command)
         raise ConfigError("zo-batch-size: a number above 0 expected: it is the batches' mean size")
     if slopes or (accuracy and not chosen.privacy.clip):
         median = median_slope(chosen)
-        console.print(f"median slope of the server's examples: {median:.3g}", highlight=False)
+        notes.print(f"median slope of the server's examples: {median:.3g}", highlight=False)
         if not chosen.privacy.clip:
             chosen = chosen.replace(privacy_clip=float(f"{median:.2g}"))
     count = examples or examples_of_site(chosen)
