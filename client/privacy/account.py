@@ -78,7 +78,8 @@ class Account:
         count, name = sum(same), (event.noise, event.rate_bits, others)
         if count >= self._limits.get(name, 0):
             left = max(1, self.config.training.rounds - event.round + 1)
-            all_rounds = Rounds(count + left, event.noise, event.rate_bits)
+            most_of_kind = max(count + left, 2 * count)  # so that this is seldom done
+            all_rounds = Rounds(most_of_kind, event.noise, event.rate_bits)
             self._limits[name] = affordable(others, all_rounds, most, self.policy.delta)
         if count >= self._limits[name]:
             epsilon = epsilon_of(spent, self.policy.delta)
