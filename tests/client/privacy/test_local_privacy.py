@@ -189,7 +189,7 @@ def ask_until_refused(config, noisy, oracle):
 def test_a_budget_over_two_runs_refuses_what_exceeds_it(tmp_path):
     pytest.importorskip("dp_accounting")
     config = small_config(tmp_path, **PRIVATE)
-    limit = {"max_epsilon": 2.0, "delta": 1e-5}
+    limit = {"max_epsilon": 1.0, "delta": 1e-5}
     oracle, noisy = site_of(config, tmp_path / "p", **limit)
     answered, reason = ask_until_refused(config, noisy, oracle)
     assert reason == "refused by policy: max-epsilon"
@@ -197,8 +197,8 @@ def test_a_budget_over_two_runs_refuses_what_exceeds_it(tmp_path):
     assert [r.times for r in spent] == [answered] != [0]
     from shared.privacy.accounting import epsilon_of
 
-    assert epsilon_of(spent, 1e-5) <= 2.0
-    assert epsilon_of([spent[0]._replace(times=answered + 1)], 1e-5) > 2.0
+    assert epsilon_of(spent, 1e-5) <= 1.0
+    assert epsilon_of([spent[0]._replace(times=answered + 1)], 1e-5) > 1.0
     ask(config, noisy, oracle, 1, run=bytes(16))  # a repeated one is free
 
 
