@@ -6,6 +6,7 @@ is sent: a client keeps a replica that follows the server's entries, and sends q
 
 from collections.abc import Callable, Mapping
 from hashlib import sha256
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,8 @@ def zeroth_order_handler(model: BuildModule, loss: Loss, data: LoadData) -> Hand
             return _reply(message, site, ready, {})
         measured = measure(ready, site, loss, lambda: data(context))
         weight = {ready.run.weight_key: measured.examples}
-        return _reply(message, site, measured, {"train_loss": measured.loss, **weight})
+        mean = nan if measured.loss is None else measured.loss
+        return _reply(message, site, measured, {"train_loss": mean, **weight})
 
     return train
 

@@ -38,7 +38,7 @@ def measure_merged(oracle: Oracle, sites: Sequence[LocalSite], request: Request)
             round=request.round,
             differences=numbers,
             examples=site.count,
-            loss=float(np.float32(loss)),
+            loss=float(np.float32(loss)) if site.config.privacy.sends_loss else None,
             seconds=seconds,
             digest=oracle.replica.digest(),
             outcome=site.evaluate(oracle) if request.evaluate else None,

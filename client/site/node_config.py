@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.privacy.node_policy import NodePolicy
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.base.options import Option, Value, option, options_of
 from shared.protocol.site_id import site_of
@@ -13,7 +14,7 @@ ONE_MESSAGE = "flwr-clientapp"  # Flower's program that lives for one message, i
 
 
 @dataclass(frozen=True)
-class NodeConfig:
+class NodeConfig(NodePolicy):
     """Settings of a node; keys are these names with hyphens."""
 
     site: str = option("", "who this is; if empty, the partition says so")
@@ -50,9 +51,13 @@ class NodeConfig:
         values = {known[key][0]: _check(known[key][1], value) for key, value in node_config.items()}
         site_of(node_config)
         node = cls(**values)  # type: ignore[arg-type]
-        for key, folder in (("store", node.store), ("app-dir", node.app_dir)):
+        folders = {
+            "store": node.store, "app-dir": node.app_dir, "privacy-home": node.privacy_home,
+        }  # fmt: skip
+        for key, folder in folders.items():
             if folder and not Path(folder).is_absolute():
                 raise ConfigError(f"node config: {key}: an absolute path expected, got {folder!r}")
+        _check_range(node)
         for key, name in (("data", node.data), ("bp-data", node.bp_data)):
             if name.startswith((".", "~")):
                 raise ConfigError(
@@ -71,6 +76,14 @@ class NodeConfig:
         if self.worker == "auto":
             return Path(sys.argv[0]).name == ONE_MESSAGE
         return self.worker == "resident"
+
+
+def _check_range(node: NodeConfig) -> None:
+    """Read ``eps-range`` once, so that a wrong one is refused before a request comes."""
+    try:
+        _ = node.range_of_eps
+    except ConfigError as error:
+        raise ConfigError(f"node config: {error}") from error
 
 
 def _check(declaration: Option, value: object) -> Value:

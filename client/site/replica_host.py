@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from client.privacy.site_privacy import SitePrivacy
 from client.site.merged_clients import measure_merged
 from client.site.node_config import NodeConfig
 from client.site.replica_store import ReplicaStore
@@ -119,6 +120,7 @@ class ReplicaHost:
         A replica cannot go back, but its sites remember their answers.
         """
         site = self._site(node_config)
+        NodeConfig.of(node_config).check_snapshot(snapshot is not None)
         self._follow(request.run)
         if request.reset and self._config.federation.downlink != "dense":
             site.forget_residual()
@@ -246,6 +248,7 @@ class ReplicaHost:
             self._sites[name.name] = LocalSite(
                 name, shards.queries, self._config, shards.gradients, node.can_backpropagate,
                 shards.held_out,
+                SitePrivacy.open(name.name, node, node.data, self._config, shards.queries),
             )  # fmt: skip
         return self._sites[name.name]
 

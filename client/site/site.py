@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.privacy.site_privacy import SitePrivacy
 from client.site.first_order import GradientSender, backpropagate, train_locally
 from client.site.zeroth_order import Queries
 from shared.base.metrics import EvalSums
@@ -30,19 +31,23 @@ class LocalSite:
     bp_examples: Examples | None = None  # backpropagated on; None: the same
     can_backpropagate: bool = True
     held_out: Examples | None = None  # evaluated on, if sites evaluate
+    privacy: SitePrivacy | None = None  # None: nothing is limited, counted or hidden
     _sender: GradientSender | None = field(default=None, repr=False)
     _answers: dict[tuple[object, ...], Measured] = field(default_factory=dict, repr=False)
 
     @property
     def count(self) -> int:
-        """Number of examples that this site measures on."""
-        return len(self.examples)
+        """Number of examples that this site says it has: of a private one, those of a batch."""
+        is_private = self.config.privacy.is_local
+        return self.config.zo.batch_size if is_private else len(self.examples)
 
     def measure(self, oracle: Oracle, request: Request) -> Measured:
         """Return the reply to a request: loss differences, an encoded gradient, or both.
 
         Costs K steps of queries (``evaluations_of``), one backward pass, or both, as the plan says.
         """
+        if self.privacy is not None and self.privacy.noisy is not None:
+            return self._measure_privately(oracle, request, self.privacy)
         started = time.perf_counter()
         plan = plan_of(self.config, request.round, self.can_backpropagate)
         losses, payload, guide = self._gradient(oracle, request, plan)
@@ -55,18 +60,36 @@ class LocalSite:
             along = None if plan.along == "keys" else guide
             numbers = queries.measure(oracle, request.learning_rate, along)
             compared = losses_around_step(queries, oracle, request)
+        if self.privacy is not None:
+            self.privacy.pay_for_raw(oracle, request, len(numbers))
         outcome = self.evaluate(oracle) if request.evaluate else None
         measured = Measured(
             round=request.round,
             differences=numbers,
             examples=self.count,
-            loss=float(np.float32(np.mean(losses))),
+            loss=float(np.float32(np.mean(losses))) if self.config.privacy.sends_loss else None,
             seconds=time.perf_counter() - started,
             digest=oracle.replica.digest(),
             gradient=payload,
             outcome=outcome,
             before=compared[0],
             after=compared[1],
+        )
+        self._remember(request, measured)
+        return measured
+
+    def _measure_privately(
+        self, oracle: Oracle, request: Request, privacy: SitePrivacy
+    ) -> Measured:
+        """Return noisy numbers of a secret batch, and nothing else that depends on the data."""
+        queries = Queries(self.id, self.examples, self.config, request.round)
+        measured = Measured(
+            round=request.round,
+            differences=privacy.measure(oracle, request, queries.keys(0)),
+            examples=self.count,
+            loss=None,
+            seconds=0.0,
+            digest=oracle.replica.digest(),
         )
         self._remember(request, measured)
         return measured

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from client.site.node_config import NodeConfig
 from shared.base.errors import ConfigError
+from shared.base.files import state_folder
 from shared.protocol.site_id import site_of
 
 LONGEST_SOCKET_PATH = 100  # bytes; Linux takes 107
@@ -45,7 +46,7 @@ def paths_of(node_config: Mapping[str, object]) -> WorkerPaths:
         ConfigError: the folder for sockets is not private, or its path is too long.
     """
     node, name = NodeConfig.of(node_config), site_of(node_config).name
-    store = Path(node.store) if node.store else _state_folder() / f"site-{quote(name, safe='')}"
+    store = Path(node.store) if node.store else state_folder() / f"site-{quote(name, safe='')}"
     folder = private_folder(_runtime_folder())
     short = sha256(f"{name}\0{store}".encode()).hexdigest()[:16]
     socket = folder / f"{short}.sock"
@@ -88,8 +89,3 @@ def _runtime_folder() -> Path:
     if given and Path(given).is_dir():
         return Path(given, "dandelion")
     return Path(os.environ.get("TMPDIR", "") or "/tmp", f"dandelion-{os.getuid()}")
-
-
-def _state_folder() -> Path:
-    given = os.environ.get("XDG_STATE_HOME", "")
-    return Path(given or Path.home() / ".local" / "state") / "dandelion"

@@ -36,6 +36,7 @@ from dandelion.cli.console import (
     say,
     show_table,
 )
+from dandelion.privacy import commands as privacy_cli
 from dandelion.settings.command_options import check_common, common_settings
 from shared.base.errors import ConfigError, DandelionError
 from shared.base.options import Value
@@ -55,6 +56,7 @@ app.add_typer(ledger_cli.app, name="ledger", rich_help_panel=INSPECT)
 app.add_typer(data_cli.app, name="data", rich_help_panel=INSPECT)
 app.add_typer(server_cli.app, name="server", rich_help_panel=FEDERATE)
 app.add_typer(client_cli.app, name="client", rich_help_panel=FEDERATE)
+app.add_typer(privacy_cli.app, name="privacy", rich_help_panel=FEDERATE)
 app.command(rich_help_panel=MEASURE)(compare_cli.compare)
 app.command(rich_help_panel=MEASURE)(bench_cli.gpu_check)
 app.add_typer(bench_cli.app, name="bench", rich_help_panel=MEASURE)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from client.privacy.site_secret import load_secret
 from client.site.node_config import NodeConfig
 from client.worker.paths import paths_of
 from dandelion.cli.console import HomeOption, StockOption, say
@@ -22,10 +23,13 @@ from dandelion.deployment.deploy_home import (
 )
 from dandelion.deployment.supervisor import Keeper, find_process, write_pid
 from dandelion.engines.flower_simulation import EngineError, free_port
+from dandelion.privacy.site_commands import FOLDER, budget_app, secret
 from shared.base.errors import WorkerError
 from shared.data.resolve import source_of
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a site in a federation.")
+app.add_typer(budget_app, name="budget")
+app.command()(secret)
 REACTIVATION_S = 90.0  # for 60 s Flower refuses a key whose last process vanished
 HANGS_AFTER = (
     "SSL/TLS handshake error detected"  # Flower 1.41: its main thread ends, its process stays
@@ -142,14 +146,20 @@ def _note_joined(home: Home, superlink: str) -> None:
 
 
 def node_config(pairs: list[str], home: Home) -> dict[str, object]:
-    """Parse and check the node's config from the command line; its store is in its home.
+    """Parse and check the node's config from the command line; its files are in its home.
+
+    Its secret is made or checked.
 
     Raises:
         ConfigError: an unknown key, an invalid value, no name of the site, or data that are not
             here.
+        BudgetError: others can read its secret.
         EngineError: a pair is not ``key=value``.
     """
-    config: dict[str, object] = {"store": str(home.folder / "store")}
+    config: dict[str, object] = {
+        "store": str(home.folder / "store"),
+        "privacy-home": str(home.folder / FOLDER),
+    }
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
@@ -159,6 +169,7 @@ def node_config(pairs: list[str], home: Home) -> dict[str, object]:
         except ValueError:
             config[name] = text
     node = NodeConfig.of(config)
+    load_secret(Path(node.privacy_home))
     for own in filter(None, (node.data, node.bp_data)):
         source_of(own)
     return config

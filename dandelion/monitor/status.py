@@ -65,7 +65,7 @@ def _title(folder: Path, ledger: LedgerReader, rounds: int) -> str:
     parts = [f"run {escape(folder.name)}", f"round {last.round if last else 0} of {rounds}"]
     if last:
         parts += [
-            f"loss {last.loss:.3f}",
+            "no loss sent" if last.loss is None else f"loss {last.loss:.3f}",
             f"last round {time_text(last.seconds)}, {last.timestamp}",
         ]
     parts += [f"held out {evaluations[-1].loss:.3f}"] if evaluations else []

@@ -74,8 +74,9 @@ def _since(
     for metrics in ledger.metrics(after[0]):
         round_, seconds = metrics.round, datetime.fromisoformat(metrics.timestamp).timestamp()
         parts += [
-            record(event(seconds, round_, f"round/{tag}", getattr(metrics, tag.replace(" ", "_"))))
+            record(event(seconds, round_, f"round/{tag}", value))
             for tag in TAGS
+            if (value := getattr(metrics, tag.replace(" ", "_"))) is not None
         ]
         if (worth := worth_of_round(config, ledger, round_)) is not None:
             for tag, value in (("signal", worth.signal), ("site noise", worth.noise)):

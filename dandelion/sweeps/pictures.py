@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def _draw_norms(results: Sequence[CellResult], path: Path) -> Path:
                 steps = [metrics for metrics in ledger.metrics() if metrics.clients > 0]
             rounds = [step.round for step in steps]
             left.plot(rounds, smooth([s.gradient_norm for s in steps]), lw=1.2, label=each.name)
-            right.plot(rounds, smooth([step.loss for step in steps]), lw=1.2)
+            right.plot(rounds, smooth([nan if s.loss is None else s.loss for s in steps]), lw=1.2)
         left.set(xlabel="round", ylabel="gradient norm, estimated", yscale="log")
         right.set(xlabel="round", ylabel="loss at the sites")
         if len(results) <= 8:

@@ -53,10 +53,10 @@ def find_outliers(
     if rule_of(config) is not mean or len(contributions) < FEWEST_SITES:
         return []
     sizes = [length_of(config, each, decode) for each in contributions]
-    losses = [abs(each.loss) for each in contributions]
+    losses = [abs(each.loss or 0.0) for each in contributions]
     return [
         *_beyond("slopes", contributions, sizes, first.gradient_norm if first else 0.0),
-        *_beyond("a loss", contributions, losses, abs(first.loss) if first else 0.0),
+        *_beyond("a loss", contributions, losses, abs(first.loss or 0.0) if first else 0.0),
     ]
 
 

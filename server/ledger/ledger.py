@@ -49,6 +49,7 @@ class Ledger(LedgerReader):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.draft")
         draft.unlink(missing_ok=True)
+        draft.touch(mode=0o600)  # its numbers tell as much as the sites' data
         with closing(cls(draft)) as ledger:
             ledger._database.write("PRAGMA journal_mode = MEMORY")
             ledger._fill(header)

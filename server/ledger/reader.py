@@ -121,7 +121,9 @@ class LedgerReader(RunSummaries):
 
     def site_losses(self, round_: int) -> list[float]:
         """The loss of each site that contributed to a round."""
-        rows = self._rows("SELECT loss FROM contributions WHERE round = ?", round_)
+        rows = self._rows(
+            "SELECT loss FROM contributions WHERE round = ? AND loss NOT NULL", round_
+        )
         return [loss for (loss,) in rows]
 
     def site_numbers(self, round_: int) -> dict[int, SiteNumbers]:
@@ -166,7 +168,7 @@ class LedgerReader(RunSummaries):
         """The sites' loss in the first round after ``round_``; None if there is none."""
         query = "SELECT loss FROM metrics WHERE round > ? ORDER BY round LIMIT 1"
         rows = self._rows(query, round_)
-        return float(rows[0][0]) if rows else None
+        return None if not rows or rows[0][0] is None else float(rows[0][0])
 
     def evaluations(self, after: int = -1) -> list[Evaluation]:
         """The server's evaluations of all rounds after ``after``, in order."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shared.base.metrics import EvalSums
 
-VERSION = 4  # of new ledgers
+VERSION = 5  # of new ledgers: a site may send no loss
 OLDEST = 3  # that can be read: without the table ``comparisons``
 
 TABLES = """
@@ -22,7 +22,9 @@ CREATE TABLE entries (
 );
 CREATE TABLE contributions (        -- who measured what: an entry can be recomputed from these
     round INTEGER NOT NULL, slot INTEGER NOT NULL, site TEXT NOT NULL,
-    examples INTEGER NOT NULL, loss REAL NOT NULL, seconds REAL NOT NULL,
+    examples INTEGER NOT NULL,
+    loss REAL,                      -- null if sites send none
+    seconds REAL NOT NULL,
     differences BLOB NOT NULL,      -- float32, as the site sent them
     gradient BLOB NOT NULL,         -- SHA-256 of an encoded gradient that came with them, or empty
     PRIMARY KEY (round, slot)
@@ -49,7 +51,7 @@ CREATE TABLE traffic (
 );
 CREATE INDEX traffic_round ON traffic (round);
 CREATE TABLE metrics (
-    round INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, loss REAL NOT NULL,
+    round INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, loss REAL,
     gradient_norm REAL NOT NULL, learning_rate REAL NOT NULL, clients INTEGER NOT NULL,
     forwards INTEGER NOT NULL, bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL,
     seconds REAL NOT NULL
@@ -85,7 +87,7 @@ class Contribution:
     slot: int
     site: str
     examples: int
-    loss: float
+    loss: float | None  # None: not sent
     seconds: float
     differences: NDArray[np.floating[Any]]  # (K*q,) float32, as the site sent them
     gradient: bytes = b""  # as the site encoded it; the ledger keeps its digest
@@ -96,15 +98,16 @@ class Contribution:
     def order(self) -> tuple[object, ...]:
         """A key that sorts contributions by slot, and those of one slot by all their values."""
         numbers = self.differences.tobytes(), self.gradient
-        losses = [math.nan if x is None else x for x in (self.before, self.after)]
-        return (self.slot, *numbers, self.examples, self.loss, self.seconds, *losses)
+        losses = [math.nan if x is None else x for x in (self.loss, self.before, self.after)]
+        return (self.slot, *numbers, self.examples, self.seconds, *losses)
 
     def row(self) -> tuple[object, ...]:
         """The row of the table ``contributions``; it has the digest of a gradient."""
         values = np.asarray(self.differences, "<f4").tobytes()
         gradient = sha256(self.gradient).digest() if self.gradient else b""
         about = self.round, self.slot, self.site, self.examples
-        return (*about, float(self.loss), float(self.seconds), values, gradient)
+        loss = None if self.loss is None else float(self.loss)
+        return (*about, loss, float(self.seconds), values, gradient)
 
     def comparison(self) -> tuple[object, ...] | None:
         """The row of the table ``comparisons``; None if no batch was compared."""
@@ -140,7 +143,7 @@ class Metrics:
 
     round: int
     timestamp: str  # ISO 8601, UTC
-    loss: float  # of the sites, weighted by examples
+    loss: float | None  # of the sites, weighted by examples; None: they send none
     gradient_norm: float  # root mean square of the projected gradients: estimates |gradient|
     learning_rate: float
     clients: int

@@ -30,6 +30,7 @@ from shared.training.oracle import Oracle
 # ``snapshots``; and the files that ``server.reporting`` writes.
 LOG = logging.getLogger("dandelion")
 LEDGER, CONFIG, LOCK = "ledger.sqlite", "config.toml", "run.lock"
+PRIVATE = 0o700  # of a run folder: what sites send tells of their data
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ def open_run(config: Config) -> Iterator[OpenRun]:
     folder = run_folder(config)
     if config.run.resume and not (folder / LEDGER).exists():
         raise ConfigError(f"{folder}: no run to resume; {LEDGER} expected in it")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+    if not config.run.resume:
+        folder.chmod(PRIVATE)
     with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,5 +1,6 @@
 """The loss plot of a run: loss against rounds and against bytes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -54,7 +55,7 @@ class Curves:
         costs = ((m.bytes_up + m.bytes_down) / (m.clients or most) for m in rounds)
         return cls(
             [m.round for m in rounds],
-            [m.loss for m in rounds],
+            [math.nan if m.loss is None else m.loss for m in rounds],
             [e.round for e in evaluations],
             [e.loss for e in evaluations],
             list(accumulate(costs, initial=0.0)),

@@ -30,7 +30,7 @@ def state_text(report: "Report", round_: int) -> str:
     """
     ledger = report.ledger
     totals, evaluations, metrics = ledger.totals(), ledger.evaluations(), ledger.metrics_of(round_)
-    parts = [f"loss {metrics.loss:.3f}"] if metrics else []
+    parts = [f"loss {metrics.loss:.3f}"] if metrics and metrics.loss is not None else []
     parts += [f"held out {evaluations[-1].loss:.3f}"] if evaluations else []
     accuracies = ledger.scores().get("accuracy")
     parts += [f"accuracy {accuracies[-1][1]:.1%}"] if accuracies else []

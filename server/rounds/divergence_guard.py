@@ -194,7 +194,7 @@ class DivergenceGuard:
         return Metrics(
             round=entry.round,
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            loss=self.run.ledger.loss_after(measured) or 0.0,
+            loss=self.run.ledger.loss_after(measured),
             gradient_norm=0.0,
             learning_rate=self._rate_shown(entry),
             clients=0,

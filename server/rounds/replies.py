@@ -58,6 +58,7 @@ class Expected:
     classes: int | None = None  # of the outcome that the round asks for; None: it asks for none
     before: bool = False  # whether it holds the loss of the batch of the step that comes next
     after: bool = False  # whether it holds that of the step that was taken last
+    loss: bool = True  # whether it holds the loss of the site's batch
     examples: int | None = None  # as many as the site introduced itself with; None: any
     evaluated: int | None = None  # the most examples of the outcome; None: any number
 
@@ -122,11 +123,15 @@ def _check_numbers(reply: Measured, expected: Expected) -> None:
     if (reply.before is not None, reply.after is not None) != (expected.before, expected.after):
         wanted = f"losses before {expected.before}, after {expected.after} expected"
         raise RefusedError("wrong kind", f"{wanted}, got {reply.before} and {reply.after}")
+    if reply.loss is None and expected.loss:
+        raise RefusedError("not finite", f"{reply.differences}, loss {math.nan}")
+    if reply.loss is not None and not expected.loss:
+        raise RefusedError("wrong kind", f"no loss expected, got {reply.loss}")
     losses = [abs(x) for x in (reply.loss, reply.before, reply.after) if x is not None]
     peak = float(np.abs(reply.differences).max(initial=0.0))  # not finite if one number is not
     if not all(map(math.isfinite, (peak, *losses))):
         raise RefusedError("not finite", f"{reply.differences}, loss {reply.loss}")
-    if (most := max(peak, *losses)) > LARGEST_LOSS:
+    if (most := max([peak, *losses])) > LARGEST_LOSS:
         raise RefusedError("too large", f"up to {LARGEST_LOSS:g} expected, got {most}")
 
 
@@ -267,7 +272,9 @@ class ReplyValidator:
         classes = self._run.oracle.task.classes if self._requests.evaluates(round_) else None
         before = plan.measure and compares(config)
         after = before and self._requests.compares(round_, site.id.slot)
-        most = config.evaluation.blocks
         return Expected(
-            round_, numbers, gradient_bytes, classes, before, after, site.hello.examples, most
-        )
+            round_, numbers, gradient_bytes, classes, before, after,
+            loss=config.privacy.sends_loss,
+            examples=site.hello.examples,
+            evaluated=config.evaluation.blocks,
+        )  # fmt: skip

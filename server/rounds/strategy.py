@@ -107,7 +107,7 @@ class ScalarStrategy(Strategy):
         open_round = self._messenger.open_rounds[server_round]
         opened = [self._validator.open(message, open_round) for message in replies]
         metrics = self._close_round(server_round, opened)
-        return None, None if metrics is None else MetricRecord({"loss": metrics.loss})
+        return None, None if metrics is None else MetricRecord({"loss": metrics.loss or 0.0})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -230,11 +230,12 @@ class ScalarStrategy(Strategy):
         since: float,
     ) -> Metrics:
         weights = weights_of(self._run.config, contributions).tolist()
-        losses = sum(x.loss * weight for x, weight in zip(contributions, weights, strict=True))
+        losses = [(x.loss or 0.0) * w for x, w in zip(contributions, weights, strict=True)]
+        is_sent = all(each.loss is not None for each in contributions)
         return Metrics(
             round=entry.round,
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            loss=losses / sum(weights),
+            loss=sum(losses) / sum(weights) if is_sent else None,
             gradient_norm=self._combiner.gradient_norm(entry, contributions),
             learning_rate=self._rate_shown(entry),
             clients=len(contributions),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ class AppSession:
         self, entry: Entry, combiner: Combiner, contributions: Sequence[Contribution]
     ) -> Metrics:
         weights = weights_of(self.config, contributions)
-        losses = [each.loss for each in contributions]
+        losses = [nan if each.loss is None else each.loss for each in contributions]
         return Metrics(
             round=entry.round,
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -48,3 +48,15 @@ class StalledError(DandelionError):
 
 class WorkerError(DandelionError):
     """A node's resident worker cannot be started, died, or refused a call."""
+
+
+class PolicyError(DandelionError):
+    """A site's operator allows no such request; the message that leaves names the key alone."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"refused by policy: {key}")
+        self.key = key
+
+
+class BudgetError(DandelionError):
+    """A site's secret or budget is missing, damaged, rolled back, or open to other users."""

@@ -24,6 +24,12 @@ def cache_folder() -> Path:
     return Path(own_home).expanduser() / "dandelion"
 
 
+def state_folder() -> Path:
+    """Return ``dandelion`` in the user's state folder (XDG), for what must outlive a run."""
+    given = os.environ.get("XDG_STATE_HOME", "")
+    return Path(given or Path.home() / ".local" / "state") / "dandelion"
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty draft that becomes ``folder`` at the end, or is removed after an error.

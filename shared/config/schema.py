@@ -15,6 +15,7 @@ from typing import Any
 
 from shared.base.errors import ConfigError
 from shared.base.options import Option, Value, hyphenate, nearest_names, options_of
+from shared.config.privacy_section import PrivacySettings
 from shared.config.run_sections import FederationSettings, GuardSettings, RunSettings
 from shared.config.sections import (
     BpSettings,
@@ -40,7 +41,7 @@ FORMER: Mapping[str, Value] = {  # what runs did before these settings were decl
 
 @dataclass(frozen=True, init=False)
 class Config:
-    """What a run is: ten sections, and the options of its components that are given."""
+    """What a run is: eleven sections, and the options of its components that are given."""
 
     training: TrainingSettings = field(default_factory=TrainingSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -51,6 +52,7 @@ class Config:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     run: RunSettings = field(default_factory=RunSettings)
     given: tuple[tuple[str, Value], ...] = ()  # options of components, by key
 

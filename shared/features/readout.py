@@ -7,6 +7,7 @@ rows of the output matrix; with an encoder it is a linear probe on pooled hidden
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,19 @@ class LinearBatch:
         error[rows, self.classes] -= 1
         object.__setattr__(self, "loss", float(loss))
         object.__setattr__(self, "error", error / len(self.classes))
+
+    def slopes(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """Slope of each example's own loss along a direction, (B,) float64.
+
+        Args:
+            direction: of W (k, f) and b (k,), by the parameters' names; one of them may be missing.
+        """
+        moved = torch.zeros_like(self.error)  # what the direction does to the logits
+        if WEIGHT in direction:
+            moved = moved + F.linear(self.features, direction[WEIGHT].float())
+        if BIAS in direction:
+            moved = moved + direction[BIAS].float()
+        return (moved.double() * self.error.double()).sum(1) * len(self.classes)
 
     def gradient(self) -> dict[str, Tensor]:
         """Gradients of W (k, f) and b (k,), by the parameters' names."""

@@ -1,6 +1,7 @@
 """Messages between server and sites, byte for byte; ``flower_records`` wraps them for Flower."""
 
 import json
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -17,6 +18,7 @@ from shared.base.metrics import EvalSums
 # measured: | magic u16 | flags u16 | round u32 | numbers u32 | examples u32 | loss f32 |
 #           seconds f32 | digest 16 | numbers x f32 | if flagged: before f32 | if flagged: after f32
 #           | if flagged: outcome | if flagged: gradient, encoded | crc32 u32
+#           a loss that is NaN was not sent; seconds are 0 where privacy is on
 # outcome:  | total f64 | examples u32 | classes u32 | classes x classes x u32 |
 # behind:   | magic u16 | reason u16 | round u32 | crc32 u32                        little-endian
 REQUEST = struct.Struct("<HHIId16s16s16s")
@@ -30,6 +32,7 @@ EVALUATE = 2  # flag: evaluate the parameters before the round is measured
 COMPARE = 4  # flag: measure the batch of the step that was taken last as well
 GRADIENT, OUTCOME_FOLLOWS = 1, 2  # flags: the reply ends with a gradient, holds an outcome
 BEFORE_FOLLOWS, AFTER_FOLLOWS = 4, 8  # flags: the reply holds these losses
+NOT_SENT = math.nan  # a loss on the wire that the site keeps to itself
 MOST_CLASSES = 1 << 12
 UNKNOWN = bytes(16)  # a request's digest if the server's own replica is not at the round
 MISSING, DIVERGED = 0, 1  # reasons of a site that is behind: entries lack, digests differ
@@ -59,7 +62,7 @@ class Measured:
     round: int
     differences: NDArray[np.float32]  # (K*q,) L(θ+εz) − L(θ−εz)
     examples: int
-    loss: float  # mean over the examples and evaluations; float32
+    loss: float | None  # mean over the examples and evaluations, float32; None: not sent
     seconds: float
     digest: bytes  # 16, of the parameters at which the site measured
     gradient: bytes = b""  # as its codec encoded it, if the round has one
@@ -143,7 +146,7 @@ def encode_reply(reply: Measured | Behind) -> bytes:
         reply.round,
         len(reply.differences),
         reply.examples,
-        reply.loss,
+        NOT_SENT if reply.loss is None else reply.loss,
         reply.seconds,
         reply.digest,
     )
@@ -184,7 +187,8 @@ def decode_reply(data: bytes) -> Measured | Behind:
             f"{numbers} numbers expected, got {len(body) - MEASURED.size} bytes of them"
         )
     values = np.frombuffer(body, "<f4", numbers, MEASURED.size).astype(np.float32)
-    measured = round_, values, examples, loss, seconds, digest
+    sent = None if math.isnan(loss) else loss
+    measured = round_, values, examples, sent, seconds, digest
     return Measured(*measured, body[end:], outcome, before, after)
 
 

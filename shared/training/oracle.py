@@ -1,6 +1,6 @@
 """The oracle of a run's model: loss, loss at θ ± εz, and gradient, on batches of its task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -183,6 +183,12 @@ class Oracle:
         task: Any = self.task
         batch: LinearBatch = task.linear_batch(self.language_model.module, self._to_device(rows))
         return batch.loss, self.replica.model.gather(batch.gradient())
+
+    def linear_slopes(self, rows: Tensor) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """The slopes (B,) of each example along a direction given by name; for ``is_linear``."""
+        task: Any = self.task
+        batch: LinearBatch = task.linear_batch(self.language_model.module, self._to_device(rows))
+        return batch.slopes
 
     def gradient(self, rows: Tensor) -> tuple[float, Tensor]:
         """Loss of a batch, and its gradient (size,), padding zero.

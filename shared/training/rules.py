@@ -12,6 +12,7 @@ from shared.modes.estimators import (
 )
 from shared.modes.mode import mode_of
 from shared.training.components import effective_options
+from shared.training.privacy_rules import check_privacy
 from shared.training.step_rule import NORMALISED, why_not_normalised
 
 OF_LANGUAGE_MODELS = ("lora", "head", "reduced", "words", "prior")  # scopes
@@ -44,6 +45,7 @@ def check_combinations(c: Config) -> None:
     _check_model(c)
     _check_merging(c)
     _check_data(c)
+    check_privacy(c)
 
 
 def _check_problem(c: Config) -> None:

@@ -1,0 +1,61 @@
+"""Fingerprints: of data, whatever its folder is called, and of all that an answer depends on."""
+
+import json
+from collections.abc import Iterable
+from hashlib import sha256
+
+import torch
+
+from shared.base.files import code_digest
+from shared.config.schema import RESUMABLE, Config
+from shared.data.columns import Columns
+from shared.data.examples import Examples
+from shared.data.resolve import documents_of
+from shared.protocol.messages import Request
+from shared.training.oracle import Oracle
+
+
+def fingerprint_own(name: str, config: Config) -> str:
+    """SHA-256 over the sorted documents of a site's own data, hexadecimal.
+
+    All of them, whatever a run takes of them: another block size is no other data.
+
+    Raises:
+        ConfigError, DataError: the data cannot be had.
+    """
+    columns = Columns(config.data.text_column, config.data.label_column)
+    return _combine(text.encode() for text in documents_of(name, 0, "", columns).texts).hex()
+
+
+def fingerprint_dealt(examples: Examples) -> str:
+    """SHA-256 over the sorted examples that a run deals to a site, hexadecimal."""
+    labels = [b""] * len(examples)
+    if examples.labels is not None:
+        labels = [str(label).encode() for label in examples.labels.tolist()]
+    rows = (row.tobytes() for row in examples.tokens)
+    pairs = zip(labels, rows, strict=True)
+    return _combine(label + b" " + row for label, row in pairs).hex()
+
+
+def fingerprint_request(oracle: Oracle, request: Request, config: Config, *more: str) -> bytes:
+    """SHA-256 of what a site is asked: run, round, settings, code, and the parameters themselves.
+
+    The parameters enter by a SHA-256 of their own: whoever chooses them can forge the digest that
+    sites and server compare. ``more`` names what else the answer depends on.
+    """
+    decisive = {k: v for k, v in config.to_run_config().items() if k not in RESUMABLE}
+    flat = oracle.replica.model.flat.detach().cpu().contiguous()
+    parts = (
+        request.run,
+        request.round.to_bytes(8, "little"),
+        sha256(flat.view(torch.uint8).numpy().tobytes()).digest(),
+        oracle.base,
+        json.dumps(decisive, sort_keys=True).encode(),
+        code_digest(),
+        *(text.encode() for text in more),
+    )
+    return sha256(b"".join(sha256(part).digest() for part in parts)).digest()
+
+
+def _combine(parts: Iterable[bytes]) -> bytes:
+    return sha256(b"".join(sorted(sha256(part).digest() for part in parts))).digest()

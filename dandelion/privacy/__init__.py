@@ -1,0 +1,1 @@
+"""The operators' side of privacy: what a promise costs, and what data have paid."""

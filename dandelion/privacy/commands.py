@@ -1,0 +1,85 @@
+"""``dandelion privacy``: what a promise costs, before a run is made."""
+
+from math import inf
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dandelion.monitor.tables import print_table
+from shared.base.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True, help="What privacy costs in noise and in accuracy.")
+console, notes = Console(), Console(stderr=True)
+
+
+@app.callback()
+def main() -> None:
+    """Commands that answer before a run is made."""
+
+
+@app.command()
+def plan(  # noqa: PLR0913, PLR0917  (options of a command)
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; repeatable.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A TOML file of settings.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Settings for a whole task.")] = "",
+    examples: Annotated[
+        int, typer.Option(help="Examples of a site; 0: as the run's data are dealt.")
+    ] = 0,
+    epsilon: Annotated[
+        str, typer.Option(help="Promises with commas; inf: no privacy.")
+    ] = "inf,8,4,2,1",
+    slopes: Annotated[
+        bool, typer.Option("--slopes", help="Measure the slopes that privacy-clip bounds.")
+    ] = False,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy", help="Train at each promise on the server's own data.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+) -> None:
+    """Show the noise that each epsilon needs, and what is learned with it."""
+    from dandelion.privacy.plan import (
+        draw_table,
+        examples_of_site,
+        median_slope,
+        plan_accuracy,
+        plan_noise,
+    )
+    from dandelion.settings.gather import gather
+    from shared.training.feature_scaling import resolve_feature_scaling
+
+    chosen = resolve_feature_scaling(gather(config, settings or [], None, preset=preset))
+    if not chosen.zo.batch_size:
+        raise ConfigError("zo-batch-size: a number above 0 expected: it is the batches' mean size")
+    if slopes or (accuracy and not chosen.privacy.clip):
+        median = median_slope(chosen)
+        notes.print(f"median slope of the server's examples: {median:.3g}", highlight=False)
+        if not chosen.privacy.clip:
+            chosen = chosen.replace(privacy_clip=float(f"{median:.2g}"))
+    count = examples or examples_of_site(chosen)
+    rows = plan_noise(chosen, count, read_epsilons(epsilon))
+    if accuracy:
+        with TemporaryDirectory() as folder:
+            rows = [plan_accuracy(chosen, row, Path(folder)) for row in rows]
+    print_table(console, draw_table(chosen, count, rows), as_json)
+
+
+def read_epsilons(text: str) -> list[float]:
+    """The numbers of a list with commas.
+
+    Raises:
+        ConfigError: one is no number above 0.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = [0.0]
+    if not all(0 < value <= inf for value in values):
+        raise ConfigError(f"--epsilon: numbers above 0 with commas expected, got {text!r}")
+    return values

@@ -1,0 +1,116 @@
+"""``dandelion client secret`` and ``dandelion client budget``: a site's own files of privacy."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from client.privacy.budget import Budget, DataSet
+from client.privacy.node_policy import NodePolicy
+from client.privacy.site_secret import SECRET_FILE, load_secret, make_secret
+from dandelion.deployment.deploy_home import default_home
+from dandelion.monitor.tables import print_table
+from shared.base.errors import BudgetError
+from shared.base.files import state_folder
+
+FOLDER = "privacy"  # in a node's home
+HomeOption = Annotated[Path | None, typer.Option("--home", help="Folder of all files.")]
+budget_app = typer.Typer(help="What a site's data have paid, over all runs.")
+console = Console()
+
+
+def secret(
+    folder: HomeOption = None,
+    new: Annotated[
+        bool, typer.Option("--new", help="Replace the one that is there, which others may know.")
+    ] = False,
+) -> None:
+    """Make the secret that draws a site's batches and noise, or check the one that is there."""
+    own = folder_of(folder)
+    if new:
+        make_secret(own, replace=True)
+    load_secret(own)
+    console.print(f"{own / SECRET_FILE}", soft_wrap=True, highlight=False, markup=False)
+
+
+@budget_app.callback(invoke_without_command=True)
+def budget(
+    context: typer.Context,
+    folder: HomeOption = None,
+    limit: Annotated[
+        float, typer.Option("--max-epsilon", help="The node's limit, to be shown; 0: none.")
+    ] = 0.0,
+    delta: Annotated[float, typer.Option(help="The node's delta.")] = 1e-5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+) -> None:
+    """Show each data set of a site, its runs, and the epsilon that all of them cost together."""
+    if context.invoked_subcommand is not None:
+        return
+    from client.privacy.account import epsilon_text
+
+    policy = NodePolicy(max_epsilon=limit, delta=delta)
+    table = Table("data", "name", "unit", "run", "rounds", "numbers", "all runs together")
+    with closing(open_existing(folder)) as ledger:
+        for data in ledger.sets():
+            runs = ledger.runs(data.id)
+            counts = [sum(r.times for r in ledger.spent(data.id, run)) for run in runs]
+            inherited = [f"inherits {data.parent}"] if data.parent else []
+            table.add_row(
+                f"{data.id}: {data.fingerprint[:12]}",
+                data.name or "dealt by the runs",
+                f"{data.units} {data.unit}s",
+                "\n".join([run[:8] for run in runs] + inherited),
+                "\n".join(map(str, counts)),
+                str(ledger.numbers(data.id)),
+                epsilon_text(ledger, data, policy),
+            )
+    print_table(console, table, as_json)
+
+
+@budget_app.command()
+def adopt(
+    data: Annotated[str, typer.Argument(help="The node's key data: a folder's path, or a name.")],
+    folder: HomeOption = None,
+    text_column: Annotated[str, typer.Option(help="As the run's setting.")] = "",
+    label_column: Annotated[str, typer.Option(help="As the run's setting.")] = "",
+) -> None:
+    """Let data that have changed or grown inherit all that they have paid before."""
+    from client.privacy.fingerprints import fingerprint_own
+    from shared.config.schema import Config
+    from shared.data.columns import Columns
+    from shared.data.resolve import documents_of
+
+    config = Config(text_column=text_column, label_column=label_column)
+    documents = documents_of(data, 0, "", Columns(text_column, label_column))
+    fingerprint = fingerprint_own(data, config)
+    with closing(open_existing(folder)) as ledger:
+        units = [each.unit for each in ledger.sets() if each.name == data]
+        new = DataSet(0, fingerprint, data, units[-1] if units else "", len(documents.texts))
+        adopted = ledger.adopt(new)
+    console.print(
+        f"{data}: {adopted.fingerprint[:12]} inherits what set {adopted.parent} has paid",
+        soft_wrap=True, highlight=False, markup=False,
+    )  # fmt: skip
+
+
+def folder_of(home: Path | None) -> Path:
+    """The privacy folder of a node's home; without one, that of sites which this user simulates."""
+    if home is not None:
+        return home.resolve() / FOLDER
+    node = default_home("node").resolve() / FOLDER
+    return node if node.exists() else state_folder() / FOLDER
+
+
+def open_existing(home: Path | None) -> Budget:
+    """Open the budget of a home.
+
+    Raises:
+        BudgetError: there is none, or it is damaged or was rolled back.
+    """
+    folder = folder_of(home)
+    if not folder.is_dir():
+        raise BudgetError(f"{folder}: no budget here; give the node's --home")
+    return Budget(folder)

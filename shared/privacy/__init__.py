@@ -1,0 +1,1 @@
+"""Differential privacy of numbers: clip, grid, exact noise, and what rounds cost."""
