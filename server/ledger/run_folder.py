@@ -18,6 +18,7 @@ from shared.base.errors import ConfigError, DivergedError, LedgerError, Snapshot
 from shared.base.files import code_digest, write_atomically
 from shared.config.schema import Config, to_toml, with_former_defaults
 from shared.models.model import LanguageModel
+from shared.modes.estimators import with_estimator
 from shared.modes.mode import mode_of
 from shared.replica.snapshot import encode_snapshot, load_snapshot_
 from shared.training.components import effective_options, with_own_options
@@ -157,7 +158,7 @@ def _resume(folder: Path, config: Config) -> Run:
 
 def _restore(folder: Path, config: Config, ledger: Ledger) -> Run:
     """Check that a ledger is of this run, and bring a replica to its last round."""
-    if changed := config.differences(read_config(ledger)):
+    if changed := with_estimator(config).differences(read_config(ledger)):
         raise ConfigError(f"{folder}: cannot go on as another run: {'; '.join(changed)}")
     oracle = Oracle.of(config)
     check_base(ledger, oracle)
@@ -175,9 +176,9 @@ def _restore(folder: Path, config: Config, ledger: Ledger) -> Run:
 
 
 def _config_bytes(config: Config) -> bytes:
-    """All settings as TOML, with the effective options of components: their defaults may change."""
-    settings = config.to_run_config() | effective_options(config) | {"resume": ""}
-    return to_toml(settings).encode()
+    """All settings as TOML, with what stands for defaults that may change: of options, ``auto``."""
+    settings = with_estimator(config).to_run_config() | effective_options(config)
+    return to_toml(settings | {"resume": ""}).encode()
 
 
 def resolve_epochs(config: Config, model: LanguageModel) -> Config:

@@ -91,7 +91,7 @@ PROBLEMS = {
         Problem("minilm-head", "MiniLM on Rotten Tomatoes, its head alone",
                 {**MINILM, "scope": "head", "block-size": 32}, 2000,
                 {"mezo": 1e-3, "decomfl": 3e-3, "fedkseed": 1e-3, "fzoo": 1e-3, "fedavg": 2e-3,
-                 "ours: adam, q = 64": 3e-3, TWO_POINT: 2e-1, FORWARD: 4e-1},
+                 "ours: adam, q = 64": 3e-3, TWO_POINT: 2e-2, FORWARD: 4e-2},
                 {**OWN, "adam, q = 64": {"optimizer": "adam", "queries": 64, "step": "plain"}},
                 without=frozenset({FEDAVG_LORA.name}), carriers=("rotten-tomatoes", "minilm")),
         Problem("minilm-readout", "MiniLM on Rotten Tomatoes, a linear readout of kept features",
