@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.table import Table
@@ -151,15 +151,21 @@ def learning(  # noqa: PLR0913, PLR0917  (options of a command)
     minutes: Annotated[
         float, typer.Option(min=0, help="At most so many per problem; 0: no limit.")
     ] = 0.0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Of all runs; repeatable."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of runs and files.")] = LEARNING_FOLDER,
 ) -> None:
     """Race published methods and ours to accuracy, each at the best of five rates."""
     from dandelion.bench.learning.learning import learning as measure
-    from dandelion.bench.learning.methods import FACTORS
+    from dandelion.bench.learning.methods import FACTORS, Settings
     from dandelion.bench.learning.race import Trial
     from dandelion.bench.learning.race_report import markdown
+    from dandelion.settings.gather import read_pairs
 
-    trial = Trial(out.resolve(), seeds, minutes, FACTORS[:rates], method or [], evaluations)
+    more = cast(Settings, read_pairs(settings or []))  # the type of each is checked with its run
+    trial = Trial(out.resolve(), seeds, minutes, FACTORS[:rates], method or [], evaluations, more)
     for name, curves in measure(task or [], trial, quick, say).items():
         say(f"\n{name}\n{markdown(curves)}")
 

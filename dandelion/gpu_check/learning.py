@@ -62,9 +62,14 @@ RULES = (
     Rule(
         "ours: normalised, q = 16",
         32,
-        {"step": "normalised", "movement": 3e-5, "queries": 16},
+        {"estimator": "two-point", "step": "normalised", "movement": 3e-5, "queries": 16},
     ),
-    Rule("two-point, q = 5, SGD", 10, {"queries": 5, "learning-rate": 5e-6}, scales_rate=True),
+    Rule(
+        "two-point, q = 5, SGD",
+        10,
+        {"estimator": "two-point", "queries": 5, "learning-rate": 5e-6},
+        scales_rate=True,
+    ),
 )
 
 

@@ -18,6 +18,7 @@ from shared.base.errors import ConfigError, DivergedError, LedgerError, Snapshot
 from shared.base.files import write_atomically
 from shared.config.schema import Config, to_toml, with_former_defaults
 from shared.models.model import LanguageModel
+from shared.modes.estimators import with_estimator
 from shared.modes.mode import mode_of
 from shared.problem.source import source_digest
 from shared.replica.snapshot import encode_snapshot, load_snapshot_
@@ -163,7 +164,7 @@ def _resume(folder: Path, config: Config) -> OpenRun:
 
 def _restore(folder: Path, config: Config, ledger: Ledger) -> OpenRun:
     """Check that a ledger is of this run, and bring a replica to its last round."""
-    if changed := config.differences(read_config(ledger)):
+    if changed := with_estimator(config).differences(read_config(ledger)):
         raise ConfigError(f"{folder}: cannot go on as another run: {'; '.join(changed)}")
     oracle = Oracle.of(config)
     check_base(ledger, oracle)
@@ -182,9 +183,9 @@ def _restore(folder: Path, config: Config, ledger: Ledger) -> OpenRun:
 
 
 def _config_bytes(config: Config) -> bytes:
-    """All settings as TOML, with the effective options of components: their defaults may change."""
-    settings = config.to_run_config() | effective_options(config) | {"resume": ""}
-    return to_toml(settings).encode()
+    """All settings as TOML, with what stands for defaults that may change: of options, ``auto``."""
+    settings = with_estimator(config).to_run_config() | effective_options(config)
+    return to_toml(settings | {"resume": ""}).encode()
 
 
 def resolve_epochs(config: Config, model: LanguageModel) -> Config:

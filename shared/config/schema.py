@@ -120,7 +120,15 @@ def with_former_defaults(settings: Mapping[str, object]) -> dict[str, object]:
 
     Whatever the defaults are now, a run that was started without these settings goes on as it was.
     """
-    return {**FORMER, **flat_settings(settings)}
+    recorded = {**FORMER, **flat_settings(settings)}
+    if recorded["estimator"] == "auto":  # until forward differences became its meaning
+        recorded["estimator"] = _former_estimator(recorded)
+    return recorded
+
+
+def _former_estimator(recorded: Mapping[str, object]) -> str:
+    config = Config({**recorded, "estimator": "two-point"})
+    return "exact" if config.model.is_linear and config.zo.objective == "loss" else "two-point"
 
 
 @cache

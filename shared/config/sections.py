@@ -164,7 +164,7 @@ class ZoSettings(Section):
     queries: int = option(16, "q: directions of one step; see estimator for what each costs",
                           at_least=1, used_by=MEASURING)
     estimator: str = option(
-        AUTO, "two-point: 2q evaluations; forward: q + 1; exact: slopes without perturbation",
+        AUTO, "two-point: 2q evaluations; forward: q + 1; exact: unperturbed; auto: cheapest",
         choices=(AUTO, "two-point", "forward", "exact"), used_by=MEASURING)
     parallel_queries: int = option(
         1, "p: directions of one forward pass (lowrank: cheapest), both signs", at_least=1,

@@ -15,7 +15,7 @@ Estimator = Literal["two-point", "forward", "exact"]
 TWO_POINT: Estimator = "two-point"
 FORWARD: Estimator = "forward"
 EXACT: Estimator = "exact"
-DEFAULT: Estimator = TWO_POINT  # what ``auto`` is unless a scope is linear
+DEFAULT: Estimator = FORWARD  # what ``auto`` is, unless slopes are exact or it is refused
 
 
 def estimator_of(config: Config) -> Estimator:
@@ -29,6 +29,16 @@ def estimator_of(config: Config) -> Estimator:
     if config.model.is_linear and config.zo.objective == "loss":
         return EXACT
     return TWO_POINT if refusal_of_forward(config) else DEFAULT
+
+
+def with_estimator(config: Config) -> Config:
+    """The configuration with the estimator that ``auto`` stands for, as a run records it.
+
+    A default may change; what a run has recorded does not.
+    """
+    if config.zo.estimator != "auto":
+        return config
+    return config.replace(estimator=estimator_of(config))
 
 
 def refusal_of_forward(config: Config) -> str:

@@ -37,6 +37,7 @@ class Method:
 
 
 OURS = "ours"
+TWO_POINT, FORWARD = f"{OURS}: two-point", f"{OURS}: forward"  # searched, as in the problems
 PLAIN: Settings = {"mode": "zo", "optimizer": "sgd", "step": "plain", "guard-rewinds": 0}
 MEZO = Method(
     "mezo",

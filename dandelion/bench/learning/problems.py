@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from dandelion.bench.learning import mnist
-from dandelion.bench.learning.methods import DECOMFL, FEDAVG_LORA, Settings
+from dandelion.bench.learning.methods import DECOMFL, FEDAVG_LORA, FORWARD, TWO_POINT, Settings
 from shared.base.errors import UnknownNameError
 from shared.packages.package import CARRIERS, is_cached
 
@@ -45,12 +45,12 @@ COMMON: Settings = {
 DEMO: Settings = {"num-clients": 8, "eval-blocks": 128}
 DEMO_RATES = {
     "mezo": 2e-3, "decomfl": 2e-2, "fedkseed": 4e-3, "fzoo": 2e-2, "fedavg": 8e-3,
-    "fedavg-lora": 5e-3, "ours: defaults": 2e-2, "ours: q = 32": 2e-2,
+    "fedavg-lora": 5e-3, TWO_POINT: 2e-2, FORWARD: 4e-2,
 }  # fmt: skip
-DEMO_OWN: Mapping[str, Settings] = {
-    "defaults": {},
-    "step = auto": {"step": "auto"},
-    "q = 32": {"queries": 32},
+OWN: Mapping[str, Settings] = {  # 32 evaluations a round each; one more of step = auto
+    "two-point": {"estimator": "two-point", "queries": 16, "step": "plain"},
+    "forward": {"estimator": "forward", "queries": 31, "step": "plain"},
+    "step = auto": {"estimator": "forward", "queries": 31, "step": "auto"},
 }
 REVIEWS: Settings = {
     "task": "classification", "dataset": "rotten-tomatoes", "block-size": 64, "eval-blocks": 512,
@@ -71,10 +71,10 @@ PROBLEMS = {
     problem.name: problem
     for problem in (
         RaceTask("demo", "byte-level GPT on the standard library's modules, from its start",
-                DEMO, 1200, DEMO_RATES, DEMO_OWN),
+                DEMO, 1200, DEMO_RATES, OWN),
         RaceTask("demo-base", "the same on one half of the modules, from an fo base of the other",
                 {**DEMO, "data-part": "2/2"}, 1200,
-                {name: rate / 4 for name, rate in DEMO_RATES.items()}, DEMO_OWN,
+                {name: rate / 4 for name, rate in DEMO_RATES.items()}, OWN,
                 start={**DEMO, "data-part": "1/2", "mode": "fo", "learning-rate": 0.5,
                        "num-rounds": 150}),
         RaceTask("mnist", "DeComFL's network and setting: 100 clients, 10 a round, batch 256",
@@ -84,22 +84,27 @@ PROBLEMS = {
                  "eval-blocks": 2000},
                 2100,
                 {"mezo": 1e-3, "decomfl": 1e-3, "fedkseed": 1e-4, "fzoo": 5e-3, "fedavg": 1e-3,
-                 "ours: defaults": 2e-2, "ours: q = 32": 2e-2},
-                DEMO_OWN,
+                 TWO_POINT: 2e-2, FORWARD: 4e-2},
+                OWN,
                 {DECOMFL.name: {"queries": 20, "momentum": 0.9, "weight-decay": 1e-5}},
                 frozenset({FEDAVG_LORA.name}), carriers=("mnist",), install=mnist.register),
         RaceTask("minilm-head", "MiniLM on Rotten Tomatoes, its head alone",
                 {**MINILM, "scope": "head", "block-size": 32}, 2000,
                 {"mezo": 1e-3, "decomfl": 3e-3, "fedkseed": 1e-3, "fzoo": 1e-3, "fedavg": 2e-3,
-                 "ours: adam, q = 64": 3e-3},
-                {"adam, q = 64": {"optimizer": "adam", "queries": 64},
-                 "step = auto": {"step": "auto", "queries": 64}},
+                 "ours: adam, q = 64": 3e-3, TWO_POINT: 2e-2, FORWARD: 4e-2},
+                {**OWN, "adam, q = 64": {"optimizer": "adam", "queries": 64, "step": "plain"}},
                 without=frozenset({FEDAVG_LORA.name}), carriers=("rotten-tomatoes", "minilm")),
+        RaceTask("minilm-readout", "MiniLM on Rotten Tomatoes, a linear readout of kept features",
+                {**MINILM, "scope": "head", "features": "mean"}, 2000,
+                {"mezo": 2e-2, "decomfl": 5e-2, "fedkseed": 2e-2, "fzoo": 5e-3, "fedavg": 1e-2,
+                 TWO_POINT: 5e-2, FORWARD: 1e-1},
+                OWN, without=frozenset({FEDAVG_LORA.name}),
+                carriers=("rotten-tomatoes", "minilm")),
         RaceTask("minilm-bias", "MiniLM on Rotten Tomatoes, its biases, norms and output",
                 {**MINILM, "scope": "bias", "block-size": 32}, 1000,
                 {"mezo": 2e-3, "decomfl": 5e-3, "fedkseed": 1e-3, "fzoo": 1e-3, "fedavg": 1e-3,
-                 "ours: defaults": 2e-2},
-                {"defaults": {}, "step = auto": {"step": "auto"}},
+                 TWO_POINT: 2e-2, FORWARD: 4e-2},
+                OWN,
                 without=frozenset({FEDAVG_LORA.name}), carriers=("rotten-tomatoes", "minilm")),
         RaceTask("smollm2", "SmolLM2-135M with a prompt on Rotten Tomatoes, IID", SMOLLM2, 300,
                 SMOLLM2_RATES, {"words": WORDS},

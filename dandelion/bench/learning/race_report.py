@@ -9,13 +9,13 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from dandelion.bench.learning.methods import PROBE
+from dandelion.bench.learning.methods import PROBE, TWO_POINT
 from dandelion.bench.learning.race_points import AXES, RaceCurve, RacePoint, middle
 from server.reporting.loss_plot import STYLE
 from shared.base.files import write_atomically
 
-REFERENCE = "mezo"  # evaluations are counted to the loss at which it ends
-TITLES = ("method", "rate", "loss", "accuracy", f"evaluations to {REFERENCE}'s end", "evaluations",
+REFERENCES = "mezo", TWO_POINT  # evaluations are counted to the loss at which the first ends
+TITLES = ("method", "rate", "loss", "accuracy", "evaluations to {}'s end", "evaluations",
           "examples", "seconds", "payload up", "message bytes")  # fmt: skip
 PICTURED = ("evaluations", "seconds", "payload_up", "message")
 
@@ -33,9 +33,15 @@ def best_curves(curves: Sequence[RaceCurve]) -> dict[str, list[RaceCurve]]:
 def table_rows(curves: Sequence[RaceCurve]) -> list[list[str]]:
     """A row per method: medians over the seeds, with the least and the greatest."""
     best = best_curves(curves)
-    target = middle([curve.final for curve in best[REFERENCE]])[0] if REFERENCE in best else inf
+    reference = _reference(curves)
+    target = middle([curve.final for curve in best[reference]])[0] if reference in best else inf
     rates = {name: sorted({c.rate for c in curves if c.method == name and c.rate}) for name in best}
     return [_row(name, own, rates[name], target) for name, own in best.items()]
+
+
+def _reference(curves: Sequence[RaceCurve]) -> str:
+    raced = {curve.method for curve in curves}
+    return next((name for name in REFERENCES if name in raced), REFERENCES[0])
 
 
 def _row(
@@ -77,7 +83,8 @@ def _cost(ends: Sequence[RacePoint], axis: str) -> str:
 
 def markdown(curves: Sequence[RaceCurve]) -> str:
     """The table, for a page of documentation."""
-    lines = [TITLES, ["---"] * len(TITLES), *table_rows(curves)]
+    titles = [title.format(_reference(curves)) for title in TITLES]
+    lines = [titles, ["---"] * len(titles), *table_rows(curves)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

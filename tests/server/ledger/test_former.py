@@ -8,7 +8,7 @@ from federation import config, federate, folder_of, ledger_of, resumed
 from dandelion.settings.gather import gather
 from server.ledger.ledger import Ledger
 from server.ledger.run_folder import read_config
-from shared.config.schema import FORMER, to_toml
+from shared.config.schema import FORMER, to_toml, with_former_defaults
 
 
 @pytest.fixture
@@ -37,5 +37,28 @@ def test_what_is_not_recorded_is_what_the_run_did(former):
 
 
 def test_such_a_run_goes_on_to_the_digest_that_it_had(former, tmp_path):
-    whole = federate(config(tmp_path, "whole", num_rounds=1, max_share=1.0))
+    whole = federate(config(tmp_path, "whole", num_rounds=1, max_share=1.0, estimator="two-point"))
     assert federate(resumed(former)).digest == whole.digest
+
+
+@pytest.mark.parametrize(
+    ("settings", "estimator"),
+    [
+        ({}, "two-point"),
+        ({"scope": "words"}, "exact"),
+        ({"scope": "head", "features": "mean"}, "exact"),
+        ({"scope": "words", "objective": "accuracy"}, "two-point"),
+    ],
+    ids=str,
+)
+def test_a_recorded_auto_is_what_it_was_then(settings, estimator):
+    assert with_former_defaults({**settings, "estimator": "auto"})["estimator"] == estimator
+
+
+def test_a_run_records_what_auto_stood_for(tmp_path):
+    chosen = config(tmp_path, num_rounds=1)
+    assert chosen.zo.estimator == "auto"
+    federate(chosen)
+    with ledger_of(chosen) as ledger:
+        assert read_config(ledger).zo.estimator == "forward"
+    assert 'estimator = "forward"' in (folder_of(chosen) / "config.toml").read_text()

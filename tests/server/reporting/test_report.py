@@ -91,7 +91,7 @@ def test_metrics_say_what_the_round_was(folder):
     assert (float(row["lr"]), row["batch size"], row["bp interval"]) == (0.02, "4", "0")
     assert 5 < float(row["loss"]) < 6
     assert float(row["gradient norm"]) > 0
-    assert row["forwards"] == str(3 * 2 * 2)  # sites, queries, signs
+    assert row["forwards"] == str(3 * (2 + 1))  # sites, queries and L(θ)
     assert (row["bytes up"], row["bytes down"]) == (str(3 * 52), str(3 * (72 + 4 + 36)))
 
 
@@ -117,7 +117,7 @@ def test_clients_have_exactly_the_agreed_columns_and_each_site_once_a_round(fold
 
 def test_clients_say_what_each_site_measured_and_sent(folder):
     for row in read(folder / "clients.csv")[1]:
-        assert 5 < float(row["loss"]) < 6
+        assert 5 < float(row["loss"]) < 6.5  # two queries are noisy
         assert int(row["examples"]) > 0
         assert row["bytes up"] == "52"
         assert row["bytes down"] == ("72" if row["round"] == "1" else "112")

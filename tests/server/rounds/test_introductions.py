@@ -227,7 +227,7 @@ def test_many_sites_are_set_up_in_parts_and_it_is_said_how_far(tmp_path, caplog,
     assert [text for text in said if text.startswith("setting up")] == [
         f"setting up: {count} of 5 sites" for count in (2, 4, 5)
     ]
-    assert said[0].startswith("5 sites, all of them in each round: 20 forward passes")
+    assert said[0].startswith("5 sites, all of them in each round: 15 forward passes")
     assert "40 B of numbers up a round" in said[0]
     monkeypatch.undo()
     other = config(tmp_path, "at once", num_clients=5, num_rounds=1)

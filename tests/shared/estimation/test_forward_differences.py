@@ -14,7 +14,7 @@ from shared.directions import DIRECTIONS
 from shared.estimation.forward_differences import centre, forward_differences, without_bend
 from shared.estimation.perturber import Perturber
 from shared.estimation.two_point import two_point
-from shared.modes.estimators import cost, estimator_of
+from shared.modes.estimators import cost, estimator_of, with_estimator
 from shared.modes.mode import GRADIENT, MEASURE, Plan
 from shared.protocol.entry import Entry
 from shared.randomness.streams import Key
@@ -95,13 +95,13 @@ def test_what_two_points_measured_is_not_centred():
 @pytest.mark.parametrize(
     ("settings", "plan", "expected"),
     [
-        ({}, MEASURE, 2 * 6),
-        ({"estimator": "forward"}, MEASURE, 7),
+        ({}, MEASURE, 7),
+        ({"estimator": "two-point"}, MEASURE, 2 * 6),
         ({"estimator": "forward", "local-steps": 3}, MEASURE, 3 * 7),
         ({"estimator": "forward", "query-data": "shared"}, MEASURE, 7 * 6),
         ({"bp-batch-size": 8}, GRADIENT, 6),
         ({"zo-batch-size": 0, "bp-batch-size": 0}, GRADIENT, 3),
-        ({"bp-batch-size": 0}, Plan(backpropagate=True), 12 + -(-3 * WHOLE // 4)),
+        ({"bp-batch-size": 0}, Plan(backpropagate=True), 7 + -(-3 * WHOLE // 4)),
     ],
     ids=str,
 )
@@ -109,9 +109,23 @@ def test_forward_passes_are_counted_in_batches(settings, plan, expected):
     assert cost(Config({"queries": 6, **settings}), plan, WHOLE) == expected
 
 
-def test_auto_is_two_points_and_former_runs_are_too():
-    assert estimator_of(Config()) == "two-point"
-    assert estimator_of(Config({"estimator": "forward"})) == "forward"
+@pytest.mark.parametrize(
+    ("settings", "estimator"),
+    [
+        ({}, "forward"),
+        ({"estimator": "two-point"}, "two-point"),
+        ({"mode": "instruct"}, "two-point"),
+        ({"query-data": "fresh"}, "two-point"),
+        ({"scope": "words"}, "exact"),
+        ({"scope": "words", "objective": "accuracy"}, "forward"),
+    ],
+    ids=str,
+)
+def test_auto_is_the_cheapest_that_works(settings, estimator):
+    config = Config(settings)
+    assert estimator_of(config) == estimator
+    assert with_estimator(config).zo.estimator == estimator
+    assert estimator_of(with_estimator(config)) == estimator
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,13 @@ from shared.randomness.streams import direction_keys, query_batch_key
 from shared.training.corpus import Corpus
 from shared.training.oracle import Oracle
 
-STEPS = {"local_steps": 3, "queries": 2, "learning_rate": 2e-3, "num_rounds": 3}
+STEPS = {
+    "estimator": "two-point",
+    "local_steps": 3,
+    "queries": 2,
+    "learning_rate": 2e-3,
+    "num_rounds": 3,
+}
 
 
 def trajectory(c, oracle, shard, start, round_, rate):
