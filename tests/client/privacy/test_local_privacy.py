@@ -125,7 +125,7 @@ def test_without_noise_the_numbers_are_those_of_the_secret_batch(tmp_path, estim
     config = small_config(tmp_path, **PRIVATE, estimator=estimator, queries=4)
     oracle, noisy = site_of(config, tmp_path / "p")
     monkeypatch.setattr("client.privacy.noisy_numbers.discrete_gaussians", lambda *_: 0)
-    monkeypatch.setattr("client.privacy.noisy_numbers.sampled_units", lambda s, n, b: [1, 3, 4])
+    monkeypatch.setattr("client.privacy.noisy_numbers.sample_units", lambda s, n, b: [1, 3, 4])
     numbers = ask(config, noisy, oracle)
     batch = torch.from_numpy(noisy.examples.batch(np.array([1, 3, 4])))
     each = example_differences(oracle, config, batch, keys_of(config))
@@ -162,7 +162,7 @@ def test_a_group_is_clipped_as_one(tmp_path, monkeypatch):
     config = small_config(tmp_path, **changes, max_samples=0)
     oracle, noisy = site_of(config, tmp_path / "p")
     monkeypatch.setattr("client.privacy.noisy_numbers.discrete_gaussians", lambda *_: 0)
-    monkeypatch.setattr("client.privacy.noisy_numbers.sampled_units", lambda s, n, b: [0])
+    monkeypatch.setattr("client.privacy.noisy_numbers.sample_units", lambda s, n, b: [0])
     assert (noisy.units == 0).sum() > 1
     numbers = ask(config, noisy, oracle)
     clip = config.privacy.clip_of_differences(config.zo.eps, config.zo.queries)
@@ -172,7 +172,7 @@ def test_a_group_is_clipped_as_one(tmp_path, monkeypatch):
 def test_an_empty_batch_is_answered_like_others(tmp_path, monkeypatch):
     config = small_config(tmp_path, **PRIVATE)
     oracle, noisy = site_of(config, tmp_path / "p")
-    monkeypatch.setattr("client.privacy.noisy_numbers.sampled_units", lambda s, n, b: [])
+    monkeypatch.setattr("client.privacy.noisy_numbers.sample_units", lambda s, n, b: [])
     assert np.abs(ask(config, noisy, oracle)).min() > 0
 
 
