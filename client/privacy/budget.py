@@ -94,7 +94,7 @@ class Budget:
             self.path, isolation_level=None, timeout=WAIT_S, check_same_thread=False
         )
         self.close = weakref.finalize(self, self._database.close)
-        with self._locked():
+        with self._hold_lock():
             self._execute("PRAGMA journal_mode = WAL")
             self._execute("PRAGMA synchronous = FULL")
             for statement in filter(str.strip, TABLES.split(";")):
@@ -111,7 +111,7 @@ class Budget:
         Raises:
             BudgetError: a set of that name is known with other documents.
         """
-        with self._locked():
+        with self._hold_lock():
             known = {each.fingerprint: each for each in self.sets()}
             if new.fingerprint in known:
                 return known[new.fingerprint]
@@ -129,7 +129,7 @@ class Budget:
         Raises:
             BudgetError: no set has the name, or the documents are known already.
         """
-        with self._locked():
+        with self._hold_lock():
             same = [each for each in self.sets() if each.name == new.name]
             if not same:
                 raise BudgetError(f"{new.name}: the budget has no data of this name")
@@ -143,7 +143,7 @@ class Budget:
         Raises:
             BudgetError: the ledger is damaged or was rolled back while it was open.
         """
-        with self._locked():
+        with self._hold_lock():
             self._check_counter()
             query = "SELECT 1 FROM events WHERE data = ? AND request = ?"
             if self._execute(query, (event.data, event.request)):
@@ -266,7 +266,7 @@ class Budget:
             raise BudgetError(f"{self.path}: cannot be used ({error})") from error
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _hold_lock(self) -> Iterator[None]:
         """One process at a time, also between a row and its counter."""
         with self._lock.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -69,7 +69,7 @@ class NodePolicy:
             PolicyError: names the key; the log of this process says what came.
         """
         low, high = self.range_of_eps
-        modes, scopes = _listed(self.allow_modes), _listed(self.allow_scopes)
+        modes, scopes = _split_list(self.allow_modes), _split_list(self.allow_scopes)
         mode, scope, zo = config.training.mode, config.model.scope, config.zo
         queries = zo.queries * config.training.local_steps
         batch = min(filter(None, (zo.batch_size, config.bp.batch_size)), default=0)
@@ -108,7 +108,7 @@ def refuse(key: str, detail: str) -> NoReturn:
     raise PolicyError(key)
 
 
-def _listed(text: str) -> list[str]:
+def _split_list(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 

@@ -23,7 +23,7 @@ from shared.data.examples import Examples
 from shared.privacy.accounting import Rounds, epsilon_of, noise_for, rate_bits_of
 from shared.privacy.discrete_gaussian import discrete_gaussians
 from shared.privacy.grid import check_rounding, from_grid, largest_batch, noise_steps, to_grid
-from shared.privacy.keystream import KeyStream, sampled_units
+from shared.privacy.keystream import KeyStream, sample_units
 from shared.protocol.messages import Request
 from shared.randomness.streams import Key
 from shared.training.example_differences import example_differences
@@ -54,7 +54,7 @@ class NoisyNumbers:
                   rate_bits, numbers)
         )  # fmt: skip
         stream = KeyStream(self.secret, "rows", name)
-        chosen = sampled_units(stream, self.account.data.units, rate_bits)
+        chosen = sample_units(stream, self.account.data.units, rate_bits)
         rows = np.flatnonzero(np.isin(self.units, chosen))
         clip = c.privacy.clip_of_differences(c.zo.eps, numbers)
         total = to_grid(self._sum_by_unit(oracle, rows, keys), clip).sum(1)

@@ -65,7 +65,7 @@ class KeyStream:
         return shake_256(label + self.key + self.name + number).digest(count)
 
 
-def sampled_units(stream: KeyStream, count: int, rate_bits: int) -> NDArray[np.int64]:
+def sample_units(stream: KeyStream, count: int, rate_bits: int) -> NDArray[np.int64]:
     """Numbers of the units, of ``count``, that a Poisson batch of rate 2^-rate_bits has.
 
     Each is in it with exactly that probability, whatever the others do.

@@ -13,7 +13,7 @@ import torch
 from shared.privacy.accounting import noise_for
 from shared.privacy.discrete_gaussian import discrete_gaussians
 from shared.privacy.grid import from_grid, noise_steps, to_grid
-from shared.privacy.keystream import KeyStream, sampled_units
+from shared.privacy.keystream import KeyStream, sample_units
 
 PIXELS, CLASSES, DELTA, EPSILON = 64, 10, 1e-5, 2.0
 RANDOM = np.random.default_rng(0)
@@ -131,7 +131,7 @@ def attack_ledger(is_private, rounds=60, count=128, batch=4, queries=16, repeats
             if is_private:
                 name = repeat * 1000 + round_
                 stream = KeyStream(b"k" * 32, "rows", name.to_bytes(32, "little"))
-                rows = sampled_units(stream, count, 5)
+                rows = sample_units(stream, count, 5)
                 sent = noisy_mean(inside[:, rows], clip, noise, batch, name)
                 candidates = [np.arange(count)] * 2  # nobody knows the rows
                 scale = np.minimum(1, clip / np.linalg.norm(known, axis=0))

@@ -12,7 +12,7 @@ from shared.privacy.discrete_gaussian import (
     discrete_laplace,
     is_exponential,
 )
-from shared.privacy.keystream import KeyStream, sampled_units
+from shared.privacy.keystream import KeyStream, sample_units
 
 DRAWS = 20_000
 
@@ -92,6 +92,6 @@ def test_a_key_of_another_length_is_refused():
 @pytest.mark.parametrize("bits", [0, 1, 3])
 def test_units_are_sampled_at_their_rate(bits):
     count, p = 100_000, 2.0**-bits
-    drawn = sampled_units(stream(), count, bits)
+    drawn = sample_units(stream(), count, bits)
     assert abs(len(drawn) - count * p) <= 4.5 * sqrt(count * p * (1 - p))
     assert len(set(drawn.tolist())) == len(drawn)
