@@ -323,7 +323,7 @@ def test_ids_are_one_for_each_example():
     "wrong",
     [{"model": 3}, {"loss": None}, {"metrics": {"loss": len}}, {"weights": 3},
      {"examples": lambda site, other: site}],
-    ids=str,
+    ids=lambda wrong: next(iter(wrong)),
 )  # fmt: skip
 def test_a_problem_of_wrong_parts_is_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
