@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client.privacy.budget import Budget, DataSet, Event
+from client.privacy.budget import BudgetLedger, DataSet, Event
 from client.privacy.node_policy import NodePolicy, refuse
 from shared.base.errors import BudgetError, ConfigError
 from shared.config.schema import Config
@@ -23,7 +23,7 @@ class Account:
     """The account of a site's data, under the policy of its node."""
 
     site: str
-    budget: Budget
+    budget: BudgetLedger
     data: DataSet
     policy: NodePolicy
     config: Config
@@ -40,7 +40,7 @@ class Account:
             PolicyError: the budget cannot be used; the log of this process says why.
         """
         try:
-            budget = Budget(folder)
+            budget = BudgetLedger(folder)
             return cls(site, budget, budget.register(data), policy, config)
         except BudgetError as error:
             refuse("budget", str(error))
@@ -108,7 +108,7 @@ class Account:
         )
 
 
-def epsilon_text(budget: Budget, data: DataSet, policy: NodePolicy) -> str:
+def epsilon_text(budget: BudgetLedger, data: DataSet, policy: NodePolicy) -> str:
     """What a data set has spent over all runs, in words; unknown where it cannot be counted."""
     try:
         epsilon = f"{epsilon_of(budget.spent(data.id), policy.delta):.3g}"

@@ -76,7 +76,7 @@ class Event:
     numbers: int
 
 
-class Budget:
+class BudgetLedger:
     """The open budget of a site's privacy folder.
 
     Raises:

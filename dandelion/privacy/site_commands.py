@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client.privacy.budget import Budget, DataSet
+from client.privacy.budget import BudgetLedger, DataSet
 from client.privacy.node_policy import NodePolicy
 from client.privacy.site_secret import SECRET_FILE, load_secret, make_secret
 from dandelion.deployment.deploy_home import default_home
@@ -104,7 +104,7 @@ def folder_of(home: Path | None) -> Path:
     return node if node.exists() else state_folder() / FOLDER
 
 
-def open_existing(home: Path | None) -> Budget:
+def open_existing(home: Path | None) -> BudgetLedger:
     """Open the budget of a home.
 
     Raises:
@@ -113,4 +113,4 @@ def open_existing(home: Path | None) -> Budget:
     folder = folder_of(home)
     if not folder.is_dir():
         raise BudgetError(f"{folder}: no budget here; give the node's --home")
-    return Budget(folder)
+    return BudgetLedger(folder)

@@ -9,7 +9,7 @@ from federation import Network, federate
 from small_config import small_config
 from typer.testing import CliRunner
 
-from client.privacy.budget import Budget
+from client.privacy.budget import BudgetLedger
 from client.site.node_config import NodeConfig
 from client.site.replica_host import _hosts
 from dandelion.cli.app import app
@@ -98,5 +98,5 @@ def test_data_that_have_grown_are_refused_until_they_are_adopted(tmp_path, homes
     assert "inherits what set 1 has paid" in done.output
     _hosts.clear()
     assert len(run(tmp_path, "third", homes).entries) == 20
-    budget = Budget(home)
+    budget = BudgetLedger(home)
     assert sum(each.times for each in budget.spent(2)) == 40

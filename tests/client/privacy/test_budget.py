@@ -11,7 +11,7 @@ from shutil import copytree
 
 import pytest
 
-from client.privacy.budget import BUDGET_FILE, COUNTER_FILE, Budget, DataSet, Event
+from client.privacy.budget import BUDGET_FILE, COUNTER_FILE, BudgetLedger, DataSet, Event
 from shared.base.errors import BudgetError
 from shared.privacy.accounting import Rounds
 
@@ -25,13 +25,13 @@ def event(number, data=1, noise=1.0, run="run"):
 
 @pytest.fixture
 def budget(tmp_path):
-    with closing(Budget(tmp_path / "privacy")) as own:
+    with closing(BudgetLedger(tmp_path / "privacy")) as own:
         own.register(DATA)
         yield own
 
 
 def spend_some(folder, count):
-    with closing(Budget(folder)) as own:
+    with closing(BudgetLedger(folder)) as own:
         own.register(DATA)
         for number in range(1, count + 1):
             own.spend(event(number))
@@ -60,7 +60,7 @@ def test_spends_are_kept_by_run_and_by_kind(budget):
 
 
 def test_two_open_budgets_do_not_lose_a_row(budget):
-    with closing(Budget(budget.path.parent)) as other:
+    with closing(BudgetLedger(budget.path.parent)) as other:
         for number in range(1, 9):
             (budget, other)[number % 2].spend(event(number))
     assert budget.spent(1) == [Rounds(8, 1.0, 3)]
@@ -75,7 +75,7 @@ def test_a_copy_from_before_is_refused(tmp_path):
     for extra in folder.glob(f"{BUDGET_FILE}-*"):
         extra.unlink()
     with pytest.raises(BudgetError, match="rolled back"):
-        Budget(folder)
+        BudgetLedger(folder)
 
 
 def test_a_budget_that_is_rolled_back_while_it_is_open_is_refused(budget):
@@ -90,7 +90,7 @@ def test_a_missing_file_beside_a_counter_is_refused(tmp_path):
     spend_some(folder, 2)
     (folder / BUDGET_FILE).unlink()
     with pytest.raises(BudgetError, match="missing"):
-        Budget(folder)
+        BudgetLedger(folder)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_changed_row_is_detected(tmp_path, change):
     with closing(sqlite3.connect(folder / BUDGET_FILE)) as file, file:
         file.execute(change)
     with pytest.raises(BudgetError, match="does not fit its chain"):
-        Budget(folder)
+        BudgetLedger(folder)
 
 
 @pytest.mark.parametrize("text", ["", "many", "3 zz", "3"])
@@ -117,13 +117,13 @@ def test_a_damaged_counter_is_refused(tmp_path, text):
     spend_some(folder, 3)
     (folder / COUNTER_FILE).write_text(text)
     with pytest.raises(BudgetError, match="a number and a hash"):
-        Budget(folder)
+        BudgetLedger(folder)
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / BUDGET_FILE).write_bytes(b"no database" * 100)
     with pytest.raises(BudgetError, match="cannot be used"):
-        Budget(tmp_path)
+        BudgetLedger(tmp_path)
 
 
 def test_changed_data_are_refused_until_they_inherit_what_was_spent(budget):
@@ -138,7 +138,7 @@ def test_changed_data_are_refused_until_they_inherit_what_was_spent(budget):
     assert budget.numbers(adopted.id) == 32
     with pytest.raises(BudgetError, match="known already"):
         budget.adopt(grown)
-    with closing(Budget(budget.path.parent)) as again:
+    with closing(BudgetLedger(budget.path.parent)) as again:
         assert again.spent(adopted.id) == [Rounds(2, 1.0, 3)]
 
 
@@ -155,8 +155,8 @@ def test_an_unknown_name_has_nothing_to_adopt(budget):
 SPENDER = """
 import sys
 from pathlib import Path
-from client.privacy.budget import Budget, DataSet, Event
-budget = Budget(Path(sys.argv[1]))
+from client.privacy.budget import BudgetLedger, DataSet, Event
+budget = BudgetLedger(Path(sys.argv[1]))
 data = budget.register(DataSet(0, "f" * 64, "/data/ward", "example", 100))
 first = sum(each.times for each in budget.spent(data.id))
 for number in range(first + 1, first + 10_000):
@@ -178,7 +178,7 @@ def test_a_killed_process_has_spent_what_left(tmp_path, wait_s):
             process.send_signal(signal.SIGKILL)
             rest = process.stdout.read().split(b"\n")[:-1]
         seen = int((lines + rest)[-1])
-        with closing(Budget(folder)) as own:
+        with closing(BudgetLedger(folder)) as own:
             spent = sum(each.times for each in own.spent(1))
         assert seen <= spent <= seen + 1
 
@@ -189,6 +189,6 @@ def test_a_row_without_its_count_is_counted_when_it_is_opened(tmp_path):
     before = (folder / COUNTER_FILE).read_text()
     spend_some(folder, 3)
     (folder / COUNTER_FILE).write_text(before)  # killed between the two writes
-    with closing(Budget(folder)) as own:
+    with closing(BudgetLedger(folder)) as own:
         assert own.spent(1) == [Rounds(3, 1.0, 3)]
     assert (folder / COUNTER_FILE).read_text().split()[0] == "3"

@@ -11,7 +11,7 @@ from small_config import small_config
 from tiny_reviews import CLASSES, folders, reviews  # noqa: F401  (fixtures)
 
 from client.privacy.account import Account
-from client.privacy.budget import Budget, DataSet
+from client.privacy.budget import BudgetLedger, DataSet
 from client.privacy.node_policy import NodePolicy
 from client.privacy.noisy_numbers import NoisyNumbers, units_of
 from client.privacy.site_secret import SECRET_FILE
@@ -245,7 +245,7 @@ def test_numbers_without_noise_are_counted_where_they_are_bounded(tmp_path):
         context.node_config["max-numbers"] = 4
     with pytest.raises(StalledError):
         federate(config, network)
-    with closing(Budget(tmp_path / "state" / "dandelion" / "privacy")) as budget:
+    with closing(BudgetLedger(tmp_path / "state" / "dandelion" / "privacy")) as budget:
         assert [budget.numbers(each.id) for each in budget.sets()] == [4, 4, 4]
 
 

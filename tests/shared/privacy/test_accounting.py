@@ -1,4 +1,4 @@
-"""Epsilon of rounds against dp-accounting itself, the noise that a promise needs, and what still fits."""
+"""Epsilon of rounds against dp-accounting, the noise a promise needs, and what still fits."""
 
 import sys
 from math import inf
