@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from client.privacy.account import Account
 from client.privacy.budget import Event
+from client.privacy.example_differences import example_differences
 from client.privacy.fingerprints import fingerprint_request
 from client.privacy.node_policy import refuse
 from shared.config.privacy_section import GROUP
@@ -26,7 +27,6 @@ from shared.privacy.grid import check_rounding, from_grid, largest_batch, noise_
 from shared.privacy.keystream import KeyStream, sample_units
 from shared.protocol.messages import Request
 from shared.randomness.streams import Key
-from shared.training.example_differences import example_differences
 from shared.training.oracle import Oracle
 
 

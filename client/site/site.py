@@ -15,10 +15,10 @@ from shared.base.metrics import EvalSums
 from shared.config.schema import Config
 from shared.data.examples import Examples
 from shared.modes.mode import Plan, plan_of
+from shared.modes.step_rule import compares
 from shared.protocol.messages import Measured, Request
 from shared.protocol.site_id import SiteId
 from shared.training.oracle import Oracle, evaluate
-from shared.training.step_rule import compares
 
 
 @dataclass

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from dandelion.bench.rows import BenchRow, alternate, on_threads
 from shared.base.flat import FlatModel, flatten
+from shared.captured.passes import CapturedPasses
 from shared.directions import DIRECTIONS
 from shared.directions.low_precision import lower_precision
-from shared.estimation.captured_passes import CapturedPasses
 from shared.estimation.perturber import Perturber
 from shared.models.gpt2 import build
 from shared.models.next_token import loss_tensor, next_token_loss
@@ -67,7 +67,7 @@ def ways(model: FlatModel, blocks: Tensor) -> dict[str, Callable[[], object]]:
     def loss() -> float:
         return next_token_loss(model.module, blocks)
 
-    def captured() -> float:
+    def start() -> float:
         with torch.inference_mode():
             return float(passes.run(perturber.is_active, compute, blocks))
 
@@ -77,11 +77,11 @@ def ways(model: FlatModel, blocks: Tensor) -> dict[str, Callable[[], object]]:
     def ours() -> None:
         for scale in (EPS, -EPS):
             with perturber.at(Key(1, 1, 0, 0), scale):
-                captured()
+                start()
 
     calls: dict[str, Callable[[], object]] = {PLAIN: lambda: (loss(), loss()), QUERY: ours}
     if passes.is_possible:
-        calls[CAPTURED] = lambda: (captured(), captured())
+        calls[CAPTURED] = lambda: (start(), start())
     calls[IN_PLACE] = lambda: in_place(model.module, loss)
     calls[CLONE] = lambda: _clone(model.module, loss)
     return calls

@@ -132,7 +132,7 @@ def corpus_of(config: "Config", documents: Documents) -> "Corpus":
     """The corpus of a run; if the documents have classes, that of a run that classifies."""
     from shared.data.examples import examples_with_labels
     from shared.training.corpus import Corpus
-    from shared.training.oracle import load_start
+    from shared.training.start import load_start
 
     model = load_start(config)
     if documents.labels is None or config.data.task == "classification":

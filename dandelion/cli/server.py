@@ -139,7 +139,7 @@ def _check_task(config: Config) -> None:
     if not config.data.label_words:
         return
     from shared.tasks.task import task_of
-    from shared.training.oracle import load_start
+    from shared.training.start import load_start
 
     task_of(config, load_start(config))
 

@@ -27,7 +27,7 @@ TESTS = Path(__file__).resolve().parents[2] / "tests"
 GPU_TESTS = (
     "shared/directions/test_triton.py",
     "shared/optimizers/test_optimizers.py",
-    "shared/estimation/test_captured_passes.py",
+    "shared/captured/test_passes.py",
     "shared/codecs/test_codecs.py",
 )  # files with a test of mark gpu
 LAST_LINES = 12  # of pytest's output that are kept

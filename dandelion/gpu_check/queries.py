@@ -17,7 +17,7 @@ from shared.estimation.perturber import Perturber
 from shared.models.gpt2 import SHAPES, hollow
 from shared.models.next_token import example_losses
 from shared.randomness.streams import Key
-from shared.training.oracle import cast_
+from shared.training.start import cast_
 
 REPEATS = 7
 GOAL, EXTRA_MEMORY = 1.10, 0.02  # over two plain forwards; of the parameters' bytes

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from client.privacy.example_differences import example_differences, root_mean_square_slopes
 from dandelion.engines.local import run_local
 from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import LEDGER
@@ -19,7 +20,6 @@ from shared.config.schema import Config
 from shared.privacy.accounting import noise_for, rate_bits_of
 from shared.randomness.streams import probe_keys
 from shared.training.corpus import Corpus, load_evaluation
-from shared.training.example_differences import example_differences, root_mean_square_slopes
 from shared.training.oracle import EVALUATION_BATCH, Oracle
 
 MOST_MEASURED = 64  # of the server's examples, for the median of their slopes

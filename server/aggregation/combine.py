@@ -32,11 +32,11 @@ from shared.estimation.guided import Estimate, directions_along
 from shared.estimation.two_point import radius
 from shared.modes.estimators import cost
 from shared.modes.mode import plan_of
+from shared.modes.step_rule import comparisons_of
 from shared.optimizers.gradient import add_scaled_, coefficients_of, differences_of
 from shared.protocol.entry import Entry, SlotDifferences
 from shared.randomness.streams import SHARED_SLOT, direction_keys
 from shared.replica.replica import Replica
-from shared.training.step_rule import comparisons_of
 
 
 class GradientError(WireError):

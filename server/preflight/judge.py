@@ -15,9 +15,9 @@ from shared.base.errors import ConfigError
 from shared.base.files import write_atomically
 from shared.config.schema import Config
 from shared.modes.mode import mode_of, plan_of
+from shared.modes.step_rule import PLAIN, step_rule_of
 from shared.optimizers.gradient import Gradient, coefficients_of, differences_of
 from shared.training.oracle import Oracle
-from shared.training.step_rule import PLAIN, step_rule_of
 
 PREFLIGHT_FILE = "preflight.json"
 GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # eps that are tried in addition to the given one

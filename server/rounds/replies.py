@@ -17,9 +17,9 @@ from server.rounds.round_log import RoundLog
 from shared.base.errors import DandelionError, WireError
 from shared.base.text import escape_text
 from shared.modes.mode import parameters_round, plan_of
+from shared.modes.step_rule import compares
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import DIVERGED, OUTCOME, Behind, Measured, decode_reply
-from shared.training.step_rule import compares
 
 LOG = logging.getLogger("dandelion")
 LARGEST_LOSS = 1e9  # no loss is larger; sums and squares of numbers up to it stay finite

@@ -11,10 +11,10 @@ from server.rounds.cohort import SiteRecord
 from server.steps.learning_rates import LearningRates
 from shared.base.errors import GapError, LedgerError
 from shared.modes.mode import parameters_round
+from shared.modes.step_rule import compares
 from shared.protocol.entry import is_dense
 from shared.protocol.flower_records import pack
 from shared.protocol.messages import UNKNOWN, Request, encode_request
-from shared.training.step_rule import compares
 
 
 class EncodedRequest(NamedTuple):

@@ -26,9 +26,9 @@ from server.steps.learning_rates import LearningRates, is_by_rule
 from shared.base.errors import StalledError
 from shared.modes.estimators import estimator_of
 from shared.modes.mode import parameters_round
+from shared.modes.step_rule import PLAIN, step_rule_of, why_plain
 from shared.protocol.entry import Entry
 from shared.protocol.flower_records import Transfer
-from shared.training.step_rule import PLAIN, step_rule_of, why_plain
 
 LOG = logging.getLogger("dandelion")
 

@@ -16,9 +16,9 @@ from shared.aggregation import fewest_replies, rule_of
 from shared.config.schema import Config
 from shared.estimation.forward_differences import without_bend
 from shared.modes.mode import parameters_round
+from shared.modes.step_rule import compares
 from shared.optimizers.gradient import coefficients_of
 from shared.protocol.entry import Entry
-from shared.training.step_rule import compares
 
 RESOLUTION = 2.0**-21  # of a loss: a predicted fall below is lost in float32's rounding of both
 Sites = Mapping[int, SiteNumbers]  # by slot

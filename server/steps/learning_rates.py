@@ -9,9 +9,9 @@ from server.steps.rules import RULES, StepSettings, StepState
 from shared.base.errors import LedgerError
 from shared.config.schema import Config
 from shared.modes.mode import mode_of, parameters_round, plan_of
+from shared.modes.step_rule import PLAIN, momentum_of, movement_of, step_rule_of
 from shared.optimizers.schedules import learning_rate
 from shared.protocol.entry import Entry
-from shared.training.step_rule import PLAIN, momentum_of, movement_of, step_rule_of
 
 ROUNDING = 1e-9  # relative: hosts may differ in the last bits of a schedule's cosine
 

@@ -63,7 +63,7 @@ class Multiplies(Protocol):
 
 
 @runtime_checkable
-class Rounds(Protocol):
+class HasBfloat16(Protocol):
     """A family with kernels for bfloat16, which round sums in float32 to nearest."""
 
     def has_bfloat16(self, device: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.directions import Capturable, Directions, KeySlot, Rounds
+from shared.directions import Capturable, Directions, HasBfloat16, KeySlot
 from shared.randomness.streams import Key
 
 PIECE = 1 << 16  # elements of a float32 copy: it stays in a core's cache
@@ -63,12 +63,12 @@ class LowPrecision:
 
     def slot(self, device: torch.device) -> KeySlot | None:
         """As the other family's, if its kernels take bfloat16 as it is."""
-        is_direct = isinstance(self.inner, Rounds) and self.inner.has_bfloat16(device.type)
+        is_direct = isinstance(self.inner, HasBfloat16) and self.inner.has_bfloat16(device.type)
         return self.inner.slot(device) if is_direct and isinstance(self.inner, Capturable) else None
 
     def _rounds(self, out: Tensor) -> bool:
         """Whether the other family writes into ``out`` as it is."""
-        return isinstance(self.inner, Rounds) and self.inner.has_bfloat16(out.device.type)
+        return isinstance(self.inner, HasBfloat16) and self.inner.has_bfloat16(out.device.type)
 
 
 def lower_precision(directions: Directions, dtype: torch.dtype) -> Directions:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from shared.base.capture import is_captured
 from shared.base.errors import ConfigError
 from shared.base.metrics import EvalSums, confusion_of
+from shared.captured.capture import is_captured
 from shared.config.schema import Config
 from shared.config.sections import DataSettings
 from shared.data.documents import Documents

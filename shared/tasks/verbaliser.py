@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shared.base.capture import is_captured
 from shared.base.errors import ConfigError
+from shared.captured.capture import is_captured
 from shared.models.model import Tokenizer
 
 TEXT = "{text}"

@@ -7,7 +7,8 @@ from shared.config.schema import Config
 from shared.features.readout import scaling_of
 from shared.features.scaling import AUTO, NONE, Scaling
 from shared.training.corpus import Corpus, load_evaluation
-from shared.training.oracle import Oracle, start_folder
+from shared.training.oracle import Oracle
+from shared.training.start import start_folder
 
 LOG = logging.getLogger("dandelion")
 

@@ -3,40 +3,41 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor, nn
 
-from shared.base.errors import ConfigError, DataError
+from shared.base.errors import ConfigError
 from shared.base.flat import flatten
 from shared.base.metrics import EvalSums
+from shared.captured.passes import CapturedPasses
 from shared.config.run_sections import RunSettings
 from shared.config.schema import Config
 from shared.estimation.activation_cache import FrozenPrefixCache
 from shared.estimation.batched_queries import BatchedQueries
-from shared.estimation.captured_passes import CapturedPasses
 from shared.estimation.perturber import Perturber
 from shared.features.cut import KeptPrefix
 from shared.features.prefix import count_frozen_blocks
-from shared.features.readout import BIAS, WEIGHT, LinearBatch, attach_readout_
-from shared.features.readout_logits import readout_settings
+from shared.features.readout import BIAS, WEIGHT, LinearBatch
 from shared.models.adapters import adapt_
-from shared.models.load import load_model
 from shared.models.model import LanguageModel
 from shared.objectives.objective import Objective, check_objective, objective_of
 from shared.objectives.reward import reward_source
 from shared.optimizers.gradient import add_scaled_
-from shared.problem.load import load_problem
-from shared.problem.model import WEIGHTS_FILE, ProblemModel, problem_model, without_frozen
+from shared.problem.model import ProblemModel
 from shared.problem.task import ProblemTask
-from shared.replica.replica import Replica, digest_of
-from shared.tasks.classification import label_words
-from shared.tasks.task import Task, task_of
+from shared.replica.replica import Replica
+from shared.tasks.task import Task
 from shared.training.problem_trial import ProblemTrial
-from shared.training.scopes import trainable
+from shared.training.start import (
+    add_readout_,
+    base_digest,
+    cast_,
+    choose_parameters,
+    load_start,
+    run_task,
+)
 
 Measure = Callable[[nn.Module, Tensor], Tensor]  # a method of an objective
 
@@ -81,7 +82,7 @@ class Oracle:
             module = module.to(getattr(torch, config.model.dtype))  # buffers too
         module = cast_(module, config.model.dtype)
         base = base_digest(module, reward_source(config.zo.objective))
-        replica = Replica.of(flatten(module, _choose_parameters(config, module)), config)
+        replica = Replica.of(flatten(module, choose_parameters(config, module)), config)
         task = run_task(config, model)
         return cls(model, task, replica, objective_of(config, task), base, config.run)
 
@@ -221,89 +222,6 @@ class Oracle:
 
     def _to_device(self, rows: Tensor) -> Tensor:
         return rows.to(self.replica.model.flat.device)
-
-
-def _choose_parameters(config: Config, module: nn.Module) -> Callable[[str], bool]:
-    """Which parameters are trained, as a function of their names."""
-    chosen = trainable(config.model.scope, module)
-    return without_frozen(module, chosen) if config.model.app else chosen
-
-
-def run_task(config: Config, model: LanguageModel) -> Task:
-    """The task of a run: that of its settings, or the loss of its own problem.
-
-    Raises:
-        ConfigError: as ``task_of``, or there is no such problem.
-    """
-    if not config.model.app:
-        return task_of(config, model)
-    loaded = load_problem(config.model.app, config.run.app_dir)
-    return ProblemTask(loaded.app, loaded.problem, loaded.table)
-
-
-def load_start(config: Config) -> LanguageModel:
-    """Load the model that a run starts from: untrained, or the result of another (``init-from``).
-
-    Raises:
-        DataError: that run left no model.
-    """
-    labels = label_words(config.data) if config.data.task == "classification" else ()
-    start = start_folder(config)
-    if config.model.app:
-        loaded = load_problem(config.model.app, config.run.app_dir)
-        return problem_model(loaded.app, loaded.problem, config.training.seed, start)
-    name = config.model.name if start is None else str(start)
-    return load_model(name, config.training.seed, labels)
-
-
-def start_folder(config: Config) -> Path | None:
-    """The folder of the model that ``init-from`` names; None if it names none.
-
-    Raises:
-        DataError: that run left no model.
-    """
-    if not config.model.init_from:
-        return None
-    folder = Path(config.model.init_from)
-    source = folder / "model" if (folder / "model").is_dir() else folder
-    file = WEIGHTS_FILE if config.model.app else "config.json"
-    if not (source / file).is_file():
-        raise DataError(
-            f"init-from: {folder} holds no model; a run with save-model = true leaves one, and so "
-            f"does 'dandelion ledger replay {folder} --round N --out {folder / 'model'}'"
-        )
-    return source
-
-
-def add_readout_(model: LanguageModel, config: Config) -> None:
-    """Give the model the readout that the scope trains, or that the run starts from, if any.
-
-    Raises:
-        ConfigError: the scope does not fit task and model, or the two readouts differ.
-    """
-    is_classified = config.data.task == "classification"
-    classes = len(label_words(config.data)) if is_classified else 0
-    attach_readout_(model.module, readout_settings(config, model, classes), start_folder(config))
-
-
-def cast_(module: nn.Module, dtype: str) -> nn.Module:
-    """Cast a module's parameters to a dtype; buffers, such as angles, stay as they are."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(getattr(torch, dtype))
-    return module
-
-
-def base_digest(module: nn.Module, source: bytes = b"") -> bytes:
-    """16 bytes over names and bits of all parameters and buffers, frozen ones included.
-
-    ``source`` is that of a function which decides numbers too, if the run has one.
-    """
-    digest = xxhash.xxh3_128(source)
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        digest.update(name.encode())
-        digest.update(digest_of(tensor.detach().contiguous()))
-    return digest.digest()
 
 
 def evaluate(oracle: Oracle, rows: Tensor) -> EvalSums:

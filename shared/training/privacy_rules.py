@@ -5,8 +5,8 @@ from shared.base.options import options_of
 from shared.config.privacy_section import PrivacySettings
 from shared.config.schema import Config
 from shared.modes.mode import mode_of
+from shared.modes.step_rule import compares
 from shared.privacy.grid import check_rounding
-from shared.training.step_rule import compares
 
 OF_ONE_EXAMPLE = ("loss", "accuracy", "margin")  # objectives that no other example enters
 ALWAYS = ("privacy", "site-loss")  # settings of the section that matter without privacy too

@@ -11,9 +11,9 @@ from shared.modes.estimators import (
     refusal_of_forward,
 )
 from shared.modes.mode import mode_of
+from shared.modes.step_rule import NORMALISED, why_not_normalised
 from shared.training.components import effective_options
 from shared.training.privacy_rules import check_privacy
-from shared.training.step_rule import NORMALISED, why_not_normalised
 
 OF_LANGUAGE_MODELS = ("lora", "head", "reduced", "words", "prior")  # scopes
 OF_TEXT = (  # settings that mean nothing to a problem of one's own

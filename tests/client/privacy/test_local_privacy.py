@@ -12,6 +12,7 @@ from tiny_reviews import CLASSES, folders, reviews  # noqa: F401  (fixtures)
 
 from client.privacy.account import Account
 from client.privacy.budget import BudgetLedger, DataSet
+from client.privacy.example_differences import example_differences
 from client.privacy.node_policy import NodePolicy
 from client.privacy.noisy_numbers import NoisyNumbers, units_of
 from client.privacy.site_secret import SECRET_FILE
@@ -22,7 +23,6 @@ from shared.protocol.flower_records import unpack
 from shared.protocol.messages import Request, decode_reply
 from shared.randomness.streams import direction_keys
 from shared.training.corpus import Corpus
-from shared.training.example_differences import example_differences
 from shared.training.feature_scaling import resolve_feature_scaling
 from shared.training.oracle import Oracle
 from shared.training.site_data import SiteData

@@ -148,8 +148,9 @@ def test_a_command_that_trains_has_the_common_settings_as_they_are_declared(word
     for key in COMMON.keys() - ({"mode"} if words == ["compare"] else set()):
         declared, option = declared_settings()[key], options[key]
         assert option.rich_help_panel == "Common settings"
-        assert option.help.startswith(declared.meaning)
-        assert option.help.replace("\\[", "[").endswith(f" [{key} = {declared.default}]")
+        help_ = option.help.replace("\\[", "[")
+        assert help_.startswith(declared.meaning[:1].upper() + declared.meaning[1:])
+        assert help_.endswith(f" [{key} = {declared.default}]")
         assert option.type.name == {str: "text", int: "integer", float: "float"}[declared.kind]
 
 

@@ -138,6 +138,7 @@ def test_a_certificate_is_not_renewed_by_another_authority(certificates):
 def test_a_node_config_is_checked_before_anything_is_started(home):
     assert node_config(["partition-id=3", "site=a b"], home) == {
         "store": str(home.folder / "store"), "partition-id": 3, "site": "a b",
+        "privacy-home": str(home.folder / "privacy"),
     }  # fmt: skip
     with pytest.raises(ConfigError, match="unknown keys"):
         node_config(["partition-id=3", "gpu=1"], home)

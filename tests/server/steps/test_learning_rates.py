@@ -17,10 +17,10 @@ from server.ledger.run_folder import read_config
 from server.steps.evidence import energy_of, predict_fall, signal_of
 from server.steps.learning_rates import LearningRates
 from shared.base.errors import ConfigError, LedgerError
+from shared.modes.step_rule import movement_of, step_rule_of, why_plain
 from shared.protocol.entry import Entry, SlotDifferences
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import decode_request
-from shared.training.step_rule import movement_of, step_rule_of, why_plain
 
 AUTO = {"step": "auto", "estimator": "forward", "queries": 4, "num_rounds": 6}
 RULES = [

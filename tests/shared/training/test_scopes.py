@@ -17,8 +17,9 @@ from shared.models.adapters import adapt_
 from shared.models.load import load_model
 from shared.models.model import LanguageModel
 from shared.models.tokenizers import ByteTokenizer
-from shared.training.oracle import Oracle, load_start
+from shared.training.oracle import Oracle
 from shared.training.scopes import biases, head, last
+from shared.training.start import load_start
 
 PATTERN = r"regex:h\.1\.attn"
 SCOPES = ["reduced", "lora", "bias", "last:1", "last:1:bias", PATTERN]

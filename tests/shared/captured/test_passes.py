@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from shared.base.flat import flatten
+from shared.captured import passes as captured_passes
+from shared.captured.passes import CapturedPasses
 from shared.directions import DIRECTIONS
 from shared.directions.low_precision import lower_precision
-from shared.estimation import captured_passes
-from shared.estimation.captured_passes import CapturedPasses
 from shared.estimation.perturber import Perturber
 from shared.models.gpt2 import build
 from shared.models.next_token import loss_tensor, next_token_loss

@@ -1,0 +1,105 @@
+"""What a run starts from: its model, the task of it, which parameters are trained, and a digest."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import nn
+
+from shared.base.errors import DataError
+from shared.config.schema import Config
+from shared.features.readout import attach_readout_
+from shared.features.readout_logits import readout_settings
+from shared.models.load import load_model
+from shared.models.model import LanguageModel
+from shared.problem.load import load_problem
+from shared.problem.model import WEIGHTS_FILE, problem_model, without_frozen
+from shared.problem.task import ProblemTask
+from shared.replica.replica import digest_of
+from shared.tasks.classification import label_words
+from shared.tasks.task import Task, task_of
+from shared.training.scopes import trainable
+
+
+def choose_parameters(config: Config, module: nn.Module) -> Callable[[str], bool]:
+    """Which parameters are trained, as a function of their names."""
+    chosen = trainable(config.model.scope, module)
+    return without_frozen(module, chosen) if config.model.app else chosen
+
+
+def run_task(config: Config, model: LanguageModel) -> Task:
+    """The task of a run: that of its settings, or the loss of its own problem.
+
+    Raises:
+        ConfigError: as ``task_of``, or there is no such problem.
+    """
+    if not config.model.app:
+        return task_of(config, model)
+    loaded = load_problem(config.model.app, config.run.app_dir)
+    return ProblemTask(loaded.app, loaded.problem, loaded.table)
+
+
+def load_start(config: Config) -> LanguageModel:
+    """Load the model that a run starts from: untrained, or the result of another (``init-from``).
+
+    Raises:
+        DataError: that run left no model.
+    """
+    labels = label_words(config.data) if config.data.task == "classification" else ()
+    start = start_folder(config)
+    if config.model.app:
+        loaded = load_problem(config.model.app, config.run.app_dir)
+        return problem_model(loaded.app, loaded.problem, config.training.seed, start)
+    name = config.model.name if start is None else str(start)
+    return load_model(name, config.training.seed, labels)
+
+
+def start_folder(config: Config) -> Path | None:
+    """The folder of the model that ``init-from`` names; None if it names none.
+
+    Raises:
+        DataError: that run left no model.
+    """
+    if not config.model.init_from:
+        return None
+    folder = Path(config.model.init_from)
+    source = folder / "model" if (folder / "model").is_dir() else folder
+    file = WEIGHTS_FILE if config.model.app else "config.json"
+    if not (source / file).is_file():
+        raise DataError(
+            f"init-from: {folder} holds no model; a run with save-model = true leaves one, and so "
+            f"does 'dandelion ledger replay {folder} --round N --out {folder / 'model'}'"
+        )
+    return source
+
+
+def add_readout_(model: LanguageModel, config: Config) -> None:
+    """Give the model the readout that the scope trains, or that the run starts from, if any.
+
+    Raises:
+        ConfigError: the scope does not fit task and model, or the two readouts differ.
+    """
+    is_classified = config.data.task == "classification"
+    classes = len(label_words(config.data)) if is_classified else 0
+    attach_readout_(model.module, readout_settings(config, model, classes), start_folder(config))
+
+
+def cast_(module: nn.Module, dtype: str) -> nn.Module:
+    """Cast a module's parameters to a dtype; buffers, such as angles, stay as they are."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return module
+
+
+def base_digest(module: nn.Module, source: bytes = b"") -> bytes:
+    """16 bytes over names and bits of all parameters and buffers, frozen ones included.
+
+    ``source`` is that of a function which decides numbers too, if the run has one.
+    """
+    digest = xxhash.xxh3_128(source)
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        digest.update(name.encode())
+        digest.update(digest_of(tensor.detach().contiguous()))
+    return digest.digest()
