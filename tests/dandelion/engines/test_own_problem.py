@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,34 @@ def test_flwr_run_in_an_app_folder_of_ones_own_has_the_digest_too(local, tmp_pat
     finally:
         for pid in of_flower_home(tmp_path / "home" / "flwr"):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_the_bundle_has_what_a_problem_imports_though_a_site_has_an_older_package(tmp_path):
+    bundle, site = tmp_path / "bundle", tmp_path / "site"
+    app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    for file in {file for pattern in app["fab-include"] for file in ROOT.glob(pattern)}:
+        (copy := bundle / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    (site / "dandelion").mkdir(parents=True)
+    (site / "dandelion" / "__init__.py").write_text("")
+    name = write_problem(site, "own_bundle")
+    script = f"""
+from shared.problem.load import load_problem
+import dandelion, shared
+assert type(load_problem({name!r}).problem) is dandelion.Problem
+for public in "Site", "ZerothOrder", "zeroth_order_handler", "rebuild_from_ledger", "Config":
+    getattr(dandelion, public)
+print(dandelion.__file__, shared.__file__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", "-c", script], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [bundle, site]))},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    files = [str(bundle / package / "__init__.py") for package in ("dandelion", "shared")]
+    assert done.stdout.split() == files
 
 
 @pytest.mark.deployment
