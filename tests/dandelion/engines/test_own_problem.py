@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-from machines import Federation
+from machines import Federation, rows
 from own_problem import SETTINGS, write_problem
-from processes import of_flower_home
+from processes import of_flower_home, until
 from three_nodes import partition
 
 from dandelion.engines.flower_simulation import flower_environment, free_port
@@ -73,6 +74,18 @@ def test_comparison_sweep_and_preflight_take_it(folder):
     assert [row["peak_memory_bytes"] > 0 for row in rows] == [True, True]
     dandelion(folder, "sweep", "--grid", "eps=0.001,0.01", "--name", "s", more=app)
     assert len((folder / "runs" / "s" / "sweep.csv").read_text().splitlines()) == 3
+    dandelion(folder, "preflight", more=[*app, "--set", "learning-rate=0.01"])
+    (file,) = (folder / "runs").glob("*/preflight.json")
+    assert json.loads(file.read_text())["loss"] > 0
+
+
+@pytest.mark.slow
+def test_clients_merged_into_one_batch_train_it(folder, local):
+    merged = ["--app", "own_engines:problem", "--name", "merged", "--set", "merge-clients=true"]
+    dandelion(folder, "run", more=merged)
+    summaries = [json.loads((run / "summary.json").read_text())["evaluation_loss_last"]
+                 for run in (folder / "runs" / "merged", local)]  # fmt: skip
+    assert summaries[0] == pytest.approx(summaries[1], rel=1e-4)
 
 
 @pytest.mark.slow
@@ -110,6 +123,34 @@ def test_flwr_run_in_an_app_folder_of_ones_own_has_the_digest_too(local, tmp_pat
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
+def test_the_bundle_has_what_a_problem_imports_though_a_site_has_an_older_package(tmp_path):
+    bundle, site = tmp_path / "bundle", tmp_path / "site"
+    app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    for file in {file for pattern in app["fab-include"] for file in ROOT.glob(pattern)}:
+        (copy := bundle / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    (site / "dandelion").mkdir(parents=True)
+    (site / "dandelion" / "__init__.py").write_text("")
+    name = write_problem(site, "own_bundle")
+    script = f"""
+from shared.problem.load import load_problem
+import dandelion, shared
+assert type(load_problem({name!r}).problem) is dandelion.Problem
+for public in "Site", "ZerothOrder", "zeroth_order_handler", "rebuild_from_ledger", "Config":
+    getattr(dandelion, public)
+print(dandelion.__file__, shared.__file__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", "-c", script], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [bundle, site]))},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    files = [str(bundle / package / "__init__.py") for package in ("dandelion", "shared")]
+    assert done.stdout.split() == files
+
+
 @pytest.mark.deployment
 def test_separate_machines_have_the_digest_and_refuse_another_version(folder, local, tmp_path):
     """Three sites have the server's version of the module, each in a folder of its own."""
@@ -123,14 +164,24 @@ def test_separate_machines_have_the_digest_and_refuse_another_version(folder, lo
             federation.join(f"n{number}", *partition(number), "--app-dir", str(own))
         assert federation.run("same", settings).wait(400) == 0, federation.output_of("same")
         assert digest(federation.runs / "same") == digest(local)
-        federation.kill("n2")
+        leave(federation, "n2")
         write_problem(other := tmp_path / "other", "own_engines", OTHER)
         federation.join("n2", *partition(2), "--app-dir", str(other))
+        until(lambda: federation.output_of("n2").count("is connected to") == 2, "n2 is back")
         fewer = {**settings, "min-sites": 2, "min-replies": 2, "num-rounds": 2}
         assert federation.run("other", fewer).wait(400) == 0, federation.output_of("other")
     finally:
         federation.end()
-    log = (federation.home / "superexec.log").read_text(errors="replace")
-    assert "or of app 'own_engines:problem'" in log
-    clients = (federation.runs / "other" / "clients.csv").read_text()
-    assert {line.split(",")[1] for line in clients.splitlines()[1:]} == {"0", "1"}
+    run = federation.runs / "other"
+    assert {site for (site,) in rows(run, "SELECT DISTINCT site FROM contributions")} == {"0", "1"}
+    ((site, reason, detail),) = rows(run, "SELECT site, reason, detail FROM refusals")
+    assert (site, reason) == ("2", "introduction")
+    assert detail.startswith("other source files, or of app 'own_engines:problem': ")
+    assert "other source files, or of app" in dandelion(tmp_path, "status", str(run))
+
+
+def leave(federation, name):
+    """A node is ended by its operator: the server knows at once that it is gone."""
+    node = federation.nodes.pop(name)
+    node.terminate()
+    node.wait(60)
