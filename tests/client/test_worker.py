@@ -211,7 +211,7 @@ def test_a_worker_of_other_source_files_is_replaced(runtime):
     place = paths_of(node())
     old = ensure_worker(place, 60)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("client.worker.client.code_digest", lambda: b"other")
+        patch.setattr("client.worker.client.source_digest", lambda *_: b"other")
         new = ensure_worker(place, 60)
     assert new["pid"] != old["pid"]
 
