@@ -22,6 +22,7 @@ from shared.config.schema import Config, to_toml
 
 ROOT = Path(__file__).resolve().parents[2]  # of pyproject.toml, server/, client/, shared/
 PROJECT = "pyproject.toml"
+PUBLIC = Path("dandelion", "__init__.py")  # of an app too
 INSTALLED_PROJECT = Path(__file__).with_name("flower_app.toml")  # the same file, in a wheel
 CONNECTION = "simulation"
 START_TIMEOUT_S = 90.0
@@ -212,6 +213,9 @@ def _await_port(port: int, process: "subprocess.Popen[bytes]", log: Path) -> Non
 def app_folder(home: Path) -> Path:
     """The folder that ``flwr run`` takes: the checkout, or a copy of what is installed.
 
+    Of ``dandelion`` only its table of public names is part of an app: a problem of one's own
+    imports them from there.
+
     Args:
         home: where the copy is made, in a folder ``app``; a former one is replaced.
     """
@@ -222,6 +226,8 @@ def app_folder(home: Path) -> Path:
     for package in OWN_PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+    (folder / "dandelion").mkdir()
+    shutil.copy(ROOT / PUBLIC, folder / PUBLIC)
     shutil.copy(INSTALLED_PROJECT, folder / PROJECT)
     return folder
 

@@ -31,6 +31,7 @@ from shared.training.oracle import Oracle
 # ``snapshots``; and the files that ``server.reporting`` writes.
 LOG = logging.getLogger("dandelion")
 LEDGER, CONFIG, LOCK = "ledger.sqlite", "config.toml", "run.lock"
+MOST_AT_ONCE = 100  # unnamed runs of one second in one folder
 PRIVATE = 0o700  # of a run folder: what sites send tells of their data
 
 
@@ -106,13 +107,20 @@ def open_run(config: Config) -> Iterator[OpenRun]:
 
 
 def run_folder(config: Config) -> Path:
-    """The absolute path of a run's folder; unless the run is named, it contains the time."""
+    """The absolute path of a run's folder; unless the run is named, it contains the time.
+
+    A second one of the same second gets a number too.
+    """
     if config.run.resume:
         return Path(config.run.resume).resolve()
+    parent = Path(config.run.output_dir)
+    if config.run.name:
+        return (parent / config.run.name).resolve()
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     model = config.model.app.partition(":")[0] or Path(config.model.name).name
-    name = config.run.name or f"{config.training.mode}-{model}-{stamp}"
-    return (Path(config.run.output_dir) / name).resolve()
+    name = f"{config.training.mode}-{model}-{stamp}"
+    names = (name, *(f"{name}-{number}" for number in range(2, MOST_AT_ONCE)))
+    return next((parent / each for each in names if not (parent / each).exists()), parent).resolve()
 
 
 def read_config(ledger: LedgerReader) -> Config:
