@@ -1,7 +1,8 @@
 """What a promise of (ε, δ) costs: noise for the numbers, and accuracy on the server's own data."""
 
-from collections.abc import Sequence
-from contextlib import closing
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from math import inf, sqrt
 from pathlib import Path
@@ -15,6 +16,7 @@ from client.privacy.example_differences import example_differences, root_mean_sq
 from dandelion.engines.local import run_local
 from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import LEDGER
+from shared.base.files import STATE
 from shared.config.privacy_section import LOCAL
 from shared.config.schema import Config
 from shared.privacy.accounting import noise_for, rate_bits_of
@@ -89,12 +91,27 @@ def plan_accuracy(config: Config, row: PlanRow, folder: Path) -> PlanRow:
     if row.epsilon < inf:
         privacy = {"privacy": LOCAL, "privacy_epsilon": row.epsilon}
     own = {"output_dir": str(folder), "run_name": f"epsilon-{row.epsilon:g}", "save_model": False}
-    path = run_local(config.replace(**own, **privacy))
+    with _own_state(folder / "state"):
+        path = run_local(config.replace(**own, **privacy))
     with closing(LedgerReader.open(path / LEDGER)) as ledger:
         accuracy = ledger.scores().get("accuracy", [])
         loss = ledger.evaluations()[-1].loss
     last = accuracy[-1][1] if accuracy else None
     return PlanRow(row.epsilon, row.noise, row.rate_bits, row.share, loss, last)
+
+
+@contextmanager
+def _own_state(folder: Path) -> Iterator[None]:
+    """Let virtual sites keep secret and budget in ``folder``: a trial pays for no real data."""
+    before = os.environ.get(STATE)
+    os.environ[STATE] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[STATE]
+        else:
+            os.environ[STATE] = before
 
 
 def draw_table(config: Config, examples: int, rows: Sequence[PlanRow]) -> Table:

@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 READ_BYTES = 1 << 20  # of a file at a time
+STATE = "XDG_STATE_HOME"  # the variable that names the user's state folder
 OWN_PACKAGES = ("client", "server", "shared")
 
 
@@ -26,7 +27,7 @@ def cache_folder() -> Path:
 
 def state_folder() -> Path:
     """Return ``dandelion`` in the user's state folder (XDG), for what must outlive a run."""
-    given = os.environ.get("XDG_STATE_HOME", "")
+    given = os.environ.get(STATE, "")
     return Path(given or Path.home() / ".local" / "state") / "dandelion"
 
 

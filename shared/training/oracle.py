@@ -114,15 +114,16 @@ class Oracle:
 
     @cached_property
     def passes(self) -> CapturedPasses:
-        """Forward passes of a batch, captured on a card if nothing of them is kept or cached.
+        """Forward passes of a batch, captured on a card if all that they read is on it.
 
-        What is kept is looked up by the host, and a captured pass cannot do that.
+        What is kept or cached is looked up by the host, and so may be what a user's own problem or
+        reward reads. A captured pass would go on with the numbers of its first batch.
         """
-        model = self.replica.model
-        is_plain = self.frozen.is_empty and not count_frozen_blocks(model)
-        return CapturedPasses.on(
-            model.flat.device, allowed=is_plain and self.perturber.is_capturable
-        )
+        model, device = self.replica.model, self.replica.model.flat.device
+        is_own = isinstance(self.language_model, ProblemModel) or self.objective is not self.task
+        allowed = device.type == "cuda" and self.perturber.is_capturable and not is_own
+        is_plain = allowed and self.frozen.is_empty and not count_frozen_blocks(model)
+        return CapturedPasses.on(device, allowed=is_plain)
 
     @cached_property
     def parallel(self) -> BatchedQueries:

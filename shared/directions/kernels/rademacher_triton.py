@@ -158,9 +158,16 @@ class DeviceSlot:
 def key_and_scale(
     keys: Sequence[Key], scales: Sequence[float], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return the numbers (keys, 5) of keys and their scales (keys,) on the device."""
+    """The same as ``upload_keys``; one key and scale are those of the slot, if it is active."""
     if DeviceSlot._active is not None and len(keys) == 1:
         return DeviceSlot._active.numbers, DeviceSlot._active.scale
+    return upload_keys(keys, scales, device)
+
+
+def upload_keys(
+    keys: Sequence[Key], scales: Sequence[float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the numbers (keys, 5) of keys and their scales (scales,) on the device."""
     return key_numbers(keys, device), _upload(np.array(scales, np.float32), device)
 
 
@@ -180,7 +187,8 @@ def _launch(
     most = width // TILE if whole else -(-width // TILE) + 1  # a row may begin within a tile
     tiles = min(TILES, triton.next_power_of_2(most))
     groups = -(-most // tiles)
-    numbers, factors = key_and_scale(keys, scales, out.device)
+    read = upload_keys if apart else key_and_scale
+    numbers, factors = read(keys, scales, out.device)
     count, low = 1 if apart else len(keys), out.dtype is torch.bfloat16
     if low:
         out, source = out.view(torch.int16), source.view(torch.int16)

@@ -1,6 +1,7 @@
 """``dandelion privacy plan`` and the commands of a site's own files."""
 
 import json
+import os
 from math import sqrt
 
 import pytest
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 from dandelion.cli.app import app
 from dandelion.privacy.commands import read_epsilons
-from dandelion.privacy.plan import plan_noise
+from dandelion.privacy.plan import plan_accuracy, plan_noise
 from shared.base.errors import BudgetError, ConfigError
 from shared.config.schema import Config
 from shared.privacy.accounting import noise_for
@@ -42,6 +43,18 @@ def test_slopes_and_a_run_are_measured_on_the_servers_data(tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "median slope" in shown.stderr
     assert '"held-out loss": "5.' in shown.stdout
+
+
+def test_a_trial_of_a_promise_pays_for_no_data_of_this_user(tmp_path, monkeypatch):
+    pytest.importorskip("dp_accounting")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    small = {**SMALL, "num-rounds": 1, "privacy-clip": 8, "local-steps": 1, "zo-batch-size": 2}
+    config = Config({**small, "output-dir": str(tmp_path)})
+    (row,) = plan_noise(config, 100, [8.0])
+    assert plan_accuracy(config, row, tmp_path / "trial").loss > 0
+    assert (tmp_path / "trial" / "state" / "dandelion" / "privacy" / "budget.sqlite").exists()
+    assert not (tmp_path / "state").exists()
+    assert os.environ["XDG_STATE_HOME"] == str(tmp_path / "state")
 
 
 @pytest.mark.parametrize("text", ["", "2,x", "0", "-1", "nan"])

@@ -86,6 +86,13 @@ def test_launches_read_key_and_scale_of_the_active_slot():
     assert not torch.equal(out, expected)
 
 
+def test_rows_with_keys_of_their_own_are_drawn_whatever_the_slot_holds():
+    slot, rows = rademacher_triton.DeviceSlot(torch.device("cpu")), torch.zeros(1, 3000)
+    with slot.active(LARGE, -0.3):
+        rademacher_triton.add_each_(rows, [KEY], 70)
+    assert np.array_equal(rows[0].numpy(), signs(KEY, np.arange(70, 3070)))
+
+
 def test_each_row_may_have_a_key_of_its_own():
     keys, rows = [replace(KEY, index=k) for k in range(4)], torch.zeros(4, 3000)
     rademacher_triton.add_each_(rows, keys, 70)
