@@ -9,6 +9,7 @@ from client.privacy.node_policy import NodePolicy
 from client.privacy.site_secret import SECRET_FILE, load_secret, make_secret
 from client.site.node_config import NodeConfig
 from shared.base.errors import BudgetError, ConfigError, PolicyError
+from shared.protocol.messages import Request
 
 
 @pytest.mark.parametrize(
@@ -40,10 +41,11 @@ def test_what_is_within_the_policy_is_allowed(tmp_path):
 
 
 def test_whole_parameters_are_refused_where_entries_must_give_them():
-    NodePolicy().check_snapshot(True)
-    NodePolicy(allow_snapshots=False).check_snapshot(False)
+    request = Request(1, 0.1, bytes(16), bytes(16), bytes(16))
+    NodePolicy().check_parameters(request, True)
+    NodePolicy(allow_snapshots=False).check_parameters(request, False)
     with pytest.raises(PolicyError, match="allow-snapshots"):
-        NodePolicy(allow_snapshots=False).check_snapshot(True)
+        NodePolicy(allow_snapshots=False).check_parameters(request, True)
 
 
 @pytest.mark.parametrize("text", ["1e-3", "b..c", "2..1", "-1..2"])
