@@ -6,6 +6,7 @@ from flwr.clientapp import ClientApp
 from client.site.node_config import NodeConfig
 from client.worker.protocol import Work
 from shared.base.errors import WireError
+from shared.base.plug_ins import list_plug_ins
 from shared.problem.source import source_digest
 from shared.protocol.flower_records import pack, unpack
 from shared.protocol.messages import decode_request
@@ -28,9 +29,10 @@ def measure(message: Message, context: Context) -> Message:
     code = source_digest(str(app), str(folder))
     if request.code != code:
         where = f", or of app {app!r}" if app else ""
+        here = ", ".join(list_plug_ins()) or "none"
         raise WireError(
             f"this site has other source files than the server{where}: "
-            f"{request.code.hex()} expected, got {code.hex()}"
+            f"{request.code.hex()} expected, got {code.hex()}; they include plug-ins (here: {here})"
         )
     reply, dense = work_of(context).train(payload, snapshot)
     return Message(content=pack(reply, dense=dense), reply_to=message)
