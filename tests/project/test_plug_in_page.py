@@ -101,7 +101,7 @@ def test_a_name_that_is_taken_ends_a_command_with_one_line(environment_with, tmp
     done = run(["-m", "dandelion", *words], environment, tmp_path)
     assert done.returncode == 2
     assert "the plug-in midrange = midrange of dandelion-midrange 1.0" in done.stderr
-    assert "aggregation rule 'median' is registered twice" in done.stderr
+    assert "aggregation 'median' is registered twice" in done.stderr
     assert "Traceback" not in done.stderr
 
 
