@@ -219,5 +219,6 @@ def _make_examples(config: Config, model: LanguageModel, documents: Documents) -
         "grouped by": config.data.partition_by,
         "part": config.data.part,
         "task": [config.data.task, task.classes, config.data.prompt, model.has_head],
+        "labels": [config.data.label_words, config.data.label_scoring],
     }
     return load_or_make(settings, model.tokenizer.identity, documents, make)
