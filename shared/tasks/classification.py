@@ -27,6 +27,7 @@ from shared.tasks.label_scores import whole_labels
 from shared.tasks.task import TASKS
 from shared.tasks.verbaliser import Verbaliser
 
+CLASSIFICATION = "classification"  # the name of the task
 Ids = NDArray[np.int64]
 
 
@@ -103,7 +104,7 @@ def _texts(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:, 1 : 1 + int(lengths.max())], lengths
 
 
-@TASKS.register("classification")
+@TASKS.register(CLASSIFICATION)
 def classification(config: Config, model: LanguageModel) -> Classification:
     """Classify by the model's head, or else by the words of ``label-words`` after ``prompt``.
 

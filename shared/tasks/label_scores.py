@@ -99,6 +99,4 @@ def _check_distinct(labels: Sequence[Tokens], words: Sequence[str]) -> None:
 def _begins_another(labels: Sequence[Tokens]) -> bool:
     """Whether one label's tokens are the first tokens of another's."""
     ordered = sorted(labels)
-    return any(
-        second[: len(first)] == first for first, second in pairwise(ordered)
-    )
+    return any(second[: len(first)] == first for first, second in pairwise(ordered))

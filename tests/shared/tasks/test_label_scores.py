@@ -170,8 +170,8 @@ def test_the_loss_is_the_cross_entropy_of_the_labels_likelihoods(folders, tmp_pa
 @pytest.mark.parametrize("scope", ["words", "prior"])
 def test_a_readout_is_added_to_the_scores_of_whole_labels(scope, folders, tmp_path):
     plain = Oracle.of(config(tmp_path, model=folders["words"], **LABELS))
-    c = config(tmp_path, "readout", model=folders["words"], scope=scope, feature_scaling="none", num_clients=2,
-               learning_rate=0.5, num_rounds=3, **LABELS)  # fmt: skip
+    c = config(tmp_path, "readout", model=folders["words"], scope=scope, feature_scaling="none",
+               num_clients=2, learning_rate=0.5, num_rounds=3, **LABELS)  # fmt: skip
     oracle = Oracle.of(c)
     documents = Documents(TEXTS[:8], TEXTS[:8], [n % 4 for n in range(8)])
     rows = torch.from_numpy(oracle.task.examples(documents, 12).batch(np.arange(8)))
