@@ -7,6 +7,7 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from server.ledger.run_folder import OpenRun, open_run
+from server.pages.run_page import write_page
 from server.preflight.judge import check_before, is_long
 from server.reporting import data_distribution
 from server.reporting.report import Report
@@ -51,6 +52,7 @@ def serve(
     LOG.addFilter(escape_record)
     with open_run(validate(config)) as run:
         train(grid, run, on_round, all_dealt).finish(run.oracle.language_model)
+        write_page(run.folder, run.ledger, run.config)
         LOG.info("done: %s", run.folder)
         return run.folder
 

@@ -21,6 +21,7 @@ from dandelion.cli import data as data_cli
 from dandelion.cli import ledger as ledger_cli
 from dandelion.cli import models as models_cli
 from dandelion.cli import preflight as preflight_cli
+from dandelion.cli import reports as report_cli
 from dandelion.cli import server as server_cli
 from dandelion.cli import settings as settings_cli
 from dandelion.cli import sweep as sweep_cli
@@ -52,6 +53,7 @@ app.command(rich_help_panel=TRAIN)(preflight_cli.preflight)
 app.command(rich_help_panel=TRAIN)(sweep_cli.sweep)
 app.command(rich_help_panel=INSPECT)(models_cli.models)
 app.command(rich_help_panel=INSPECT)(settings_cli.settings)
+app.command(rich_help_panel=INSPECT)(report_cli.report)
 app.add_typer(ledger_cli.app, name="ledger", rich_help_panel=INSPECT)
 app.add_typer(data_cli.app, name="data", rich_help_panel=INSPECT)
 app.add_typer(server_cli.app, name="server", rich_help_panel=FEDERATE)

@@ -110,7 +110,12 @@ def show_summary(console: Console, folder: Path) -> None:
         table.add_section()
     wide = console if console.is_terminal else Console(file=console.file, width=UNWRAPPED)
     wide.print(table)
-    files = [("picture", "loss.png"), ("model", "model"), ("ledger", "ledger.sqlite")]
+    files = [
+        ("report", "report.html"),
+        ("picture", "loss.png"),
+        ("model", "model"),
+        ("ledger", "ledger.sqlite"),
+    ]
     for name, file in files:
         if (folder / file).exists():
             console.print(
