@@ -21,7 +21,6 @@ from dandelion.cli import data as data_cli
 from dandelion.cli import ledger as ledger_cli
 from dandelion.cli import models as models_cli
 from dandelion.cli import preflight as preflight_cli
-from dandelion.cli import reports as report_cli
 from dandelion.cli import server as server_cli
 from dandelion.cli import settings as settings_cli
 from dandelion.cli import sweep as sweep_cli
@@ -53,7 +52,6 @@ app.command(rich_help_panel=TRAIN)(preflight_cli.preflight)
 app.command(rich_help_panel=TRAIN)(sweep_cli.sweep)
 app.command(rich_help_panel=INSPECT)(models_cli.models)
 app.command(rich_help_panel=INSPECT)(settings_cli.settings)
-app.command(rich_help_panel=INSPECT)(report_cli.report)
 app.add_typer(ledger_cli.app, name="ledger", rich_help_panel=INSPECT)
 app.add_typer(data_cli.app, name="data", rich_help_panel=INSPECT)
 app.add_typer(server_cli.app, name="server", rich_help_panel=FEDERATE)
@@ -164,6 +162,19 @@ def plot(
     with ledger_of(folder) as ledger:
         draw_losses(ledger, path := out or folder / "loss.png")
     say(f"{path}")
+
+
+@app.command(rich_help_panel=INSPECT)
+def report(
+    folder: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="The file; by default RUN/report.html.")] = None,
+) -> None:
+    """Write report.html of a run, also while it trains: curves, costs, sites, settings, hashes."""
+    from server.ledger.run_folder import read_config
+    from server.pages.run_page import write_page
+
+    with ledger_of(folder) as ledger:
+        say(f"{write_page(folder, ledger, read_config(ledger), out)}")
 
 
 @app.command(rich_help_panel=INSPECT)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
 
 PLAIN_EVERY_S = 10.0  # between two lines if there is no terminal
 UNWRAPPED = 10_000  # columns of what is no terminal: no line is wrapped
+FILES = (  # that a summary names, if they are there
+    *(("report", "report.html"), ("picture", "loss.png")),
+    *(("model", "model"), ("ledger", "ledger.sqlite")),
+)
 BAR_FROM_COLUMNS = 110  # a terminal of this width has room for a bar
 
 
