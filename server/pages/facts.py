@@ -53,19 +53,30 @@ def setting_rows(config: Config) -> list[SettingRow]:
 
 def name_of_data(config: Config) -> str:
     """The data set as others may know it: a folder without the path on this machine."""
-    name = config.model.app or config.data.dataset
-    return Path(name).name if Path(name).is_absolute() else name
+    return config.model.app or portable(config.data.dataset)
 
 
-def identity(folder: Path, ledger: LedgerReader, config: Config) -> dict[str, str]:
-    """The run's names and numbers, by title."""
-    last, metrics = ledger.last_round, ledger.metrics()
+def portable(value: object) -> str:
+    """A setting's value as another machine may know it: of an absolute path, the last part."""
+    text = str(value)
+    return Path(text).name if Path(text).is_absolute() else text
+
+
+def identity(
+    folder: Path, ledger: LedgerReader, config: Config, round_: int | None = None
+) -> dict[str, str]:
+    """The run's names and numbers, by title, as they were after a round or are now.
+
+    Of folders on this machine only the last part is named.
+    """
+    last = ledger.last_round if round_ is None else round_
+    metrics = [each for each in ledger.metrics() if each.round <= last]
     digest = ledger.digest(last)
     times = [metrics[0].timestamp, metrics[-1].timestamp] if metrics else ["–", "–"]
     return {
         "run": folder.absolute().name,
         "run id": ledger.header("run").hex(),
-        "model": config.model.app or config.model.name,
+        "model": config.model.app or portable(config.model.name),
         "trained": scope_text(config, read_summary(folder)),
         "data": f"{name_of_data(config)}, {config.data.task}, {config.data.partitioner}",
         "method": f"mode {config.training.mode}, optimizer {config.optimizer.name}",

@@ -18,6 +18,7 @@ from shared.models.model import LanguageModel
 from shared.modes.mode import mode_of
 from shared.replica.replica import Replica
 
+MODEL = "model"  # the folder of the trained model, in a run's folder
 METRICS_COLUMNS = (
     "timestamp",
     "round",
@@ -84,7 +85,7 @@ class Report:
             title = data_distribution.title_of(self.config.data, self.config.model.app)
             data_distribution.draw(shards, title, self.folder / data_distribution.SHARDS_PNG)
         if self.config.run.save_model:
-            model.save(self.folder / "model")
+            model.save(self.folder / MODEL)
 
     def summary(self) -> dict[str, Any]:
         """The run in some twenty numbers; bytes are means over sites and rounds with traffic."""
