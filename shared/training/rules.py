@@ -14,6 +14,7 @@ from shared.modes.mode import mode_of
 from shared.modes.step_rule import NORMALISED, why_not_normalised
 from shared.training.components import effective_options
 from shared.training.privacy_rules import check_privacy
+from shared.training.text_rules import check_text
 
 OF_LANGUAGE_MODELS = ("lora", "head", "reduced", "words", "prior")  # scopes
 OF_TEXT = (  # settings that mean nothing to a problem of one's own
@@ -46,6 +47,7 @@ def check_combinations(c: Config) -> None:
     _check_merging(c)
     _check_data(c)
     check_privacy(c)
+    check_text(c)
 
 
 def _check_problem(c: Config) -> None:
