@@ -40,7 +40,7 @@ class Documents:
         ]
         if any(len(column) != len(self.texts) for column in columns):
             sizes = len(self.texts), *map(len, columns)
-            raise DataError(f"as many of each column as texts expected, got {sizes}")
+            raise DataError(f"as many groups and labels as texts expected, got {sizes}")
 
     def take(self, rows: Sequence[int]) -> "Documents":
         """Return some of the documents."""

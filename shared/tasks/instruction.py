@@ -18,8 +18,8 @@ from shared.data.documents import Documents
 from shared.data.examples import Examples, rows_of_groups
 from shared.models.model import LanguageModel
 from shared.models.next_token import logits
-from shared.models.scored_tokens import mark_scored, scored_losses, targets_of, tokens_of
 from shared.tasks.chat import ChatForm, chat_form
+from shared.tasks.scored_tokens import mark_scored, response_losses, targets_of, tokens_of
 from shared.tasks.task import TASKS
 
 LOG = logging.getLogger("dandelion")
@@ -31,7 +31,7 @@ class Instruction:
     """The loss is the cross-entropy of a response's tokens, its end included.
 
     Each example counts alike, whatever the length of its response. A row is as
-    ``shared/models/scored_tokens.py`` says: tokens, those of the response marked.
+    ``shared/tasks/scored_tokens.py`` says: tokens, those of the response marked.
     """
 
     form: ChatForm
@@ -65,7 +65,7 @@ class Instruction:
 
     def each(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Mean loss of the response's tokens of each row, (B,) float64."""
-        return scored_losses(module, rows)
+        return response_losses(module, rows)
 
     def predict(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Logits (B, T, V) of the token after each, up to the end of the longest row."""

@@ -12,9 +12,9 @@ from shared.modes.estimators import (
 )
 from shared.modes.mode import mode_of
 from shared.modes.step_rule import NORMALISED, why_not_normalised
+from shared.tasks.text_rules import check_text
 from shared.training.components import effective_options
 from shared.training.privacy_rules import check_privacy
-from shared.training.text_rules import check_text
 
 OF_LANGUAGE_MODELS = ("lora", "head", "reduced", "words", "prior")  # scopes
 OF_TEXT = (  # settings that mean nothing to a problem of one's own

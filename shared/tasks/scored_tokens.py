@@ -47,7 +47,7 @@ def targets_of(rows: Tensor) -> Tensor:
     return torch.where(after >= SCORED, after - SCORED, IGNORED)
 
 
-def scored_losses(module: nn.Module, rows: Tensor) -> Tensor:
+def response_losses(module: nn.Module, rows: Tensor) -> Tensor:
     """Mean loss of the predicted tokens of each row (B,), float64; one forward pass."""
     tokens, targets = tokens_of(rows), targets_of(rows)
     is_scored = targets != IGNORED

@@ -7,9 +7,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from shared.models.load import load_model
 from shared.models.next_token import loss_tensor
-from shared.models.scored_tokens import (
+from shared.tasks.scored_tokens import (
     mark_scored,
-    scored_losses,
+    response_losses,
     split_row,
     targets_of,
     tokens_of,
@@ -44,13 +44,13 @@ def test_the_loss_is_the_mean_over_the_response(module):
         F.cross_entropy(scores[0, 2:4], torch.tensor([8, 1])),
         F.cross_entropy(scores[1, :1], torch.tensor([8])),
     ]
-    assert scored_losses(module, rows).tolist() == pytest.approx([e.item() for e in expected])
+    assert response_losses(module, rows).tolist() == pytest.approx([e.item() for e in expected])
 
 
 def test_a_row_of_which_all_is_predicted_is_a_block(module):
     tokens = torch.randint(3, 200, (2, 9))
     rows = batch(*[mark_scored(row[:1], row[1:]) for row in tokens.numpy()])
-    assert scored_losses(module, rows).mean().item() == pytest.approx(
+    assert response_losses(module, rows).mean().item() == pytest.approx(
         loss_tensor(module, tokens).item(), rel=1e-6
     )
 
@@ -59,7 +59,7 @@ def test_the_output_layer_sees_the_predicted_positions_alone(module):
     rows = batch(mark_scored(PROMPT, RESPONSE))
     seen = []
     hook = module.lm_head.register_forward_hook(lambda _, args, out: seen.append(out.shape))
-    scored_losses(module, rows)
+    response_losses(module, rows)
     hook.remove()
     assert seen == [(1, 2, 259)]
     assert not module.lm_head._forward_pre_hooks
@@ -70,9 +70,9 @@ def test_the_gradient_is_that_of_the_loss_by_definition(module):
     weight = module.transformer.wte.weight
     scores = module(tokens_of(rows)).logits[0, 2:4]
     expected = torch.autograd.grad(F.cross_entropy(scores, torch.tensor([8, 1])), weight)[0]
-    ours = torch.autograd.grad(scored_losses(module, rows).mean(), weight)[0]
+    ours = torch.autograd.grad(response_losses(module, rows).mean(), weight)[0]
     torch.testing.assert_close(ours, expected)
 
 
 def test_a_row_without_a_response_has_no_loss(module):
-    assert scored_losses(module, batch(PROMPT, mark_scored(PROMPT, RESPONSE)))[0] == 0
+    assert response_losses(module, batch(PROMPT, mark_scored(PROMPT, RESPONSE)))[0] == 0
