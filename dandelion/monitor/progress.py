@@ -20,6 +20,10 @@ if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
 
 PLAIN_EVERY_S = 10.0  # between two lines if there is no terminal
 UNWRAPPED = 10_000  # columns of what is no terminal: no line is wrapped
+FILES = (  # that a summary names, if they are there
+    *(("report", "report.html"), ("picture", "loss.png")),
+    *(("model", "model"), ("ledger", "ledger.sqlite")),
+)
 BAR_FROM_COLUMNS = 110  # a terminal of this width has room for a bar
 SCORES = (("accuracy", "accuracy"), ("f1", "F1"), ("macro_f1", "macro F1"))
 
@@ -111,7 +115,12 @@ def show_summary(console: Console, folder: Path) -> None:
         table.add_section()
     wide = console if console.is_terminal else Console(file=console.file, width=UNWRAPPED)
     wide.print(table)
-    files = [("picture", "loss.png"), ("model", "model"), ("ledger", "ledger.sqlite")]
+    files = [
+        ("report", "report.html"),
+        ("picture", "loss.png"),
+        ("model", "model"),
+        ("ledger", "ledger.sqlite"),
+    ]
     for name, file in files:
         if (folder / file).exists():
             console.print(

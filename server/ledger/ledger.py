@@ -90,7 +90,7 @@ class Ledger(LedgerReader):
         payload, rows = entry.encode(), [c.row() for c in contributions]
         compared = [row for c in contributions if (row := c.comparison()) is not None]
         with self._database.transaction():
-            chain = chain_hash(self._chain_before(entry.round), payload, rows, compared)
+            chain = chain_hash(self.chain(entry.round - 1), payload, rows, compared)
             self._insert("entries", [(entry.round, payload, chain)])
             self._insert("contributions", rows)
             self._insert("comparisons", compared)
@@ -166,11 +166,6 @@ class Ledger(LedgerReader):
         with self._database.transaction():
             rows = [(lasting_payload(payload), round_) for payload, round_ in entries]
             self._database.write_all("UPDATE entries SET payload = ? WHERE round = ?", rows)
-
-    def _chain_before(self, round_: int) -> bytes:
-        if round_ == 1:
-            return self.header(SEAL)
-        return bytes(self._value("SELECT chain FROM entries WHERE round = ?", round_ - 1))
 
     def _fill(self, header: Mapping[str, bytes]) -> None:
         """Create the tables, and write the header rows and their seal."""

@@ -21,7 +21,7 @@ from server.ledger.records import (
     SnapshotRow,
 )
 from server.ledger.summaries import RunSummaries
-from server.ledger.verify import check, has_comparisons
+from server.ledger.verify import SEAL, check, has_comparisons
 from shared.base.errors import LedgerError
 from shared.protocol.entry import MAGIC_REWIND, Entry
 from shared.protocol.flower_records import Transfer
@@ -109,6 +109,19 @@ class LedgerReader(RunSummaries):
         """The recorded digest of the parameters after a round; None if none was recorded."""
         rows = self._rows("SELECT digest FROM digests WHERE round = ?", round_)
         return _bytes(rows[0][0]) if rows else None
+
+    def chain(self, round_: int) -> bytes:
+        """The chain of a round, which binds all rounds before it too; of round 0, the seal.
+
+        Raises:
+            LedgerError: there is no such round.
+        """
+        if round_ == 0:
+            return self.header(SEAL)
+        rows = self._rows("SELECT chain FROM entries WHERE round = ?", round_)
+        if not rows:
+            raise LedgerError(f"{self.path}: table entries has no round {round_}")
+        return _bytes(rows[0][0])
 
     def metrics(self, after: int = 0) -> list[Metrics]:
         """The metrics of all rounds after ``after``, in order."""

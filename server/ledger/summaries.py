@@ -167,6 +167,11 @@ class RunSummaries:
         """Sites that contributed to any round."""
         return int(self._value("SELECT count(DISTINCT site) FROM contributions"))
 
+    def count_contributions(self) -> dict[str, int]:
+        """The number of rounds that each site contributed to, by its name."""
+        query = "SELECT site, count(*) FROM contributions GROUP BY site ORDER BY site"
+        return dict(self._rows(query))
+
     def count_cohort(self, round_: int) -> int:
         """Sites that were sent a request of a round."""
         return int(self._value(COHORT, round_))

@@ -20,6 +20,7 @@ from shared.modes.mode import mode_of
 from shared.replica.replica import Replica
 from shared.tasks.classification import CLASSIFICATION, label_words
 
+MODEL = "model"  # the folder of the trained model, in a run's folder
 METRICS_COLUMNS = (
     "timestamp",
     "round",
@@ -90,7 +91,7 @@ class Report:
             choices.write(self.folder)
             choices.draw(self.folder)
         if self.config.run.save_model:
-            model.save(self.folder / "model")
+            model.save(self.folder / MODEL)
 
     def summary(self) -> dict[str, Any]:
         """The run in some twenty numbers; bytes are means over sites and rounds with traffic."""
