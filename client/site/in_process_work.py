@@ -7,6 +7,7 @@ from client.privacy.operators import check_operator
 from client.site.replica_host import ReplicaHost, host_of
 from client.site.run_settings import node_of
 from shared.base.errors import WireError
+from shared.base.plug_ins import list_plug_ins
 from shared.config.schema import Config
 from shared.problem.source import source_digest
 from shared.protocol.messages import Measured, decode_request, encode_hello, encode_reply
@@ -58,9 +59,10 @@ class InProcessWork:
         if expected != (code := self._code()):
             app = self.run_config.get("app", "")
             where = f", or of app {app!r}" if app else ""
+            here = ", ".join(list_plug_ins()) or "none"
             raise WireError(
-                f"this site has other source files than the server{where}: "
-                f"{expected.hex()} expected, got {code.hex()}"
+                f"this site has other source files than the server{where}: {expected.hex()} "
+                f"expected, got {code.hex()}; they include plug-ins (here: {here})"
             )
 
     def _code(self) -> bytes:

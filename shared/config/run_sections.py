@@ -81,6 +81,9 @@ class RunSettings(Section):
                                unit="rounds", resumable=True)
     save_model: bool = option(True, "write the trained model in Hugging Face format at the end",
                               resumable=True)
+    model_license: str = option(
+        "", "its licence, for its card, as the hub spells it; empty: the base model's, if known",
+        resumable=True)
     keep_memory: int = option(
         512, "memory of a process for what the frozen part of a model makes of each example",
         at_least=0, unit="MiB", resumable=True)
