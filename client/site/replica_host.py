@@ -53,7 +53,6 @@ def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object])
     folder = str(node_config.get("store", ""))
     use_folder(str(node_config.get("app-dir", "")))
     config, decisive = read_settings(run_config, node_config)
-    node_of(node_config).check_run(config)
     name = f"{decisive} {folder}"
     if name not in _hosts:
         save_all()

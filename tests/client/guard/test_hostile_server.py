@@ -20,6 +20,7 @@ from dandelion.deployment.deploy_home import Home
 from dandelion.deployment.operator_keys import public_half, sign_run
 from dandelion.deployment.site_guard import node_config
 from shared.base.errors import ConfigError, PolicyError
+from shared.config.schema import Config
 from shared.problem.source import source_digest
 from shared.protocol.entry import Entry, SlotDifferences
 from shared.protocol.messages import Behind, Measured, Request, decode_reply, encode_request
@@ -134,8 +135,11 @@ def test_folders_of_the_sites_disk(key, tmp_path):
 def test_a_folder_to_import_from_is_the_sites_alone(tmp_path):
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')\n")
     Site(tmp_path).refuses("allow-apps", {"app": "evil:problem", "app-dir": str(tmp_path)})
-    with pytest.raises(ConfigError, match="app: a module that can be imported here"):
-        Site(tmp_path, "allow-apps=evil:*").ask({"app": "evil:p", "app-dir": str(tmp_path)})
+    with pytest.raises(ConfigError, match="app: a module that can be imported here"):  # noqa: PT012
+        plain = Config().to_run_config()
+        Site(tmp_path, "allow-apps=evil:*").ask(
+            {**plain, "app": "evil:p", "app-dir": str(tmp_path)}
+        )
 
 
 def test_an_outcome_that_no_setting_of_the_run_has(tmp_path):
@@ -155,27 +159,31 @@ def test_a_private_run_sends_noisy_numbers_and_nothing_else(tmp_path):
 def test_bisection_by_repeated_requests_is_paid_for(tmp_path):
     """The same question is the same answer; a question at other parameters, or of another run with
     the same seed, is another four numbers, over all runs and after a restart."""
-    site = Site(tmp_path, "max-numbers=8")
+    own = tmp_path / "own"
+    own.mkdir()
+    for number in range(12):
+        (own / f"{number}.txt").write_text(f"patient {number} was seen and went home. " * 3)
+    site = Site(tmp_path, "max-numbers=8", f"data={own}")
     first = site.ask()
     assert site.ask().differences.tobytes() == first.differences.tobytes()
     for size in (1.0, 2.0):
         site.ask(round=2, entries=(entry(size=size),), reset=True)
     site.ask(run=OTHER_RUN)
     _hosts.clear()
-    again = Site(tmp_path, "max-numbers=8")
-    again.refuses("max-numbers", {"seed": 2})
-    again.refuses("max-numbers", run=bytes([9] * 16))
-    assert again.ask().differences.tobytes() == first.differences.tobytes()
+    again = Site(tmp_path, "max-numbers=8", f"data={own}")
+    again.refuses("max-numbers", {"seed": 2}, reset=True)
+    again.refuses("max-numbers", run=bytes([9] * 16), reset=True)
+    assert again.ask(reset=True).differences.tobytes() == first.differences.tobytes()
 
 
 def test_privacy_is_paid_for_by_each_question(tmp_path):
     """Chosen eps, chosen run: each is an event, until the budget ends it."""
     pytest.importorskip("dp_accounting")
-    site, answers = Site(tmp_path, "privacy=local", "max-epsilon=4"), []
+    site = Site(tmp_path, "privacy=local", "max-epsilon=0.05")
     with pytest.raises(PolicyError, match="max-epsilon"):  # noqa: PT012
-        for number in range(200):
-            answers.append(site.ask(PRIVATE, run=bytes([number] * 16)))
-    assert 1 <= len(answers) < 200
+        for number in range(60):
+            assert site.ask(PRIVATE, run=bytes([number] * 16)).loss is None
+    assert 1 <= number < 59
     site.refuses("max-epsilon", {**PRIVATE, "eps": 0.002})
 
 
@@ -219,12 +227,6 @@ def test_secret_and_budget_that_cannot_be_trusted(damage, tmp_path):
             file.unlink()
         (folder / "budget.sqlite").write_bytes(text)
     site.refuses("secret" if damage in {"open", "gone"} else "budget", PRIVATE)
-
-
-def test_a_promise_that_the_noise_cannot_keep(tmp_path):
-    pytest.importorskip("dp_accounting")
-    settings = {**PRIVATE, "privacy-noise": 0.3, "privacy-epsilon": 0.5}
-    Site(tmp_path).refuses("privacy-noise", settings)
 
 
 def test_a_clip_of_nothing(tmp_path):
