@@ -137,6 +137,14 @@ def engine(json_file: Json = None) -> None:
 
 
 @app.command()
+def privacy(json_file: Json = None) -> None:
+    """Time a site's part of a round with privacy = local against a plain one, in turns."""
+    from dandelion.privacy.cost_in_time import cost_in_time
+
+    show("privacy", cost_in_time(), json_file)
+
+
+@app.command()
 def learning(  # noqa: PLR0913, PLR0917  (options of a command)
     task: Annotated[
         list[str] | None, typer.Option(help="Problem; repeatable. Default: all at hand.")
