@@ -9,6 +9,7 @@ from shared.base.errors import WireError
 from shared.problem.source import source_digest
 from shared.protocol.flower_records import pack, unpack
 from shared.protocol.messages import decode_request
+from shared.protocol.sealed_messages import decode_sum_request, is_sum_request
 
 app = ClientApp()
 
@@ -23,7 +24,7 @@ def introduce(message: Message, context: Context) -> Message:
 def measure(message: Message, context: Context) -> Message:
     """Catch up and measure one round; an error becomes Flower's error reply, with its reason."""
     payload, snapshot = unpack(message.content)
-    request = decode_request(payload)
+    request = decode_sum_request(payload) if is_sum_request(payload) else decode_request(payload)
     app, folder = context.run_config.get("app", ""), context.node_config.get("app-dir", "")
     code = source_digest(str(app), str(folder))
     if request.code != code:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from client.privacy.site_privacy import SitePrivacy
+from client.sealed.sealed_site import answer_sum, open_sealed
 from client.site.merged_clients import measure_merged
 from client.site.node_config import NodeConfig
 from client.site.replica_store import ReplicaStore
@@ -34,6 +35,7 @@ from shared.protocol.messages import (
     encode_hello,
     encode_reply,
 )
+from shared.protocol.sealed_messages import Sealed, is_sum_request
 from shared.protocol.site_id import site_of
 from shared.replica.snapshot import load_snapshot_
 from shared.training.oracle import EVALUATION_BATCH, Oracle
@@ -113,7 +115,7 @@ class ReplicaHost:
 
     def train(
         self, node_config: Mapping[str, object], request: Request, snapshot: bytes | None
-    ) -> Measured | Behind:
+    ) -> Measured | Behind | Sealed:
         """Bring the replica to where the request's round is measured, then measure.
 
         With staleness a server that was killed may request a round again that the replica is past.
@@ -133,6 +135,10 @@ class ReplicaHost:
         if ready is not None and (ready.round, ready.digest) == (request.round, self._digest()):
             return ready
         return site.measure(self._oracle, request)
+
+    def add_up(self, node_config: Mapping[str, object], payload: bytes) -> bytes:
+        """Answer an encoded request for a sum of sealed numbers; the replica is not used."""
+        return answer_sum(self._site(node_config).sealed, payload)
 
     def prepare(
         self, node_configs: Sequence[Mapping[str, object]], request: Request, snapshot: bytes | None
@@ -245,10 +251,11 @@ class ReplicaHost:
             node = NodeConfig.of(node_config)
             shards = self._shards(node)
             self._try_objective(shards.queries)
+            privacy = SitePrivacy.open(name.name, node, node.data, self._config, shards.queries)
+            simulated = 0 if node.data or node.site else node.num_partitions
             self._sites[name.name] = LocalSite(
                 name, shards.queries, self._config, shards.gradients, node.can_backpropagate,
-                shards.held_out,
-                SitePrivacy.open(name.name, node, node.data, self._config, shards.queries),
+                shards.held_out, privacy, open_sealed(name, node, simulated, privacy),
             )  # fmt: skip
         return self._sites[name.name]
 
@@ -266,6 +273,8 @@ class InProcessWork:
 
     def train(self, payload: bytes, snapshot: bytes | None) -> tuple[bytes, bool]:
         """Return the reply to an encoded request, encoded, and whether a gradient is in it."""
+        if is_sum_request(payload):
+            return self._host().add_up(self.node_config, payload), False
         reply = self._host().train(self.node_config, decode_request(payload), snapshot)
         return encode_reply(reply), isinstance(reply, Measured) and bool(reply.gradient)
 
