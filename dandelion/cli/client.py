@@ -23,13 +23,14 @@ from dandelion.deployment.deploy_home import (
 )
 from dandelion.deployment.supervisor import Keeper, find_process, write_pid
 from dandelion.engines.flower_simulation import EngineError, free_port
-from dandelion.privacy.site_commands import FOLDER, budget_app, secret
+from dandelion.privacy.site_commands import FOLDER, budget_app, key, secret
 from shared.base.errors import WorkerError
 from shared.data.resolve import source_of
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a site in a federation.")
 app.add_typer(budget_app, name="budget")
 app.command()(secret)
+app.command("key")(key)
 REACTIVATION_S = 90.0  # for 60 s Flower refuses a key whose last process vanished
 HANGS_AFTER = (
     "SSL/TLS handshake error detected"  # Flower 1.41: its main thread ends, its process stays

@@ -119,7 +119,7 @@ class SumCollector:
         if site is None:
             self._validator.refuse(round_, name, "not asked", "no member of the committee")
         elif message.has_error():
-            self._validator.refuse(round_, name, "error", message.error.reason)
+            self._validator.refuse(round_, name, "error", message.error.reason or "")
         else:
             try:
                 asking.take(site.id.slot, decode_sum_reply(unpack(message.content)[0]))
