@@ -66,6 +66,7 @@ class NoisyNumbers:
         """
         check_rounding(self.config)
         numbers = self.config.zo.queries
+        self.account.policy.check_noise(self.noise, self.rate_bits)
         self.account.pay(
             Event(self.account.data.id, request.run.hex(), request.round, name, self.noise,
                   self.rate_bits, numbers)

@@ -25,7 +25,6 @@ from shared.protocol.sealed_messages import (
     SumReply,
     SumRequest,
     cohort_digest,
-    decode_sum_request,
     encode_sum_reply,
 )
 from shared.protocol.site_id import SiteId
@@ -173,14 +172,12 @@ def open_sealed(
         refuse("budget", str(error))
 
 
-def answer_sum(sealed: SealedSite | None, payload: bytes) -> bytes:
-    """Answer an encoded request for the sums of a cohort.
+def answer_sum(sealed: SealedSite | None, request: SumRequest) -> bytes:
+    """Answer a request for the sums of a cohort, encoded.
 
     Raises:
-        WireError: it is damaged.
         PolicyError: the run seals nothing, or the site does not add up this cohort.
     """
-    request = decode_sum_request(payload)
     if sealed is None:
         refuse("committee", "the run has no sealed sums")
     return encode_sum_reply(sealed.add_up(request))
