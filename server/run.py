@@ -19,6 +19,7 @@ from server.rounds.round_log import RoundLog
 from server.rounds.strategy import ScalarStrategy
 from server.tracking.session import make_trackers, track
 from shared.base.errors import ConfigError
+from shared.base.plug_ins import list_plug_ins
 from shared.base.text import escape_record
 from shared.config.schema import Config
 from shared.modes.estimators import cost
@@ -163,7 +164,11 @@ def reason_against(run: OpenRun) -> Callable[[Hello], str]:
     def reason(hello: Hello) -> str:
         if hello.code != run.code.hex():
             where = f", or of app {config.model.app!r}" if config.model.app else ""
-            return f"other source files{where}: {run.code.hex()} expected, got {hello.code}"
+            here = ", ".join(list_plug_ins()) or "none"
+            return (
+                f"other source files{where}: {run.code.hex()} expected, got {hello.code}; "
+                f"they include plug-ins (at the server: {here})"
+            )
         if hello.base != run.oracle.base.hex():
             what = "base model or reward" if is_reward(config.zo.objective) else "base model"
             return f"another {what}: {run.oracle.base.hex()} expected, got {hello.base}"

@@ -8,8 +8,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from server.ledger.reader import LedgerReader
-from server.ledger.records import TABLES, VERSION, Contribution, Metrics, Refusal
+from server.ledger.records import CHOICES, TABLES, VERSION, Contribution, Metrics, Refusal
 from server.ledger.verify import SEAL, chain_hash, lasting_payload, seal
 from shared.base.errors import GapError, LedgerError
 from shared.protocol.entry import MAGIC_DENSE, Entry
@@ -137,6 +140,15 @@ class Ledger(LedgerReader):
     def record_scores(self, round_: int, site: str, scores: Mapping[str, float]) -> None:
         """Write the scores of a site, SERVER or ALL_SITES after a round; the first ones stay."""
         rows = [(round_, site, name, value) for name, value in scores.items()]
+        self._insert("scores", rows, "IGNORE")
+
+    def record_choices(self, round_: int, confusion: NDArray[np.int64]) -> None:
+        """Write the cells of a confusion table (k, k) that are not 0; the first ones stay.
+
+        A cell is a row of the table ``scores``: its name is "class choice".
+        """
+        cells = [(int(row), int(column)) for row, column in np.argwhere(confusion)]
+        rows = [(round_, CHOICES, f"{a} {b}", int(confusion[a, b])) for a, b in cells]
         self._insert("scores", rows, "IGNORE")
 
     def record_snapshot(self, round_: int, file: str, size: int, digest: bytes) -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from server.ledger.database import Database
 from server.ledger.records import (
+    CHOICES,
     LEFT_OUT,
     SERVER,
     Contribution,
@@ -204,6 +205,19 @@ class LedgerReader(RunSummaries):
         for name, round_, value in self._rows(query, site):
             series.setdefault(name, []).append((round_, value))
         return series
+
+    def choices(self, classes: int) -> NDArray[np.int64] | None:
+        """The confusion table (classes, classes) of the last evaluation: [class, choice].
+
+        None: the run has none.
+        """
+        query = """SELECT name, value FROM scores WHERE site = ? AND round = (
+            SELECT max(round) FROM scores WHERE site = ?)"""
+        confusion = np.zeros((classes, classes), np.int64)
+        for name, value in self._rows(query, CHOICES, CHOICES):
+            row, _, column = name.partition(" ")
+            confusion[int(row), int(column)] = int(value)
+        return confusion if confusion.any() else None
 
     def snapshots(self) -> list[SnapshotRow]:
         """The snapshots that can be read, in order of their rounds."""

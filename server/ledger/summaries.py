@@ -21,7 +21,8 @@ SELECT e.round, e.loss,
 FROM evaluations e WHERE e.round <= (SELECT coalesce(max(round), 0) FROM entries) ORDER BY e.round
 """
 ROUND_SUMMARIES = f"""
-SELECT e.loss, {SCORE.format("m", "accuracy")}, {SCORE.format("m", "f1")}, m.*
+SELECT e.loss, {SCORE.format("m", "accuracy")}, {SCORE.format("m", "f1")},
+  {SCORE.format("m", "macro_f1")}, m.*
 FROM metrics m LEFT JOIN evaluations e USING (round) WHERE m.round BETWEEN ? AND ?
 ORDER BY m.round"""
 SITE_ROUNDS = f"""
@@ -91,6 +92,7 @@ class RoundSummary(NamedTuple):
     loss: float | None
     accuracy: float | None
     f1: float | None
+    macro_f1: float | None
 
 
 class SiteRound(NamedTuple):
@@ -195,8 +197,8 @@ class RunSummaries:
 
     def round_summaries(self, first: int, last: int) -> list[RoundSummary]:
         """The rounds ``first`` to ``last``, both included."""
-        rows = self._rows(ROUND_SUMMARIES, SERVER, SERVER, first, last)
-        return [RoundSummary(Metrics(*row[3:]), *row[:3]) for row in rows]
+        rows = self._rows(ROUND_SUMMARIES, SERVER, SERVER, SERVER, first, last)
+        return [RoundSummary(Metrics(*row[4:]), *row[:4]) for row in rows]
 
     def site_rounds(self, first: int, last: int) -> list[SiteRound]:
         """Every site's part in the rounds ``first`` to ``last``, by round and slot."""
