@@ -22,7 +22,7 @@ from server.ledger.records import (
     Refusal,
     SumRow,
 )
-from server.ledger.verify import SEAL, chain_hash, lasting_payload, seal, sealed_rows
+from server.ledger.verify import SEAL, chain_hash, lasting_payload, rows_of_sums, seal
 from shared.base.errors import GapError, LedgerError
 from shared.protocol.entry import MAGIC_DENSE, Entry
 from shared.protocol.flower_records import Transfer
@@ -102,7 +102,7 @@ class Ledger(LedgerReader):
         compared = [row for c in contributions if (row := c.comparison()) is not None]
         with self._database.transaction():
             self._insert("sums", sums)
-            more = [*compared, *sealed_rows(self._database, entry.round)]
+            more = [*compared, *rows_of_sums(self._database, entry.round)]
             chain = chain_hash(self.chain(entry.round - 1), payload, rows, more)
             self._insert("entries", [(entry.round, payload, chain)])
             self._insert("contributions", rows)

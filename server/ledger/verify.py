@@ -127,7 +127,7 @@ def _check_entries(database: Database, before: bytes) -> list[tuple[int, int | N
         if round_ != expected:
             raise LedgerError(f"{path}: table entries: round {expected} is missing")
         comparisons = _comparisons(database, expected) if compared else []
-        more = [*comparisons, *(sealed_rows(database, expected) if sealed else [])]
+        more = [*comparisons, *(rows_of_sums(database, expected) if sealed else [])]
         before = chain_hash(before, payload, _contributions(database, expected), more)
         if before != chain:
             raise LedgerError(f"{path}: table entries, row {round_}: does not fit its chain")
@@ -159,7 +159,7 @@ def has_table(database: Database, name: str) -> bool:
     return bool(database.rows(query, (name,)))
 
 
-def sealed_rows(database: Database, round_: int) -> list[tuple[Any, ...]]:
+def rows_of_sums(database: Database, round_: int) -> list[tuple[Any, ...]]:
     """The rows of cohorts and of sums of all attempts at a round; none in a former ledger."""
     if not has_table(database, "sums"):
         return []

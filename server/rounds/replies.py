@@ -14,7 +14,7 @@ from server.rounds.cohort import SiteRecord
 from server.rounds.open_round import OpenRound
 from server.rounds.requests import RequestBuilder
 from server.rounds.round_log import RoundLog
-from server.sealed.cohorts import find_fault, sealed_contribution
+from server.sealed.cohorts import contribution_of, find_fault
 from shared.base.errors import DandelionError, WireError
 from shared.base.text import escape_text
 from shared.config.privacy_section import MOST_MEMBERS
@@ -256,7 +256,7 @@ class ReplyValidator:
         check_reply(content, expected, digest)
         site.round = parameters_round(self._run.config, round_)
         if isinstance(content, Sealed):
-            return sealed_contribution(site.id, content, site.hello.examples)
+            return contribution_of(site.id, content, site.hello.examples)
         return Contribution(
             round=round_,
             slot=site.id.slot,

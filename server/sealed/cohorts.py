@@ -80,30 +80,30 @@ def agree_on_committee(
 
     Sites whose rosters differ draw other committees; their numbers cannot be in one sum.
     """
-    votes = Counter(sealed_of(each).committee for each in replies)
+    votes = Counter(boxes_of(each).committee for each in replies)
     if not votes:
         return [], []
     most = max(votes, key=lambda committee: (votes[committee], repr(committee)))
-    chosen = [each for each in replies if sealed_of(each).committee == most]
+    chosen = [each for each in replies if boxes_of(each).committee == most]
     return chosen, [each for each in replies if each not in chosen]
 
 
 def divide(round_: int, attempt: int, parts: int, replies: Sequence[Contribution]) -> SealedCohort:
     """Make a cohort of replies in slot order, divided at random into parts of equal size."""
     name = f"{round_} {attempt} ".encode()
-    order = sorted(replies, key=lambda each: sha256(name + sealed_of(each).request).digest())
+    order = sorted(replies, key=lambda each: sha256(name + boxes_of(each).request).digest())
     part_of = {each.slot: index % parts for index, each in enumerate(order)}
     rows = [
         CohortRow(round_, attempt, each.slot, each.site, part_of[each.slot],
-                  sealed_of(each).request)
+                  boxes_of(each).request)
         for each in replies
     ]  # fmt: skip
-    return SealedCohort(round_, attempt, rows, [sealed_of(each) for each in replies])
+    return SealedCohort(round_, attempt, rows, [boxes_of(each) for each in replies])
 
 
 def go_on(rows: Sequence[CohortRow], replies: Sequence[Contribution]) -> SealedCohort | str:
     """The cohort that was written down, of replies that came again; or who is missing of it."""
-    by_site = {(each.slot, sealed_of(each).request): sealed_of(each) for each in replies}
+    by_site = {(each.slot, boxes_of(each).request): boxes_of(each) for each in replies}
     missing = [row.site for row in rows if (row.slot, row.request) not in by_site]
     if missing:
         return f"site {missing[0]} of its cohort has not sent the same boxes again"
@@ -111,7 +111,7 @@ def go_on(rows: Sequence[CohortRow], replies: Sequence[Contribution]) -> SealedC
     return SealedCohort(rows[0].round, rows[0].attempt, rows, again)
 
 
-def sealed_contribution(site: SiteId, reply: Sealed, examples: int) -> Contribution:
+def contribution_of(site: SiteId, reply: Sealed, examples: int) -> Contribution:
     """A contribution whose numbers nobody knows; its examples are those of every batch."""
     nothing = np.zeros(0, np.float32)
     return Contribution(
@@ -119,7 +119,7 @@ def sealed_contribution(site: SiteId, reply: Sealed, examples: int) -> Contribut
     )
 
 
-def sealed_of(contribution: Contribution) -> Sealed:
+def boxes_of(contribution: Contribution) -> Sealed:
     """The boxes of a contribution to a sealed round."""
     assert contribution.sealed is not None, "a sealed round has sealed replies alone"
     return contribution.sealed
