@@ -79,7 +79,7 @@ def _split_of(rule: dict[str, Any]) -> str:
         return SMOLLM_SPLIT
     if kinds == ["Split"]:
         pattern = others[0]["pattern"].get("Regex")
-        if name := _known_splits().get(pattern):
+        if name := _read_splits().get(pattern):
             return name
     raise ConfigError(
         f"--gguf: text is split by {', '.join([*kinds, last['type']])} before it is tokenized, for "
@@ -87,7 +87,7 @@ def _split_of(rule: dict[str, Any]) -> str:
     )
 
 
-def _known_splits() -> dict[str, str]:
+def _read_splits() -> dict[str, str]:
     """Names by regular expression; transformers has the table from 5.20 on."""
     try:
         from transformers.integrations.gguf import gguf_tokenizer_mapping as mapping
