@@ -89,7 +89,8 @@ def test_every_mode_steps_and_is_replayed(mode, kind, task, folders, tmp_path):
 @pytest.mark.parametrize(("kind", "features"), [("head", "mean"), ("words", "last")])
 def test_a_readout_has_the_slopes_of_backpropagation(kind, features, task, folders, tmp_path):
     c = config(tmp_path, model=folders[kind], scope="head", features=features,
-               feature_scaling="none", mode="fo", learning_rate=0.02, num_rounds=10, **task)  # fmt: skip
+               feature_scaling="none", mode="fo", learning_rate=0.02,
+               num_rounds=10, **task)  # fmt: skip
     oracle = Oracle.of(c)
     assert oracle.is_linear
     rows = Corpus.of(c, oracle.language_model).evaluation()[:8]
