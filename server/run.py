@@ -17,6 +17,7 @@ from server.rounds.after_commit import AfterCommit
 from server.rounds.cohort import Cohort
 from server.rounds.round_log import RoundLog
 from server.rounds.strategy import ScalarStrategy
+from server.tracking.session import make_trackers, track
 from shared.base.errors import ConfigError
 from shared.base.plug_ins import list_plug_ins
 from shared.base.text import escape_record
@@ -52,8 +53,15 @@ def serve(
     """
     logging.getLogger("flwr").addFilter(_is_worth_logging)
     LOG.addFilter(escape_record)
+    trackers = make_trackers(config)
     with open_run(validate(config)) as run:
-        train(grid, run, on_round, all_dealt).finish(run.oracle.language_model)
+        with track(trackers, run.folder, run.ledger, run.config) as hand_on:
+
+            def show(report: Report, round_: int) -> None:
+                hand_on()
+                on_round(report, round_)
+
+            train(grid, run, show, all_dealt).finish(run.oracle.language_model)
         write_pages(run)
         LOG.info("done: %s", run.folder)
         return run.folder

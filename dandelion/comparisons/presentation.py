@@ -40,13 +40,14 @@ messages are what Flower serialises; costs are per client, up and down.</p>
 <script>
 const comparison = {data};
 const chart = document.getElementById("chart");
+const GREY = "rgba(128, 136, 150, 0.55)";
 const layout = axis => ({{
-  xaxis: {{title: {{text: comparison.axes[axis]}}, rangemode: "tozero"}},
-  yaxis: {{title: {{text: "held-out loss (nats per token)"}}}},
+  xaxis: {{title: {{text: comparison.axes[axis]}}, rangemode: "tozero", gridcolor: GREY}},
+  yaxis: {{title: {{text: "held-out loss (nats per token)"}}, gridcolor: GREY}},
   margin: {{t: 10}}, legend: {{orientation: "h", y: 1.12}}, paper_bgcolor: "transparent",
   plot_bgcolor: "transparent", font: {{color: getComputedStyle(document.body).color}},
   shapes: [{{type: "line", xref: "paper", x0: 0, x1: 1, y0: comparison.target_loss,
-    y1: comparison.target_loss, line: {{dash: "dot", width: 1}}}}]
+    y1: comparison.target_loss, line: {{dash: "dot", width: 1, color: GREY}}}}]
 }});
 const xs = axis => comparison.methods.map(method => method.points.map(point => point[axis]));
 Plotly.newPlot(chart, comparison.methods.map((method, number) => ({{

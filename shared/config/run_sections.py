@@ -81,6 +81,9 @@ class RunSettings(Section):
                                unit="rounds", resumable=True)
     save_model: bool = option(True, "write the trained model in Hugging Face format at the end",
                               resumable=True)
+    trackers: str = option(
+        "", "what else gets the rounds, with commas: tensorboard, wandb, mlflow or a plug-in",
+        resumable=True)
     model_license: str = option(
         "", "its licence, for its card, as the hub spells it; empty: the base model's, if known",
         resumable=True)
