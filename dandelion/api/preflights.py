@@ -55,7 +55,7 @@ def try_settings(config: "Config", console: Console) -> "tuple[Preflight, Path]"
     from shared.training.corpus import Corpus, load_evaluation
     from shared.training.oracle import Oracle
 
-    config = _named(config)
+    config = _with_name(config)
     oracle = Oracle.of(config)
     corpus = Corpus.of(config, oracle.language_model)
     with console.status(WAITING):
@@ -68,12 +68,12 @@ def try_scopes(config: "Config", seconds: float, console: Console) -> "tuple[Sco
     from server.ledger.run_folder import run_folder
     from server.preflight.scope_table import compare_scopes
 
-    config = _named(config)
+    config = _with_name(config)
     table = compare_scopes(config, seconds, console.print)
     return table, table.write(run_folder(config))
 
 
-def _named(config: "Config") -> "Config":
+def _with_name(config: "Config") -> "Config":
     """The configuration with a name for its folder, if it has none."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return config if config.run.name else config.replace(run_name=f"preflight-{stamp}")
