@@ -106,7 +106,8 @@ class Oracle:
         model, task = self.language_model, self.task
         identity = model.tokenizer.identity
         run = replace(self.run, keep_memory=0, keep_disk=0) if self._keeps_none else self.run
-        return KeptPrefix(self.replica.model, task.each, task.classes > 0, identity, run)
+        is_first = task.classes > 0 or getattr(task, "has_targets", False)
+        return KeptPrefix(self.replica.model, task.each, is_first, identity, run)
 
     @property
     def _keeps_none(self) -> bool:
@@ -117,10 +118,12 @@ class Oracle:
         """Forward passes of a batch, captured on a card if all that they read is on it.
 
         What is kept or cached is looked up by the host, and so may be what a user's own problem or
-        reward reads. A captured pass would go on with the numbers of its first batch.
+        reward reads, or a task whose shapes depend on its rows.
+        A captured pass would go on with the numbers of its first batch.
         """
         model, device = self.replica.model, self.replica.model.flat.device
         is_own = isinstance(self.language_model, ProblemModel) or self.objective is not self.task
+        is_own = is_own or not getattr(self.task, "is_capturable", True)
         allowed = device.type == "cuda" and self.perturber.is_capturable and not is_own
         is_plain = allowed and self.frozen.is_empty and not count_frozen_blocks(model)
         return CapturedPasses.on(device, allowed=is_plain)
