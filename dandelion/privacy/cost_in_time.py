@@ -50,7 +50,7 @@ def cost_in_time(turns: int = 31, settings: Mapping[str, object] | None = None) 
     ]
 
 
-def _rounds(settings: Mapping[str, object], folder: Path) -> Callable[[], Measured]:
+def _rounds(settings: Mapping[str, object], folder: Path) -> Callable[[], object]:
     """A function that measures the next round of a site: always another one, never repeated."""
     node = {"site": "a", "privacy-home": str(folder / "privacy")}
     host, numbers = ReplicaHost(read_settings(settings, node)[0]), count(1)
