@@ -10,7 +10,7 @@ from typing import Self
 
 from server.ledger.reader import LedgerReader
 from server.ledger.records import TABLES, VERSION, Contribution, Metrics, Refusal
-from server.ledger.verify import SEAL, chain_hash, lasting_payload, seal
+from server.ledger.verify import SEAL, chain_hash, has_table, lasting_payload, seal
 from shared.base.errors import GapError, LedgerError
 from shared.protocol.entry import MAGIC_DENSE, Entry
 from shared.protocol.flower_records import Transfer
@@ -86,11 +86,14 @@ class Ledger(LedgerReader):
             raise GapError(f"{self.path}: round {self.last_round + 1} expected, got {entry.round}")
         payload, rows = entry.encode(), [c.row() for c in contributions]
         compared = [row for c in contributions if (row := c.comparison()) is not None]
+        lengths = [row for c in contributions if (row := c.length_row()) is not None]
+        lengths = lengths if has_table(self._database, "lengths") else []
         with self._database.transaction():
-            chain = chain_hash(self._chain_before(entry.round), payload, rows, compared)
+            chain = chain_hash(self._chain_before(entry.round), payload, rows, compared, lengths)
             self._insert("entries", [(entry.round, payload, chain)])
             self._insert("contributions", rows)
             self._insert("comparisons", compared)
+            self._insert("lengths", lengths)
             self._insert("metrics", [astuple(metrics)])
             if entry.undoes:
                 rewind = (entry.round, entry.back_to, entry.learning_rate, reason)

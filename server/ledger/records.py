@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shared.base.metrics import EvalSums
 
-VERSION = 5  # of new ledgers: a site may send no loss
+VERSION = 6  # of new ledgers: with the lengths of the gradients that sites sent
 OLDEST = 3  # that can be read: without the table ``comparisons``
 
 TABLES = """
@@ -33,6 +33,10 @@ CREATE TABLE comparisons (          -- losses of one batch at two rounds' parame
     round INTEGER NOT NULL, slot INTEGER NOT NULL,
     before REAL,                    -- of the batch of the step that followed
     after REAL,                     -- of the batch of the step before, null if not requested
+    PRIMARY KEY (round, slot)
+) WITHOUT ROWID;
+CREATE TABLE lengths (              -- of the gradients that sites sent, under the mean
+    round INTEGER NOT NULL, slot INTEGER NOT NULL, length REAL NOT NULL,
     PRIMARY KEY (round, slot)
 ) WITHOUT ROWID;
 CREATE TABLE digests (round INTEGER PRIMARY KEY, digest BLOB NOT NULL);
@@ -94,6 +98,7 @@ class Contribution:
     outcome: EvalSums | None = None  # on the site's own held-out examples, if it evaluated
     before: float | None = None  # loss of the batch of the step that comes next
     after: float | None = None  # loss of the batch of the step that was taken last
+    length: float | None = None  # of the gradient; None: none was sent, or none was compared
 
     def order(self) -> tuple[object, ...]:
         """A key that sorts contributions by slot, and those of one slot by all their values."""
@@ -115,6 +120,10 @@ class Contribution:
             return None
         losses = (None if x is None else float(x) for x in (self.before, self.after))
         return (self.round, self.slot, *losses)
+
+    def length_row(self) -> tuple[object, ...] | None:
+        """The row of the table ``lengths``; None if no gradient was compared with others."""
+        return None if self.length is None else (self.round, self.slot, float(self.length))
 
 
 @dataclass(frozen=True)
