@@ -56,8 +56,7 @@ def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object])
     config, decisive = _read(tuple((key, type(value), value) for key, value in given.items()))
     name = f"{decisive} {folder}"
     if name not in _hosts:
-        save_all()
-        _hosts.clear()
+        forget_hosts()
         every_s = float(str(node_config.get("store-every", 0.0)))
         _hosts[name] = ReplicaHost(config, ReplicaStore(Path(folder), every_s) if folder else None)
     return _hosts[name]
@@ -77,6 +76,12 @@ def save_all() -> None:
         host.save()
 
 
+def forget_hosts() -> None:
+    """Save and drop this process's hosts: what comes next reads data, secrets and budgets anew."""
+    save_all()
+    _hosts.clear()
+
+
 class ReplicaHost:
     """Follows one run at a time and lets its sites measure.
 
@@ -89,6 +94,7 @@ class ReplicaHost:
         self._data: dict[tuple[str, str], SiteData] = {}  # by the names of sites' own data
         self._run = b""
         self._sites: dict[str, LocalSite] = {}
+        self._nodes: dict[str, dict[str, object]] = {}  # the node configs that they were made by
         self._ready: dict[str, Measured] = {}  # by site, measured together and not requested yet
 
     def hello(self, node_config: Mapping[str, object]) -> Hello:
@@ -241,7 +247,7 @@ class ReplicaHost:
 
     def _site(self, node_config: Mapping[str, object]) -> LocalSite:
         name = site_of(node_config)
-        if name.name not in self._sites:
+        if self._nodes.get(name.name) != dict(node_config):  # its data or its policy is another
             node = NodeConfig.of(node_config)
             shards = self._shards(node)
             self._try_objective(shards.queries)
@@ -250,6 +256,7 @@ class ReplicaHost:
                 shards.held_out,
                 SitePrivacy.open(name.name, node, node.data, self._config, shards.queries),
             )  # fmt: skip
+            self._nodes[name.name] = dict(node_config)
         return self._sites[name.name]
 
 

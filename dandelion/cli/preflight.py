@@ -8,10 +8,12 @@ from rich.table import Table
 from dandelion.api.preflights import try_settings
 from dandelion.cli.console import (
     ConfigOption,
+    JsonOption,
     RunNameOption,
     SettingsOption,
     console,
     say,
+    show_json,
     show_table,
 )
 from dandelion.settings.command_options import check_common, common_settings
@@ -29,6 +31,7 @@ def preflight(
     settings: SettingsOption = None,
     config: ConfigOption = None,
     name: RunNameOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Measure the effect of eps and learning rate on the model that a run would start from.
 
@@ -39,8 +42,11 @@ def preflight(
     check_common(settings or [], common)
     chosen = gather(config, settings or [], None, **{**common, "run-name": name})
     outcome, path = try_settings(chosen, console)
-    show(outcome)
-    say(f"{path}")
+    if as_json:
+        show_json(outcome.record())
+    else:
+        show(outcome)
+        say(f"{path}")
     raise typer.Exit(EXIT_STATUS[outcome.verdict])
 
 

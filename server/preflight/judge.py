@@ -80,8 +80,11 @@ class Preflight:
 
     def to_json(self) -> str:
         """All of it as JSON; numbers that are not finite are null."""
-        values: dict[str, Any] = asdict(self) | {"suggestion": self.suggestion()}
-        return json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False)
+        return json.dumps(_finite(self.record()), indent=1, ensure_ascii=False, allow_nan=False)
+
+    def record(self) -> dict[str, Any]:
+        """All that was measured and judged, with the suggestion, by name."""
+        return asdict(self) | {"suggestion": self.suggestion()}
 
     def write(self, folder: Path) -> Path:
         """Write ``preflight.json`` into a folder and return its path."""
