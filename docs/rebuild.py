@@ -4,6 +4,7 @@
 was written from docs/reference/ledger-layout.md, whose sections its parts follow.
 """
 
+import re
 import sqlite3
 import struct
 import sys
@@ -32,13 +33,12 @@ DEFAULTS: dict[str, Any] = {
     "seed": 1, "model": "byte-gpt", "dtype": "float32", "queries": 16, "eps": 0.001,
     "directions": "rademacher", "direction-rank": 1, "optimizer": "sgd", "momentum": 0.0,
     "weight-decay": 0.0, "beta1": 0.9, "beta2": 0.999, "adam-epsilon": 1e-8, "cautious": False,
-    "mode": "zo", "scope": "full", "init-from": "", "codec": "float32",
+    "mode": "zo", "scope": "full", "init-from": "", "topk-fraction": 0.01,
 }  # fmt: skip
 KNOWN = {
     "dtype": ("float32", "bfloat16"),
     "directions": ("rademacher", "lowrank"),
     "optimizer": ("sgd", "adam", "mudamw"),
-    "scope": ("full",),
     "init-from": ("",),
 }
 
@@ -147,6 +147,7 @@ SHAPES = {  # width, blocks, positions, vocabulary
 class Span:
     """One tensor of the flat vector, and the deviation of its initial weights, or their value."""
 
+    number: int  # among all tensors of the model
     shape: tuple[int, ...]
     start: int
     deviation: float
@@ -168,34 +169,75 @@ def up_to_tile(address: int) -> int:
     return -(-address // TILE) * TILE
 
 
-def layout_of(model: str) -> list[Span]:
-    """The tensors of a model in order."""
+Row = tuple[str, tuple[int, ...], float, float]  # name, shape, deviation, value
+
+
+def tensors_of(model: str) -> list[Row]:
+    """All tensors of a model in order."""
     c, blocks, positions, vocabulary = SHAPES[model]
     small = 0.02 / sqrt(2 * blocks)
-    norm = [((c,), 0.0, 1.0), ((c,), 0.0, 0.0)]
-    rows: list[tuple[tuple[int, ...], float, float]] = [
-        ((vocabulary, c), 0.02, 0.0), ((positions, c), 0.02, 0.0),
-    ]  # fmt: skip
-    for _ in range(blocks):
-        rows += [*norm, ((c, 3 * c), 0.02, 0.0), ((3 * c,), 0.0, 0.0)]
-        rows += [((c, c), small, 0.0), ((c,), 0.0, 0.0), *norm]
-        rows += [((c, 4 * c), 0.02, 0.0), ((4 * c,), 0.0, 0.0)]
-        rows += [((4 * c, c), small, 0.0), ((c,), 0.0, 0.0)]
-    spans, start = [], 0
-    for shape, deviation, value in [*rows, *norm]:
-        spans.append(Span(shape, start, deviation, value))
-        start = up_to_tile(start + prod(shape))
+    rows: list[Row] = [
+        ("transformer.wte.weight", (vocabulary, c), 0.02, 0.0),
+        ("transformer.wpe.weight", (positions, c), 0.02, 0.0),
+    ]
+    for block in range(blocks):
+        name = f"transformer.h.{block}."
+        rows += [*norm(name + "ln_1", c), *linear(name + "attn.c_attn", (c, 3 * c), 0.02)]
+        rows += [*linear(name + "attn.c_proj", (c, c), small), *norm(name + "ln_2", c)]
+        rows += linear(name + "mlp.c_fc", (c, 4 * c), 0.02)
+        rows += linear(name + "mlp.c_proj", (4 * c, c), small)
+    return [*rows, *norm("transformer.ln_f", c)]
+
+
+def norm(name: str, width: int) -> list[Row]:
+    """The two tensors of a layer norm."""
+    return [(f"{name}.weight", (width,), 0.0, 1.0), (f"{name}.bias", (width,), 0.0, 0.0)]
+
+
+def linear(name: str, shape: tuple[int, int], deviation: float) -> list[Row]:
+    """The two tensors of a linear layer."""
+    return [(f"{name}.weight", shape, deviation, 0.0), (f"{name}.bias", shape[1:], 0.0, 0.0)]
+
+
+def trained(name: str, scope: str, blocks: int) -> bool:
+    """Whether a scope trains the tensor of this name.
+
+    Raises:
+        LayoutError: the scope is not on the page.
+    """
+    few = name.endswith("bias") or ".ln_" in name
+    last = rf"\.h\.{blocks - 1}\."
+    rules = {"full": "", "head": "wte", "reduced": rf"wte|{last}(ln_2|mlp)"}
+    if scope == "bias":
+        return few
+    if scope.startswith("last:"):
+        number, _, bias = scope.removeprefix("last:").partition(":")
+        block = re.search(r"\.h\.(\d+)\.", name)
+        late = int(block[1]) >= blocks - int(number) if block else ".ln_f." in name
+        return late and (few or not bias)
+    if scope not in rules and not scope.startswith("regex:"):
+        raise LayoutError(f"scope: one that is on the page expected, got {scope}")
+    return re.search(rules.get(scope, scope.removeprefix("regex:")), name) is not None
+
+
+def layout_of(model: str, scope: str) -> list[Span]:
+    """The trained tensors of a model in order."""
+    spans, start, blocks = [], 0, SHAPES[model][1]
+    for number, (name, shape, deviation, value) in enumerate(tensors_of(model)):
+        if trained(name, scope, blocks):
+            spans.append(Span(number, shape, start, deviation, value))
+            start = up_to_tile(start + prod(shape))
     return spans
 
 
 def initial(spans: list[Span], seed: int) -> Floats:
     """The initial weights (size,) in float32."""
     flat = np.zeros(spans[-1].padding.stop, F32)
-    for number, span in enumerate(spans):
+    for span in spans:
         flat[span.part] = span.value
         if span.deviation:
             size = prod(span.shape)
-            drawn = words((seed, 0, 1 << 31, number), np.arange(-(-size // 2)))
+            drawn = words((seed, 0, 1 << 31, span.number), np.arange(-(-size // 2)))
             halves = (drawn & np.uint64(0xFFFF)) + (drawn >> np.uint64(16))
             sums = (halves[:, ::2] + halves[:, 1::2]).astype(np.int64).ravel()[:size]
             scale = F32(span.deviation / sqrt(4 * (2**32 - 1) / 12))
@@ -276,7 +318,7 @@ class Run:
     @classmethod
     def of(cls, settings: dict[str, Any]) -> "Run":
         """The run with these settings."""
-        spans = layout_of(settings["model"])
+        spans = layout_of(settings["model"], settings["scope"])
         rank = int(settings["direction-rank"]) if settings["directions"] == "lowrank" else 0
         return cls(settings, spans, Directions(spans, rank))
 
@@ -323,14 +365,43 @@ class Run:
                 self.directions.add_(target, key, scale * coefficient)
 
     def _decode_dense(self, payload: bytes) -> Floats:
-        if payload[:4] != b"f32\0":
-            raise LayoutError(f"a gradient in codec float32 expected, got {payload[:4]!r}")
-        values, flat, at = np.frombuffer(payload, "<f4", offset=16), self._zeros(), 0
+        """The vector (size,) in an encoded gradient."""
+        name, body = payload[:4], payload[16:]
+        if name not in (b"f32\0", b"bf16", b"int8", b"topk"):
+            raise LayoutError(f"a gradient in a codec of the page expected, got {name!r}")
+        if name == b"f32\0":
+            return self._lay_out(np.frombuffer(body, "<f4"))
+        if name == b"bf16":
+            return self._lay_out((np.frombuffer(body, "<u2").astype(np.uint32) << 16).view(F32))
+        if name == b"topk":
+            return self._lay_out(self._decode_topk(body))
+        tiles = len(self._zeros()) // TILE
+        levels = self._lay_out(np.frombuffer(body, np.int8, offset=4 * tiles).astype(F32))
+        scales = np.frombuffer(body, "<f4", tiles)
+        result: Floats = (levels.reshape(tiles, TILE) * scales[:, None]).ravel()
+        return result
+
+    def _lay_out(self, values: Array) -> Floats:
+        """Numbers of parameters (d,) as a flat vector (size,)."""
+        flat, at = self._zeros(), 0
         for span in self.spans:
             size = prod(span.shape)
             flat[span.part] = values[at : at + size]
             at += size
         return flat
+
+    def _decode_topk(self, body: bytes) -> Floats:
+        """All numbers (d,), of which the body has a few."""
+        parameters = sum(prod(span.shape) for span in self.spans)
+        count = max(1, round(self.settings["topk-fraction"] * parameters))
+        width = (parameters // count).bit_length() - 1
+        lower = bits_of(body[4 * count : 4 * count - (-count * width // 8)])[: count * width]
+        upper = np.flatnonzero(bits_of(body[4 * count - (-count * width // 8) :]))
+        addresses = (upper - np.arange(count)) << width
+        addresses += lower.reshape(count, width) @ (1 << np.arange(width))
+        values = np.zeros(parameters, F32)
+        values[addresses] = np.frombuffer(body, "<f4", count)
+        return values
 
     def _zeros(self) -> Floats:
         return np.zeros(self.spans[-1].padding.stop, F32)
@@ -392,6 +463,11 @@ class Run:
         bits = flat.view(np.uint32)
         bits += np.where(np.isfinite(flat), halves.ravel(), 0).astype(np.uint32)
         bits &= np.uint32(0xFFFF0000)
+
+
+def bits_of(data: bytes) -> Array:
+    """The bits (8n,) of n bytes, each byte from its lowest."""
+    return np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").astype(np.int64)
 
 
 def blend_(moment: Floats, beta: float, new: Floats) -> None:

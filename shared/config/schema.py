@@ -27,6 +27,7 @@ from shared.config.sections import (
     TrainingSettings,
     ZoSettings,
 )
+from shared.config.text_section import TextSettings
 
 ALIASES: Mapping[str, tuple[str, ...]] = {  # former keys: each sets all of these
     "min-clients": ("min-replies", "min-sites"),
@@ -41,10 +42,11 @@ FORMER: Mapping[str, Value] = {  # what runs did before these settings were decl
 
 @dataclass(frozen=True, init=False)
 class Config:
-    """What a run is: eleven sections, and the options of its components that are given."""
+    """What a run is: twelve sections, and the options of its components that are given."""
 
     training: TrainingSettings = field(default_factory=TrainingSettings)
     data: DataSettings = field(default_factory=DataSettings)
+    text: TextSettings = field(default_factory=TextSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     zo: ZoSettings = field(default_factory=ZoSettings)

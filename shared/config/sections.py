@@ -60,7 +60,8 @@ class DataSettings(Section):
     """The task and its examples, and how these are partitioned over the sites."""
 
     task: str = option("language-modelling",
-                       "language-modelling, or classification by a head or by words after a prompt")
+                       "language-modelling; classification by a head or by words after a prompt; "
+                       "instruction: responses to prompts")
     label_words: str = option("", "a word for each class, with commas, in their order",
                               used_by="classification")
     prompt: str = option("{text} It was",

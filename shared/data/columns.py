@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from shared.base.errors import ConfigError, DataError
+from shared.data.conversations import conversations_of, plain_text, speech_columns
 from shared.data.documents import UNLABELLED, Documents
 
 LOG = logging.getLogger("dandelion")
@@ -27,6 +28,9 @@ class Columns:
 
     text: str = ""  # several with commas: joined by line ends
     label: str = ""
+    prompt: str = ""  # as text
+    response: str = ""
+    converse: bool = False  # documents are conversations, and no text is looked for
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,13 @@ def documents_from(dataset: Any, by: str, name: str, columns: Columns | None = N
             odd.
     """
     columns = columns or Columns()
-    wanted = text_columns(dataset.column_names, name, columns.text)
-    _check_text(dataset, wanted, name)
-    dataset = _rows_with_text(dataset, wanted, name)
+    if columns.converse:
+        dataset, turns = _with_conversations(dataset, name, columns)
+        wanted: tuple[str, ...] = ()
+    else:
+        wanted, turns = text_columns(dataset.column_names, name, columns.text), None
+        _check_text(dataset, wanted, name)
+        dataset = _rows_with_text(dataset, wanted, name)
     total, names = len(dataset), dataset.column_names
     if by in names:
         groups = [str(value) for value in _cells(dataset, by, name, "the group 'None'")]
@@ -61,9 +69,9 @@ def documents_from(dataset: Any, by: str, name: str, columns: Columns | None = N
         groups = [f"part-{row * count // total:03d}" for row in range(total)]
     else:
         raise ConfigError(f"partition-by: {name} has columns {', '.join(names)}, got {by!r}")
-    labels = classes_of(dataset, name, columns.label)
+    labels = Labels() if columns.converse else classes_of(dataset, name, columns.label)
     return Documents(
-        dataset[wanted[0]] if len(wanted) == 1 else join_columns(dataset, wanted),
+        _texts_of(dataset, wanted) if turns is None else [plain_text(text) for text in turns],
         groups,
         labels.values,
         labels.classes,
@@ -72,7 +80,29 @@ def documents_from(dataset: Any, by: str, name: str, columns: Columns | None = N
         labels.reason,
         labels.alphabetical,
         by not in names,
+        turns,
+        f"{name} has columns {', '.join(names)}",
     )
+
+
+def _with_conversations(dataset: Any, name: str, columns: Columns) -> tuple[Any, list[str]]:  # noqa: ANN401
+    """The rows that hold a conversation, and these as JSON.
+
+    Raises:
+        ConfigError, DataError: as ``speech_columns`` and ``conversations_of``.
+    """
+    chosen = speech_columns(dataset.column_names, name, columns.prompt, columns.response)
+    turns = conversations_of(dataset, chosen, name)
+    if not all(turns):
+        dataset = dataset.select([row for row, text in enumerate(turns) if text])
+    return dataset, [text for text in turns if text]
+
+
+def _texts_of(dataset: Any, wanted: Sequence[str]) -> Sequence[str]:  # noqa: ANN401
+    if len(wanted) > 1:
+        return join_columns(dataset, wanted)
+    column: Sequence[str] = dataset[wanted[0]]
+    return column
 
 
 def text_columns(columns: Sequence[str], name: str, given: str = "") -> tuple[str, ...]:

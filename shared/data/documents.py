@@ -29,22 +29,29 @@ class Documents:
     no_labels: str = ""  # why there are no classes, for the error of a task that needs them
     alphabetical: bool = False  # classes are numbered by their names, since the data give no order
     anonymous: bool = False  # groups are parts of consecutive documents, for want of a natural id
+    conversations: Sequence[str] | None = None  # the turns of each text, as JSON
+    no_conversations: str = ""  # why there are none, for the error of a task that needs them
 
     def __post_init__(self) -> None:
-        columns = [c for c in (self.groups, self.labels, self.held_out) if c is not None]
+        columns = [
+            column
+            for column in (self.groups, self.labels, self.held_out, self.conversations)
+            if column is not None
+        ]
         if any(len(column) != len(self.texts) for column in columns):
             sizes = len(self.texts), *map(len, columns)
             raise DataError(f"as many groups and labels as texts expected, got {sizes}")
 
     def take(self, rows: Sequence[int]) -> "Documents":
         """Return some of the documents."""
-        flags = self.held_out
+        flags, turns = self.held_out, self.conversations
         return replace(
             self,
             texts=pick_texts(self.texts, rows),
             groups=[self.groups[row] for row in rows],
             labels=None if self.labels is None else [self.labels[row] for row in rows],
             held_out=None if flags is None else [flags[row] for row in rows],
+            conversations=None if turns is None else [turns[row] for row in rows],
             revision=f"{self.revision}, rows {_hash(rows)}" if self.revision else "",
         )
 

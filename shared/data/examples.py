@@ -118,6 +118,46 @@ def examples_with_labels(
     return Examples(tokens, groups[order], names, labels[order])
 
 
+def rows_of_groups(documents: Documents, texts: Sequence[Rows], pack_to: int = 0) -> Examples:
+    """Make examples of rows that are made already, one of each document, sorted by group.
+
+    Args:
+        documents: their groups count.
+        texts: tokens (T_i,) of each document.
+        pack_to: rows of a group are joined while they have at most so many tokens; 0: they are not.
+
+    Raises:
+        DataError: there is no document.
+    """
+    if not texts:
+        raise DataError("documents expected, got none")
+    documents = _with_larger_parts(documents)
+    names = tuple(sorted(set(documents.groups)))
+    groups = np.searchsorted(names, documents.groups).astype(np.int64)
+    order = np.argsort(groups, kind="stable")
+    rows, groups = [texts[row] for row in order.tolist()], groups[order]
+    if pack_to:
+        rows, groups = _pack(rows, groups, pack_to)
+    tokens = np.full((len(rows), max(map(len, rows))), -1, np.int32)
+    for row, text in zip(tokens, rows, strict=True):
+        row[: len(text)] = text
+    return Examples(tokens, groups, names)
+
+
+def _pack(rows: Sequence[Rows], groups: Rows, length: int) -> tuple[list[Rows], Rows]:
+    """Join neighbouring rows of one group while they have at most ``length`` tokens."""
+    packed: list[list[Rows]] = []
+    numbers: list[int] = []
+    for row, group in zip(rows, groups.tolist(), strict=True):
+        fits = packed and numbers[-1] == group and sum(map(len, packed[-1])) + len(row) <= length
+        if fits:
+            packed[-1].append(row)
+        else:
+            packed.append([row])
+            numbers.append(group)
+    return [np.concatenate(parts) for parts in packed], np.array(numbers, np.int64)
+
+
 def _read_labels(documents: Documents, classes: int) -> Rows:
     """The labels (n,), in range or UNLABELLED.
 

@@ -38,13 +38,17 @@ def _token_losses(module: nn.Module, blocks: Tensor) -> Tensor:
     rows in chunks: beside the logits, a large vocabulary needs CHUNK_LOGITS numbers, not a copy.
     """
     rows = logits(module, blocks).flatten(0, 1)  # (B * T, V)
-    targets = next_tokens(blocks).view(-1)
+    return losses_of(rows, next_tokens(blocks).view(-1)).view(blocks.shape)
+
+
+def losses_of(rows: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy (n,) float32 of targets (n,) by logits (n, V); 0 where IGNORED."""
     size = max(1, chunk_logits(rows) // rows.shape[1])
     losses = [
         F.cross_entropy(part.float(), target, ignore_index=IGNORED, reduction="none")
         for part, target in zip(torch.split(rows, size), torch.split(targets, size), strict=True)
     ]
-    return torch.cat(losses).view(blocks.shape)
+    return torch.cat(losses)
 
 
 def chunk_logits(tensor: Tensor) -> int:

@@ -1,7 +1,7 @@
 """Tokenizers: bytes, which need no training, or any of Hugging Face's."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +97,18 @@ class HubTokenizer:
     def decode(self, tokens: NDArray[np.int64]) -> str:
         """Text of tokens, special ones included."""
         return str(self.inner.decode(tokens.tolist()))
+
+    @cached_property
+    def marks(self) -> Mapping[int, str]:
+        """Its special tokens: how each is spelt in a template."""
+        named = zip(self.inner.all_special_ids, self.inner.all_special_tokens, strict=True)
+        added = self.inner.added_tokens_decoder.items()
+        return dict(named) | {n: str(each.content) for n, each in added if each.special}
+
+    def encode_marked(self, text: str) -> NDArray[np.int64]:
+        """Tokens of a template's text: special tokens that are spelt out in it are meant."""
+        options = {"add_special_tokens": False, "split_special_tokens": False, "verbose": False}
+        return np.array(self.inner(text, **options)["input_ids"], np.int64)
 
     def save(self, folder: Path) -> None:
         """Write what ``AutoTokenizer.from_pretrained`` reads."""

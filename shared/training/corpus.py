@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shared.base.errors import ConfigError, DataError
 from shared.config.schema import Config
+from shared.config.text_section import CONVERSED
 from shared.data.columns import Columns
 from shared.data.documents import Documents, space_fairly
 from shared.data.examples import Examples
@@ -22,6 +23,7 @@ from shared.models.tokenizers import ByteTokenizer
 from shared.problem.load import load_problem
 from shared.problem.problem import Site
 from shared.problem.table import NO_EXAMPLES
+from shared.tasks.chat import chat_form
 from shared.tasks.class_names import number_classes
 from shared.tasks.classification import label_words
 from shared.tasks.task import task_of
@@ -194,13 +196,19 @@ def load_documents(config: Config, own: bool = False) -> Documents:
         ConfigError, DataError: the data set cannot be had, or has other classes.
     """
     data = config.data
-    columns = Columns(data.text_column, data.label_column)
-    documents = documents_of(data.dataset, data.max_samples, data.partition_by, columns)
+    documents = documents_of(data.dataset, data.max_samples, data.partition_by, columns_of(config))
     if data.task == "classification":
         if own and Path(data.dataset).is_dir():
             documents = replace(documents, alphabetical=True)
         documents = number_classes(documents, label_words(data))
     return documents.share(data.part)
+
+
+def columns_of(config: Config) -> Columns:
+    """The names of a folder's columns that a run gives, and whether they are conversations."""
+    data, text = config.data, config.text
+    given = data.text_column, data.label_column, text.prompt_column, text.response_column
+    return Columns(*given, converse=data.task in CONVERSED)
 
 
 def _make_examples(config: Config, model: LanguageModel, documents: Documents) -> Examples:
@@ -212,7 +220,7 @@ def _make_examples(config: Config, model: LanguageModel, documents: Documents) -
 
     if isinstance(model.tokenizer, ByteTokenizer):
         return make()
-    settings = {
+    settings: dict[str, object] = {
         "dataset": config.data.dataset,
         "max samples": config.data.max_samples,
         "block size": config.data.block_size,
@@ -220,4 +228,8 @@ def _make_examples(config: Config, model: LanguageModel, documents: Documents) -
         "part": config.data.part,
         "task": [config.data.task, task.classes, config.data.prompt, model.has_head],
     }
+    if config.data.task in CONVERSED:
+        columns = [config.text.prompt_column, config.text.response_column]
+        form = chat_form(model.tokenizer).identity
+        settings["conversations"] = [*columns, config.text.packing, form]
     return load_or_make(settings, model.tokenizer.identity, documents, make)

@@ -33,6 +33,8 @@ def revision_of(documents: Documents) -> str:
     for text, group, label in zip(documents.texts, documents.groups, labels, strict=True):
         digest.update(f"{len(text)} {group} {label} ".encode("utf-8", "replace"))
         digest.update(text.encode("utf-8", "replace"))
+    for turns in documents.conversations or ():
+        digest.update(turns.encode("utf-8", "replace"))
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ from shared.modes.estimators import (
 )
 from shared.modes.mode import mode_of
 from shared.modes.step_rule import NORMALISED, why_not_normalised
+from shared.tasks.text_rules import check_text
 from shared.training.components import effective_options
 from shared.training.privacy_rules import check_privacy
 
@@ -46,6 +47,7 @@ def check_combinations(c: Config) -> None:
     _check_merging(c)
     _check_data(c)
     check_privacy(c)
+    check_text(c)
 
 
 def _check_problem(c: Config) -> None:

@@ -32,6 +32,22 @@ KINDS = {
     "mudamw": {"optimizer": "mudamw", "cautious": True, "learning_rate": 1e-3},
     "lowrank": {"directions": "lowrank", "direction_rank": 3, "local_steps": 2},
     "gradients": {"mode": "fo", "snapshot_interval": 0, "momentum": 0.5},
+    "biases": {"scope": "bias", "directions": "lowrank"},
+    "last block": {"scope": "last:1", "momentum": 0.9},
+    "biases of the last block": {"scope": "last:1:bias", "optimizer": "adam"},
+    "reduced": {"scope": "reduced", "dtype": "bfloat16", "eps": 0.01},
+    "output matrix": {"scope": "head"},
+    "pattern": {"scope": r"regex:h\.0\.attn"},
+    "gradients in bfloat16": {"mode": "fo", "codec": "bfloat16", "snapshot_interval": 0},
+    "gradients in int8": {"mode": "fo", "codec": "int8", "snapshot_interval": 0},
+    "sparse gradients": {
+        **{"mode": "calibrate", "bp_interval": 2, "codec": "topk", "topk_fraction": 0.03},
+        **{"error_feedback": True, "scope": "last:1", "snapshot_interval": 0},
+    },
+    "private": {"privacy": "local", "privacy_clip": 1.0, "privacy_noise": 1.0},
+    "median": {"aggregation": "median", "step": "auto"},
+    "one round behind": {"staleness": 1},
+    "models of the sites": {"mode": "fedavg", "snapshot_interval": 0},
     "both": {"mode": "instruct", "bp_interval": 2, "guidance": "reuse", "snapshot_interval": 0},
 }
 

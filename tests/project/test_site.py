@@ -1,6 +1,7 @@
 """The documentation site builds strictly, and reads without a network."""
 
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from pages import PAGES, ROOT
 pytestmark = pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed")
 LOADED = re.compile(r"""<(?:script|img|iframe|link(?![^>]+rel="?canonical))[^>]*?\s
                         (?:src|href)=["']?(?:https?:)?//[^"'\s>]+""", re.VERBOSE)  # fmt: skip
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 STYLE = re.compile(r"(?:url\(|@import\s+)[\"']?(?:https?:)?//[^\"')]+")
 
 
@@ -34,6 +36,27 @@ def test_every_page_is_there_and_nothing_is_loaded_from_elsewhere(site):
     for path in site.rglob("*.css"):
         assert not STYLE.findall(path.read_text()), path
     assert (site / "search" / "search_index.json").stat().st_size > 10_000
+
+
+def test_the_search_needs_no_server(site):
+    """A page from disk may load neither JSON nor a Worker: there are scripts in their place."""
+    index = (site / "search" / "search_index.js").read_text()
+    assert index.startswith("var __index = {")
+    for path in site.rglob("*.html"):
+        if path.name != "404.html":
+            (worker,) = re.findall(r'src="([^"]*iframe-worker\.js)"', path.read_text())
+            assert (path.parent / worker).is_file(), path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_a_browser_searches_in_a_page_that_was_opened_from_disk(site, tmp_path):
+    address = f"{(site / 'how-to' / 'sweep.html').as_uri()}?q=ledger"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    words = [BROWSER, *options, "--virtual-time-budget=15000", "--dump-dom", address]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert re.search(r"[1-9]\d* matching documents", done.stdout), done.stdout[-2000:]
+    assert "ledger-layout.html" in done.stdout
 
 
 def test_the_patterns_find_what_is_loaded_from_elsewhere():

@@ -9,6 +9,7 @@ from shared.config.schema import Config
 from shared.data.documents import DATASETS
 from shared.models.packaged import model_names
 from shared.tasks.classification import label_words
+from shared.tasks.task import TASKS
 from shared.training.validate import configure
 
 
@@ -59,7 +60,7 @@ def test_what_names_no_recipe_changes_nothing():
 
 
 def test_an_unknown_task_names_the_known_ones():
-    known = "classification, language-modelling"
+    known = ", ".join(TASKS.names())
     with pytest.raises(UnknownNameError, match=f"unknown task 'sst2'; known: {known}$"):
         gather(None, ["task=sst2"])
 

@@ -5,16 +5,19 @@ import pytest
 import torch
 
 from shared.config.schema import Config
+from shared.data.conversations import exchange, to_json
 from shared.data.documents import Documents
 from shared.models.load import load_model
 from shared.tasks.task import TASKS, task_of
 
 LENGTH = 32
+TURNS = [to_json(exchange(f"film {n}", f"seen {n} times")) for n in range(12)]
 DOCUMENTS = Documents(
     [f"{('dull', 'fine')[n % 2]} film number {n}, " * 2 for n in range(12)],
     [f"group {n % 3}" for n in range(12)],
     [n % 2 for n in range(12)],
     ("rotten", "fresh"),
+    conversations=TURNS,
 )
 NEEDS = {"classification": {"label_words": "terrible, great", "prompt": "{text} It was "}}
 
