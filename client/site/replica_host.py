@@ -36,6 +36,7 @@ from shared.protocol.messages import (
 )
 from shared.protocol.site_id import site_of
 from shared.replica.snapshot import load_snapshot_
+from shared.training.corpus import with_dataset
 from shared.training.oracle import EVALUATION_BATCH, Oracle
 from shared.training.site_data import Shards, SiteData
 from shared.training.validate import configure
@@ -91,7 +92,7 @@ class ReplicaHost:
     def __init__(self, config: Config, store: ReplicaStore | None = None) -> None:
         self._config, self._store = config, store
         self._oracle = Oracle.of(config)
-        self._data: dict[tuple[str, str], SiteData] = {}  # by the names of sites' own data
+        self._data: dict[tuple[str, ...], SiteData] = {}  # by names of sites' own data and columns
         self._run = b""
         self._sites: dict[str, LocalSite] = {}
         self._nodes: dict[str, dict[str, object]] = {}  # the node configs that they were made by
@@ -226,15 +227,22 @@ class ReplicaHost:
                 process: errors go to the server, which must not learn names of files and classes.
         """
         own = node.data, node.bp_data
+        name = (*own, *map("=".join, node.columns.items()))
         try:
-            if own not in self._data:
-                self._data[own] = SiteData.of(self._config, self._oracle.language_model, *own)
-            return self._data[own].shard(node.partition_id, node.num_partitions)
+            if name not in self._data:
+                self._data[name] = SiteData.of(
+                    self._config, self._oracle.language_model, *own, node.columns
+                )
+            return self._data[name].shard(node.partition_id, node.num_partitions)
         except (DandelionError, OSError):
             if not any(own) and not self._loads_own():
                 raise
             LOG.exception("own data %s", " and ".join(filter(None, own)))
             raise DataError("this node's own data cannot be used: its log says why") from None
+
+    def _own(self, node: NodeConfig) -> Config | None:
+        """The run as it reads the node's own data; None if it has none."""
+        return with_dataset(self._config, node.data, node.columns) if node.data else None
 
     def _loads_own(self) -> bool:
         """Whether the problem of the run has each site load examples of its own."""
@@ -254,7 +262,7 @@ class ReplicaHost:
             self._sites[name.name] = LocalSite(
                 name, shards.queries, self._config, shards.gradients, node.can_backpropagate,
                 shards.held_out,
-                SitePrivacy.open(name.name, node, node.data, self._config, shards.queries),
+                SitePrivacy.open(name.name, node, self._own(node), self._config, shards.queries),
             )  # fmt: skip
             self._nodes[name.name] = dict(node_config)
         return self._sites[name.name]

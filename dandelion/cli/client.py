@@ -25,6 +25,7 @@ from dandelion.deployment.supervisor import Keeper, find_process, write_pid
 from dandelion.engines.flower_simulation import EngineError, free_port
 from dandelion.privacy.site_commands import FOLDER, budget_app, secret
 from shared.base.errors import WorkerError
+from shared.data.local_folder import check_folder
 from shared.data.resolve import source_of
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a site in a federation.")
@@ -172,6 +173,8 @@ def node_config(pairs: list[str], home: Home) -> dict[str, object]:
     load_secret(Path(node.privacy_home))
     for own in filter(None, (node.data, node.bp_data)):
         source_of(own)
+        if Path(own).is_dir():
+            check_folder(Path(own), {k.replace("_", "-"): v for k, v in node.columns.items()})
     return config
 
 

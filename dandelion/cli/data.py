@@ -124,9 +124,9 @@ def _columns_of(pairs: list[str]) -> Columns:
     """The columns that settings such as ``text-column=note`` name."""
     from dandelion.settings.gather import read_pairs
     from shared.config.schema import Config
+    from shared.training.corpus import columns_of
 
-    data = Config(read_pairs(pairs)).data
-    return Columns(data.text_column, data.label_column)
+    return columns_of(Config(read_pairs(pairs)))
 
 
 def corpus_of(config: "Config", documents: Documents) -> "Corpus":

@@ -32,6 +32,14 @@ class Columns:
     response: str = ""
     converse: bool = False  # documents are conversations, and no text is looked for
 
+    def revision_of(self, dataset: Any) -> str:  # noqa: ANN401
+        """A name for the contents of a ``Dataset`` as these columns read it.
+
+        Examples are kept by this name: those of another column of the same file are others.
+        """
+        given = {key: value for key, value in vars(self).items() if value}
+        return f"{dataset._fingerprint} {given}" if given else f"{dataset._fingerprint}"
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -76,7 +84,7 @@ def documents_from(dataset: Any, by: str, name: str, columns: Columns | None = N
         labels.values,
         labels.classes,
         _flags(dataset, name),
-        f"{dataset._fingerprint}",
+        columns.revision_of(dataset),
         labels.reason,
         labels.alphabetical,
         by not in names,

@@ -1,5 +1,6 @@
 """``dandelion server`` and ``dandelion client``: what they run, and that their status is true."""
 
+import json
 import os
 import signal
 import subprocess
@@ -142,6 +143,12 @@ def test_a_node_config_is_checked_before_anything_is_started(home):
     }  # fmt: skip
     with pytest.raises(ConfigError, match="unknown keys"):
         node_config(["partition-id=3", "gpu=1"], home)
+    (home.folder / "own").mkdir()
+    (home.folder / "own" / "visits.jsonl").write_text('{"note": "home", "outcome": 1}')
+    own = ["site=a", f"data={json.dumps(str(home.folder / 'own'))}", "text-column=note"]
+    assert node_config(own, home)["text-column"] == "note"
+    with pytest.raises(ConfigError, match=r"label-column: .* note, outcome, got 'label'"):
+        node_config([*own, "label-column=label"], home)
     with pytest.raises(EngineError, match="key=value"):
         node_config(["partition-id"], home)
 

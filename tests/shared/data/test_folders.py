@@ -9,6 +9,8 @@ import warnings
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from small_config import small_config
+from small_models import encoder
 
 from shared.base.errors import ConfigError, DataError
 from shared.config.schema import Config
@@ -20,6 +22,7 @@ from shared.data.resolve import documents_of
 from shared.models.load import load_model
 from shared.models.tokenizers import ByteTokenizer
 from shared.training.corpus import Corpus
+from shared.training.start import load_start
 
 BYTES = ByteTokenizer()
 pytestmark = [  # the reader of datasets leaves CSV files open
@@ -355,3 +358,19 @@ def test_many_tokens_that_fill_no_block_are_counted(caplog):
     with caplog.at_level(logging.WARNING, "dandelion"):
         assert len(cut_blocks(documents, BYTES, 32)) == 1
     assert "198 of 230 tokens fill no block of 32 and are left out" in caplog.text
+
+
+def test_another_column_of_the_same_file_has_other_examples(csv, tmp_path):
+    """Examples are kept in a cache; they are those of the columns that a run names."""
+    rows = [f"good film {k},bad plot {k},{k % 2},{(k + 1) % 2}" for k in range(40)]
+    folder = csv(*rows, head="one,two,first,second")
+    model = encoder(tmp_path / "bert")
+    seen = set()
+    for text, label in (("one", "first"), ("two", "first"), ("two", "second")):
+        chosen = small_config(
+            tmp_path, model=model, dataset=str(folder), max_samples=0, task="classification",
+            label_words="no,yes", text_column=text, label_column=label,
+        )  # fmt: skip
+        training = Corpus.of(chosen, load_start(chosen)).training
+        seen.add((training.tokens.tobytes(), training.labels.tobytes()))
+    assert len(seen) == 3
