@@ -20,7 +20,12 @@ if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
 
 PLAIN_EVERY_S = 10.0  # between two lines if there is no terminal
 UNWRAPPED = 10_000  # columns of what is no terminal: no line is wrapped
+FILES = (  # that a summary names, if they are there
+    *(("report", "report.html"), ("picture", "loss.png")),
+    *(("model", "model"), ("ledger", "ledger.sqlite")),
+)
 BAR_FROM_COLUMNS = 110  # a terminal of this width has room for a bar
+SCORES = (("accuracy", "accuracy"), ("f1", "F1"), ("macro_f1", "macro F1"))
 
 
 def time_text(seconds: float) -> str:
@@ -116,7 +121,12 @@ def show_summary(console: Console, folder: Path) -> None:
         table.add_section()
     wide = console if console.is_terminal else Console(file=console.file, width=UNWRAPPED)
     wide.print(table)
-    files = [("picture", "loss.png"), ("model", "model"), ("ledger", "ledger.sqlite")]
+    files = [
+        ("report", "report.html"),
+        ("picture", "loss.png"),
+        ("model", "model"),
+        ("ledger", "ledger.sqlite"),
+    ]
     for name, file in files:
         if (folder / file).exists():
             console.print(
@@ -164,17 +174,17 @@ def summary_sections(s: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
 
 
 def _scores(s: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Accuracy and F1 at the first and the last evaluation, if the task has classes."""
+    """Accuracy, F1 and macro F1 at the first and the last evaluation, if the task has classes."""
     return [
         (
             f"held-out {title}",
             f"{s[f'evaluation_{name}_first']:.1%} → {s[f'evaluation_{name}_last']:.1%}",
         )
-        for name, title in (("accuracy", "accuracy"), ("f1", "F1"))
+        for name, title in SCORES
         if f"evaluation_{name}_last" in s
     ] + [
         (f"{title} at the sites", f"{s[f'sites_{name}_last']:.1%}")
-        for name, title in (("accuracy", "accuracy"), ("f1", "F1"))
+        for name, title in SCORES
         if f"sites_{name}_last" in s
     ]
 
