@@ -8,6 +8,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from dandelion.monitor.tables import all_rows, json_text, print_table
+from dandelion.settings.command_options import complete_setting
 from shared.base.text import LINES, escape_text
 
 console = Console()
@@ -20,7 +21,10 @@ def _alone(is_json: bool) -> bool:
 
 
 SettingsOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A setting; repeatable.", autocompletion=complete_setting
+    ),
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
 ResumeOption = Annotated[
