@@ -21,6 +21,7 @@ HELD_OUT = "held_out"
 OWN_COLUMNS = ("group", "label", HELD_OUT)
 MOST_GROUPS = 256  # of consecutive documents, if no column names their groups
 MOST_CLASSES = 1 << 12  # a larger number is an id or a measurement
+MARKS = (";", "\t", "|")  # that part the cells of tables which are no comma-separated ones
 WORDS = ("string", "large_string", "string_view")
 
 
@@ -152,8 +153,11 @@ def text_columns(columns: Sequence[str], name: str, given: str = "") -> tuple[st
         if set(wanted) <= set(columns):
             return wanted
     known = "; ".join(" + ".join(wanted) for wanted in TEXTS)
+    remedy = "set text-column"
+    if mark := next((mark for mark in MARKS if any(mark in column for column in columns)), ""):
+        remedy = f"cells are parted by {mark!r}: save the table with commas, or as .tsv"
     raise DataError(
-        f"{name}: columns of text expected ({known}), got {', '.join(columns)}; set text-column"
+        f"{name}: columns of text expected ({known}), got {', '.join(columns)}; {remedy}"
     )
 
 

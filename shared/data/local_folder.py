@@ -42,7 +42,9 @@ def documents_in(folder: Path, by: str = "group", columns: Columns | None = None
         return documents_from(_open_saved(folder), by, str(folder), columns)
     files = FolderFiles.of(folder)
     if files.kind == TEXT:
-        return Documents(files.texts(), files.groups(), no_labels=f"{folder} holds plain texts")
+        texts = files.texts()
+        groups = files.groups([*texts])
+        return Documents([*texts.values()], groups, no_labels=f"{folder} holds plain texts")
     return documents_from(files.table(), by, str(folder), columns)
 
 
