@@ -33,8 +33,9 @@ def fingerprint_own(own: Config) -> str:
 def fingerprint_dealt(examples: Examples) -> str:
     """SHA-256 over the sorted examples that a run deals to a site, hexadecimal."""
     labels = [b""] * len(examples)
-    if examples.labels is not None:
-        labels = [str(label).encode() for label in examples.labels.tolist()]
+    own = examples.labels if examples.targets is None else examples.targets
+    if own is not None:
+        labels = [str(label).encode() for label in own.tolist()]
     rows = (row.tobytes() for row in examples.tokens)
     pairs = zip(labels, rows, strict=True)
     return _combine(label + b" " + row for label, row in pairs).hex()
