@@ -130,7 +130,7 @@ def test_every_setting_that_speaks_of_folders_is_declared_as_a_path():
         for each in settings().values()
         if each.kind is str and any(word in each.meaning for word in words)
     }
-    columns = {key for key in settings() if key.endswith("-column")}
+    columns = {key for key in settings() if key.endswith(("-column", "-columns"))}
     assert speaking - columns - {"partitioner"} <= {*PATHS}
     assert {"dataset", "bp-dataset", "init-from", "model", "app-dir"} <= {*PATHS}
 
