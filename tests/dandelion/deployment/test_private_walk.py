@@ -77,7 +77,7 @@ def test_two_runs_fit_the_third_is_refused_and_spying_code_gets_a_socket(federat
     assert walk(federation, "third") == 2
     assert time.monotonic() - started < WALK_S
     assert last_round(federation.runs / "third") < 20
-    refused = (federation.home / "superexec.log").read_text()
+    refused = federation.output_of("third")
     assert "refused by policy: max-epsilon" in refused
     assert str(tmp_path / "data-ward-3") not in refused  # the site's own log alone names its data
     own = " ".join((federation.folder / "ward-3" / "guard.log").read_text().split())
