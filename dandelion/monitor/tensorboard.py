@@ -9,6 +9,7 @@ from pathlib import Path
 from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import LEDGER, read_config
 from server.reporting.round_worth import worth_of_round
+from server.reporting.sample_pages import page_of, read_samples
 from shared.config.schema import Config
 
 # record: | length u64 | masked crc u32 of the length | data | masked crc u32 of the data |
@@ -44,6 +45,18 @@ def event(seconds: float, step: int = 0, tag: str = "", value: float = 0.0) -> b
     return prefix + b"\x2a" + _prefix_length(b"\x0a" + _prefix_length(scalar))
 
 
+def text_event(seconds: float, step: int, tag: str, text: str) -> bytes:
+    """Encode a text of a round for TensorBoard's plugin ``text``, which shows Markdown."""
+    plugin = b"\x0a" + _prefix_length(b"\x0a" + _prefix_length(b"text"))
+    one = b"\x12" + _prefix_length(b"\x08\x01")  # a dimension of size 1
+    string = b"\x42" + _prefix_length(text.encode("utf-8", "replace"))
+    tensor = b"\x08\x07\x12" + _prefix_length(one) + string  # 7: DT_STRING
+    value = b"\x0a" + _prefix_length(tag.encode())
+    value += b"\x42" + _prefix_length(tensor) + b"\x4a" + _prefix_length(plugin)
+    prefix = b"\x09" + struct.pack("<d", seconds) + b"\x10" + _varint(step)
+    return prefix + b"\x2a" + _prefix_length(b"\x0a" + _prefix_length(value))
+
+
 def write(folder: Path, follow_s: float = 0.0) -> Path:
     """Write all rounds of a run; with ``follow_s``, also new ones every so many seconds, until ^C.
 
@@ -57,8 +70,9 @@ def write(folder: Path, follow_s: float = 0.0) -> Path:
         with path.open("wb") as file:
             file.write(record(event(time.time())))
             while True:
+                before = after[1]
                 data, after = _since(ledger, config, after)
-                file.write(data)
+                file.write(data + _texts(folder, ledger, before))
                 file.flush()
                 if not follow_s:
                     return path
@@ -86,6 +100,18 @@ def _since(
             seconds = datetime.fromisoformat(metrics_then.timestamp).timestamp()
             parts.append(record(event(seconds, evaluated, "held out/loss", loss)))
     return b"".join(parts), (round_, evaluated)
+
+
+def _texts(folder: Path, ledger: LedgerReader, after: int) -> bytes:
+    """Records of the samples of evaluations after round ``after``."""
+    parts: list[bytes] = []
+    for round_, _ in ledger.evaluations(after):
+        for record_ in read_samples(folder):
+            metrics = ledger.metrics_of(round_)
+            if record_["round"] == round_ and metrics is not None:
+                seconds = datetime.fromisoformat(metrics.timestamp).timestamp()
+                parts.append(record(text_event(seconds, round_, "samples", page_of([record_]))))
+    return b"".join(parts)
 
 
 def _mask_crc(data: bytes) -> bytes:

@@ -19,7 +19,8 @@ from shared.base.text import escape_text
 from shared.modes.mode import parameters_round, plan_of
 from shared.modes.step_rule import compares
 from shared.protocol.flower_records import unpack
-from shared.protocol.messages import DIVERGED, OUTCOME, Behind, Measured, decode_reply
+from shared.protocol.messages import DIVERGED, Behind, Measured, decode_reply
+from shared.protocol.outcomes import outcome_bytes, sums_bytes
 
 LOG = logging.getLogger("dandelion")
 LARGEST_LOSS = 1e9  # no loss is larger; sums and squares of numbers up to it stay finite
@@ -61,11 +62,13 @@ class Expected:
     loss: bool = True  # whether it holds the loss of the site's batch
     examples: int | None = None  # as many as the site introduced itself with; None: any
     evaluated: int | None = None  # the most examples of the outcome; None: any number
+    scores: tuple[str, ...] = ()  # of the outcome, beside its loss and its classes
 
     @property
     def most_bytes(self) -> int:
         """No valid reply is longer."""
-        outcome = 0 if self.classes is None else OUTCOME.size + 4 * self.classes**2
+        outcome = 0 if self.classes is None else outcome_bytes(self.classes)
+        outcome += sums_bytes(self.scores)
         return 64 + 4 * self.numbers + (self.gradient_bytes or 0) + outcome
 
 
@@ -145,6 +148,10 @@ def _check_outcome(reply: Measured, expected: Expected) -> None:
     counted = int(outcome.confusion.sum()) if outcome.classes else outcome.examples
     sound = 0 <= outcome.total <= LARGEST_LOSS * outcome.examples
     sound = sound and outcome.examples == counted > 0
+    sound = sound and all(abs(x) <= LARGEST_LOSS * counted for x in outcome.sums.values())
+    if {*outcome.sums} != {*expected.scores}:
+        detail = f"scores {list(expected.scores)} expected, got {list(outcome.sums)}"
+        raise RefusedError("bad outcome", detail)
     if outcome.classes != expected.classes or not sound:
         raise RefusedError("bad outcome", f"of {expected.classes} classes expected, got {outcome}")
     if expected.evaluated is not None and outcome.examples > expected.evaluated:
@@ -264,6 +271,12 @@ class ReplyValidator:
             unique.setdefault(each.slot, each)
         return list(unique.values())
 
+    @property
+    def _scores(self) -> tuple[str, ...]:
+        """The scores that sites compute of their own examples, beside loss and classes."""
+        names: tuple[str, ...] = getattr(self._run.oracle.task, "score_names", ())
+        return names
+
     def _expect(self, round_: int, site: SiteRecord) -> Expected:
         config, replica = self._run.config, self._run.oracle.replica
         plan = plan_of(config, round_, site.hello.can_backpropagate)
@@ -277,4 +290,5 @@ class ReplyValidator:
             loss=config.privacy.sends_loss,
             examples=site.hello.examples,
             evaluated=config.evaluation.blocks,
+            scores=self._scores if classes is not None else (),
         )  # fmt: skip
