@@ -85,7 +85,7 @@ class RunProgress:
         self._progress.update(self._task, completed=round_, total=rounds, description=text)
         if self._cell is not None:
             self._cell.show(text, round_ >= rounds)
-        self._show_samples(report.folder, round_)
+        self._show_samples(Path(report.folder), round_)
         if self._console.is_terminal or self._cell is not None:
             return
         if self._printed_at == 0.0 or now - self._printed_at > PLAIN_EVERY_S or round_ >= rounds:
