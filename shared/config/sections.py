@@ -61,7 +61,7 @@ class DataSettings(Section):
 
     task: str = option("language-modelling",
                        "language-modelling; classification by a head or by words after a prompt; "
-                       "instruction: responses to prompts; generation: the same, evaluated by writing")
+                       "instruction: responses to prompts; generation: these, evaluated by writing")
     label_words: str = option("", "a word for each class, with commas, in their order",
                               used_by="classification")
     prompt: str = option("{text} It was",
