@@ -5,10 +5,7 @@ from flwr.clientapp import ClientApp
 
 from client.site.node_config import NodeConfig
 from client.worker.protocol import Work
-from shared.base.errors import WireError
-from shared.problem.source import source_digest
 from shared.protocol.flower_records import pack, unpack
-from shared.protocol.messages import decode_request
 
 app = ClientApp()
 
@@ -22,26 +19,20 @@ def introduce(message: Message, context: Context) -> Message:
 @app.train()
 def measure(message: Message, context: Context) -> Message:
     """Catch up and measure one round; an error becomes Flower's error reply, with its reason."""
-    payload, snapshot = unpack(message.content)
-    request = decode_request(payload)
-    app, folder = context.run_config.get("app", ""), context.node_config.get("app-dir", "")
-    code = source_digest(str(app), str(folder))
-    if request.code != code:
-        where = f", or of app {app!r}" if app else ""
-        raise WireError(
-            f"this site has other source files than the server{where}: "
-            f"{request.code.hex()} expected, got {code.hex()}"
-        )
-    reply, dense = work_of(context).train(payload, snapshot)
+    reply, dense = work_of(context).train(*unpack(message.content))
     return Message(content=pack(reply, dense=dense), reply_to=message)
 
 
 def work_of(context: Context) -> Work:
-    """Return what does the work of this node: a resident worker, or this process."""
+    """Return what does the work of this node: its guard, a resident worker, or this process."""
+    if guard := context.node_config.get("guard"):
+        from client.guard.relay import GuardRelay
+
+        return GuardRelay(context.run_config, str(guard))
     if NodeConfig.of(context.node_config).resident:
         from client.worker.client import WorkerClient
 
         return WorkerClient(context.run_config, context.node_config)
-    from client.site.replica_host import InProcessWork
+    from client.site.in_process_work import InProcessWork
 
     return InProcessWork(context.run_config, context.node_config)

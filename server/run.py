@@ -7,17 +7,21 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from server.ledger.run_folder import OpenRun, open_run
+from server.pages.model_card import write_card
+from server.pages.run_page import write_page
 from server.preflight.judge import check_before, is_long
 from server.reporting import data_distribution
-from server.reporting.report import Report
+from server.reporting.report import MODEL, Report
 from server.reporting.samples import Samples
 from server.reporting.status_line import size_text
 from server.rounds.after_commit import AfterCommit
 from server.rounds.cohort import Cohort
 from server.rounds.round_log import RoundLog
 from server.rounds.strategy import ScalarStrategy
+from server.tracking.session import make_trackers, track
 from shared.base.errors import ConfigError
 from shared.base.metrics import EvalSums
+from shared.base.plug_ins import list_plug_ins
 from shared.base.text import escape_record
 from shared.config.schema import Config
 from shared.modes.estimators import cost
@@ -51,10 +55,26 @@ def serve(
     """
     logging.getLogger("flwr").addFilter(_is_worth_logging)
     LOG.addFilter(escape_record)
+    trackers = make_trackers(config)
     with open_run(validate(config)) as run:
-        train(grid, run, on_round, all_dealt).finish(run.oracle.language_model)
+        with track(trackers, run.folder, run.ledger, run.config) as hand_on:
+
+            def show(report: Report, round_: int) -> None:
+                hand_on()
+                on_round(report, round_)
+
+            train(grid, run, show, all_dealt).finish(run.oracle.language_model)
+        write_pages(run)
         LOG.info("done: %s", run.folder)
         return run.folder
+
+
+def write_pages(run: OpenRun) -> None:
+    """Write the run's report and, if the model was saved, its card."""
+    write_page(run.folder, run.ledger, run.config)
+    if run.config.run.save_model:
+        into, last = run.folder / MODEL, run.ledger.last_round
+        write_card(into, run.folder, run.ledger, run.config, last)
 
 
 def train(
@@ -152,7 +172,11 @@ def reason_against(run: OpenRun) -> Callable[[Hello], str]:
     def reason(hello: Hello) -> str:
         if hello.code != run.code.hex():
             where = f", or of app {config.model.app!r}" if config.model.app else ""
-            return f"other source files{where}: {run.code.hex()} expected, got {hello.code}"
+            here = ", ".join(list_plug_ins()) or "none"
+            return (
+                f"other source files{where}: {run.code.hex()} expected, got {hello.code}; "
+                f"they include plug-ins (at the server: {here})"
+            )
         if hello.base != run.oracle.base.hex():
             what = "base model or reward" if is_reward(config.zo.objective) else "base model"
             return f"another {what}: {run.oracle.base.hex()} expected, got {hello.base}"

@@ -1,20 +1,26 @@
 """What a site's operator allows: part of a node's config, checked before anything is measured.
 
-A refusal names the key to the server and says more in the site's own log. These checks are code of
-the run, which the server sends: they hold against mistakes and against a server that keeps to its
-own code, not against one that sends other code.
+A refusal names the key to the server and says more in the site's own log. In a guard
+(``client/guard/``) these checks are code of the site's own installation. Elsewhere they are code of
+the run: they hold against mistakes, not against a server that sends other code.
+
+A list of patterns allows what one of them fits. Patterns after ``!`` refuse, and come first; if all
+are of that kind, whatever none of them fits is allowed. So ``!*`` allows nothing.
 """
 
 import logging
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from typing import NoReturn
 
+from client.privacy.named_places import apps_of, paths_of_run
 from shared.base.errors import ConfigError, PolicyError
 from shared.base.options import option
 from shared.config.privacy_section import GROUP, LOCAL
 from shared.config.schema import Config
 from shared.modes.estimators import estimator_of
+from shared.protocol.entry import is_dense
+from shared.protocol.messages import Request
 
 LOG = logging.getLogger("dandelion")
 
@@ -34,8 +40,28 @@ class NodePolicy:
         0.0, "budget of these data over all runs; 0: no limit, but counted", at_least=0
     )
     delta: float = option(1e-5, "that goes with max-epsilon", above=0, below=1)
-    allow_modes: str = option("", "modes of a run, with commas; empty: all")
+    min_noise: float = option(
+        0.0, "noise of a private run at least, in clips", at_least=0, unit="clips"
+    )
+    max_rate: float = option(
+        0.0,
+        "share of the units that a private batch has on average, at most; 0: no limit",
+        at_least=0,
+        at_most=1,
+    )
+    max_clip: float = option(0.0, "privacy-clip of a run at most; 0: no limit", at_least=0)
+    allow_modes: str = option("", "patterns of modes, with commas; empty: all")
     allow_scopes: str = option("", "patterns of scopes, with commas, as words,last:*; empty: all")
+    allow_models: str = option("", "digests of base models, with commas; empty: all")
+    allow_paths: str = option(
+        "", "patterns of folders and files here that a run may name, with commas; empty: all"
+    )
+    allow_apps: str = option(
+        "", "patterns of module:attribute that a run may import here, with commas; empty: all"
+    )
+    operators: str = option(
+        "", "public keys of those who may start runs here, with commas; empty: anyone"
+    )
     eps_range: str = option("", "smoothing radii, as 1e-5..1e-1; empty: all")
     min_batch: int = option(0, "examples of a batch at least")
     max_queries: int = option(0, "directions of a round at most; 0: no limit")
@@ -68,34 +94,77 @@ class NodePolicy:
         Raises:
             PolicyError: names the key; the log of this process says what came.
         """
+        for key, got, holds in (*self._limits(config), *self._lists(config)):
+            if not holds:
+                refuse(key, f"the run has {got!r}, this site allows {getattr(self, _field(key))!r}")
+
+    def _limits(self, config: Config) -> list[tuple[str, object, bool]]:
+        """Keys of a limit, with what the run has, and whether it is within."""
         low, high = self.range_of_eps
-        modes, scopes = _split_list(self.allow_modes), _split_list(self.allow_scopes)
-        mode, scope, zo = config.training.mode, config.model.scope, config.zo
+        zo, privacy = config.zo, config.privacy
         queries = zo.queries * config.training.local_steps
         batch = min(filter(None, (zo.batch_size, config.bp.batch_size)), default=0)
-        is_grouped = not config.privacy.is_local or config.privacy.unit == GROUP
-        for key, got, holds in (
-            ("privacy", config.privacy.mode, self.privacy != LOCAL or config.privacy.is_local),
-            ("unit", config.privacy.unit, self.unit != GROUP or is_grouped),
-            ("allow-modes", mode, not modes or mode in modes),
-            ("allow-scopes", scope, not scopes or any(fnmatch(scope, each) for each in scopes)),
+        is_grouped = not privacy.is_local or privacy.unit == GROUP
+        return [
+            ("privacy", privacy.mode, self.privacy != LOCAL or privacy.is_local),
+            ("unit", privacy.unit, self.unit != GROUP or is_grouped),
+            ("max-clip", privacy.clip, not self.max_clip or privacy.clip <= self.max_clip),
             ("eps-range", zo.eps, low <= zo.eps <= high or estimator_of(config) == "exact"),
             ("min-batch", batch, not batch or batch >= self.min_batch),
             ("max-queries", queries, not self.max_queries or queries <= self.max_queries),
             ("allow-evaluation", config.evaluation.site_fraction,
              self.allow_evaluation or not config.evaluation.site_fraction),
-        ):  # fmt: skip
-            if not holds:
-                refuse(key, f"the run has {got!r}, this site allows {getattr(self, _field(key))!r}")
+        ]  # fmt: skip
 
-    def check_snapshot(self, has_snapshot: bool) -> None:
-        """Refuse parameters that the server sends whole.
+    def _lists(self, config: Config) -> list[tuple[str, object, bool]]:
+        """Keys of a list of patterns, with what the run names, and whether it is allowed."""
+        named = (
+            ("allow-modes", config.training.mode),
+            ("allow-scopes", config.model.scope),
+            *(("allow-paths", path) for path in paths_of_run(config, self.own_settings)),
+            *(("allow-apps", app) for app in apps_of(config)),
+        )
+        return [
+            (key, name, is_allowed(name, split_list(getattr(self, _field(key)))))
+            for key, name in named
+        ]
+
+    @property
+    def own_settings(self) -> frozenset[str]:
+        """Settings of a run in whose place the site has something of its own."""
+        return frozenset()
+
+    def check_base(self, base: bytes) -> None:
+        """Refuse a base model that is not listed, by the digest of its untrained parameters.
+
+        Raises:
+            PolicyError: it is another.
+        """
+        allowed = split_list(self.allow_models)
+        if allowed and base.hex() not in allowed:
+            refuse("allow-models", f"the run starts from {base.hex()}, this site allows {allowed}")
+
+    def check_noise(self, noise: float, rate_bits: int) -> None:
+        """Refuse a private run of too little noise, or of batches that are too large.
+
+        Raises:
+            PolicyError: names the key.
+        """
+        if noise < self.min_noise:
+            refuse("min-noise", f"the run has {noise:.3g} clips, {self.min_noise:g} are needed")
+        rate = 2.0**-rate_bits
+        if self.max_rate and rate > self.max_rate:
+            refuse("max-rate", f"the run has {rate:.3g}, this site allows {self.max_rate:g}")
+
+    def check_parameters(self, request: Request, has_snapshot: bool) -> None:
+        """Refuse parameters that the server sends whole, or as a gradient of its own making.
 
         Raises:
             PolicyError: they are not allowed.
         """
-        if has_snapshot and not self.allow_snapshots:
-            refuse("allow-snapshots", "the request has parameters that no entry gave")
+        is_whole = has_snapshot or any(is_dense(entry) for entry in request.entries)
+        if is_whole and not self.allow_snapshots:
+            refuse("allow-snapshots", "the request has parameters that no numbers gave")
 
 
 def refuse(key: str, detail: str) -> NoReturn:
@@ -108,7 +177,17 @@ def refuse(key: str, detail: str) -> NoReturn:
     raise PolicyError(key)
 
 
-def _split_list(text: str) -> list[str]:
+def is_allowed(name: str, patterns: list[str]) -> bool:
+    """Whether a list of patterns allows a name, as the module says."""
+    refused = [each[1:] for each in patterns if each.startswith("!")]
+    allowed = [each for each in patterns if not each.startswith("!")]
+    if any(fnmatchcase(name, each) for each in refused):
+        return False
+    return not allowed or any(fnmatchcase(name, each) for each in allowed)
+
+
+def split_list(text: str) -> list[str]:
+    """The words of a list with commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 

@@ -49,6 +49,7 @@ class NoisyNumbers:
         check_rounding(self.config)
         name, c = self.name(oracle, request), self.config
         rate_bits, numbers = self.rate_bits, c.zo.queries
+        self.account.policy.check_noise(self.noise, rate_bits)
         self.account.pay(
             Event(self.account.data.id, request.run.hex(), request.round, name, self.noise,
                   rate_bits, numbers)

@@ -22,12 +22,14 @@ class NodeConfig(NodePolicy):
     num_partitions: int = option(1, "how many shards there are", at_least=1)
     data: str = option("", "its own data: a folder or a data set's name, instead of the run's")
     bp_data: str = option("", "the same, instead of the run's bp-dataset")
+    init_from: str = option("", "its own copy of what a run starts from, instead of init-from")
     app_dir: str = option("", "folder that is searched for the module of a run's app")
     worker: str = option(
         "auto",
         "inline: in this process; resident: in one that stays",
         choices=("auto", "inline", "resident"),
     )
+    guard: str = option("", "socket of the process that does the work; empty: there is none")
     device: str = option("", "cpu, cuda, cuda:1 …; empty: as the run says")
     can_backpropagate: bool = option(True, "false: it measures and never computes a gradient")
     store: str = option("", "folder for the replica; empty: resident workers choose one")
@@ -53,6 +55,7 @@ class NodeConfig(NodePolicy):
         node = cls(**values)  # type: ignore[arg-type]
         folders = {
             "store": node.store, "app-dir": node.app_dir, "privacy-home": node.privacy_home,
+            "init-from": node.init_from, "guard": node.guard,
         }  # fmt: skip
         for key, folder in folders.items():
             if folder and not Path(folder).is_absolute():
@@ -65,6 +68,17 @@ class NodeConfig(NodePolicy):
                     f"got {name!r}"
                 )
         return node
+
+    @classmethod
+    def kinds(cls) -> dict[str, type]:
+        """The types of the keys' values."""
+        return {each.key: each.kind for each in options_of(cls).values()}
+
+    @property
+    def own_settings(self) -> frozenset[str]:
+        """Settings of a run in whose place the site has something of its own."""
+        own = {"dataset": self.data, "bp-dataset": self.bp_data, "init-from": self.init_from}
+        return frozenset(key for key, value in own.items() if value)
 
     @property
     def resident(self) -> bool:

@@ -1,10 +1,7 @@
 """One process's replica, and the sites of the process that measure on it."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +11,16 @@ from client.privacy.site_privacy import SitePrivacy
 from client.site.merged_clients import measure_merged
 from client.site.node_config import NodeConfig
 from client.site.replica_store import ReplicaStore
+from client.site.run_settings import node_of, read_settings
 from client.site.site import LocalSite
-from shared.base.errors import DandelionError, DataError, DivergedError, GapError, SnapshotError
-from shared.config.schema import RESUMABLE, Config
+from shared.base.errors import (
+    DandelionError,
+    DataError,
+    DivergedError,
+    GapError,
+    SnapshotError,
+)
+from shared.config.schema import Config
 from shared.data.examples import Examples
 from shared.modes.mode import MEASURE, parameters_round, plan_of
 from shared.problem.load import load_problem
@@ -30,15 +34,11 @@ from shared.protocol.messages import (
     Hello,
     Measured,
     Request,
-    decode_request,
-    encode_hello,
-    encode_reply,
 )
 from shared.protocol.site_id import site_of
 from shared.replica.snapshot import load_snapshot_
 from shared.training.oracle import EVALUATION_BATCH, Oracle
 from shared.training.site_data import Shards, SiteData
-from shared.training.validate import configure
 
 LOG = logging.getLogger("dandelion")
 _hosts: dict[str, "ReplicaHost"] = {}
@@ -50,10 +50,10 @@ def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object])
     Virtual clients in one process share it: all replicas of a round are equal, so memory does not
     grow with the number of clients.
     """
-    folder, device = str(node_config.get("store", "")), node_config.get("device", "")
-    use_folder(own_folder := str(node_config.get("app-dir", "")))
-    given = {**run_config, "app-dir": own_folder, **({"device": device} if device else {})}
-    config, decisive = _read(tuple((key, type(value), value) for key, value in given.items()))
+    folder = str(node_config.get("store", ""))
+    use_folder(str(node_config.get("app-dir", "")))
+    config, decisive = read_settings(run_config, node_config)
+    node_of(node_config).check_run(config)
     name = f"{decisive} {folder}"
     if name not in _hosts:
         save_all()
@@ -61,14 +61,6 @@ def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object])
         every_s = float(str(node_config.get("store-every", 0.0)))
         _hosts[name] = ReplicaHost(config, ReplicaStore(Path(folder), every_s) if folder else None)
     return _hosts[name]
-
-
-@lru_cache(maxsize=8)
-def _read(given: tuple[tuple[str, type, object], ...]) -> tuple[Config, str]:
-    """Parse a configuration, once and not for every message; name what of it decides numbers."""
-    config = configure({key: value for key, _, value in given})
-    decisive = {k: v for k, v in config.to_run_config().items() if k not in RESUMABLE}
-    return config, json.dumps(decisive, sort_keys=True)
 
 
 def save_all() -> None:
@@ -120,7 +112,7 @@ class ReplicaHost:
         A replica cannot go back, but its sites remember their answers.
         """
         site = self._site(node_config)
-        NodeConfig.of(node_config).check_snapshot(snapshot is not None)
+        node_of(node_config).check_parameters(request, snapshot is not None)
         self._follow(request.run)
         if request.reset and self._config.federation.downlink != "dense":
             site.forget_residual()
@@ -243,6 +235,7 @@ class ReplicaHost:
         name = site_of(node_config)
         if name.name not in self._sites:
             node = NodeConfig.of(node_config)
+            node.check_base(self._oracle.base)
             shards = self._shards(node)
             self._try_objective(shards.queries)
             self._sites[name.name] = LocalSite(
@@ -251,30 +244,3 @@ class ReplicaHost:
                 SitePrivacy.open(name.name, node, node.data, self._config, shards.queries),
             )  # fmt: skip
         return self._sites[name.name]
-
-
-@dataclass(frozen=True)
-class InProcessWork:
-    """Does the work of one node with the host of this process; bytes in, bytes out."""
-
-    run_config: Mapping[str, object]
-    node_config: Mapping[str, object]
-
-    def hello(self) -> bytes:
-        """Return the node's introduction, encoded."""
-        return encode_hello(self._host().hello(self.node_config))
-
-    def train(self, payload: bytes, snapshot: bytes | None) -> tuple[bytes, bool]:
-        """Return the reply to an encoded request, encoded, and whether a gradient is in it."""
-        reply = self._host().train(self.node_config, decode_request(payload), snapshot)
-        return encode_reply(reply), isinstance(reply, Measured) and bool(reply.gradient)
-
-    def prepare(
-        self, payload: bytes, snapshot: bytes | None, others: Sequence[Mapping[str, object]]
-    ) -> None:
-        """Measure together what this node and ``others`` of this process will be requested."""
-        nodes = [self.node_config, *others]
-        self._host().prepare(nodes, decode_request(payload), snapshot)
-
-    def _host(self) -> ReplicaHost:
-        return host_of(self.run_config, self.node_config)

@@ -69,7 +69,7 @@ class WorkerClient:
         for _ in range(ATTEMPTS):
             ensure_worker(self._paths, self._idle_s, self._app)
             try:
-                return decode_answer(send_call(self._paths, call, frame, timeout_s))
+                return decode_answer(send_call(self._paths.address, call, frame, timeout_s))
             except grpc.RpcError as error:
                 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                     end(self._paths, patience_s=0.0)
@@ -87,13 +87,13 @@ class WorkerClient:
         )
 
 
-def send_call(paths: WorkerPaths, call: str, frame: bytes, timeout_s: float) -> bytes:
-    """Make one call and return its answer.
+def send_call(address: str, call: str, frame: bytes, timeout_s: float) -> bytes:
+    """Make one call to a socket, as gRPC names it, and return its answer.
 
     Raises:
         grpc.RpcError: it fails.
     """
-    with grpc.insecure_channel(paths.address, options=OPTIONS) as channel:
+    with grpc.insecure_channel(address, options=OPTIONS) as channel:
         answer: bytes = channel.unary_unary(path(call))(frame, timeout=timeout_s)
     return answer
 
@@ -101,7 +101,7 @@ def send_call(paths: WorkerPaths, call: str, frame: bytes, timeout_s: float) -> 
 def status(paths: WorkerPaths) -> dict[str, Any] | None:
     """The worker's status; None if there is none that answers."""
     try:
-        return decode_frame(send_call(paths, STATUS, encode_frame({}), ANSWER_S))[0]
+        return decode_frame(send_call(paths.address, STATUS, encode_frame({}), ANSWER_S))[0]
     except grpc.RpcError:
         return None
 
@@ -146,7 +146,7 @@ def end(paths: WorkerPaths, patience_s: float = END_S) -> None:
         _clear(paths, lock)
         return
     try:
-        send_call(paths, STOP, encode_frame({}), ANSWER_S)
+        send_call(paths.address, STOP, encode_frame({}), ANSWER_S)
     except grpc.RpcError:
         LOG.info("the worker does not answer")
     if not (lock := take_lock(paths.lock, patience_s)):

@@ -50,9 +50,28 @@ def paths_of(node_config: Mapping[str, object]) -> WorkerPaths:
     folder = private_folder(_runtime_folder())
     short = sha256(f"{name}\0{store}".encode()).hexdigest()[:16]
     socket = folder / f"{short}.sock"
+    check_length(socket)
+    return WorkerPaths(store, socket, folder / f"{short}.lock")
+
+
+def paths_at(socket: Path, store: Path) -> WorkerPaths:
+    """The paths of a guard whose socket is where other users may reach it.
+
+    Raises:
+        ConfigError: the path is too long for a socket.
+    """
+    check_length(socket)
+    return WorkerPaths(store, socket, store / "guard.lock")
+
+
+def check_length(socket: Path) -> None:
+    """Refuse a path that the system cannot bind.
+
+    Raises:
+        ConfigError: it is too long.
+    """
     if len(os.fsencode(socket)) > LONGEST_SOCKET_PATH:
         raise ConfigError(f"{socket}: too long for a socket; set XDG_RUNTIME_DIR to a shorter path")
-    return WorkerPaths(store, socket, folder / f"{short}.lock")
 
 
 def private_folder(folder: Path) -> Path:

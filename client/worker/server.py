@@ -6,7 +6,8 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import grpc
@@ -34,6 +35,8 @@ LONGEST_REASON = 2000  # characters of an error, which travels in a header
 class Worker:
     """Answers calls one after another, all on one thread: threads and devices depend on it."""
 
+    STOPPABLE = True  # whether whoever reaches the socket may end it
+
     def __init__(self, idle_s: float, app: str = "") -> None:
         self.stopping = threading.Event()
         self._idle_s, self._last, self._calls, self._busy = idle_s, time.monotonic(), 0, 0
@@ -42,7 +45,8 @@ class Worker:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The calls, bytes in and bytes out."""
-        calls = {STATUS: self.status, STOP: self.stop, HELLO: self.hello, TRAIN: self.train}
+        calls = {STATUS: self.status, HELLO: self.hello, TRAIN: self.train}
+        calls |= {STOP: self.stop} if self.STOPPABLE else {}
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {name: grpc.unary_unary_rpc_method_handler(call) for name, call in calls.items()},
@@ -80,49 +84,81 @@ class Worker:
         except TimeoutError:
             LOG.warning("busy: the store keeps an earlier replica")
 
+    def answer(self, frame: bytes) -> bytes:
+        """Do the work of one call; a frame without parts asks for an introduction."""
+        header, parts = decode_frame(frame)
+        return answer_with(header["run"], header["node"], parts)
+
+    def limit_s(self, frame: bytes) -> float | None:
+        """Seconds after which a call hangs; None: the one who calls decides, and ends us."""
+        return None
+
+    def give_up(self) -> None:
+        """End the process: a call hangs, and only another process can answer the next."""
+        LOG.error("a call hangs, this process ends")
+        os._exit(1)
+
+    def reason(self, error: Exception) -> str:
+        """What the one who calls is told of an error."""
+        return f"{type(error).__name__}: {error}"
+
     def _work(self, frame: bytes, context: grpc.ServicerContext) -> bytes:
         self._calls, self._busy = self._calls + 1, self._busy + 1
         try:
-            return self._thread.submit(_answer, frame).result()
+            future = self._thread.submit(self.answer, frame)
+            if not wait([future], self.limit_s(frame)).done:
+                self.give_up()
+            return future.result()
         except Exception as error:  # the process boundary: the ClientApp reports it to Flower
             LOG.exception("a call failed")
-            reason = f"{type(error).__name__}: {error}"
-            context.abort(grpc.StatusCode.ABORTED, reason[:LONGEST_REASON])
+            context.abort(grpc.StatusCode.ABORTED, self.reason(error)[:LONGEST_REASON])
         finally:
             self._busy, self._last = self._busy - 1, time.monotonic()
         raise AssertionError("unreachable")
 
 
-def serve(socket: Path, lock: Path, idle_s: float, app: str = "") -> None:
-    """Answer on ``socket`` until a call to stop; return at once if another worker does."""
+def serve(
+    socket: Path,
+    lock: Path,
+    worker: Worker,
+    open_socket: Callable[[Path], None] = lambda socket: None,
+) -> bool:
+    """Answer on ``socket`` until the worker stops; return False at once if another one does.
+
+    ``open_socket`` lets others than its owner reach it.
+    """
     lock_file = take_lock(lock)
     if lock_file is None:
-        return
+        return False
     lock_file.truncate(0)
     lock_file.write(str(os.getpid()))
     lock_file.flush()
     socket.unlink(missing_ok=True)  # of a worker that died: it has no lock
     os.umask(0o177)
-    worker = Worker(idle_s, app)
-    signal.signal(signal.SIGTERM, lambda number, frame: worker.stopping.set())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: worker.stopping.set())
     server = grpc.server(ThreadPoolExecutor(8), options=OPTIONS)
     server.add_generic_rpc_handlers((worker.handlers(),))
     server.add_insecure_port(f"unix:{socket}")
     server.start()
     os.umask(0o077)
-    LOG.warning("worker %d is ready", os.getpid())
+    open_socket(socket)
+    LOG.warning("%s %d is ready", type(worker).__name__.lower(), os.getpid())
     worker.wait()
     server.stop(None)
     worker.save()
     socket.unlink(missing_ok=True)
+    lock_file.close()
+    return True
 
 
-def _answer(frame: bytes) -> bytes:
-    """Do the work of one call; a frame without parts asks for an introduction."""
-    from client.site.replica_host import InProcessWork
+def answer_with(
+    run_config: Mapping[str, object], node_config: Mapping[str, object], parts: list[bytes]
+) -> bytes:
+    """Do the work of one node; without parts it introduces itself."""
+    from client.site.in_process_work import InProcessWork
 
-    header, parts = decode_frame(frame)
-    work = InProcessWork(header["run"], header["node"])
+    work = InProcessWork(run_config, node_config)
     if not parts:
         return encode_answer(work.hello())
     return encode_answer(*work.train(parts[0], parts[1] if len(parts) > 1 else None))
@@ -139,7 +175,7 @@ def main() -> None:
     """``python -m client.worker.server SOCKET LOCK IDLE_SECONDS [APP]``."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     socket, lock, idle_s, *app = sys.argv[1:]
-    serve(Path(socket), Path(lock), float(idle_s), *app)
+    serve(Path(socket), Path(lock), Worker(float(idle_s), *app))
     logging.shutdown()
     os._exit(0)  # a measurement that still runs must not keep the process
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.ledger.reader import LedgerReader
 from shared.base.errors import ConfigError
+from shared.base.files import write_atomically
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from torch import Tensor
@@ -75,6 +76,7 @@ class ReplayedModel:
     module: Any = field(repr=False)
     tokenizer: Any = field(repr=False)
     _oracle: "Oracle" = field(repr=False)
+    _card: str = field(repr=False)
 
     @property
     def parameters(self) -> "dict[str, Tensor]":
@@ -84,9 +86,15 @@ class ReplayedModel:
         return {span.name: named[span.name].detach() for span in model.layout.tensors}
 
     def save(self, folder: str | Path) -> Path:
-        """Write a folder that transformers' ``Auto…`` classes load; return its absolute path."""
+        """Write a folder that transformers' ``Auto…`` classes load; return its absolute path.
+
+        Its ``README.md`` is the model's card: data, settings, digest, and how to make it again.
+        """
+        from server.pages.model_card import CARD
+
         model: LanguageModel = self._oracle.language_model
         model.save(path := Path(folder).expanduser().resolve())
+        write_atomically(path / CARD, self._card.encode())
         return path
 
 
@@ -164,7 +172,9 @@ def replay_ledger(ledger: LedgerReader, round_: int) -> ReplayedModel:
         DivergedError: the digest is not the recorded one.
         GapError: gradients of earlier rounds were dropped; says which rounds can be rebuilt.
     """
+    from server.ledger.run_folder import read_config
     from server.ledger.snapshots import rebuild_
+    from server.pages.model_card import model_card
 
     if not 0 <= round_ <= ledger.last_round:
         raise ConfigError(f"round: 0 to {ledger.last_round} expected, got {round_}")
@@ -173,9 +183,9 @@ def replay_ledger(ledger: LedgerReader, round_: int) -> ReplayedModel:
     if (digest := ledger.digest(round_)) is not None:
         oracle.replica.check(digest)
     model = oracle.language_model
-    return ReplayedModel(
-        round_, oracle.replica.digest().hex(), model.module, model.tokenizer, oracle
-    )
+    name = oracle.replica.digest().hex()
+    card = model_card(ledger.path.parent, ledger, read_config(ledger), round_)
+    return ReplayedModel(round_, name, model.module, model.tokenizer, oracle, card)
 
 
 def _ranges(rounds: Iterable[int]) -> str:

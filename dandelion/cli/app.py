@@ -165,6 +165,19 @@ def plot(
 
 
 @app.command(rich_help_panel=INSPECT)
+def report(
+    folder: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="The file; by default RUN/report.html.")] = None,
+) -> None:
+    """Write report.html of a run, also while it trains: curves, costs, sites, settings, hashes."""
+    from server.ledger.run_folder import read_config
+    from server.pages.run_page import write_page
+
+    with ledger_of(folder) as ledger:
+        say(f"{write_page(folder, ledger, read_config(ledger), out)}")
+
+
+@app.command(rich_help_panel=INSPECT)
 def status(
     folder: RunArgument,
     follow: FollowOption = False,

@@ -2,9 +2,11 @@
 
 import os
 import re
+import secrets
 import signal
 import time
 import tomllib
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +33,7 @@ from dandelion.deployment.deploy_home import (
     superexec_command,
     superlink_command,
 )
+from dandelion.deployment.operator_keys import keys_app, load_key, sign_run
 from dandelion.deployment.supervisor import Keeper, find_process, quote, write_pid
 from dandelion.engines.flower_simulation import EngineError, app_folder, program_path, run_flwr
 from dandelion.settings.command_options import check_common, common_settings
@@ -38,6 +41,7 @@ from shared.base.options import Value
 from shared.config.schema import Config, to_toml
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a federation's server.")
+app.add_typer(keys_app, name="keys")
 MOST_DEATHS = 5  # of one program in a row
 UP_S, STOP_S = 90.0, 30.0
 RUN_FILE = "run.toml"  # the settings of the run that was started last
@@ -81,19 +85,24 @@ def up(
 
 @app.command()
 @common_settings()
-def run(
+def run(  # noqa: PLR0913, PLR0917  (options of a command)
     common: dict[str, Value],
     folder: HomeOption = None,
     settings: SettingsOption = None,
     config: ConfigOption = None,
     resume: ResumeOption = None,
     name: RunNameOption = "",
+    operator_key: Annotated[
+        Path | None, typer.Option(help="Sign the run with the key in this file.")
+    ] = None,
+    valid_hours: Annotated[
+        float, typer.Option(help="Sites refuse the signature after so many hours.", min=0.0)
+    ] = 168.0,
 ) -> None:
     """Train with the connected nodes; status 0 only if the run completed."""
     from dandelion.engines.flower_simulation import check_unmerged
     from dandelion.monitor.progress import show_summary
     from dandelion.settings.gather import gather_deployed, key_of
-    from server.ledger.run_folder import run_folder
     from shared.training.feature_scaling import resolve_feature_scaling
 
     home = Home.at(folder or default_home("server"))
@@ -105,20 +114,7 @@ def run(
     check_unmerged(chosen, "a deployment")
     _check_task(chosen)
     chosen = resolve_feature_scaling(chosen)
-    run_path = run_folder(chosen)
-    file = home.folder / RUN_FILE
-    file.write_text(
-        to_toml(
-            {
-                **chosen.to_run_config(),
-                "run-name": run_path.name,
-                "output-dir": str(run_path.parent),
-            }
-        )
-    )
-    words = ("run", str(app_folder(home.folder)), CONNECTION, "--run-config", str(file))
-    run_id = str(_flwr(home, *words)["run-id"])
-    say(f"Flower run {run_id}, run folder {run_path}; follow it with: dandelion status {run_path}")
+    run_id, run_path = _start(home, chosen, operator_key, valid_hours)
     try:
         status, details = _wait(home, run_id)
     except KeyboardInterrupt:
@@ -128,6 +124,36 @@ def run(
     if status != "finished:completed":
         raise EngineError(failure_text(run_id, status, details, home.log("superexec")))
     show_summary(console, run_path)
+
+
+def _start(
+    home: Home, config: Config, operator_key: Path | None, valid_hours: float
+) -> tuple[str, Path]:
+    """Start a run on the SuperLink, signed if there is a key; return its number and folder."""
+    from server.ledger.run_folder import run_folder
+
+    folder = run_folder(config)
+    config = config.replace(run_name=folder.name, output_dir=str(folder.parent), run_request="")
+    if operator_key is not None:
+        request = sign_run(config, load_key(operator_key), _name_on_wire(config), valid_hours)
+        config = config.replace(run_request=request)
+    file = home.folder / RUN_FILE
+    file.write_text(to_toml(config.to_run_config()))
+    words = ("run", str(app_folder(home.folder)), CONNECTION, "--run-config", str(file))
+    run_id = str(_flwr(home, *words)["run-id"])
+    say(f"Flower run {run_id}, run folder {folder}; follow it with: dandelion status {folder}")
+    return run_id, folder
+
+
+def _name_on_wire(config: Config) -> bytes:
+    """What names a run to its sites: a new one's is chance, a resumed one's is in its ledger."""
+    from server.ledger.reader import LedgerReader
+    from server.ledger.run_folder import LEDGER
+
+    if not config.run.resume:
+        return secrets.token_bytes(16)
+    with closing(LedgerReader(Path(config.run.resume) / LEDGER)) as ledger:
+        return ledger.header("run")
 
 
 def _check_task(config: Config) -> None:

@@ -14,13 +14,17 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Dandelion: comparison</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #333a44; margin: 2rem auto; max-width: 70rem;
-  padding: 0 1rem; }}
+:root {{ color-scheme: light dark; --ink: #333a44; --back: #fff; --line: #e4e7ec; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e3e7ed; --back: #15191f;
+  --line: #3b4451; }} }}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back);
+  margin: 2rem auto; max-width: 70rem; padding: 0 1rem; overflow-wrap: break-word; }}
 button {{ font: inherit; padding: .3rem .8rem; margin: 0 .3rem .3rem 0; border: 1px solid #b7bec8;
-  border-radius: .4rem; background: #fff; cursor: pointer; }}
-button.chosen {{ background: #333a44; color: #fff; }}
+  border-radius: .4rem; background: var(--back); color: var(--ink); cursor: pointer; }}
+button.chosen {{ background: var(--ink); color: var(--back); }}
+.wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: right; padding: .3rem .6rem; border-bottom: 1px solid #e4e7ec; }}
+th, td {{ text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }}
 th:first-child, td:first-child {{ text-align: left; }}
 #chart {{ height: 30rem; }}
 </style>
@@ -29,19 +33,21 @@ th:first-child, td:first-child {{ text-align: left; }}
 <p id="about">{about}</p>
 <ul id="verdicts">{verdicts}</ul>
 <div id="axes">{buttons}</div>
-<div id="chart"></div>
+<div id="chart" role="img" aria-label="Held-out loss of each method against its cost"></div>
 <p>Lower is better. Click a name in the legend to hide or show a method. Payload is what we encode,
 messages are what Flower serialises; costs are per client, up and down.</p>
-{table}
+<div class="wide" tabindex="0" role="region" aria-label="Costs of each method">{table}</div>
 <script>
 const comparison = {data};
 const chart = document.getElementById("chart");
+const GREY = "rgba(128, 136, 150, 0.55)";
 const layout = axis => ({{
-  xaxis: {{title: {{text: comparison.axes[axis]}}, rangemode: "tozero"}},
-  yaxis: {{title: {{text: "held-out loss (nats per token)"}}}},
-  margin: {{t: 10}}, legend: {{orientation: "h", y: 1.12}},
+  xaxis: {{title: {{text: comparison.axes[axis]}}, rangemode: "tozero", gridcolor: GREY}},
+  yaxis: {{title: {{text: "held-out loss (nats per token)"}}, gridcolor: GREY}},
+  margin: {{t: 10}}, legend: {{orientation: "h", y: 1.12}}, paper_bgcolor: "transparent",
+  plot_bgcolor: "transparent", font: {{color: getComputedStyle(document.body).color}},
   shapes: [{{type: "line", xref: "paper", x0: 0, x1: 1, y0: comparison.target_loss,
-    y1: comparison.target_loss, line: {{dash: "dot", width: 1}}}}]
+    y1: comparison.target_loss, line: {{dash: "dot", width: 1, color: GREY}}}}]
 }});
 const xs = axis => comparison.methods.map(method => method.points.map(point => point[axis]));
 Plotly.newPlot(chart, comparison.methods.map((method, number) => ({{
@@ -51,7 +57,7 @@ Plotly.newPlot(chart, comparison.methods.map((method, number) => ({{
 const choose = axis => {{
   Plotly.update(chart, {{x: xs(axis)}}, layout(axis));
   for (const button of document.querySelectorAll("#axes button"))
-    button.classList.toggle("chosen", button.dataset.axis === axis);
+    button.ariaPressed = button.classList.toggle("chosen", button.dataset.axis === axis);
 }};
 for (const button of document.querySelectorAll("#axes button"))
   button.addEventListener("click", () => choose(button.dataset.axis));
@@ -71,7 +77,7 @@ def page(comparison: Mapping[str, Any]) -> str:
         verdicts="".join(f"<li>{html.escape(text)}</li>" for text in comparison["verdicts"]),
         buttons="".join(AXIS_BUTTON.format(axis=a, title=html.escape(t)) for a, t in axes.items()),
         table=_table(comparison),
-        data=json.dumps(comparison, ensure_ascii=False).replace("</", "<\\/"),
+        data=json.dumps(comparison, ensure_ascii=False).replace("<", "\\u003c"),
     )
 
 

@@ -25,6 +25,7 @@ PATCHES_MODULE = f"{__package__}.{PATCHES.stem}"
 LOG = logging.getLogger("dandelion")
 CLIENT_APP_MODULES = "flwr.supernode.cli,flwr.cli.install,flwr.clientapp,grpc"
 SERVER_APP_MODULES = "flwr.superlink.cli,flwr.serverapp"  # imported before an app runs
+NODE_VARIABLE = "DANDELION_NODE"  # of the systemd unit; it names data, which are the guard's
 ANY_HOST = ("", "0.0.0.0", "::")  # these listen on all addresses of a machine
 SERVER_FILES = ("ca.crt", "server.crt", "server.key")  # written by deploy/certificates.sh
 
@@ -127,6 +128,7 @@ def find_misfit() -> str:
 def programs(home: Home, commands: Mapping[str, list[str]], loaded: str) -> dict[str, Program]:
     """Programs that run commands in a home; a SuperExec gets a folder for temporary files."""
     environment = home.environment(loaded)
+    environment.pop(NODE_VARIABLE, None)
     return {
         name: Program(
             name, command, home.empty, environment, home.log(name), scratch=name == "superexec"

@@ -144,7 +144,7 @@ def contexts_of(config: Config) -> dict[int, Context]:
 
 def merge_requests(contexts: Mapping[int, Context]) -> Callable[[Sequence[Message]], None]:
     """Have nodes that get the same request measure together, in one forward per perturbation."""
-    from client.site.replica_host import InProcessWork
+    from client.site.in_process_work import InProcessWork
 
     def prepare(messages: Sequence[Message]) -> None:
         nodes_by_request: dict[tuple[bytes, bytes | None], list[Context]] = defaultdict(list)

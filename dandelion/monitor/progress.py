@@ -21,11 +21,15 @@ if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
 
 PLAIN_EVERY_S = 10.0  # between two lines if there is no terminal
 UNWRAPPED = 10_000  # columns of what is no terminal: no line is wrapped
-SCORES = (  # of tasks, as percentages: their names and titles
-    ("accuracy", "accuracy"), ("f1", "F1"), ("exact-match", "exact match"),
-    ("token-f1", "token F1"), ("rouge-l", "ROUGE-L"),
-)  # fmt: skip
+FILES = (  # that a summary names, if they are there
+    *(("report", "report.html"), ("picture", "loss.png")),
+    *(("model", "model"), ("ledger", "ledger.sqlite")),
+)
 BAR_FROM_COLUMNS = 110  # a terminal of this width has room for a bar
+SCORES = (  # of tasks, as percentages: their names and titles
+    *(("accuracy", "accuracy"), ("f1", "F1"), ("macro_f1", "macro F1")),
+    *(("exact-match", "exact match"), ("token-f1", "token F1"), ("rouge-l", "ROUGE-L")),
+)
 
 
 def time_text(seconds: float) -> str:
@@ -124,7 +128,12 @@ def show_summary(console: Console, folder: Path) -> None:
         table.add_section()
     wide = console if console.is_terminal else Console(file=console.file, width=UNWRAPPED)
     wide.print(table)
-    files = [("picture", "loss.png"), ("model", "model"), ("ledger", "ledger.sqlite")]
+    files = [
+        ("report", "report.html"),
+        ("picture", "loss.png"),
+        ("model", "model"),
+        ("ledger", "ledger.sqlite"),
+    ]
     for name, file in files:
         if (folder / file).exists():
             console.print(

@@ -12,11 +12,11 @@ from client.privacy.budget import BudgetLedger, DataSet
 from client.privacy.node_policy import NodePolicy
 from client.privacy.site_secret import SECRET_FILE, load_secret, make_secret
 from dandelion.deployment.deploy_home import default_home
+from dandelion.deployment.site_guard import PRIVACY_FOLDER
 from dandelion.monitor.tables import print_table
 from shared.base.errors import BudgetError
 from shared.base.files import state_folder
 
-FOLDER = "privacy"  # in a node's home
 HomeOption = Annotated[Path | None, typer.Option("--home", help="Folder of all files.")]
 budget_app = typer.Typer(help="What a site's data have paid, over all runs.")
 console = Console()
@@ -99,9 +99,9 @@ def adopt(
 def folder_of(home: Path | None) -> Path:
     """The privacy folder of a node's home; without one, that of sites which this user simulates."""
     if home is not None:
-        return home.resolve() / FOLDER
-    node = default_home("node").resolve() / FOLDER
-    return node if node.exists() else state_folder() / FOLDER
+        return home.resolve() / PRIVACY_FOLDER
+    node = default_home("node").resolve() / PRIVACY_FOLDER
+    return node if node.exists() else state_folder() / PRIVACY_FOLDER
 
 
 def open_existing(home: Path | None) -> BudgetLedger:

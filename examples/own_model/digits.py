@@ -1,11 +1,11 @@
 """MNIST and a small convolutional network, as a problem of one's own for Dandelion."""
 
 import torch
+from mnist import pictures_and_labels
 from torch import nn
 from torch.nn import functional as F
 
 from dandelion import Problem
-from shared.data.sets.pictures import mnist_pictures  # as torchvision.datasets.MNIST, packaged
 
 
 def network() -> nn.Module:
@@ -17,12 +17,10 @@ def network() -> nn.Module:
     )  # fmt: skip
 
 
-def digits(is_test: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (n, 1, 28, 28) and their digits (n,)."""
-    mnist = mnist_pictures()
-    rows = torch.from_numpy(mnist.held_out) == is_test
-    pictures = torch.from_numpy(mnist.pixels)[rows, None] / 255
-    return (pictures - 0.1307) / 0.3081, torch.from_numpy(mnist.labels)[rows]
+def digits(part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures (n, 1, 28, 28), of mean 0 and deviation 1, and their digits (n,)."""
+    pictures, labels = pictures_and_labels(part)
+    return (pictures - 0.1307) / 0.3081, labels
 
 
 def loss(module: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -37,8 +35,8 @@ def accuracy(module: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tor
 
 problem = Problem(
     model=network,
-    examples=lambda: digits(is_test=False),
-    evaluation=lambda: digits(is_test=True),
+    examples=lambda: digits("train"),
+    evaluation=lambda: digits("t10k"),
     loss=loss,
     metrics={"accuracy": accuracy},
 )

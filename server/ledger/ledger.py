@@ -8,8 +8,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from server.ledger.reader import LedgerReader
-from server.ledger.records import TABLES, VERSION, Contribution, Metrics, Refusal
+from server.ledger.records import CHOICES, TABLES, VERSION, Contribution, Metrics, Refusal
 from server.ledger.verify import SEAL, chain_hash, lasting_payload, seal
 from shared.base.errors import GapError, LedgerError
 from shared.protocol.entry import MAGIC_DENSE, Entry
@@ -87,7 +90,7 @@ class Ledger(LedgerReader):
         payload, rows = entry.encode(), [c.row() for c in contributions]
         compared = [row for c in contributions if (row := c.comparison()) is not None]
         with self._database.transaction():
-            chain = chain_hash(self._chain_before(entry.round), payload, rows, compared)
+            chain = chain_hash(self.chain(entry.round - 1), payload, rows, compared)
             self._insert("entries", [(entry.round, payload, chain)])
             self._insert("contributions", rows)
             self._insert("comparisons", compared)
@@ -139,6 +142,15 @@ class Ledger(LedgerReader):
         rows = [(round_, site, name, value) for name, value in scores.items()]
         self._insert("scores", rows, "IGNORE")
 
+    def record_choices(self, round_: int, confusion: NDArray[np.int64]) -> None:
+        """Write the cells of a confusion table (k, k) that are not 0; the first ones stay.
+
+        A cell is a row of the table ``scores``: its name is "class choice".
+        """
+        cells = [(int(row), int(column)) for row, column in np.argwhere(confusion)]
+        rows = [(round_, CHOICES, f"{a} {b}", int(confusion[a, b])) for a, b in cells]
+        self._insert("scores", rows, "IGNORE")
+
     def record_snapshot(self, round_: int, file: str, size: int, digest: bytes) -> None:
         """Write that the snapshot of a round is in ``file``, and what its bytes are."""
         self._insert("snapshots", [(round_, file, size, digest)], "REPLACE")
@@ -154,11 +166,6 @@ class Ledger(LedgerReader):
         with self._database.transaction():
             rows = [(lasting_payload(payload), round_) for payload, round_ in entries]
             self._database.write_all("UPDATE entries SET payload = ? WHERE round = ?", rows)
-
-    def _chain_before(self, round_: int) -> bytes:
-        if round_ == 1:
-            return self.header(SEAL)
-        return bytes(self._value("SELECT chain FROM entries WHERE round = ?", round_ - 1))
 
     def _fill(self, header: Mapping[str, bytes]) -> None:
         """Create the tables, and write the header rows and their seal."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from server.ledger.database import Database
 from server.ledger.records import (
+    CHOICES,
     LEFT_OUT,
     SERVER,
     Contribution,
@@ -20,7 +21,7 @@ from server.ledger.records import (
     SnapshotRow,
 )
 from server.ledger.summaries import RunSummaries
-from server.ledger.verify import check, has_comparisons
+from server.ledger.verify import SEAL, check, has_comparisons
 from shared.base.errors import LedgerError
 from shared.protocol.entry import MAGIC_REWIND, Entry
 from shared.protocol.flower_records import Transfer
@@ -109,6 +110,19 @@ class LedgerReader(RunSummaries):
         rows = self._rows("SELECT digest FROM digests WHERE round = ?", round_)
         return _bytes(rows[0][0]) if rows else None
 
+    def chain(self, round_: int) -> bytes:
+        """The chain of a round, which binds all rounds before it too; of round 0, the seal.
+
+        Raises:
+            LedgerError: there is no such round.
+        """
+        if round_ == 0:
+            return self.header(SEAL)
+        rows = self._rows("SELECT chain FROM entries WHERE round = ?", round_)
+        if not rows:
+            raise LedgerError(f"{self.path}: table entries has no round {round_}")
+        return _bytes(rows[0][0])
+
     def metrics(self, after: int = 0) -> list[Metrics]:
         """The metrics of all rounds after ``after``, in order."""
         rows = self._rows("SELECT * FROM metrics WHERE round > ? ORDER BY round", after)
@@ -191,6 +205,19 @@ class LedgerReader(RunSummaries):
         for name, round_, value in self._rows(query, site):
             series.setdefault(name, []).append((round_, value))
         return series
+
+    def choices(self, classes: int) -> NDArray[np.int64] | None:
+        """The confusion table (classes, classes) of the last evaluation: [class, choice].
+
+        None: the run has none.
+        """
+        query = """SELECT name, value FROM scores WHERE site = ? AND round = (
+            SELECT max(round) FROM scores WHERE site = ?)"""
+        confusion = np.zeros((classes, classes), np.int64)
+        for name, value in self._rows(query, CHOICES, CHOICES):
+            row, _, column = name.partition(" ")
+            confusion[int(row), int(column)] = int(value)
+        return confusion if confusion.any() else None
 
     def snapshots(self) -> list[SnapshotRow]:
         """The snapshots that can be read, in order of their rounds."""

@@ -75,6 +75,7 @@ CREATE TABLE snapshots (
 # what stands in ``scores.site`` if the scores are those of no single site
 SERVER = ""  # of the server's held-out examples
 ALL_SITES = "all sites"  # of all sites' held-out examples together
+CHOICES = "choices"  # no scores: how often the server's examples of a class got each choice
 
 LEFT_OUT = "left out"  # reason of the refusals of a site that the run does without from then on
 

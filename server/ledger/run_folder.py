@@ -21,6 +21,7 @@ from shared.models.model import LanguageModel
 from shared.modes.estimators import with_estimator
 from shared.modes.mode import mode_of
 from shared.problem.source import source_digest
+from shared.protocol.run_request import RunRequest
 from shared.replica.snapshot import encode_snapshot, load_snapshot_
 from shared.training.components import effective_options, with_own_options
 from shared.training.corpus import Corpus
@@ -32,6 +33,7 @@ from shared.training.oracle import Oracle
 LOG = logging.getLogger("dandelion")
 LEDGER, CONFIG, LOCK = "ledger.sqlite", "config.toml", "run.lock"
 MOST_AT_ONCE = 100  # unnamed runs of one second in one folder
+NAME_BYTES = 16
 PRIVATE = 0o700  # of a run folder: what sites send tells of their data
 
 
@@ -151,7 +153,7 @@ def check_base(ledger: LedgerReader, oracle: Oracle) -> None:
 def _create(folder: Path, config: Config) -> OpenRun:
     if (folder / LEDGER).exists():
         raise ConfigError(f"{folder}: a run is there; resume it, or choose another run-name")
-    oracle, name = Oracle.of(config), secrets.token_bytes(16)
+    oracle, name = Oracle.of(config), _name_of(config)
     config = resolve_epochs(config, oracle.language_model)
     text = _config_bytes(config)
     write_atomically(folder / CONFIG, text)
@@ -159,6 +161,14 @@ def _create(folder: Path, config: Config) -> OpenRun:
     header = {"run": name, "config": text, "base": oracle.base, "code": code}
     ledger = Ledger.create(folder / LEDGER, header)
     return OpenRun(folder, config, ledger, oracle, name, code)
+
+
+def _name_of(config: Config) -> bytes:
+    """What names the run on the wire: as its operator has signed, or chance."""
+    request = config.run.request
+    if not request:
+        return secrets.token_bytes(NAME_BYTES)
+    return bytes.fromhex(RunRequest.decode(request).claim.run)
 
 
 def _resume(folder: Path, config: Config) -> OpenRun:

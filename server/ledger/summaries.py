@@ -21,7 +21,8 @@ SELECT e.round, e.loss,
 FROM evaluations e WHERE e.round <= (SELECT coalesce(max(round), 0) FROM entries) ORDER BY e.round
 """
 ROUND_SUMMARIES = f"""
-SELECT e.loss, {SCORE.format("m", "accuracy")}, {SCORE.format("m", "f1")}, m.*
+SELECT e.loss, {SCORE.format("m", "accuracy")}, {SCORE.format("m", "f1")},
+  {SCORE.format("m", "macro_f1")}, m.*
 FROM metrics m LEFT JOIN evaluations e USING (round) WHERE m.round BETWEEN ? AND ?
 ORDER BY m.round"""
 SITE_ROUNDS = f"""
@@ -91,6 +92,7 @@ class RoundSummary(NamedTuple):
     loss: float | None
     accuracy: float | None
     f1: float | None
+    macro_f1: float | None
 
 
 class SiteRound(NamedTuple):
@@ -165,6 +167,11 @@ class RunSummaries:
         """Sites that contributed to any round."""
         return int(self._value("SELECT count(DISTINCT site) FROM contributions"))
 
+    def count_contributions(self) -> dict[str, int]:
+        """The number of rounds that each site contributed to, by its name."""
+        query = "SELECT site, count(*) FROM contributions GROUP BY site ORDER BY site"
+        return dict(self._rows(query))
+
     def count_cohort(self, round_: int) -> int:
         """Sites that were sent a request of a round."""
         return int(self._value(COHORT, round_))
@@ -190,8 +197,8 @@ class RunSummaries:
 
     def round_summaries(self, first: int, last: int) -> list[RoundSummary]:
         """The rounds ``first`` to ``last``, both included."""
-        rows = self._rows(ROUND_SUMMARIES, SERVER, SERVER, first, last)
-        return [RoundSummary(Metrics(*row[3:]), *row[:3]) for row in rows]
+        rows = self._rows(ROUND_SUMMARIES, SERVER, SERVER, SERVER, first, last)
+        return [RoundSummary(Metrics(*row[4:]), *row[:4]) for row in rows]
 
     def site_rounds(self, first: int, last: int) -> list[SiteRound]:
         """Every site's part in the rounds ``first`` to ``last``, by round and slot."""

@@ -9,6 +9,7 @@ from typing import Any
 from server.ledger.reader import LedgerReader
 from server.ledger.records import ALL_SITES, SERVER
 from server.reporting import data_distribution
+from server.reporting.class_choices import ClassChoices
 from server.reporting.loss_plot import draw_losses
 from server.reporting.round_worth import verdict_of, worth_of_round, worth_of_run
 from shared.base.files import write_atomically
@@ -17,7 +18,9 @@ from shared.config.schema import Config
 from shared.models.model import LanguageModel
 from shared.modes.mode import mode_of
 from shared.replica.replica import Replica
+from shared.tasks.classification import CLASSIFICATION, label_words
 
+MODEL = "model"  # the folder of the trained model, in a run's folder
 METRICS_COLUMNS = (
     "timestamp",
     "round",
@@ -40,6 +43,7 @@ METRICS_COLUMNS = (
     "signal error",
     "site noise",
     "site noise error",
+    "macro f1",
 )
 CLIENTS_COLUMNS = (
     "round",
@@ -83,8 +87,11 @@ class Report:
         if shards := data_distribution.read(self.folder):
             title = data_distribution.title_of(self.config.data, self.config.model.app)
             data_distribution.draw(shards, title, self.folder / data_distribution.SHARDS_PNG)
+        if (choices := self._choices()) is not None:
+            choices.write(self.folder)
+            choices.draw(self.folder)
         if self.config.run.save_model:
-            model.save(self.folder / "model")
+            model.save(self.folder / MODEL)
 
     def summary(self) -> dict[str, Any]:
         """The run in some twenty numbers; bytes are means over sites and rounds with traffic."""
@@ -99,6 +106,7 @@ class Report:
             "evaluation_loss_first": evaluations[0].loss if evaluations else None,
             "evaluation_loss_last": evaluations[-1].loss if evaluations else None,
             **self._scores(),
+            **(choices.summary() if (choices := self._choices()) else {}),
             "seconds": round(ledger.totals().seconds, 3),
             "digest": self._replica.digest().hex(),
             **self._bytes(),
@@ -118,6 +126,14 @@ class Report:
             scores[f"evaluation_{name}_last"] = series[-1][1]
         together = self.ledger.scores(ALL_SITES).items()
         return scores | {f"sites_{name}_last": series[-1][1] for name, series in together}
+
+    def _choices(self) -> ClassChoices | None:
+        """What the last evaluation chose for the examples of each class; None without classes."""
+        if self.config.data.task != CLASSIFICATION:
+            return None
+        names = label_words(self.config.data)
+        confusion = self.ledger.choices(len(names))
+        return None if confusion is None else ClassChoices(names, confusion)
 
     def _bytes(self) -> dict[str, float]:
         """Mean bytes per client and round, as payload and as messages, both directions."""
@@ -145,9 +161,10 @@ class Report:
                     *(m.timestamp, m.round, *settings, m.learning_rate, *batch, m.loss),
                     *(m.gradient_norm, loss, m.bytes_up, m.bytes_down, m.forwards, accuracy, f1),
                     *self._worth(m.round),
+                    macro_f1,
                 ]
             )
-            for m, loss, accuracy, f1 in self.ledger.round_summaries(first, last)
+            for m, loss, accuracy, f1, macro_f1 in self.ledger.round_summaries(first, last)
             if self._is_logged(m.round)
         ]
 

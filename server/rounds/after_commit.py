@@ -42,6 +42,7 @@ class AfterCommit:
         if evaluation and ledger.evaluation(round_) is None:
             sums = self._evaluate()
             ledger.record_scores(round_, SERVER, sums.scores())
+            ledger.record_choices(round_, sums.confusion)
             ledger.record_evaluation(round_, sums.loss)
         self._report(round_)
 

@@ -53,8 +53,10 @@ class WorkerError(DandelionError):
 class PolicyError(DandelionError):
     """A site's operator allows no such request; the message that leaves names the key alone."""
 
+    PREFIX = "refused by policy: "
+
     def __init__(self, key: str) -> None:
-        super().__init__(f"refused by policy: {key}")
+        super().__init__(f"{self.PREFIX}{key}")
         self.key = key
 
 

@@ -12,6 +12,8 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+from shared.base.plug_ins import plug_in_sources
+
 READ_BYTES = 1 << 20  # of a file at a time
 STATE = "XDG_STATE_HOME"  # the variable that names the user's state folder
 OWN_PACKAGES = ("client", "server", "shared")
@@ -100,15 +102,21 @@ def file_hash(path: Path) -> str:
 
 @cache
 def code_digest() -> bytes:
-    """Return 16 bytes over names and contents of every ``.py`` file of client, server and shared.
+    """Return 16 bytes over names and contents of the ``.py`` files that server and sites share.
 
-    Server and sites must run the same source to compute the same bits. Flower's simulation can
-    load another app's ``client`` package unnoticed, so a site compares its digest with the
-    server's before it does anything.
+    They are those of client, server and shared, and of every installed plug-in. Server and sites
+    must run the same source to compute the same bits. Flower's simulation can load another app's
+    ``client`` package unnoticed, so a site compares its digest with the server's before it does
+    anything.
+
+    Raises:
+        ConfigError: a plug-in has no source files.
     """
     root, digest = Path(__file__).resolve().parents[2], sha256()
     for package in OWN_PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0")
             digest.update(path.read_bytes() + b"\0")
+    for name, path in sorted(plug_in_sources().items()):
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.digest()[:16]

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
+Shares = NDArray[np.float64]
 
 
 def _empty() -> Counts:
@@ -43,7 +45,11 @@ class EvalSums:
         """Return accuracy and F1 by name, or the means of a problem's own metrics, if there are."""
         if not self.confusion.size:
             return {name: value / self.examples for name, value in self.sums.items()}
-        return {"accuracy": accuracy(self.confusion), "f1": f1(self.confusion)}
+        return {
+            "accuracy": accuracy(self.confusion),
+            "f1": f1(self.confusion),
+            "macro_f1": macro_f1(self.confusion),
+        }
 
 
 def confusion_of(classes: Counts, choices: Counts, count: int) -> Counts:
@@ -63,7 +69,33 @@ def f1(confusion: Counts) -> float:
     A class that is neither present nor chosen counts 0 (van Rijsbergen 1979; scikit-learn's binary
     and macro averages).
     """
-    right = np.diag(confusion)
-    either = confusion.sum(0) + confusion.sum(1)
-    each = 2 * right / np.maximum(either, 1)
+    each = class_scores(confusion).f1
     return float(each[1] if len(each) == 2 else each.mean())
+
+
+def macro_f1(confusion: Counts) -> float:
+    """Return the mean of the classes' F1, all of equal weight, whatever their number of examples.
+
+    A class that is neither present nor chosen counts 0.
+    """
+    return float(class_scores(confusion).f1.mean())
+
+
+class ClassScores(NamedTuple):
+    """Numbers of each class (k,); 0 if there is nothing to divide by."""
+
+    precision: Shares  # of its choices, how many are right
+    recall: Shares  # of its examples, how many are chosen
+    f1: Shares  # their harmonic mean
+    support: Counts  # its examples
+
+
+def class_scores(confusion: Counts) -> ClassScores:
+    """Precision, recall, F1 and support of each class of a table [class, choice]."""
+    right, present, chosen = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    return ClassScores(
+        right / np.maximum(chosen, 1),
+        right / np.maximum(present, 1),
+        2 * right / np.maximum(chosen + present, 1),
+        present,
+    )

@@ -36,6 +36,7 @@ class Option:
     choices: tuple[str, ...] = ()
     resumable: bool = False  # a resumed run may change it: no number of the run depends on it
     used_by: str = ""  # the modes, or the component, for which it matters; empty: always
+    path: bool = False  # whether its values may name folders or files
 
     @property
     def kind(self) -> type:
@@ -131,6 +132,7 @@ def option(  # noqa: PLR0913  (all but two by name)
     choices: Sequence[str] = (),
     resumable: bool = False,
     used_by: str = "",
+    path: bool = False,
 ) -> Any:  # noqa: ANN401  (the field's own type, as with dataclasses.field)
     """A dataclass field that declares a setting.
 
@@ -146,6 +148,7 @@ def option(  # noqa: PLR0913  (all but two by name)
         choices: the texts that it may be.
         resumable: whether a resumed run may change it.
         used_by: the modes or the component for which it matters.
+        path: whether its values may name folders or files of a disk.
     """
     if type(default) is int:
         at_least = 0 if at_least is None and above is None else at_least
@@ -153,7 +156,7 @@ def option(  # noqa: PLR0913  (all but two by name)
     facts = {
         "key": key, "meaning": meaning, "unit": unit, "above": above, "at_least": at_least,
         "below": below, "at_most": at_most, "choices": tuple(choices), "resumable": resumable,
-        "used_by": used_by,
+        "used_by": used_by, "path": path,
     }  # fmt: skip
     return field(default=default, metadata={KEY: facts})
 

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
-from shared.base.errors import UnknownNameError
+from shared.base.errors import ConfigError, UnknownNameError
+from shared.base.plug_ins import PREFIX, load_plug_ins
 
 T = TypeVar("T")
-GROUP = "dandelion."  # of entry points: dandelion.optimizers, dandelion.directions, …
-
 
 _REGISTRIES: "dict[str, Registry[Any]]" = {}  # by kind, those that were declared
 
@@ -41,7 +39,7 @@ class Registry(Generic[T]):
     @property
     def group(self) -> str:
         """The group of entry points that plug-ins of this kind are installed under."""
-        return GROUP + self._package.rpartition(".")[2]
+        return PREFIX + self._package.rpartition(".")[2]
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that files its target under ``name``.
@@ -52,7 +50,10 @@ class Registry(Generic[T]):
 
         def add(target: T) -> T:
             if name in self._known and self._known[name] is not target:
-                raise ValueError(f"{self.kind} {name!r} is registered twice")
+                raise ValueError(
+                    f"{self.kind} {name!r} is registered twice: {_place(self._known[name])} has "
+                    f"the name, {_place(target)} wants it; choose another"
+                )
             self._known[name] = target
             return target
 
@@ -80,6 +81,21 @@ class Registry(Generic[T]):
         for module in iter_modules(package.__path__):
             if not module.ispkg:
                 import_module(f"{self._package}.{module.name}")
-        for plug_in in entry_points(group=self.group):
-            plug_in.load()
+        self._load_plug_ins()
         self._discovered = True
+
+    def _load_plug_ins(self) -> None:
+        """Import the plug-ins; one that fails leaves no names behind, so it fails every time."""
+        known: dict[str, T] = {}
+        try:
+            for _ in load_plug_ins(self.group):
+                known = dict(self._known)
+        except ConfigError:
+            self._known = known
+            raise
+
+
+def _place(target: object) -> str:
+    """Where a target was written, as far as it says so."""
+    name = getattr(target, "__qualname__", type(target).__name__)
+    return f"{getattr(target, '__module__', type(target).__module__)}.{name}"

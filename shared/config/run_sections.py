@@ -81,6 +81,12 @@ class RunSettings(Section):
                                unit="rounds", resumable=True)
     save_model: bool = option(True, "write the trained model in Hugging Face format at the end",
                               resumable=True)
+    trackers: str = option(
+        "", "what else gets the rounds, with commas: tensorboard, wandb, mlflow or a plug-in",
+        resumable=True)
+    model_license: str = option(
+        "", "its licence, for its card, as the hub spells it; empty: the base model's, if known",
+        resumable=True)
     keep_memory: int = option(
         512, "memory of a process for what the frozen part of a model makes of each example",
         at_least=0, unit="MiB", resumable=True)
@@ -91,11 +97,13 @@ class RunSettings(Section):
                              choices=("float32", "bfloat16"))
     app_dir: str = option(
         "", "folder that is searched for the module of app, after those of installed packages",
-        resumable=True)
-    output_dir: str = option("runs", "the run folder is made in it", resumable=True)
+        resumable=True, path=True)
+    output_dir: str = option("runs", "the run folder is made in it", resumable=True, path=True)
     name: str = option("", "of the run folder; empty: mode, model and time", key="run-name",
-                       resumable=True)
-    resume: str = option("", "a run folder to go on with", resumable=True)
+                       resumable=True, path=True)
+    resume: str = option("", "a run folder to go on with", resumable=True, path=True)
+    request: str = option("", "an operator's signature on the run; dandelion server run makes it",
+                          key="run-request", resumable=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -64,11 +64,16 @@ class DataSettings(Section):
                        "instruction: responses to prompts; generation: these, evaluated by writing")
     label_words: str = option("", "a word for each class, with commas, in their order",
                               used_by="classification")
+    label_scoring: str = option(
+        "auto", "of a causal model: the logit of a label's first token, or the log-likelihood of "
+        "all its tokens, summed or their mean; auto: first if these differ, else sum",
+        choices=("auto", "first", "sum", "mean"), used_by="classification")
     prompt: str = option("{text} It was",
                          "what a causal model reads before it chooses among the words",
                          used_by="classification")
     dataset: str = option(
-        "stdlib", "a name of dandelion data list, a folder, or owner/name[:config] on the hub")
+        "stdlib", "a name of dandelion data list, a folder, or owner/name[:config] on the hub",
+        path=True)
     text_column: str = option(
         "", "of a folder of tables: columns that are a document's text, with commas; empty: text, "
         "sentence or content")
@@ -99,7 +104,7 @@ class EvaluationSettings(Section):
     blocks: int = option(128, "how many of these are evaluated at most", key="eval-blocks",
                          at_least=1, unit="examples")
     dataset: str = option("", "its held-out part is what is evaluated on; empty: that of dataset",
-                          key="eval-dataset")
+                          key="eval-dataset", path=True)
     site_fraction: float = option(
         0.0, "share of its examples that a site evaluates on; 0: it does not evaluate",
         key="site-eval-fraction", at_least=0, below=1)
@@ -115,14 +120,14 @@ class ModelSettings(Section):
     name: str = option(
         "byte-gpt",
         "a registered name, a hub name, a folder in Hugging Face format, or a GGUF file",
-        key="model")
+        key="model", path=True)
     app: str = option(
         "", "one's own problem, as module:attribute, in place of model, data set and task")
     dtype: str = option("float32",
                         "of the parameters; with bfloat16, updates are rounded stochastically",
                         choices=("float32", "bfloat16"))
     init_from: str = option(
-        "", "a run folder or a model folder to start from; empty: the model untrained")
+        "", "a run folder or a model folder to start from; empty: the model untrained", path=True)
     scope: str = option("full",
                         "what is trained: full, lora, bias, reduced, head, last:<blocks>, "
                         "last:<blocks>:bias, words, prior, or regex:<pattern>")
@@ -203,7 +208,7 @@ class BpSettings(Section):
     batch_size: int = option(4, "examples backpropagated per step; 0: all of a site's",
                              key="bp-batch-size", unit="examples", used_by=BP)
     dataset: str = option("", "what is backpropagated on, dealt to the sites; empty: dataset",
-                          key="bp-dataset", used_by=BP)
+                          key="bp-dataset", used_by=BP, path=True)
     max_samples: int = option(0, "examples of a site that are backpropagated on; 0: all",
                               key="bp-max-samples", unit="examples", used_by=BP)
     split_data: bool = option(False, "a site's examples are halved: one half is backpropagated on",

@@ -1,6 +1,6 @@
 """The logits of a model with a readout; features are computed once per example if it is frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +25,7 @@ from shared.features.store import KeptTensors, features_name
 from shared.models.model import READOUT, LanguageModel
 
 MIB = 1 << 20
+Scores = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (module, tokens, lengths) -> (B, k)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class ReadoutLogits:
     pad: int
     tokenizer: str  # its identity
     config: Config
+    scores: Scores | None = None  # what gives the model's own logits instead of columns
 
     def __call__(self, module: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Logits (B, k) of texts (B, T) of some lengths (B,)."""
@@ -59,7 +61,9 @@ class ReadoutLogits:
         """Features and the model's own logits side by side (B, f + k), float32."""
         states, scores = run_with_states(module, tokens, lengths, self.pad)
         features = pool(self.parts, states, lengths)
-        if self.columns:
+        if self.scores is not None:
+            base = self.scores(module, tokens, lengths)
+        elif self.columns:
             base = scores[:, list(self.columns)].float()
         else:
             base = features.new_zeros(len(tokens), _readout(module).classes)
@@ -93,14 +97,14 @@ class ReadoutLogits:
     def _open_store(self, module: nn.Module) -> KeptTensors:
         run = self.config.run
         frozen = [name for name, _ in module.named_parameters() if self._matters(module, name)]
-        what = f"features {self.parts} and logits {self.columns}"
+        what = f"features {self.parts} and logits {self.scores or self.columns}"
         name = features_name(module, frozen, self.tokenizer, what, without=READOUT)
         dtype = getattr(torch, run.keep_dtype)
         return KeptTensors(name, run.keep_memory * MIB, run.keep_disk * MIB, dtype)
 
     def _matters(self, module: nn.Module, name: str) -> bool:
         """Whether what is kept depends on a parameter; an encoder's own head and pooler do not."""
-        if self.columns:
+        if self.columns or self.scores is not None:
             return not name.startswith(f"{READOUT}.")
         any_module: Any = module
         body = f"{any_module.base_model_prefix}."
@@ -121,7 +125,10 @@ def _readout(module: nn.Module) -> Readout:
 
 
 def readout_logits(
-    model: LanguageModel, config: Config, columns: Sequence[int]
+    model: LanguageModel,
+    config: Config,
+    columns: Sequence[int],
+    scores: Scores | None = None,
 ) -> ReadoutLogits | None:
     """The logits of a model by its readout; None if it has none.
 
@@ -129,12 +136,13 @@ def readout_logits(
         model: of transformers.
         config: of the run.
         columns: of a causal model's scores, one for each class; none for an encoder.
+        scores: computes a causal model's own logits of the classes if no columns are these.
     """
     if not hasattr(model.module, READOUT):
         return None
     parts = parse_features(_readout(model.module).features, LAST)
     tokenizer = model.tokenizer
-    return ReadoutLogits(parts, tuple(columns), tokenizer.pad, tokenizer.identity, config)
+    return ReadoutLogits(parts, tuple(columns), tokenizer.pad, tokenizer.identity, config, scores)
 
 
 def readout_settings(config: Config, model: LanguageModel, classes: int) -> ReadoutSettings | None:

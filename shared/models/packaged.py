@@ -20,6 +20,8 @@ class Packaged:
     folder: Callable[[], Path]  # in Hugging Face's format; fetches what is missing
     parameters: int  # without a head
     about: str
+    origin: str  # its name on the hub
+    license: str  # that it was published under
 
 
 def minilm_folder() -> Path:
@@ -38,9 +40,15 @@ PACKAGED = {
         minilm_folder,
         22_713_216,
         "MiniLM-L6 sentence encoder (Wang et al. 2020), for classification",
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "apache-2.0",
     ),
     "smollm2-135m": Packaged(
-        smollm2_folder, 134_515_008, "SmolLM2-135M-Instruct (Allal et al. 2025), from 4-bit GGUF"
+        smollm2_folder,
+        134_515_008,
+        "SmolLM2-135M-Instruct (Allal et al. 2025), from 4-bit GGUF",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "apache-2.0",
     ),
 }
 

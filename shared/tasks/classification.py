@@ -1,7 +1,7 @@
 """Classification: a model scores each class, by its head or by the logit of the class's word."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -22,9 +22,12 @@ from shared.features.readout import LinearBatch
 from shared.features.readout_logits import ReadoutLogits, readout_logits
 from shared.models.model import LanguageModel
 from shared.tasks.class_names import check_head_order
+from shared.tasks.continuations import reads_trees
+from shared.tasks.label_scores import whole_labels
 from shared.tasks.task import TASKS
 from shared.tasks.verbaliser import Verbaliser
 
+CLASSIFICATION = "classification"  # the name of the task
 Ids = NDArray[np.int64]
 
 
@@ -101,19 +104,17 @@ def _texts(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:, 1 : 1 + int(lengths.max())], lengths
 
 
-@TASKS.register("classification")
+@TASKS.register(CLASSIFICATION)
 def classification(config: Config, model: LanguageModel) -> Classification:
     """Classify by the model's head, or else by the words of ``label-words`` after ``prompt``.
 
     Raises:
-        ConfigError: fewer than two words, words that begin alike, or another number or order than
-            the head has classes.
+        ConfigError: fewer than two words, words that cannot be told apart, or another number or
+            order than the head has classes.
     """
     words = label_words(config.data)
     if not model.has_head:
-        verbaliser = Verbaliser.of(model.tokenizer, config.data.prompt, words)
-        readout = readout_logits(model, config, verbaliser.words)
-        return Classification(len(words), verbaliser.encode, readout or verbaliser.logits, readout)
+        return _by_words(config, model, words)
     outputs = int(getattr(model.module.config, "num_labels", 0))
     if outputs != len(words):
         raise ConfigError(
@@ -124,6 +125,19 @@ def classification(config: Config, model: LanguageModel) -> Classification:
     readout = readout_logits(model, config, ())
     logits = readout or head_logits(model.tokenizer.pad)
     return Classification(len(words), model.tokenizer.sequence, logits, readout)
+
+
+def _by_words(config: Config, model: LanguageModel, words: tuple[str, ...]) -> Classification:
+    """Classify by what a causal model says after the prompt."""
+    if labels := whole_labels(model.tokenizer, config.data, words):
+        empty = Verbaliser.of(model.tokenizer, config.data.prompt, ())
+        verbaliser = replace(empty, reserve=labels.longest - 1)
+        reads_trees(model.module)  # tried now, at parameters that nobody has moved
+        readout = readout_logits(model, config, (), labels)
+        return Classification(len(words), verbaliser.encode, readout or labels, readout)
+    verbaliser = Verbaliser.of(model.tokenizer, config.data.prompt, words)
+    readout = readout_logits(model, config, verbaliser.words)
+    return Classification(len(words), verbaliser.encode, readout or verbaliser.logits, readout)
 
 
 def label_words(settings: DataSettings) -> tuple[str, ...]:

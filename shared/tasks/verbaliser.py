@@ -34,6 +34,7 @@ class Verbaliser:
     before: Ids
     after: Ids
     words: tuple[int, ...]  # (k,)
+    reserve: int = 0  # tokens that stay free for what is read after the prompt
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, prompt: str, words: tuple[str, ...]) -> "Verbaliser":
@@ -50,21 +51,23 @@ class Verbaliser:
             pairs = ", ".join(f"{w!r}: {f}" for w, f in zip(words, firsts, strict=True))
             raise ConfigError(
                 f"label-words whose first tokens differ after the prompt {prompt!r} expected, got "
-                f"{pairs}; choose other words (with tokens of bytes, end the prompt in a space)"
+                f"{pairs}; choose other words (with tokens of bytes, end the prompt in a "
+                "space), or label-scoring = sum"
             )
         start = np.concatenate([tokenizer.start, tokenizer.encode(before)])
         return cls(tokenizer, start, tokenizer.encode(after), firsts)
 
     def encode(self, text: str, length: int) -> Ids:
-        """The tokens of the prompt with the text in it, which is cut to ``length`` tokens in all.
+        """The tokens of the prompt with the text in it, cut to ``length`` tokens less the reserve.
 
         Raises:
             ConfigError: the prompt leaves no room for a text.
         """
-        room = length - len(self.before) - len(self.after)
+        room = length - len(self.before) - len(self.after) - self.reserve
         if room < 1:
             raise ConfigError(
-                f"block-size above {length - room} expected, the length of the prompt; got {length}"
+                f"block-size above {length - room} expected, the length of the prompt"
+                f"{' and the longest label' * bool(self.reserve)}; got {length}"
             )
         return np.concatenate([self.before, self.tokenizer.encode(text)[:room], self.after])
 
@@ -135,12 +138,21 @@ def first_token(tokenizer: Tokenizer, prompt: str, word: str) -> int:
     Raises:
         ConfigError: the tokenizer joins the word with the prompt's end.
     """
+    return label_tokens(tokenizer, prompt, word)[0]
+
+
+def label_tokens(tokenizer: Tokenizer, prompt: str, label: str) -> tuple[int, ...]:
+    """All tokens of a label of one or several words, which follows a prompt after a space.
+
+    Raises:
+        ConfigError: the tokenizer joins the label with the prompt's end.
+    """
     start = tokenizer.encode(prompt)
     space = "" if prompt[-1:].isspace() else " "
-    whole = tokenizer.encode(f"{prompt}{space}{word}")
+    whole = tokenizer.encode(f"{prompt}{space}{label}")
     if len(whole) <= len(start) or not np.array_equal(whole[: len(start)], start):
         raise ConfigError(
-            f"label-words: {word!r} melts into the prompt's end {prompt!r} when it is tokenised; "
+            f"label-words: {label!r} melts into the prompt's end {prompt!r} when it is tokenised; "
             "end the prompt in a letter or a mark, without a space"
         )
-    return int(whole[len(start)])
+    return tuple(whole[len(start) :].tolist())

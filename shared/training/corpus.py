@@ -227,6 +227,7 @@ def _make_examples(config: Config, model: LanguageModel, documents: Documents) -
         "grouped by": config.data.partition_by,
         "part": config.data.part,
         "task": [config.data.task, task.classes, config.data.prompt, model.has_head],
+        "labels": [config.data.label_words, config.data.label_scoring],
     }
     if config.data.task in CONVERSED:
         columns = [config.text.prompt_column, config.text.response_column]

@@ -1,16 +1,18 @@
 """The tutorial about one's own model and the example of MNIST do what they say."""
 
+import gzip
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from pages import ROOT
 
-from shared.packages.package import CARRIERS, is_cached
 from shared.problem.load import load_problem
 from shared.training.oracle import Oracle
 from shared.training.validate import configure
@@ -64,11 +66,45 @@ def test_the_example_is_short():
     lines = [line for line in body.splitlines() if line.strip()]
     own = [line for line in lines if not re.match(r"(from|import) ", line)]
     assert len(own) <= OWN_LINES
+    assert f"in {len(own)} lines of one's own" in (EXAMPLE / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["digits.py", "mnist.py"])
+def test_the_example_imports_what_a_stranger_has(name):
+    """Of this project only ``dandelion``, the documented import."""
+    tops = re.findall(r"^(?:from|import) (\w+)", (EXAMPLE / name).read_text(), re.M)
+    assert set(tops) <= {"dandelion", "torch", "mnist", *sys.stdlib_module_names}
+
+
+@pytest.fixture
+def mnist(tmp_path, monkeypatch):
+    """The four files of MNIST, made small: a blank picture for 0, a brighter one for each digit."""
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    monkeypatch.setenv("MNIST", str(folder))
+    for part, count in (("train", 400), ("t10k", 100)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        pictures = np.repeat(labels * 25, 28 * 28)
+        for name, sizes, values in (
+            ("images-idx3", (count, 28, 28), pictures), ("labels-idx1", (count,), labels),
+        ):  # fmt: skip
+            header = bytes([0, 0, 8, len(sizes)]) + np.array(sizes, ">u4").tobytes()
+            path = folder / f"{part}-{name}-ubyte.gz"
+            path.write_bytes(gzip.compress(header + values.tobytes()))
+    return folder
+
+
+def test_the_reader_of_the_example_gives_pictures_and_digits(mnist, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(EXAMPLE)])
+    reader = runpy.run_path(str(EXAMPLE / "mnist.py"))
+    pictures, labels = reader["pictures_and_labels"]("t10k")
+    assert (pictures.shape, labels.shape) == ((100, 1, 28, 28), (100,))
+    assert labels[:11].tolist() == [*range(10), 0]
+    assert pictures[7].unique().tolist() == [pytest.approx(7 * 25 / 255)]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not is_cached(CARRIERS["mnist"]), reason="MNIST is not in the cache")
-def test_the_example_trains_the_network_of_its_readme(tmp_path, monkeypatch):
+def test_the_example_trains_the_network_of_its_readme(mnist, tmp_path):
     words = ["run", "--config", "settings.toml", "--name", "digits", "--rounds", "2"]
     words += ["--set", f"output-dir={tmp_path}", "--queries", "2", "--set", "eval-blocks=100"]
     dandelion(words, EXAMPLE)

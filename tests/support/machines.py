@@ -150,11 +150,11 @@ class Federation:
         )  # fmt: skip
 
     def workers(self, name: str) -> list[int]:
-        """A node's resident worker, if it runs."""
-        return processes.of(self.folder / name, "client.worker.server")
+        """A node's guard, if it runs."""
+        return processes.of(self.folder / name, "client\0guard")
 
     def kill(self, name: str) -> None:
-        """A node's power fails: all its processes are gone at once, the worker too."""
+        """A node's power fails: all its processes are gone at once, the guard too."""
         node = self.nodes.pop(name)
         destroy([node.pid, *descendants(node.pid), *self.workers(name)])
         node.wait()

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dandelion.cli import server
 from dandelion.cli.app import app
-from dandelion.cli.client import explain, find_reason, node_config
+from dandelion.cli.client import explain, find_reason
 from dandelion.deployment.deploy_home import (
     Home,
     local_address,
@@ -21,6 +21,7 @@ from dandelion.deployment.deploy_home import (
     superlink_command,
     supernode_command,
 )
+from dandelion.deployment.site_guard import DEFAULTS, node_config
 from dandelion.deployment.supervisor import Keeper, Program, find_process, write_pid
 from dandelion.engines.flower_simulation import EngineError
 from shared.base.errors import ConfigError
@@ -137,6 +138,7 @@ def test_a_certificate_is_not_renewed_by_another_authority(certificates):
 
 def test_a_node_config_is_checked_before_anything_is_started(home):
     assert node_config(["partition-id=3", "site=a b"], home) == {
+        **DEFAULTS,
         "store": str(home.folder / "store"), "partition-id": 3, "site": "a b",
         "privacy-home": str(home.folder / "privacy"),
     }  # fmt: skip
@@ -300,6 +302,7 @@ def test_a_start_that_waits_for_its_server_has_not_failed(tmp_path, monkeypatch)
 PARENT = """
 import os, sys
 from pathlib import Path
+from dandelion.deployment.site_guard import DEFAULTS, node_config
 from dandelion.deployment.supervisor import Keeper, Program
 folder = Path(sys.argv[1])
 child = [sys.executable, "-c", "import time; time.sleep(60)"]

@@ -16,18 +16,18 @@ def federation(tmp_path_factory):
 
 
 def test_a_run_over_the_wire_has_the_digest_of_the_local_engine(federation, tmp_path):
-    """And no process that Flower starts for a message loads what the worker has."""
+    """And no process that Flower starts for a message loads what the guard has."""
     with Watch(federation.folder, "flwr-clientapp") as watch:
         assert federation.run("plain", SETTINGS).wait(400) == 0, federation.output_of("plain")
     assert federation.digest("plain") == local_digest(tmp_path, SETTINGS)
     assert len(watch.seen) >= 3 * 4  # of each node an introduction and three rounds
     assert not set().union(*watch.seen.values())
-    (worker,) = federation.workers("n0")
-    assert "libtorch" in mapped(worker)
+    (guard,) = federation.workers("n0")
+    assert "libtorch" in mapped(guard)
 
 
 def test_what_is_killed_changes_no_bit(federation, tmp_path):
-    """The server process twice, the SuperLink once, a node with its worker in mid-round.
+    """The server process twice, the SuperLink once, a node with its guard in mid-round.
 
     A round needs all three sites, so requests are repeated until all have answered.
     """

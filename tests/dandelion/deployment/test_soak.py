@@ -24,7 +24,7 @@ SOAK = {**SETTINGS, "num-rounds": ROUNDS, "learning-rate": 0.002, "num-clients":
         "min-clients": 2, "staleness": 1, "max-skipped-rounds": 1000, "snapshot-interval": 50,
         "resend-after": 8}  # fmt: skip
 WATCHED = ("flower-superlink", "flwr-serverapp", "flower-supernode", "flower-superexec",
-           "forkserver", "client.worker.server")  # fmt: skip
+           "forkserver", "client\0guard")  # fmt: skip
 MORE_BYTES, MORE_FILES = 48 << 20, 12  # what a process may gain after its first half minute
 
 
@@ -73,7 +73,7 @@ def cable(soak: Soak) -> None:
 
 
 def worker(soak: Soak) -> None:
-    """A node's resident worker is killed."""
+    """A node's guard is killed."""
     destroy(soak.federation.workers("n1"))
 
 

@@ -103,7 +103,9 @@ def test_flwr_run_in_an_app_folder_of_ones_own_has_the_digest_too(local, tmp_pat
     config = {**SETTINGS, "app": "own_engines:problem", "output-dir": str(tmp_path),
               "run-name": "run"}  # fmt: skip
     table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items())
-    text = example.partition("[tool.flwr.app.config]\n")[0].replace('"digits.py"', '"*.py"')
+    text = example.partition("[tool.flwr.app.config]\n")[0].replace(
+        '"digits.py", "mnist.py"', '"*.py"'
+    )
     (app / "pyproject.toml").write_text(f"{text}[tool.flwr.app.config]\n{table}")
     environment = flower_environment(tmp_path / "home") | {
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from dandelion.cli.app import app
 from dandelion.engines.local import run_local
-from dandelion.monitor.tensorboard import crc32c, event, record, text_event
+from server.tracking.tensorboard import crc32c, event, record, text_event
 
 FIELDS = {
     "Plugin": [("plugin_name", 1, "STRING", "")],
@@ -85,4 +85,5 @@ def test_every_round_and_evaluation_of_a_run_is_written(tmp_path, reader):
     losses = [e.step for e in rest if e.summary.value[0].tag == "round/loss"]
     held_out = [e.step for e in rest if e.summary.value[0].tag == "held out/loss"]
     texts = [e.step for e in rest if e.summary.value[0].tag == "samples"]
-    assert losses == held_out == texts == [1, 2, 3]
+    assert losses == [1, 2, 3]
+    assert held_out == texts == [0, 1, 2, 3]

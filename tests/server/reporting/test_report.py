@@ -28,7 +28,7 @@ TINY = {
 METRICS = ["timestamp", "round", "mode", "scope", "q", "lr", "batch size", "optimizer",
            "bp interval", "loss", "gradient norm", "evaluation loss", "bytes up", "bytes down",
            "forwards", "accuracy", "f1",
-           "signal", "signal error", "site noise", "site noise error"]  # fmt: skip
+           "signal", "signal error", "site noise", "site noise error", "macro f1"]  # fmt: skip
 CLIENTS = ["round", "site", "loss", "examples", "bytes up", "bytes down", "seconds", "refusal"]
 SUMMARY = {"mode", "rounds", "parameters", "clients", "queries", "evaluation_loss_first",
            "evaluation_loss_last", "seconds", "digest", "payload_bytes_up_per_client_round",

@@ -1,0 +1,1 @@
+"""Pages about a run for people who were not there: an HTML report and a model card."""

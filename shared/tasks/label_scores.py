@@ -1,0 +1,102 @@
+"""Labels of several tokens: which are scored whole, and their scores as the logits of classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from shared.base.errors import ConfigError
+from shared.config.sections import DataSettings
+from shared.models.model import Tokenizer
+from shared.tasks.continuations import ContinuationTree, score_continuations
+from shared.tasks.verbaliser import TEXT, label_tokens
+
+MOST_NODES = 128  # of one pass: logits of a whole vocabulary are made for each
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """Scores of the same labels after every text, as the logits of classes."""
+
+    labels: tuple[Tokens, ...]  # the tokens of each, in the order of the classes
+    is_mean: bool  # divided by the number of tokens
+    _trees: dict[torch.device, list[ContinuationTree]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @property
+    def longest(self) -> int:
+        """The number of tokens of the longest label."""
+        return max(map(len, self.labels))
+
+    def __call__(self, module: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Scores (B, k) float32 of the labels after texts (B, T) of some lengths (B,).
+
+        Costs a forward pass for every MOST_NODES nodes of the labels' tree.
+        """
+        parts = []
+        for tree in self._on(tokens.device):
+            sums = score_continuations(module, tokens, lengths, tree)
+            parts.append(sums / tree.lengths() if self.is_mean else sums)
+        return torch.cat(parts, 1)
+
+    def _on(self, device: torch.device) -> list[ContinuationTree]:
+        """The labels' trees, each of at most MOST_NODES nodes, stored on the device once."""
+        if device not in self._trees:
+            trees = [ContinuationTree.of(part) for part in self._divide()]
+            self._trees[device] = [tree.to(device) for tree in trees]
+        return self._trees[device]
+
+    def _divide(self) -> list[list[Tokens]]:
+        """The labels in their order, in parts of few nodes."""
+        parts: list[list[Tokens]] = [[]]
+        nodes = 1
+        for label in self.labels:
+            if parts[-1] and nodes + len(label) - 1 > MOST_NODES:
+                parts.append([])
+                nodes = 1
+            parts[-1].append(label)
+            nodes += len(label) - 1
+        return parts
+
+
+def whole_labels(
+    tokenizer: Tokenizer, settings: DataSettings, words: Sequence[str]
+) -> LabelScores | None:
+    """The scores of whole labels, if ``label-scoring`` wants them; None: by their first tokens.
+
+    If a label begins another, an end-of-text token follows each: else the shorter one would always
+    be the likelier.
+
+    Raises:
+        ConfigError: two labels have the same tokens.
+    """
+    after = settings.prompt.partition(TEXT)[2]
+    labels = [label_tokens(tokenizer, after, word) for word in words]
+    is_first = len({label[0] for label in labels}) == len(labels)
+    if settings.label_scoring == "first" or (settings.label_scoring == "auto" and is_first):
+        return None
+    _check_distinct(labels, words)
+    if _begins_another(labels):
+        labels = [(*label, tokenizer.end) for label in labels]
+    return LabelScores(tuple(labels), settings.label_scoring == "mean")
+
+
+def _check_distinct(labels: Sequence[Tokens], words: Sequence[str]) -> None:
+    seen: dict[Tokens, str] = {}
+    for label, word in zip(labels, words, strict=True):
+        if label in seen:
+            raise ConfigError(
+                f"label-words of different tokens expected, got {seen[label]!r} and {word!r}, "
+                f"which are both {list(label)} to this tokenizer; choose other words"
+            )
+        seen[label] = word
+
+
+def _begins_another(labels: Sequence[Tokens]) -> bool:
+    """Whether one label's tokens are the first tokens of another's."""
+    ordered = sorted(labels)
+    return any(second[: len(first)] == first for first, second in pairwise(ordered))
