@@ -78,14 +78,36 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import what a public name stands for; ``__version__`` is that of the installed package."""
+    """Import what a public name stands for; ``__version__`` is that of the installed package.
+
+    Raises:
+        AttributeError: there is no such name.
+        DandelionError: it is no part of a Flower app bundle, and this is one.
+    """
     if name == "__version__":
         from importlib.metadata import version
 
         return version("dandelion")
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    try:
+        module = import_module(_PUBLIC[name])
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != __name__:
+            raise
+        raise _refuse(name) from error
+    return getattr(module, name)
+
+
+def _refuse(name: str) -> Exception:
+    """The error for a name whose module a Flower app bundle of Dandelion leaves out."""
+    from shared.base.errors import DandelionError
+
+    return DandelionError(
+        f"dandelion.{name} is for the operator and not in this Flower app bundle, which has what "
+        "server and sites need; call it outside of the app, where Dandelion is installed: "
+        "pip install . in its folder"
+    )
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,9 @@ def on_page_markdown(markdown: str, *, source: str = "", **site: Any) -> str:  #
 
     def named(match: re.Match[str]) -> str:
         target = normpath(join(dirname(source), match[2]))
-        return f"{match[1]} (`{target.removeprefix('../')}`)" if target[:3] == "../" else match[0]
+        if target[:3] != "../":
+            return match[0]
+        path = target.removeprefix("../")
+        return f"`{path}`" if match[1] == path else f"{match[1]} (`{path}`)"
 
     return LINK.sub(named, markdown)

@@ -1,6 +1,7 @@
 """One compute thread per test process: with two, and anything else on the machine, tests crawl.
 
 CUDA kernels run by Triton's interpreter; it looks at its variable when triton is first imported.
+No example of Hypothesis has a time limit: on a busy machine it would fail for nothing.
 """
 
 import os
@@ -11,7 +12,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
+settings.register_profile("dandelion", deadline=None)
+settings.load_profile("dandelion")
 torch.set_num_threads(1)
 
 

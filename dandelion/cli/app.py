@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from dandelion.api.ledgers import ledger_of
-from dandelion.api.runs import engine_of, train_local
+from dandelion.api.runs import ENGINES, engine_of, train_local
 from dandelion.cli import bench as bench_cli
 from dandelion.cli import client as client_cli
 from dandelion.cli import compare as compare_cli
@@ -48,18 +48,6 @@ app = typer.Typer(
     help="Train language models with federated zeroth-order learning: sites send scalars.",
 )
 TRAIN, INSPECT, FEDERATE, MEASURE = "Train", "Inspect", "Federate", "Measure"  # panels of --help
-app.command(rich_help_panel=TRAIN)(preflight_cli.preflight)
-app.command(rich_help_panel=TRAIN)(sweep_cli.sweep)
-app.command(rich_help_panel=INSPECT)(models_cli.models)
-app.command(rich_help_panel=INSPECT)(settings_cli.settings)
-app.add_typer(ledger_cli.app, name="ledger", rich_help_panel=INSPECT)
-app.add_typer(data_cli.app, name="data", rich_help_panel=INSPECT)
-app.add_typer(server_cli.app, name="server", rich_help_panel=FEDERATE)
-app.add_typer(client_cli.app, name="client", rich_help_panel=FEDERATE)
-app.add_typer(privacy_cli.app, name="privacy", rich_help_panel=FEDERATE)
-app.command(rich_help_panel=MEASURE)(compare_cli.compare)
-app.command(rich_help_panel=MEASURE)(bench_cli.gpu_check)
-app.add_typer(bench_cli.app, name="bench", rich_help_panel=MEASURE)
 
 
 def _print_version(is_given: bool) -> None:
@@ -102,7 +90,13 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     settings: SettingsOption = None,
     config: ConfigOption = None,
     engine: Annotated[
-        str, typer.Option(help="local (in this process) or flower (simulation).")
+        str,
+        typer.Option(
+            help="local (in this process) or flower (simulation).",
+            autocompletion=lambda incomplete: [
+                name for name in ENGINES if name.startswith(incomplete)
+            ],
+        ),
     ] = "local",
     resume: ResumeOption = None,
     name: RunNameOption = "",
@@ -149,6 +143,10 @@ def _climb_ladder(
     rungs = climb(configs, folder.resolve(), say, lambda rung: train_local(rung, console))
     say(f"{best(rungs).folder}")
     say(f"{folder / 'ladder.png'}")
+
+
+app.command(rich_help_panel=TRAIN)(preflight_cli.preflight)
+app.command(rich_help_panel=TRAIN)(sweep_cli.sweep)
 
 
 @app.command(rich_help_panel=INSPECT)
@@ -200,6 +198,18 @@ def tensorboard(folder: RunArgument, follow: FollowOption = False) -> None:
 
     path = write(folder, follow_s=5.0 if follow else 0.0)
     say(f"{path}")
+
+
+app.command(rich_help_panel=INSPECT)(models_cli.models)
+app.command(rich_help_panel=INSPECT)(settings_cli.settings)
+app.add_typer(ledger_cli.app, name="ledger", rich_help_panel=INSPECT)
+app.add_typer(data_cli.app, name="data", rich_help_panel=INSPECT)
+app.add_typer(server_cli.app, name="server", rich_help_panel=FEDERATE)
+app.add_typer(client_cli.app, name="client", rich_help_panel=FEDERATE)
+app.add_typer(privacy_cli.app, name="privacy", rich_help_panel=FEDERATE)
+app.command(rich_help_panel=MEASURE)(compare_cli.compare)
+app.command(rich_help_panel=MEASURE)(bench_cli.gpu_check)
+app.add_typer(bench_cli.app, name="bench", rich_help_panel=MEASURE)
 
 
 def entry() -> None:

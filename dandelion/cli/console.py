@@ -7,12 +7,16 @@ import typer
 from rich.console import Console, RenderableType
 
 from dandelion.monitor.tables import print_table
+from dandelion.settings.command_options import complete_setting
 from shared.base.text import LINES, escape_text
 
 console = Console()
 
 SettingsOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A setting; repeatable.", autocompletion=complete_setting
+    ),
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
 ResumeOption = Annotated[

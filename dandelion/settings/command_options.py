@@ -82,20 +82,33 @@ def check_common(pairs: Sequence[str], common: Mapping[str, Value]) -> None:
         raise ConfigError(f"{twice[0]} is given by --set and by its own option; give it once")
 
 
+def complete_setting(typed: str) -> list[str]:
+    """What a shell offers for ``--set``: the keys that begin so, each with its equals sign."""
+    return [f"{key}=" for key in settings() if key.startswith(flat_key(typed))]
+
+
+def complete_preset(typed: str) -> list[str]:
+    """What a shell offers for ``--preset``."""
+    return [name for name in RECIPES if name.startswith(typed)]
+
+
 def _keys_of(pairs: Sequence[str]) -> set[str]:
     return {flat_key(pair.partition("=")[0].strip()) for pair in pairs}
 
 
 def _preset_parameter() -> inspect.Parameter:
-    option = typer.Option("--preset", help=PRESET_HELP, rich_help_panel=PANEL)
+    option = typer.Option(
+        "--preset", help=PRESET_HELP, rich_help_panel=PANEL, autocompletion=complete_preset
+    )
     return _keyword(PRESET, Annotated[str | None, option])
 
 
 def _parameter(setting: Option) -> inspect.Parameter:
     """The parameter of a command that stands for a setting."""
-    help_ = (
-        f"{setting.meaning[:1].upper()}{setting.meaning[1:]} [{setting.key} = {setting.default}]"
-    )
+    is_symbol = setting.meaning[1:2] == ":"  # as in q: directions of one step
+    meaning = setting.meaning if is_symbol else setting.meaning[:1].upper() + setting.meaning[1:]
+    default = "empty" if setting.default == "" else setting.default
+    help_ = f"{meaning} [{setting.key} = {default}]"
     option = typer.Option(
         *NAMES[setting.key], help=help_.replace("[", r"\["), rich_help_panel=PANEL, metavar=None
     )

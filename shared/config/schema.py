@@ -15,6 +15,7 @@ from typing import Any
 
 from shared.base.errors import ConfigError
 from shared.base.options import Option, Value, hyphenate, nearest_names, options_of
+from shared.config.answer_section import AnswerSettings
 from shared.config.privacy_section import PrivacySettings
 from shared.config.run_sections import FederationSettings, GuardSettings, RunSettings
 from shared.config.sections import (
@@ -47,6 +48,7 @@ class Config:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     data: DataSettings = field(default_factory=DataSettings)
     text: TextSettings = field(default_factory=TextSettings)
+    answer: AnswerSettings = field(default_factory=AnswerSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     zo: ZoSettings = field(default_factory=ZoSettings)

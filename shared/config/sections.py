@@ -61,13 +61,14 @@ class DataSettings(Section):
 
     task: str = option("language-modelling",
                        "language-modelling; classification by a head or by words after a prompt; "
-                       "instruction: responses to prompts; generation: these, evaluated by writing")
+                       "instruction: responses to prompts; generation: these, judged by writing; "
+                       "multiple-choice: one of a question's own choices")
     label_words: str = option("", "a word for each class, with commas, in their order",
                               used_by="classification")
     label_scoring: str = option(
         "auto", "of a causal model: the logit of a label's first token, or the log-likelihood of "
         "all its tokens, summed or their mean; auto: first if these differ, else sum",
-        choices=("auto", "first", "sum", "mean"), used_by="classification")
+        choices=("auto", "first", "sum", "mean"), used_by="classification, multiple-choice")
     prompt: str = option("{text} It was",
                          "what a causal model reads before it chooses among the words",
                          used_by="classification")

@@ -1,8 +1,8 @@
 """The columns of a table: which are text, class and natural id, and what stands in their cells."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from shared.base.errors import ConfigError, DataError
 from shared.data.conversations import conversations_of, plain_text, speech_columns
 from shared.data.documents import UNLABELLED, Documents
+from shared.data.tables.choices import ChoiceColumns, choice_names, read_choices
+from shared.data.tables.numbers import number_column, read_numbers
 
 LOG = logging.getLogger("dandelion")
 TEXTS = (("text",), ("question", "long_answer", "final_decision"), ("sentence",), ("content",))
@@ -31,6 +33,8 @@ class Columns:
     prompt: str = ""  # as text
     response: str = ""
     converse: bool = False  # documents are conversations, and no text is looked for
+    choices: Mapping[str, str] | None = None  # of questions, by their settings; None: not wanted
+    number: str | None = None  # the column of numbers; None: not wanted
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def documents_from(dataset: Any, by: str, name: str, columns: Columns | None = N
         DataError: no column of text is known, or one holds something else; classes are missing or
             odd.
     """
-    columns = columns or Columns()
+    columns, parts = _with_question(columns or Columns(), dataset.column_names, name)
     if columns.converse:
         dataset, turns = _with_conversations(dataset, name, columns)
         wanted: tuple[str, ...] = ()
@@ -69,8 +73,9 @@ def documents_from(dataset: Any, by: str, name: str, columns: Columns | None = N
         groups = [f"part-{row * count // total:03d}" for row in range(total)]
     else:
         raise ConfigError(f"partition-by: {name} has columns {', '.join(names)}, got {by!r}")
-    labels = Labels() if columns.converse else classes_of(dataset, name, columns.label)
-    return Documents(
+    has_classes = not columns.converse and columns.number is None and parts is None
+    labels = classes_of(dataset, name, columns.label) if has_classes else Labels()
+    documents = Documents(
         _texts_of(dataset, wanted) if turns is None else [plain_text(text) for text in turns],
         groups,
         labels.values,
@@ -81,8 +86,26 @@ def documents_from(dataset: Any, by: str, name: str, columns: Columns | None = N
         labels.alphabetical,
         by not in names,
         turns,
-        f"{name} has columns {', '.join(names)}",
+        no_conversations=f"{name} has columns {', '.join(names)}",
     )
+    if parts is not None:
+        choices, answers = read_choices(dataset, parts, name)
+        names = choice_names(max(map(len, choices)))
+        return replace(documents, choices=choices, labels=answers, classes=names)
+    if columns.number is not None:
+        column = number_column(names, name, columns.number)
+        return replace(documents, numbers=read_numbers(dataset, column, name))
+    return documents
+
+
+def _with_question(
+    columns: Columns, names: Sequence[str], table: str
+) -> tuple[Columns, ChoiceColumns | None]:
+    """If questions with choices are wanted: their columns, the question's as that of the text."""
+    if columns.choices is None:
+        return columns, None
+    parts = ChoiceColumns.of(names, table, {"text-column": columns.text, **columns.choices})
+    return replace(columns, text=parts.question), parts
 
 
 def _with_conversations(dataset: Any, name: str, columns: Columns) -> tuple[Any, list[str]]:  # noqa: ANN401

@@ -30,29 +30,39 @@ class Documents:
     alphabetical: bool = False  # classes are numbered by their names, since the data give no order
     anonymous: bool = False  # groups are parts of consecutive documents, for want of a natural id
     conversations: Sequence[str] | None = None  # the turns of each text, as JSON
+    choices: Sequence[tuple[str, ...]] | None = None  # of each question; its label is the right one
+    numbers: Sequence[float] | None = None  # of each text, NaN: it has none
     no_conversations: str = ""  # why there are none, for the error of a task that needs them
 
     def __post_init__(self) -> None:
         columns = [
             column
-            for column in (self.groups, self.labels, self.held_out, self.conversations)
+            for column in (self.groups, self.labels, self.held_out, *self._more)
             if column is not None
         ]
         if any(len(column) != len(self.texts) for column in columns):
             sizes = len(self.texts), *map(len, columns)
             raise DataError(f"as many groups and labels as texts expected, got {sizes}")
 
+    @property
+    def _more(self) -> tuple[Sequence[object] | None, ...]:
+        return self.conversations, self.choices, self.numbers
+
     def take(self, rows: Sequence[int]) -> "Documents":
         """Return some of the documents."""
-        flags, turns = self.held_out, self.conversations
+        flags = self.held_out
+        turns, choices, numbers = (
+            None if column is None else [column[row] for row in rows] for column in self._more
+        )
+        more: dict[str, Any] = {"conversations": turns, "choices": choices, "numbers": numbers}
         return replace(
             self,
             texts=pick_texts(self.texts, rows),
             groups=[self.groups[row] for row in rows],
             labels=None if self.labels is None else [self.labels[row] for row in rows],
             held_out=None if flags is None else [flags[row] for row in rows],
-            conversations=None if turns is None else [turns[row] for row in rows],
             revision=f"{self.revision}, rows {_hash(rows)}" if self.revision else "",
+            **more,
         )
 
     def share(self, part: str) -> "Documents":

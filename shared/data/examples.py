@@ -96,13 +96,27 @@ def examples_with_labels(
     Raises:
         DataError: no document has a label and a token, or labels are not 0 .. classes - 1.
     """
-    labels, documents = _read_labels(documents, classes), _with_larger_parts(documents)
+    labels = _read_labels(documents, classes)
+    return examples_of_rows(documents, labels, lambda row: encode(documents.texts[row]))
+
+
+def examples_of_rows(
+    documents: Documents, labels: Rows, encode: Callable[[int], NDArray[np.int64]]
+) -> Examples:
+    """Make an example of each document: its tokens by ``encode`` of its number, and its label.
+
+    Those without a label (n,), or without a token, are left out and counted.
+
+    Raises:
+        DataError: no document has a token.
+    """
+    documents = _with_larger_parts(documents)
     names = tuple(sorted(set(documents.groups)))
     number = {name: index for index, name in enumerate(names)}
     groups = np.array([number[group] for group in documents.groups], np.int64)
     order = np.argsort(groups, kind="stable")
     order = order[labels[order] != UNLABELLED]
-    texts = [encode(documents.texts[row]) for row in order.tolist()]
+    texts = [encode(row) for row in order.tolist()]
     is_text = np.array([len(text) > 0 for text in texts])
     if not is_text.any():
         raise DataError(f"texts expected, got {len(texts)} of which none has a token")

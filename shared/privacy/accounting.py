@@ -7,16 +7,18 @@ Doroshenko et al. 2022), which the extra ``privacy`` installs.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib import import_module
+from math import log
 from typing import Any, NamedTuple
 
 from shared.base.errors import ConfigError
 
 MISSING = "dp-accounting counts (epsilon, delta): install it with pip install 'dandelion[privacy]'"
 LARGEST_NOISE = 1e4
-ACCURACY = 1e-3  # of a calibrated noise, relative
+LEAST_NOISE = 0.25  # clips
+ACCURACY = 1e-3  # of the ε that a calibrated noise costs, relative
 
 
 class Rounds(NamedTuple):
@@ -57,6 +59,8 @@ def affordable(spent: Sequence[Rounds], more: Rounds, epsilon: float, delta: flo
     """How many of ``more.times`` equal rounds fit into a budget beside those that are spent."""
     if epsilon_of([*spent, more], delta) <= epsilon:
         return more.times
+    if epsilon_of(spent, delta) > epsilon:
+        return 0
     fits, too_many = 0, more.times
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
@@ -71,24 +75,55 @@ def affordable(spent: Sequence[Rounds], more: Rounds, epsilon: float, delta: flo
 def noise_for(epsilon: float, delta: float, count: int, rate_bits: int) -> float:
     """The least noise, in clips, whose ``count`` rounds cost at most (ε, δ).
 
+    The ε that it costs is at most ε and at least (1 − ``ACCURACY``) ε, unless the noise is
+    ``LEAST_NOISE``: distributions of less are too wide to compose.
+
     Raises:
         ConfigError: no sensible noise is enough, or ``dp-accounting`` is not installed.
     """
-    low, high = 0.0, 1.0
-    while epsilon_of([Rounds(count, high, rate_bits)], delta) > epsilon:
-        low, high = high, 2 * high
-        if high > LARGEST_NOISE:
-            raise ConfigError(
-                f"privacy-epsilon {epsilon:g} at delta {delta:g}: a noise of {LARGEST_NOISE:g} "
-                f"clips is not enough for {count} rounds; take fewer rounds or a larger epsilon"
-            )
-    while high - low > ACCURACY * high:
-        middle = (low + high) / 2
-        if middle > 0.2 and epsilon_of([Rounds(count, middle, rate_bits)], delta) <= epsilon:
-            high = middle
-        else:
-            low = middle
-    return high
+
+    def excess(noise: float) -> float:
+        return log(epsilon_of([Rounds(count, noise, rate_bits)], delta) / epsilon)
+
+    low, high = _bracket(excess, f"privacy-epsilon {epsilon:g} at delta {delta:g}", count)
+    while high[1] < -ACCURACY and high[0] > LEAST_NOISE:
+        middle = _between(low, high)
+        value = excess(middle)
+        low, high = ((middle, value), high) if value > 0 else (low, (middle, value))
+    return high[0]
+
+
+Point = tuple[float, float]  # a noise, and log(its ε / the ε of the promise)
+
+
+def _bracket(excess: Callable[[float], float], promise: str, count: int) -> tuple[Point, Point]:
+    """Two noises, at most a factor 4 apart: the first breaks the promise, the second keeps it.
+
+    If ``LEAST_NOISE`` is enough, both are that.
+    """
+    here = 1.0, excess(1.0)
+    factor = 4.0 if here[1] > 0 else 0.5
+    while LEAST_NOISE < here[0] * factor <= LARGEST_NOISE:
+        there = here[0] * factor, excess(here[0] * factor)
+        if (here[1] > 0) != (there[1] > 0):
+            return min(here, there), max(here, there)
+        here = there
+    if factor < 1:
+        least = LEAST_NOISE, excess(LEAST_NOISE)
+        return least, here if least[1] > 0 else least
+    raise ConfigError(
+        f"{promise}: a noise of {LARGEST_NOISE:g} clips is not enough for {count} rounds; take "
+        "fewer rounds or a larger epsilon"
+    )
+
+
+def _between(low: Point, high: Point) -> float:
+    """Where log ε, as good as linear in the logarithm of the noise, meets the promise from below.
+
+    It aims at the middle of what is accepted, and stays inside so that no end stands still.
+    """
+    share = (low[1] + ACCURACY / 2) / (low[1] - high[1])
+    return float(low[0] * (high[0] / low[0]) ** min(max(share, 0.02), 0.98))
 
 
 def rate_bits_of(batch: int, count: int) -> int:

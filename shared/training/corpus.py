@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from shared.base.errors import ConfigError, DataError
+from shared.config.answer_section import CHOOSING, ESTIMATING
 from shared.config.schema import Config
 from shared.config.text_section import CONVERSED
 from shared.data.columns import Columns
@@ -208,7 +209,16 @@ def columns_of(config: Config) -> Columns:
     """The names of a folder's columns that a run gives, and whether they are conversations."""
     data, text = config.data, config.text
     given = data.text_column, data.label_column, text.prompt_column, text.response_column
-    return Columns(*given, converse=data.task in CONVERSED)
+    choices = {
+        "choice-columns": config.answer.choice_columns,
+        "answer-column": config.answer.answer_column,
+    }
+    return Columns(
+        *given,
+        converse=data.task in CONVERSED,
+        choices=choices if data.task == CHOOSING else None,
+        number=config.answer.target_column if data.task == ESTIMATING else None,
+    )
 
 
 def _make_examples(config: Config, model: LanguageModel, documents: Documents) -> Examples:
@@ -227,7 +237,8 @@ def _make_examples(config: Config, model: LanguageModel, documents: Documents) -
         "grouped by": config.data.partition_by,
         "part": config.data.part,
         "task": [config.data.task, task.classes, config.data.prompt, model.has_head],
-        "labels": [config.data.label_words, config.data.label_scoring],
+        "labels": [config.data.label_words, config.data.label_scoring, config.answer.choice_prompt],
+        "columns": str(columns_of(config)),
     }
     if config.data.task in CONVERSED:
         columns = [config.text.prompt_column, config.text.response_column]

@@ -118,10 +118,12 @@ class Oracle:
         """Forward passes of a batch, captured on a card if all that they read is on it.
 
         What is kept or cached is looked up by the host, and so may be what a user's own problem or
-        reward reads. A captured pass would go on with the numbers of its first batch.
+        reward reads, or a task whose shapes depend on its rows.
+        A captured pass would go on with the numbers of its first batch.
         """
         model, device = self.replica.model, self.replica.model.flat.device
         is_own = isinstance(self.language_model, ProblemModel) or self.objective is not self.task
+        is_own = is_own or not getattr(self.task, "is_capturable", True)
         allowed = device.type == "cuda" and self.perturber.is_capturable and not is_own
         is_plain = allowed and self.frozen.is_empty and not count_frozen_blocks(model)
         return CapturedPasses.on(device, allowed=is_plain)

@@ -44,7 +44,7 @@ def write_table(folder, name, lines):
 def tables_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DANDELION_CACHE", str(tmp_path / "cache"))
-    for name, lines in zip(("messages",), tables(), strict=True):
+    for name, lines in zip(("messages", "quiz"), tables(), strict=True):
         write_table(tmp_path, name, lines)
     return tmp_path
 

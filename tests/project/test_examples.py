@@ -9,6 +9,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from pages import ROOT
@@ -45,6 +46,13 @@ def call(words, environment, folder):
         words, env=environment, cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").rglob("pyproject.toml")), ids=str)
+def test_no_app_asks_an_index_for_dandelion(file):
+    """Flower would install what has that name there: it is another project."""
+    needs = tomllib.loads(file.read_text())["project"]["dependencies"]
+    assert not [each for each in needs if each.startswith("dandelion")]
 
 
 @every_file

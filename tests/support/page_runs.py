@@ -15,6 +15,7 @@ NOT_RUN = re.compile(r"<!-- not run(?:, (.*?))?: (.+?) -->")
 RUN_BY = re.compile(r"<!-- run by (\S+) -->")
 COMMENT = re.compile(r"\s+#\s.*$")
 CAPS = {"num-rounds": 50, "queries": 2, "num-clients": 20, "trials": 2}
+OWN_OPTIONS = {"--queries": "queries", "--rounds": "num-rounds", "--clients": "num-clients"}
 SMALL = {
     "max-samples": "40", "block-size": "16", "eval-blocks": "4", "zo-batch-size": "1",
     "bp-batch-size": "1", "queries": "2", "num-rounds": "3", "eval-interval": "50",
@@ -61,8 +62,7 @@ def shrink(line):
         return words
     given = {word.partition("=")[0].rpartition(":")[2] for word in words}
     small = SMALL if words[0] != "preflight" else OF_PREFLIGHT
-    own = {"--queries": "queries", "--rounds": "num-rounds"}
-    given |= {key for option, key in own.items() if option in words}
+    given |= {key for option, key in OWN_OPTIONS.items() if option in words}
     for key, value in small.items():
         if key not in given:
             words += ["--set", f"{key}={value}"]
@@ -79,6 +79,8 @@ def _shrink_word(before, word):
         return {"--seconds": "0.3", "--forwards": "8", "--trials": "1"}[before]
     if (key, value) == ("model", "20M"):  # of the same kind, in a hundredth of the time
         return "model=byte-gpt"
-    if equals and key in CAPS:
-        return f"{key}={min(int(value), CAPS[key])}"
+    key = OWN_OPTIONS.get(before, key)
+    if key in CAPS and (equals or before in OWN_OPTIONS):
+        least = min(int(value or word), CAPS[key])
+        return f"{key}={least}" if equals else str(least)
     return word

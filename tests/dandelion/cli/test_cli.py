@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from typer.testing import CliRunner
 
 from dandelion.cli.app import app, entry
 from shared.config.schema import settings as declared_settings
@@ -149,7 +150,7 @@ def test_a_command_that_trains_has_the_common_settings_as_they_are_declared(word
         declared, option = declared_settings()[key], options[key]
         assert option.rich_help_panel == "Common settings"
         help_ = option.help.replace("\\[", "[")
-        assert help_.startswith(declared.meaning[:1].upper() + declared.meaning[1:])
+        assert help_.lower().startswith(declared.meaning.lower())
         assert help_.endswith(f" [{key} = {declared.default}]")
         assert option.type.name == {str: "text", int: "integer", float: "float"}[declared.kind]
 
@@ -158,6 +159,20 @@ def test_every_command_is_in_a_panel_of_the_help():
     command = typer.main.get_command(app)
     panels = {each.rich_help_panel for each in command.commands.values()}
     assert panels == {"Train", "Inspect", "Federate", "Measure"}
+    assert next(iter(command.commands)) == "run"
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("dandelion le", "ledger"), ("dandelion run --set quer", "queries=\nquery-data="),
+     ("dandelion run --preset ro", "rotten-tomatoes"), ("dandelion run --engine fl", "flower")],
+)  # fmt: skip
+def test_a_shell_completes_commands_settings_presets_and_engines(words, offered, monkeypatch):
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    monkeypatch.setenv("_DANDELION_COMPLETE", "complete_bash")
+    result = CliRunner().invoke(app, prog_name="dandelion", color=False)
+    assert result.stdout.strip() == offered
 
 
 def test_a_common_option_of_compare_and_sweep_is_refused_beside_the_same_setting(refused, tmp_path):

@@ -141,6 +141,13 @@ import dandelion, shared
 assert type(load_problem({name!r}).problem) is dandelion.Problem
 for public in "Site", "ZerothOrder", "zeroth_order_handler", "rebuild_from_ledger", "Config":
     getattr(dandelion, public)
+for operators in "run", "compare", "load_run":
+    try:
+        getattr(dandelion, operators)
+    except dandelion.DandelionError as error:
+        assert str(error).startswith(f"dandelion.{{operators}} is for the operator and not in this")
+    else:
+        raise AssertionError(operators)
 print(dandelion.__file__, shared.__file__)
 """
     done = subprocess.run(

@@ -69,7 +69,7 @@ def test_what_is_affordable_fits_and_one_more_does_not():
     assert epsilon_of([*spent, more._replace(times=fits)], DELTA) <= 3.0
     assert epsilon_of([*spent, more._replace(times=fits + 1)], DELTA) > 3.0
     assert affordable([], Rounds(3, 10.0, 9), 3.0, DELTA) == 3
-    assert affordable([Rounds(1, 0.1, 0)], more, 0.1, DELTA) == 0
+    assert affordable([Rounds(1, 0.5, 0)], more, 0.1, DELTA) == 0
 
 
 @pytest.mark.parametrize(("batch", "count", "bits"), [(16, 1000, 6), (16, 16, 0), (16, 17, 1)])

@@ -1,0 +1,1 @@
+"""Columns that are neither text nor class: the choices of questions, and numbers."""
