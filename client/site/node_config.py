@@ -55,7 +55,7 @@ class NodeConfig(NodePolicy):
         node = cls(**values)  # type: ignore[arg-type]
         folders = {
             "store": node.store, "app-dir": node.app_dir, "privacy-home": node.privacy_home,
-            "init-from": node.init_from, "guard": node.guard,
+            "init-from": node.init_from, "guard": node.guard, "roster": node.roster,
         }  # fmt: skip
         for key, folder in folders.items():
             if folder and not Path(folder).is_absolute():

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from client.privacy.site_privacy import SitePrivacy
+from client.sealed.sealed_site import answer_sum, open_sealed
 from client.site.merged_clients import measure_merged
 from client.site.node_config import NodeConfig
 from client.site.replica_store import ReplicaStore
@@ -35,6 +36,7 @@ from shared.protocol.messages import (
     Measured,
     Request,
 )
+from shared.protocol.sealed_messages import Sealed, SumRequest
 from shared.protocol.site_id import site_of
 from shared.replica.snapshot import load_snapshot_
 from shared.training.oracle import EVALUATION_BATCH, Oracle
@@ -105,7 +107,7 @@ class ReplicaHost:
 
     def train(
         self, node_config: Mapping[str, object], request: Request, snapshot: bytes | None
-    ) -> Measured | Behind:
+    ) -> Measured | Behind | Sealed:
         """Bring the replica to where the request's round is measured, then measure.
 
         With staleness a server that was killed may request a round again that the replica is past.
@@ -125,6 +127,10 @@ class ReplicaHost:
         if ready is not None and (ready.round, ready.digest) == (request.round, self._digest()):
             return ready
         return site.measure(self._oracle, request)
+
+    def add_up(self, node_config: Mapping[str, object], request: SumRequest) -> bytes:
+        """Answer a request for a sum of sealed numbers, encoded; the replica is not used."""
+        return answer_sum(self._site(node_config).sealed, request)
 
     def prepare(
         self, node_configs: Sequence[Mapping[str, object]], request: Request, snapshot: bytes | None
@@ -238,9 +244,10 @@ class ReplicaHost:
             node.check_base(self._oracle.base)
             shards = self._shards(node)
             self._try_objective(shards.queries)
+            privacy = SitePrivacy.open(name.name, node, node.data, self._config, shards.queries)
+            simulated = 0 if node.data or node.site else node.num_partitions
             self._sites[name.name] = LocalSite(
                 name, shards.queries, self._config, shards.gradients, node.can_backpropagate,
-                shards.held_out,
-                SitePrivacy.open(name.name, node, node.data, self._config, shards.queries),
+                shards.held_out, privacy, open_sealed(name, node, simulated, privacy),
             )  # fmt: skip
         return self._sites[name.name]

@@ -30,6 +30,7 @@ class Verification:
         digests: how many recorded digests were compared; all of them are equal.
         digest: of the parameters after the last round, as 32 hexadecimal digits.
         rates: how many learning rates were computed anew from the rounds before.
+        sums: how many rounds' numbers were made anew from sealed sums.
         unrecorded: the rounds of which no digest was recorded.
         bridged: how many rounds were bridged by a snapshot, because gradients were dropped.
         dropped: the newest round whose gradient was dropped; 0 if none was.
@@ -39,6 +40,7 @@ class Verification:
     digests: int
     digest: str
     rates: int = 0
+    sums: int = 0
     unrecorded: tuple[int, ...] = ()
     bridged: int = 0
     dropped: int = 0
@@ -50,6 +52,8 @@ class Verification:
         ]
         if self.rates:
             lines.append(f"{self.rates:,} learning rates follow from the rounds before")
+        if self.sums:
+            lines.append(f"{self.sums:,} rounds follow from the sums of their committees")
         if missing := self.unrecorded:
             lines.append(f"no digest is recorded of {len(missing):,} rounds: {_ranges(missing)}")
         if self.bridged:
@@ -137,9 +141,11 @@ def verify_ledger(
     Raises:
         DivergedError: a digest, or a learning rate, is not the recorded one.
     """
+    from server.aggregation.combine import Combiner
     from server.ledger.lineage import newest_dropped
     from server.ledger.run_folder import read_config
     from server.ledger.snapshots import rebuild_each_
+    from server.sealed.audit import verify_sums
     from server.steps.learning_rates import LearningRates
     from shared.replica.replica import check_digest
 
@@ -152,12 +158,14 @@ def verify_ledger(
         check_digest(round_, digest, recorded)
         unrecorded += [round_] if recorded is None else []
         replayed.append(round_)
-    rates = LearningRates(read_config(ledger), ledger, replica.model.layout.parameters).verify()
+    config = read_config(ledger)
+    rates = LearningRates(config, ledger, replica.model.layout.parameters).verify()
     return Verification(
         rounds=len(replayed) - 1,
         digests=len(replayed) - len(unrecorded),
         digest=replica.digest().hex(),
         rates=rates,
+        sums=verify_sums(ledger, Combiner(config, replica)),
         unrecorded=tuple(unrecorded),
         bridged=last + 1 - len(replayed),
         dropped=newest_dropped(ledger.payloads(0, last)) or 0,

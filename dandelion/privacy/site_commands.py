@@ -1,5 +1,6 @@
-"""``dandelion client secret`` and ``dandelion client budget``: a site's own files of privacy."""
+"""``dandelion client secret``, ``key`` and ``budget``: a site's own files of privacy."""
 
+import json
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,20 @@ def secret(
         make_secret(own, replace=True)
     load_secret(own)
     console.print(f"{own / SECRET_FILE}", soft_wrap=True, highlight=False, markup=False)
+
+
+def key(
+    site: Annotated[str, typer.Argument(help="The node's key site: its name.")],
+    folder: HomeOption = None,
+) -> None:
+    """Print the line that other sites put into their rosters, for sealed sums."""
+    from client.sealed.identity import site_key
+    from shared.protocol.site_id import site_of
+    from shared.sealed.boxes import public_bytes
+
+    public = public_bytes(site_key(load_secret(folder_of(folder)), site_of({"site": site})))
+    line = f"{json.dumps(site, ensure_ascii=False)} = {json.dumps(public.hex())}"
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @budget_app.callback(invoke_without_command=True)

@@ -11,6 +11,7 @@ from server.ledger.records import (
     CHOICES,
     LEFT_OUT,
     SERVER,
+    CohortRow,
     Contribution,
     Evaluation,
     Metrics,
@@ -19,9 +20,10 @@ from server.ledger.records import (
     Rewind,
     SiteNumbers,
     SnapshotRow,
+    SumRow,
 )
 from server.ledger.summaries import RunSummaries
-from server.ledger.verify import SEAL, check, has_comparisons
+from server.ledger.verify import SEAL, check, has_comparisons, has_table
 from shared.base.errors import LedgerError
 from shared.protocol.entry import MAGIC_REWIND, Entry
 from shared.protocol.flower_records import Transfer
@@ -169,6 +171,20 @@ class LedgerReader(RunSummaries):
             Contribution(at, slot, site, count, loss, s, _numbers(differences), _bytes(gradient))
             for at, slot, site, count, loss, s, differences, gradient in self._rows(query, round_)
         ]
+
+    def cohort_rows(self, round_: int, attempt: int) -> list[CohortRow]:
+        """The sites whose sealed numbers an attempt adds up, by slot; none: none was written."""
+        if not has_table(self._database, "cohorts"):
+            return []
+        query = "SELECT * FROM cohorts WHERE round = ? AND attempt = ? ORDER BY slot"
+        return [CohortRow(*row) for row in self._rows(query, round_, attempt)]
+
+    def sum_rows(self, round_: int) -> list[SumRow]:
+        """The sums that a round's numbers came from, by member; none: it was not sealed."""
+        if not has_table(self._database, "sums"):
+            return []
+        query = "SELECT * FROM sums WHERE round = ? ORDER BY member"
+        return [SumRow(*row) for row in self._rows(query, round_)]
 
     def exclusions(self) -> dict[str, str]:
         """The sites that the run does without since a rewind that they caused, and why."""

@@ -16,9 +16,16 @@ MOST_CLASSES = 1 << 12
 MOST_SCORES = 1 << 8
 
 
-def outcome_bytes(classes: int) -> int:
-    """The bytes of an outcome of so many classes, without the sums that may follow."""
-    return OUTCOME.size + 4 * classes**2
+def outcome_bytes(classes: int, scores: Iterable[str] = ()) -> int:
+    """The bytes of an outcome of so many classes, and of the sums of ``scores`` after it."""
+    return OUTCOME.size + 4 * classes**2 + sums_bytes(scores)
+
+
+def is_sound(outcome: EvalSums, most: float) -> bool:
+    """Whether counts agree, and loss and scores are finite and at most ``most`` for an example."""
+    counted = int(outcome.confusion.sum()) if outcome.classes else outcome.examples
+    totals = [outcome.total, *map(abs, outcome.sums.values())]
+    return outcome.examples == counted > 0 and all(0 <= x <= most * counted for x in totals)
 
 
 def encode_outcome(outcome: EvalSums | None) -> bytes:
