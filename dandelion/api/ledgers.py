@@ -118,13 +118,20 @@ def ledger_of(run: Path) -> Iterator[LedgerReader]:
 def base_oracle(ledger: LedgerReader) -> "Oracle":
     """Rebuild the oracle with the untrained model that a run started from.
 
+    The module of a problem of one's own is looked for where the run found it, then here.
+
     Raises:
         DivergedError: the run's settings give another model on this machine.
     """
     from server.ledger.run_folder import check_base, read_config
+    from shared.problem.source import use_folder
     from shared.training.oracle import Oracle
 
-    oracle = Oracle.of(read_config(ledger))
+    config = read_config(ledger)
+    if config.model.app:
+        use_folder(config.run.app_dir)
+        use_folder(str(Path.cwd()))
+    oracle = Oracle.of(config)
     check_base(ledger, oracle)
     return oracle
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -158,6 +159,10 @@ def describe(documents: Documents) -> list[tuple[str, str]]:
     if labels:
         shares = (f"{documents.classes[k]} {n / len(words):.1%}" for k, n in sorted(labels.items()))
         rows.append(("classes", ", ".join(shares)))
+    if documents.numbers is not None:
+        numbers = np.asarray(documents.numbers)
+        mean, deviation = np.nanmean(numbers), np.nanstd(numbers)
+        rows.append(("numbers", f"target-mean = {mean:.6g}, target-scale = {deviation:.6g}"))
     if missing:
         rows.append(("without a class", f"{missing:,}"))
     if parts := documents.parts():

@@ -26,6 +26,7 @@ FILES = (  # that a summary names, if they are there
     *(("model", "model"), ("ledger", "ledger.sqlite")),
 )
 BAR_FROM_COLUMNS = 110  # a terminal of this width has room for a bar
+NUMBERS = (("mae", "mean error"), ("rmse", "RMSE"), ("pearson", "Pearson's r"))
 SCORES = (  # of tasks, as percentages: their names and titles
     *(("accuracy", "accuracy"), ("f1", "F1"), ("macro_f1", "macro F1")),
     *(("exact-match", "exact match"), ("token-f1", "token F1"), ("rouge-l", "ROUGE-L")),
@@ -182,18 +183,29 @@ def summary_sections(s: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
 
 def _scores(s: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The task's scores at the first and the last evaluation, if it has any that are known."""
-    return [
-        (
-            f"held-out {title}",
-            f"{s[f'evaluation_{name}_first']:.1%} → {s[f'evaluation_{name}_last']:.1%}",
-        )
-        for name, title in SCORES
-        if f"evaluation_{name}_last" in s
-    ] + [
-        (f"{title} at the sites", f"{s[f'sites_{name}_last']:.1%}")
-        for name, title in SCORES
-        if f"sites_{name}_last" in s
-    ]
+    return (
+        [
+            (
+                f"held-out {title}",
+                f"{s[f'evaluation_{name}_first']:.1%} → {s[f'evaluation_{name}_last']:.1%}",
+            )
+            for name, title in SCORES
+            if f"evaluation_{name}_last" in s
+        ]
+        + [
+            (
+                f"held-out {title}",
+                f"{s[f'evaluation_{name}_first']:.4g} → {s[f'evaluation_{name}_last']:.4g}",
+            )
+            for name, title in NUMBERS
+            if f"evaluation_{name}_last" in s
+        ]
+        + [
+            (f"{title} at the sites", f"{s[f'sites_{name}_last']:.1%}")
+            for name, title in SCORES
+            if f"sites_{name}_last" in s
+        ]
+    )
 
 
 def _loss(value: float | None) -> str:

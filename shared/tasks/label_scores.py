@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from shared.base.errors import ConfigError
 from shared.config.sections import DataSettings
+from shared.likelihood.continuations import ContinuationTree, score_continuations
 from shared.models.model import Tokenizer
-from shared.tasks.continuations import ContinuationTree, score_continuations
 from shared.tasks.verbaliser import TEXT, label_tokens
 
 MOST_NODES = 128  # of one pass: logits of a whole vocabulary are made for each

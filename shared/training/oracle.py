@@ -107,7 +107,8 @@ class Oracle:
         model, task = self.language_model, self.task
         identity = model.tokenizer.identity
         run = replace(self.run, keep_memory=0, keep_disk=0) if self._keeps_none else self.run
-        return KeptPrefix(self.replica.model, task.each, task.classes > 0, identity, run)
+        is_first = task.classes > 0 or getattr(task, "has_targets", False)
+        return KeptPrefix(self.replica.model, task.each, is_first, identity, run)
 
     @property
     def _keeps_none(self) -> bool:

@@ -11,8 +11,8 @@ from tiny_reviews import CLASSES, TEXTS, folders, reviews  # noqa: F401  (fixtur
 from shared.base.errors import ConfigError
 from shared.config.sections import DataSettings
 from shared.data.documents import Documents
+from shared.likelihood.continuations import ContinuationTree, reads_trees, score_continuations
 from shared.models.load import load_model
-from shared.tasks.continuations import ContinuationTree, reads_trees, score_continuations
 from shared.tasks.label_scores import LabelScores, whole_labels
 from shared.training.oracle import Oracle
 
