@@ -18,9 +18,9 @@ from shared.config.schema import Config
 from shared.config.text_section import CONVERSED, SEPARATOR
 from shared.data.conversations import CONTENT, ROLE, USER
 from shared.data.documents import space_evenly
+from shared.generation.chat import chat_form
 from shared.generation.writer import Writer
 from shared.models.model import LanguageModel
-from shared.tasks.chat import chat_form
 from shared.tasks.generation import writer_of
 from shared.tasks.scored_tokens import split_row
 from shared.training.oracle import Oracle

@@ -1,1 +1,1 @@
-"""Texts that a model writes, and how far they are like the texts that were expected."""
+"""Conversations as tokens, the texts that a model writes, and how like they are to expected ones."""

@@ -10,10 +10,10 @@ from shared.base.metrics import EvalSums
 from shared.config.schema import Config
 from shared.data.documents import Documents
 from shared.data.examples import Examples
+from shared.generation.chat import chat_form
 from shared.generation.text_scores import TEXT_SCORES, check_installed, sum_scores
 from shared.generation.writer import Writer
 from shared.models.model import LanguageModel
-from shared.tasks.chat import chat_form
 from shared.tasks.instruction import Instruction, refuse_classifier
 from shared.tasks.scored_tokens import split_row
 from shared.tasks.task import TASKS
