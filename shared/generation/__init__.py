@@ -1,1 +1,1 @@
-"""Conversations as tokens, the texts that a model writes, and how like they are to expected ones."""
+"""Conversations as tokens, the texts that a model writes, and the scores of these."""
