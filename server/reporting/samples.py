@@ -91,7 +91,7 @@ def prompts_of(
     given = config.text.sample_prompts
     if given.isdecimal():
         rows = held_out.numpy()[space_evenly(len(held_out), min(int(given), len(held_out)))]
-        return [_held_out_prompt(config, writer, row) for row in rows]
+        return [_prompt_of_row(config, writer, row) for row in rows]
     form, is_chat = chat_form(model.tokenizer), config.data.task in CONVERSED
     start, encode = model.tokenizer.start, model.tokenizer.encode
     return [
@@ -125,7 +125,7 @@ def texts_of(given: str) -> list[str]:
     return texts
 
 
-def _held_out_prompt(config: Config, writer: Writer, row: Ids) -> SamplePrompt:
+def _prompt_of_row(config: Config, writer: Writer, row: Ids) -> SamplePrompt:
     """The prompt of a held-out example, or the first half of a block of text."""
     if config.data.task in CONVERSED:
         prompt, response = split_row(row)
