@@ -73,6 +73,7 @@ class ReplayedModel:
         digest: of the trained parameters, as 32 hexadecimal digits.
         module: the ``torch.nn.Module``, in evaluation mode.
         tokenizer: text to tokens and back: ``encode``, ``decode``.
+        card: the text of its model card, in Markdown.
     """
 
     round: int
@@ -80,7 +81,7 @@ class ReplayedModel:
     module: Any = field(repr=False)
     tokenizer: Any = field(repr=False)
     _oracle: "Oracle" = field(repr=False)
-    _card: str = field(repr=False)
+    card: str = field(repr=False)
 
     @property
     def parameters(self) -> "dict[str, Tensor]":
@@ -89,6 +90,11 @@ class ReplayedModel:
         named = dict(model.module.named_parameters())
         return {span.name: named[span.name].detach() for span in model.layout.tensors}
 
+    @property
+    def language_model(self) -> "LanguageModel":
+        """Module and tokenizer together, with what merges adapters."""
+        return self._oracle.language_model
+
     def save(self, folder: str | Path) -> Path:
         """Write a folder that transformers' ``Auto…`` classes load; return its absolute path.
 
@@ -96,9 +102,8 @@ class ReplayedModel:
         """
         from server.pages.model_card import CARD
 
-        model: LanguageModel = self._oracle.language_model
-        model.save(path := Path(folder).expanduser().resolve())
-        write_atomically(path / CARD, self._card.encode())
+        self.language_model.save(path := Path(folder).expanduser().resolve())
+        write_atomically(path / CARD, self.card.encode())
         return path
 
 
@@ -118,13 +123,20 @@ def ledger_of(run: Path) -> Iterator[LedgerReader]:
 def base_oracle(ledger: LedgerReader) -> "Oracle":
     """Rebuild the oracle with the untrained model that a run started from.
 
+    The module of a problem of one's own is looked for where the run found it, then here.
+
     Raises:
         DivergedError: the run's settings give another model on this machine.
     """
     from server.ledger.run_folder import check_base, read_config
+    from shared.problem.source import use_folder
     from shared.training.oracle import Oracle
 
-    oracle = Oracle.of(read_config(ledger))
+    config = read_config(ledger)
+    if config.model.app:
+        use_folder(config.run.app_dir)
+        use_folder(str(Path.cwd()))
+    oracle = Oracle.of(config)
     check_base(ledger, oracle)
     return oracle
 

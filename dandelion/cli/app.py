@@ -36,6 +36,7 @@ from dandelion.cli.console import (
     say,
     show_table,
 )
+from dandelion.export import commands as export_cli
 from dandelion.privacy import commands as privacy_cli
 from dandelion.settings.command_options import check_common, common_settings
 from shared.base.errors import ConfigError, DandelionError
@@ -202,6 +203,7 @@ def tensorboard(folder: RunArgument, follow: FollowOption = False) -> None:
 
 app.command(rich_help_panel=INSPECT)(models_cli.models)
 app.command(rich_help_panel=INSPECT)(settings_cli.settings)
+app.command(rich_help_panel=INSPECT)(export_cli.export)
 app.add_typer(ledger_cli.app, name="ledger", rich_help_panel=INSPECT)
 app.add_typer(data_cli.app, name="data", rich_help_panel=INSPECT)
 app.add_typer(server_cli.app, name="server", rich_help_panel=FEDERATE)
