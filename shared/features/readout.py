@@ -30,16 +30,21 @@ class Readout(nn.Module):
     def __init__(self, features: str, classes: int, scaling: Scaling) -> None:
         super().__init__()
         self.features, self.classes = features, classes
-        self.weight = nn.Parameter(torch.zeros(classes, len(scaling.mean)))
+        self.weight = nn.Parameter(torch.zeros(classes, scaling.width))
         self.bias = nn.Parameter(torch.zeros(classes))
         self.register_buffer("mean", scaling.mean)
         self.register_buffer("factor", scaling.factor)
+        self.register_buffer("basis", scaling.basis)
 
     def standardise(self, features: Tensor) -> Tensor:
         """Features (B, f) as W expects them."""
+        return self.scaling.apply(features)
+
+    @property
+    def scaling(self) -> Scaling:
+        """Its statistics, where the readout is."""
         buffers: Any = self
-        standard: Tensor = (features - buffers.mean) * buffers.factor
-        return standard
+        return Scaling(buffers.mean, buffers.factor, buffers.basis)
 
     def forward(self, features: Tensor, base: Tensor) -> Tensor:
         """Logits (B, k) of standardised features (B, f) and the model's own logits (B, k)."""
@@ -72,7 +77,8 @@ def load_readout(folder: Path) -> Readout | None:
     try:
         about = json.loads((folder / ABOUT_FILE).read_text())
         state = load_file(folder / TENSORS_FILE)
-        scaling = Scaling(state["mean"].float(), state["factor"].float())
+        basis = state["basis"].float() if "basis" in state else None
+        scaling = Scaling(state["mean"].float(), state["factor"].float(), basis)
         readout = Readout(str(about["features"]), int(about["classes"]), scaling)
         readout.load_state_dict(state)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -119,10 +125,7 @@ def attach_readout_(module: nn.Module, wanted: ReadoutSettings | None, start: Pa
 def scaling_of(folder: Path) -> str:
     """The text of the scaling of a folder's readout, or ``none`` if it has no readout."""
     readout = load_readout(folder)
-    if readout is None:
-        return NONE
-    buffers: Any = readout
-    return Scaling(buffers.mean, buffers.factor).encode()
+    return NONE if readout is None else readout.scaling.encode()
 
 
 @dataclass(frozen=True)
