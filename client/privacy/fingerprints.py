@@ -15,16 +15,19 @@ from shared.training.corpus import columns_of
 from shared.training.oracle import Oracle
 
 
-def fingerprint_own(name: str, config: Config) -> str:
+def fingerprint_own(own: Config) -> str:
     """SHA-256 over the sorted documents of a site's own data, hexadecimal.
 
     All of them, whatever a run takes of them: another block size is no other data.
 
+    Args:
+        own: settings whose ``dataset`` and columns are those of the site.
+
     Raises:
         ConfigError, DataError: the data cannot be had.
     """
-    texts = documents_of(name, 0, "", columns_of(config)).texts
-    return _combine(text.encode() for text in texts).hex()
+    documents = documents_of(own.data.dataset, columns=columns_of(own))
+    return _combine(text.encode() for text in documents.texts).hex()
 
 
 def fingerprint_dealt(examples: Examples) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from client.privacy.operators import check_operator
 from client.site.replica_host import ReplicaHost, host_of
-from client.site.run_settings import node_of
+from client.site.run_settings import node_of, read_settings
 from shared.base.errors import WireError
 from shared.base.plug_ins import list_plug_ins
 from shared.config.schema import Config
@@ -55,6 +55,7 @@ class InProcessWork:
 
     def _check_operator(self, run: bytes = b"") -> None:
         node = node_of(self.node_config)
+        read_settings(self.run_config, self.node_config)  # the policy, before names are looked up
         if node.operators:
             check_operator(node, Config.from_run_config(self.run_config), self._code(), run)
 

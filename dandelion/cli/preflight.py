@@ -1,5 +1,6 @@
 """``dandelion preflight``: tries settings before a run, and suggests better ones."""
 
+import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,7 @@ from dandelion.cli.console import (
     SettingsOption,
     console,
     say,
+    show_json,
     show_table,
 )
 from dandelion.settings.command_options import check_common, common_settings
@@ -62,7 +64,7 @@ def preflight(
         raise typer.Exit(0 if table.best else 1)
     outcome, path = try_settings(chosen, progress)
     if as_json:
-        _print_json(outcome.to_json())
+        show_json(json.loads(outcome.to_json()))
     else:
         show(outcome)
         say(f"{path}")
@@ -89,7 +91,7 @@ def show(outcome: "Preflight") -> None:
 def show_scopes(table: "ScopeTable", path: "Path", as_json: bool) -> None:
     """Print what each scope would bring, and the one to train."""
     if as_json:
-        _print_json(table.to_json())
+        show_json(json.loads(table.to_json()))
         return
     show_table(_scope_table(table))
     for name, reason in table.refused.items():
@@ -105,10 +107,6 @@ def show_scopes(table: "ScopeTable", path: "Path", as_json: bool) -> None:
             f"{table.rounds} rounds"
         )
     say(f"{path}")
-
-
-def _print_json(text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _scope_table(table: "ScopeTable") -> Table:

@@ -104,9 +104,15 @@ class RunProgress:
         return f"{hours}:{seconds:02} left"
 
 
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a run that has ended."""
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary
+
+
 def show_summary(console: Console, folder: Path) -> None:
     """Print the run's summary as a table, and the paths of its files."""
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_summary(folder)
     table = Table(title=f"run {escape(folder.name)}", show_header=False, title_style="bold")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

@@ -91,16 +91,24 @@ def adopt(
     folder: HomeOption = None,
     text_column: Annotated[str, typer.Option(help="As the run's setting.")] = "",
     label_column: Annotated[str, typer.Option(help="As the run's setting.")] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="As the run's: task, prompt-column; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Let data that have changed or grown inherit all that they have paid before."""
     from client.privacy.fingerprints import fingerprint_own
+    from dandelion.settings.gather import read_pairs
     from shared.config.schema import Config
-    from shared.data.columns import Columns
     from shared.data.resolve import documents_of
+    from shared.training.corpus import columns_of
 
-    config = Config(text_column=text_column, label_column=label_column)
-    documents = documents_of(data, 0, "", Columns(text_column, label_column))
-    fingerprint = fingerprint_own(data, config)
+    columns = {"text-column": text_column, "label-column": label_column}
+    own = Config({**columns, **read_pairs(settings or []), "dataset": data})
+    documents = documents_of(data, columns=columns_of(own))
+    fingerprint = fingerprint_own(own)
     with closing(open_existing(folder)) as ledger:
         units = [each.unit for each in ledger.sets() if each.name == data]
         new = DataSet(0, fingerprint, data, units[-1] if units else "", len(documents.texts))

@@ -22,7 +22,7 @@ from server.ledger.records import (
     Refusal,
     SumRow,
 )
-from server.ledger.verify import SEAL, chain_hash, lasting_payload, rows_of_sums, seal
+from server.ledger.verify import SEAL, chain_hash, has_table, lasting_payload, rows_of_sums, seal
 from shared.base.errors import GapError, LedgerError
 from shared.protocol.entry import MAGIC_DENSE, Entry
 from shared.protocol.flower_records import Transfer
@@ -100,13 +100,16 @@ class Ledger(LedgerReader):
             raise GapError(f"{self.path}: round {self.last_round + 1} expected, got {entry.round}")
         payload, rows = entry.encode(), [c.row() for c in contributions]
         compared = [row for c in contributions if (row := c.comparison()) is not None]
+        lengths = [row for c in contributions if (row := c.length_row()) is not None]
+        lengths = lengths if has_table(self._database, "lengths") else []
         with self._database.transaction():
             self._insert("sums", sums)
-            more = [*compared, *rows_of_sums(self._database, entry.round)]
+            more = [*compared, *lengths, *rows_of_sums(self._database, entry.round)]
             chain = chain_hash(self.chain(entry.round - 1), payload, rows, more)
             self._insert("entries", [(entry.round, payload, chain)])
             self._insert("contributions", rows)
             self._insert("comparisons", compared)
+            self._insert("lengths", lengths)
             self._insert("metrics", [astuple(metrics)])
             if entry.undoes:
                 rewind = (entry.round, entry.back_to, entry.learning_rate, reason)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from shared.base.metrics import EvalSums
 from shared.protocol.sealed_messages import Sealed
 
-VERSION = 6  # of new ledgers: with sealed sums
-OLDEST = 3  # that can be read: without the tables ``comparisons``, ``cohorts`` and ``sums``
+VERSION = 6  # of new ledgers: with sealed sums, and the lengths of gradients
+OLDEST = 3  # that can be read: without ``comparisons``, ``cohorts``, ``sums`` and ``lengths``
 
 TABLES = """
 CREATE TABLE head (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -34,6 +34,10 @@ CREATE TABLE comparisons (          -- losses of one batch at two rounds' parame
     round INTEGER NOT NULL, slot INTEGER NOT NULL,
     before REAL,                    -- of the batch of the step that followed
     after REAL,                     -- of the batch of the step before, null if not requested
+    PRIMARY KEY (round, slot)
+) WITHOUT ROWID;
+CREATE TABLE lengths (              -- of the gradients that sites sent, under the mean
+    round INTEGER NOT NULL, slot INTEGER NOT NULL, length REAL NOT NULL,
     PRIMARY KEY (round, slot)
 ) WITHOUT ROWID;
 CREATE TABLE cohorts (              -- whose sealed numbers are added up, written before the sums
@@ -108,6 +112,7 @@ class Contribution:
     outcome: EvalSums | None = None  # on the site's own held-out examples, if it evaluated
     before: float | None = None  # loss of the batch of the step that comes next
     after: float | None = None  # loss of the batch of the step that was taken last
+    length: float | None = None  # of the gradient; None: none was sent, or none was compared
     sealed: Sealed | None = None  # its numbers, if only a sum of them can be opened
 
     def order(self) -> tuple[object, ...]:
@@ -134,6 +139,10 @@ class Contribution:
             return None
         losses = (None if x is None else float(x) for x in (self.before, self.after))
         return (self.round, self.slot, *losses)
+
+    def length_row(self) -> tuple[object, ...] | None:
+        """The row of the table ``lengths``; None if no gradient was compared with others."""
+        return None if self.length is None else (self.round, self.slot, float(self.length))
 
 
 @dataclass(frozen=True)

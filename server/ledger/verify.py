@@ -11,10 +11,15 @@ from shared.protocol.entry import Entry, is_dense
 
 # chain 0 = seal: SHA-256 of all other header rows
 # chain r = SHA-256(chain r - 1 | entry r, lasting form | contributions of round r, by slot |
-#                   comparisons of round r, by slot | cohorts of round r, by attempt and slot |
-#                   sums of round r, by attempt and member)
+#                   comparisons of round r, by slot | lengths of round r, by slot |
+#                   cohorts of round r, by attempt and slot | sums of round r, by attempt and
+#                   member)
 SEAL = "seal"  # the header row that binds the other ones
 OF_ENTRIES = ("contributions", "metrics")  # tables whose rows are written with a round's entry
+OPTIONAL = {  # the same, which ledgers of former versions lack, and their columns
+    "comparisons": "round, slot, before, after",
+    "lengths": "round, slot, length",
+}
 LATER = ("digests", "evaluations", "scores", "snapshots")  # after it; round 0 is the base model
 ATTEMPTS = ("traffic", "refusals", "skips")  # also of rounds that are open: two with staleness
 
@@ -41,8 +46,8 @@ def chain_hash(
         before: chain of the round before, or the seal.
         payload: the encoded entry.
         contributions: rows of the round, sorted by slot.
-        more: rows of comparisons, cohorts and sums; without any, a round has the chain of former
-            ledgers.
+        more: rows of comparisons, lengths, cohorts and sums; without any, a round has the chain
+            of former ledgers.
     """
     digest = sha256(before + lasting_payload(payload))
     for row in [*contributions, *more]:
@@ -86,9 +91,10 @@ def _check_rounds(database: Database) -> None:
     The last entry may have been deleted: what else was written of its round is still there.
     """
     last = int(database.rows("SELECT coalesce(max(round), 0) FROM entries")[0][0])
+    whole = [*OF_ENTRIES, *(table for table in OPTIONAL if has_table(database, table))]
     sealed = {"sums": last, "cohorts": last + 1} if has_table(database, "sums") else {}
     for tables, first, most in (
-        (OF_ENTRIES, 1, last),
+        (whole, 1, last),
         (LATER, 0, last),
         (ATTEMPTS, 0, last + 2),
         *(((table,), 1, most) for table, most in sealed.items()),
@@ -120,16 +126,16 @@ def _check_metrics(database: Database) -> None:
 
 def _check_entries(database: Database, before: bytes) -> list[tuple[int, int | None, float]]:
     """Check every entry against its chain; return round, target and scale of the rewinds."""
-    path, rewinds, compared = database.path, [], has_comparisons(database)
-    sealed = has_table(database, "sums")
+    path, rewinds = database.path, []
+    tables = [table for table in OPTIONAL if has_table(database, table)]
     entries = database.rows("SELECT round, payload, chain FROM entries ORDER BY round")
-    for expected, (round_, payload, chain) in enumerate(entries, 1):
+    for expected, (round_, payload, link) in enumerate(entries, 1):
         if round_ != expected:
             raise LedgerError(f"{path}: table entries: round {expected} is missing")
-        comparisons = _comparisons(database, expected) if compared else []
-        more = [*comparisons, *(rows_of_sums(database, expected) if sealed else [])]
+        more = [row for table in tables for row in rows_of_round(database, table, expected)]
+        more += rows_of_sums(database, expected)
         before = chain_hash(before, payload, _contributions(database, expected), more)
-        if before != chain:
+        if before != link:
             raise LedgerError(f"{path}: table entries, row {round_}: does not fit its chain")
         try:
             entry = Entry.decode(payload)
@@ -148,11 +154,6 @@ def _contributions(database: Database, round_: int) -> list[tuple[Any, ...]]:
     )
 
 
-def has_comparisons(database: Database) -> bool:
-    """Whether a ledger has the table ``comparisons``: those of former versions do not."""
-    return has_table(database, "comparisons")
-
-
 def has_table(database: Database, name: str) -> bool:
     """Whether a ledger has a table that those of former versions do not."""
     query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
@@ -169,6 +170,7 @@ def rows_of_sums(database: Database, round_: int) -> list[tuple[Any, ...]]:
     ]
 
 
-def _comparisons(database: Database, round_: int) -> list[tuple[Any, ...]]:
-    query = "SELECT round, slot, before, after FROM comparisons WHERE round = ? ORDER BY slot"
+def rows_of_round(database: Database, table: str, round_: int) -> list[tuple[Any, ...]]:
+    """The rows of a round in a table of OPTIONAL, by slot."""
+    query = f"SELECT {OPTIONAL[table]} FROM {table} WHERE round = ? ORDER BY slot"
     return database.rows(query, (round_,))

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from server.aggregation.combine import Combiner, GradientError
-from server.aggregation.outliers import find_outliers
+from server.aggregation.outliers import find_outliers, measure_lengths
 from server.aggregation.weights import weights_of
 from server.ledger.records import Contribution, Metrics, Refusal, SumRow
 from server.ledger.run_folder import OpenRun
@@ -233,8 +233,9 @@ class ScalarStrategy(Strategy):
         Raises:
             GradientError: a site's gradient cannot be decoded.
         """
-        first = self._run.ledger.metrics_of(1)
-        outliers = find_outliers(self._run.config, contributions, self._combiner.decode, first)
+        config, first = self._run.config, self._run.ledger.metrics_of(1)
+        contributions = measure_lengths(config, contributions, self._combiner.decode)
+        outliers = find_outliers(config, contributions, first)
         details = {each.site: each.detail for each in outliers}
         for site, detail in details.items():
             self._validator.refuse(round_, site, "out of proportion", detail)

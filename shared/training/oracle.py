@@ -28,6 +28,7 @@ from shared.optimizers.gradient import add_scaled_
 from shared.problem.model import ProblemModel
 from shared.problem.task import ProblemTask
 from shared.replica.replica import Replica
+from shared.tasks.language_modelling import LanguageModelling
 from shared.tasks.task import Task
 from shared.training.problem_trial import ProblemTrial
 from shared.training.start import (
@@ -132,7 +133,11 @@ class Oracle:
     def parallel(self) -> BatchedQueries:
         """Measures several directions in one forward pass."""
         return BatchedQueries(
-            self.replica.model, self.replica.directions, self.perturber, self.kept.at
+            self.replica.model,
+            self.replica.directions,
+            self.perturber,
+            self.kept.at,
+            None if isinstance(self.task, LanguageModelling) else self.task.each,
         )
 
     def loss(self, rows: Tensor) -> float:

@@ -67,8 +67,8 @@ def _check_plain(c: Config) -> None:
     for each in options_of(PrivacySettings).values():
         if each.key not in ALWAYS and values[each.key] != each.default:
             raise ConfigError(
-                f"{each.key} = {values[each.key]!r} without privacy, which alone uses it: set "
-                "privacy = local, or shared"
+                f"{each.key} = {values[each.key]!r} without privacy 'local' or 'shared', which "
+                "alone use it"
             )
 
 
