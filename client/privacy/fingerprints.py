@@ -8,30 +8,34 @@ import torch
 
 from shared.base.files import code_digest
 from shared.config.schema import RESUMABLE, Config
-from shared.data.columns import Columns
 from shared.data.examples import Examples
 from shared.data.resolve import documents_of
 from shared.protocol.messages import Request
+from shared.training.corpus import columns_of
 from shared.training.oracle import Oracle
 
 
-def fingerprint_own(name: str, config: Config) -> str:
+def fingerprint_own(own: Config) -> str:
     """SHA-256 over the sorted documents of a site's own data, hexadecimal.
 
     All of them, whatever a run takes of them: another block size is no other data.
 
+    Args:
+        own: settings whose ``dataset`` and columns are those of the site.
+
     Raises:
         ConfigError, DataError: the data cannot be had.
     """
-    columns = Columns(config.data.text_column, config.data.label_column)
-    return _combine(text.encode() for text in documents_of(name, 0, "", columns).texts).hex()
+    documents = documents_of(own.data.dataset, columns=columns_of(own))
+    return _combine(text.encode() for text in documents.texts).hex()
 
 
 def fingerprint_dealt(examples: Examples) -> str:
     """SHA-256 over the sorted examples that a run deals to a site, hexadecimal."""
     labels = [b""] * len(examples)
-    if examples.labels is not None:
-        labels = [str(label).encode() for label in examples.labels.tolist()]
+    own = examples.labels if examples.targets is None else examples.targets
+    if own is not None:
+        labels = [str(label).encode() for label in own.tolist()]
     rows = (row.tobytes() for row in examples.tokens)
     pairs = zip(labels, rows, strict=True)
     return _combine(label + b" " + row for label, row in pairs).hex()

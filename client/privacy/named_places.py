@@ -9,7 +9,9 @@ from pathlib import Path
 
 from shared.config.schema import Config, settings
 
-SERVERS = ("app-dir", "output-dir", "run-name", "resume", "eval-dataset")  # no site reads these
+SERVERS = (  # no site reads these
+    "app-dir", "output-dir", "run-name", "resume", "eval-dataset", "sample-prompts",
+)  # fmt: skip
 
 
 def paths_of_run(config: Config, own: Collection[str] = ()) -> Iterator[str]:

@@ -16,13 +16,14 @@ from typing import NoReturn
 from client.privacy.named_places import apps_of, paths_of_run
 from shared.base.errors import ConfigError, PolicyError
 from shared.base.options import option
-from shared.config.privacy_section import GROUP, LOCAL
+from shared.config.privacy_section import GROUP, LOCAL, SHARED
 from shared.config.schema import Config
 from shared.modes.estimators import estimator_of
 from shared.protocol.entry import is_dense
 from shared.protocol.messages import Request
 
 LOG = logging.getLogger("dandelion")
+PROMISES = ("none", LOCAL, SHARED)  # each hides more than the one before
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class NodePolicy:
     """Keys of a node's config that bound what its data are used for; the defaults allow all."""
 
     privacy: str = option(
-        "none", "local: runs without privacy = local are refused", choices=("none", LOCAL)
+        "none",
+        "local: runs without noise are refused; shared: those without sealed sums as well",
+        choices=PROMISES,
     )
     privacy_home: str = option("", "folder of secret and budget; empty: in the state folder")
     unit: str = option(
@@ -66,6 +69,11 @@ class NodePolicy:
     min_batch: int = option(0, "examples of a batch at least")
     max_queries: int = option(0, "directions of a round at most; 0: no limit")
     max_numbers: int = option(0, "numbers of these data over all runs at most; 0: no limit")
+    roster: str = option("", "file with names and keys of the sites that sealed sums may be of")
+    min_cohort: int = option(3, "sites whose numbers a sealed sum has at least", at_least=2)
+    min_colluders: int = option(
+        1, "members of a committee that a run must bear to help the server", at_least=0
+    )
     allow_snapshots: bool = option(True, "false: parameters come from ledger entries alone")
     allow_evaluation: bool = option(True, "false: no outcome on held-out examples is sent")
 
@@ -106,12 +114,15 @@ class NodePolicy:
         batch = min(filter(None, (zo.batch_size, config.bp.batch_size)), default=0)
         is_grouped = not privacy.is_local or privacy.unit == GROUP
         return [
-            ("privacy", privacy.mode, self.privacy != LOCAL or privacy.is_local),
+            ("privacy", privacy.mode,
+             PROMISES.index(privacy.mode) >= PROMISES.index(self.privacy)),
             ("unit", privacy.unit, self.unit != GROUP or is_grouped),
             ("max-clip", privacy.clip, not self.max_clip or privacy.clip <= self.max_clip),
             ("eps-range", zo.eps, low <= zo.eps <= high or estimator_of(config) == "exact"),
             ("min-batch", batch, not batch or batch >= self.min_batch),
             ("max-queries", queries, not self.max_queries or queries <= self.max_queries),
+            ("min-colluders", config.privacy.colluders,
+             not config.privacy.is_sealed or config.privacy.colluders >= self.min_colluders),
             ("allow-evaluation", config.evaluation.site_fraction,
              self.allow_evaluation or not config.evaluation.site_fraction),
         ]  # fmt: skip

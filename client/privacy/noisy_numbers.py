@@ -43,31 +43,51 @@ class NoisyNumbers:
         """Return noisy mean differences (q,) of a batch that only this site knows.
 
         Raises:
+            PolicyError, ConfigError: as ``measure_steps``.
+        """
+        c = self.config
+        steps = self.measure_steps(oracle, request, keys, self.name(oracle, request))
+        return from_grid(steps, self.clip, c.zo.batch_size)
+
+    def measure_steps(
+        self, oracle: Oracle, request: Request, keys: list[Key], name: bytes
+    ) -> NDArray[np.int64]:
+        """Return the noisy sum (q,) of the batch in grid steps, once it is paid for.
+
+        Args:
+            oracle: at the parameters to measure at.
+            request: of the round.
+            keys: of its directions.
+            name: of the request, as the method of this name gives it.
+
+        Raises:
             PolicyError: the policy or the budget does not allow it; nothing has been spent.
             ConfigError: the clip is too small for what losses are rounded to.
         """
         check_rounding(self.config)
-        name, c = self.name(oracle, request), self.config
-        rate_bits, numbers = self.rate_bits, c.zo.queries
-        self.account.policy.check_noise(self.noise, rate_bits)
+        numbers = self.config.zo.queries
+        self.account.policy.check_noise(self.noise, self.rate_bits)
         self.account.pay(
             Event(self.account.data.id, request.run.hex(), request.round, name, self.noise,
-                  rate_bits, numbers)
+                  self.rate_bits, numbers)
         )  # fmt: skip
         stream = KeyStream(self.secret, "rows", name)
-        chosen = sample_units(stream, self.account.data.units, rate_bits)
+        chosen = sample_units(stream, self.account.data.units, self.rate_bits)
         rows = np.flatnonzero(np.isin(self.units, chosen))
-        clip = c.privacy.clip_of_differences(c.zo.eps, numbers)
-        total = to_grid(self._sum_by_unit(oracle, rows, keys), clip).sum(1)
-        noise = discrete_gaussians(
-            KeyStream(self.secret, "noise", name), noise_steps(self.noise), numbers
-        )
-        return from_grid(total + noise, clip, c.zo.batch_size)
+        total: NDArray[np.int64] = to_grid(self._sum_by_unit(oracle, rows, keys), self.clip).sum(1)
+        noise = KeyStream(self.secret, "noise", name)
+        return total + discrete_gaussians(noise, noise_steps(self.noise), numbers)
+
+    @property
+    def clip(self) -> float:
+        """The bound on the Euclidean norm of one unit's differences (q,)."""
+        return self.config.privacy.clip_of_differences(self.config.zo.eps, self.config.zo.queries)
 
     def name(self, oracle: Oracle, request: Request) -> bytes:
         """SHA-256 of all that an answer depends on beside the secret."""
         how, account = repr((self.noise, self.rate_bits)), self.account
-        more = account.site, account.data.fingerprint, how
+        attempt = (f"attempt {request.attempt}",) if request.attempt else ()
+        more = account.site, account.data.fingerprint, how, *attempt
         return fingerprint_request(oracle, request, self.config, *more)
 
     @cached_property

@@ -32,14 +32,14 @@ class SitePrivacy:
 
     @classmethod
     def open(
-        cls, site: str, policy: NodePolicy, own: str, config: Config, examples: Examples
+        cls, site: str, policy: NodePolicy, own: Config | None, config: Config, examples: Examples
     ) -> "SitePrivacy":
         """Check the run against the policy, and open what it needs.
 
         Args:
             site: its name.
             policy: of its node.
-            own: name of the site's own data; empty: the run deals them.
+            own: the run as it reads the site's own data; None: the run deals them.
             config: of the run.
             examples: those that are measured on.
 
@@ -49,11 +49,12 @@ class SitePrivacy:
         policy.check_run(config)
         if not config.privacy.is_local and not policy.max_numbers:
             return cls(policy, config)
-        fingerprint = fingerprint_own(own, config) if own else fingerprint_dealt(examples)
+        fingerprint = fingerprint_own(own) if own else fingerprint_dealt(examples)
+        name = own.data.dataset if own else ""
         folder = privacy_folder(policy)
         unit, units = config.privacy.unit, int(units_of(examples, config.privacy.unit).max()) + 1
         account = Account.open(
-            site, folder, DataSet(0, fingerprint, own, unit, units), policy, config
+            site, folder, DataSet(0, fingerprint, name, unit, units), policy, config
         )
         if not config.privacy.is_local:
             return cls(policy, config, account)

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from client.privacy.operators import check_operator
 from client.site.replica_host import ReplicaHost, host_of
-from client.site.run_settings import node_of
+from client.site.run_settings import node_of, read_settings
 from shared.base.errors import WireError
 from shared.base.plug_ins import list_plug_ins
 from shared.config.schema import Config
 from shared.problem.source import source_digest
 from shared.protocol.messages import Measured, decode_request, encode_hello, encode_reply
+from shared.protocol.sealed_messages import SumRequest, decode_sum_request, is_sum_request
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,12 @@ class InProcessWork:
             PolicyError: the node's operator does not allow the request.
             WireError: the server has other source files.
         """
-        request = decode_request(payload)
+        is_sum = is_sum_request(payload)
+        request = decode_sum_request(payload) if is_sum else decode_request(payload)
         self._check_operator(request.run)
         self._check_code(request.code)
+        if isinstance(request, SumRequest):
+            return self._host().add_up(self.node_config, request), False
         reply = self._host().train(self.node_config, request, snapshot)
         return encode_reply(reply), isinstance(reply, Measured) and bool(reply.gradient)
 
@@ -51,6 +55,7 @@ class InProcessWork:
 
     def _check_operator(self, run: bytes = b"") -> None:
         node = node_of(self.node_config)
+        read_settings(self.run_config, self.node_config)  # the policy, before names are looked up
         if node.operators:
             check_operator(node, Config.from_run_config(self.run_config), self._code(), run)
 

@@ -22,6 +22,10 @@ class NodeConfig(NodePolicy):
     num_partitions: int = option(1, "how many shards there are", at_least=1)
     data: str = option("", "its own data: a folder or a data set's name, instead of the run's")
     bp_data: str = option("", "the same, instead of the run's bp-dataset")
+    text_column: str = option("", "of its own data, if its columns are not called as the run says")
+    label_column: str = option("", "the same")
+    prompt_column: str = option("", "the same")
+    response_column: str = option("", "the same")
     init_from: str = option("", "its own copy of what a run starts from, instead of init-from")
     app_dir: str = option("", "folder that is searched for the module of a run's app")
     worker: str = option(
@@ -55,7 +59,7 @@ class NodeConfig(NodePolicy):
         node = cls(**values)  # type: ignore[arg-type]
         folders = {
             "store": node.store, "app-dir": node.app_dir, "privacy-home": node.privacy_home,
-            "init-from": node.init_from, "guard": node.guard,
+            "init-from": node.init_from, "guard": node.guard, "roster": node.roster,
         }  # fmt: skip
         for key, folder in folders.items():
             if folder and not Path(folder).is_absolute():
@@ -79,6 +83,12 @@ class NodeConfig(NodePolicy):
         """Settings of a run in whose place the site has something of its own."""
         own = {"dataset": self.data, "bp-dataset": self.bp_data, "init-from": self.init_from}
         return frozenset(key for key, value in own.items() if value)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The run's settings of columns that are others for the node's own data."""
+        names = ("text_column", "label_column", "prompt_column", "response_column")
+        return {name: value for name in names if (value := getattr(self, name))}
 
     @property
     def resident(self) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from client.privacy.site_privacy import SitePrivacy
+from client.sealed.sealed_site import answer_sum, open_sealed
 from client.site.merged_clients import measure_merged
 from client.site.node_config import NodeConfig
 from client.site.replica_store import ReplicaStore
@@ -35,8 +36,10 @@ from shared.protocol.messages import (
     Measured,
     Request,
 )
+from shared.protocol.sealed_messages import Sealed, SumRequest
 from shared.protocol.site_id import site_of
 from shared.replica.snapshot import load_snapshot_
+from shared.training.corpus import with_dataset
 from shared.training.oracle import EVALUATION_BATCH, Oracle
 from shared.training.site_data import Shards, SiteData
 
@@ -53,11 +56,9 @@ def host_of(run_config: Mapping[str, object], node_config: Mapping[str, object])
     folder = str(node_config.get("store", ""))
     use_folder(str(node_config.get("app-dir", "")))
     config, decisive = read_settings(run_config, node_config)
-    node_of(node_config).check_run(config)
     name = f"{decisive} {folder}"
     if name not in _hosts:
-        save_all()
-        _hosts.clear()
+        forget_hosts()
         every_s = float(str(node_config.get("store-every", 0.0)))
         _hosts[name] = ReplicaHost(config, ReplicaStore(Path(folder), every_s) if folder else None)
     return _hosts[name]
@@ -69,6 +70,12 @@ def save_all() -> None:
         host.save()
 
 
+def forget_hosts() -> None:
+    """Save and drop this process's hosts: what comes next reads data, secrets and budgets anew."""
+    save_all()
+    _hosts.clear()
+
+
 class ReplicaHost:
     """Follows one run at a time and lets its sites measure.
 
@@ -78,9 +85,10 @@ class ReplicaHost:
     def __init__(self, config: Config, store: ReplicaStore | None = None) -> None:
         self._config, self._store = config, store
         self._oracle = Oracle.of(config)
-        self._data: dict[tuple[str, str], SiteData] = {}  # by the names of sites' own data
+        self._data: dict[tuple[str, ...], SiteData] = {}  # by names of sites' own data and columns
         self._run = b""
         self._sites: dict[str, LocalSite] = {}
+        self._nodes: dict[str, dict[str, object]] = {}  # the node configs that they were made by
         self._ready: dict[str, Measured] = {}  # by site, measured together and not requested yet
 
     def hello(self, node_config: Mapping[str, object]) -> Hello:
@@ -105,7 +113,7 @@ class ReplicaHost:
 
     def train(
         self, node_config: Mapping[str, object], request: Request, snapshot: bytes | None
-    ) -> Measured | Behind:
+    ) -> Measured | Behind | Sealed:
         """Bring the replica to where the request's round is measured, then measure.
 
         With staleness a server that was killed may request a round again that the replica is past.
@@ -125,6 +133,10 @@ class ReplicaHost:
         if ready is not None and (ready.round, ready.digest) == (request.round, self._digest()):
             return ready
         return site.measure(self._oracle, request)
+
+    def add_up(self, node_config: Mapping[str, object], request: SumRequest) -> bytes:
+        """Answer a request for a sum of sealed numbers, encoded; the replica is not used."""
+        return answer_sum(self._site(node_config).sealed, request)
 
     def prepare(
         self, node_configs: Sequence[Mapping[str, object]], request: Request, snapshot: bytes | None
@@ -212,15 +224,22 @@ class ReplicaHost:
                 process: errors go to the server, which must not learn names of files and classes.
         """
         own = node.data, node.bp_data
+        name = (*own, *map("=".join, node.columns.items()))
         try:
-            if own not in self._data:
-                self._data[own] = SiteData.of(self._config, self._oracle.language_model, *own)
-            return self._data[own].shard(node.partition_id, node.num_partitions)
+            if name not in self._data:
+                self._data[name] = SiteData.of(
+                    self._config, self._oracle.language_model, *own, node.columns
+                )
+            return self._data[name].shard(node.partition_id, node.num_partitions)
         except (DandelionError, OSError):
             if not any(own) and not self._loads_own():
                 raise
             LOG.exception("own data %s", " and ".join(filter(None, own)))
             raise DataError("this node's own data cannot be used: its log says why") from None
+
+    def _own(self, node: NodeConfig) -> Config | None:
+        """The run as it reads the node's own data; None if it has none."""
+        return with_dataset(self._config, node.data, node.columns) if node.data else None
 
     def _loads_own(self) -> bool:
         """Whether the problem of the run has each site load examples of its own."""
@@ -233,14 +252,18 @@ class ReplicaHost:
 
     def _site(self, node_config: Mapping[str, object]) -> LocalSite:
         name = site_of(node_config)
-        if name.name not in self._sites:
+        if self._nodes.get(name.name) != dict(node_config):  # its data or its policy is another
             node = NodeConfig.of(node_config)
             node.check_base(self._oracle.base)
             shards = self._shards(node)
             self._try_objective(shards.queries)
+            privacy = SitePrivacy.open(
+                name.name, node, self._own(node), self._config, shards.queries
+            )
+            simulated = 0 if node.data or node.site else node.num_partitions
             self._sites[name.name] = LocalSite(
                 name, shards.queries, self._config, shards.gradients, node.can_backpropagate,
-                shards.held_out,
-                SitePrivacy.open(name.name, node, node.data, self._config, shards.queries),
+                shards.held_out, privacy, open_sealed(name, node, simulated, privacy),
             )  # fmt: skip
+            self._nodes[name.name] = dict(node_config)
         return self._sites[name.name]

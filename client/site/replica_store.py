@@ -21,8 +21,11 @@ class ReplicaStore:
         self._every_s, self._next = every_s, 0.0
 
     def is_due(self, round_: int) -> bool:
-        """Whether a replica at this round should be written now; rounds may be skipped."""
-        return round_ != self.round and time.monotonic() >= self._next
+        """Whether a replica at this round should be written now; rounds may be skipped.
+
+        Never the base model, which is made and not read.
+        """
+        return round_ not in (0, self.round) and time.monotonic() >= self._next
 
     def save(self, replica: Replica, run: bytes) -> None:
         """Write the replica as it is now."""

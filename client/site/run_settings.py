@@ -20,13 +20,22 @@ def read_settings(
         The configuration, and a name of what of it decides numbers.
 
     Raises:
+        PolicyError: the node's operator does not allow it.
         ConfigError: it is not one.
     """
+    given = _items(_with_own(run_config, node_config))
+    node_of(node_config).check_run(_read_unchecked(given))
+    return _read(given)
+
+
+def _with_own(
+    run_config: Mapping[str, object], node_config: Mapping[str, object]
+) -> dict[str, object]:
     own = {key: node_config.get(key) for key in ("device", "init-from")}
     if not run_config.get("init-from"):
         del own["init-from"]  # the run starts from nothing
     given = {key: value for key, value in own.items() if value}
-    return _read(_items({**run_config, "app-dir": node_config.get("app-dir", ""), **given}))
+    return {**run_config, "app-dir": node_config.get("app-dir", ""), **given}
 
 
 def node_of(node_config: Mapping[str, object]) -> NodeConfig:
@@ -42,6 +51,12 @@ def _items(given: Mapping[str, object]) -> Items:
 @lru_cache(maxsize=8)
 def _check_node(given: Items) -> NodeConfig:
     return NodeConfig.of({key: value for key, _, value in given})
+
+
+@lru_cache(maxsize=8)
+def _read_unchecked(given: Items) -> Config:
+    """Parse types and ranges alone: to look names up is to import modules and to open folders."""
+    return Config.from_run_config({key: value for key, _, value in given})
 
 
 @lru_cache(maxsize=8)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.privacy.site_privacy import SitePrivacy
+from client.sealed.sealed_site import SealedSite
 from client.site.first_order import GradientSender, backpropagate, train_locally
 from client.site.zeroth_order import Queries
 from shared.base.metrics import EvalSums
@@ -17,6 +18,7 @@ from shared.data.examples import Examples
 from shared.modes.mode import Plan, plan_of
 from shared.modes.step_rule import compares
 from shared.protocol.messages import Measured, Request
+from shared.protocol.sealed_messages import Sealed
 from shared.protocol.site_id import SiteId
 from shared.training.oracle import Oracle, evaluate
 
@@ -32,8 +34,9 @@ class LocalSite:
     can_backpropagate: bool = True
     held_out: Examples | None = None  # evaluated on, if sites evaluate
     privacy: SitePrivacy | None = None  # None: nothing is limited, counted or hidden
+    sealed: SealedSite | None = None  # None: its numbers are not sealed
     _sender: GradientSender | None = field(default=None, repr=False)
-    _answers: dict[tuple[object, ...], Measured] = field(default_factory=dict, repr=False)
+    _answers: dict[tuple[object, ...], Measured | Sealed] = field(default_factory=dict, repr=False)
 
     @property
     def count(self) -> int:
@@ -41,11 +44,13 @@ class LocalSite:
         is_private = self.config.privacy.is_local
         return self.config.zo.batch_size if is_private else len(self.examples)
 
-    def measure(self, oracle: Oracle, request: Request) -> Measured:
+    def measure(self, oracle: Oracle, request: Request) -> Measured | Sealed:
         """Return the reply to a request: loss differences, an encoded gradient, or both.
 
         Costs K steps of queries (``evaluations_of``), one backward pass, or both, as the plan says.
         """
+        if self.sealed is not None:
+            return self._measure_sealed(oracle, request, self.sealed)
         if self.privacy is not None and self.privacy.noisy is not None:
             return self._measure_privately(oracle, request, self.privacy)
         started = time.perf_counter()
@@ -94,6 +99,13 @@ class LocalSite:
         self._remember(request, measured)
         return measured
 
+    def _measure_sealed(self, oracle: Oracle, request: Request, sealed: SealedSite) -> Sealed:
+        """Return noisy numbers of a secret batch, in boxes for the committee."""
+        queries = Queries(self.id, self.examples, self.config, request.round)
+        reply = sealed.measure(oracle, request, queries.keys(0))
+        self._remember(request, reply)
+        return reply
+
     def evaluate(self, oracle: Oracle) -> EvalSums | None:
         """Evaluate the model on this site's held-out examples; None if it has none."""
         if self.held_out is None:
@@ -101,13 +113,14 @@ class LocalSite:
         rows = torch.from_numpy(self.held_out.batch(np.arange(len(self.held_out))))
         return evaluate(oracle, rows)
 
-    def recall(self, request: Request) -> Measured | None:
+    def recall(self, request: Request) -> Measured | Sealed | None:
         """Return the answer to the same request, if it was given lately and remembered."""
         return self._answers.get(_identity(request))
 
-    def _remember(self, request: Request, measured: Measured) -> None:
+    def _remember(self, request: Request, measured: Measured | Sealed) -> None:
         """Remember the answers of the open rounds, except gradients, which are large."""
-        if self.config.federation.staleness and not measured.gradient:
+        is_large = isinstance(measured, Measured) and bool(measured.gradient)
+        if self.config.federation.staleness and not is_large:
             self._answers[_identity(request)] = measured
             while len(self._answers) > 1 + self.config.federation.staleness:
                 del self._answers[next(iter(self._answers))]
@@ -154,4 +167,4 @@ def losses_around_step(
 
 def _identity(request: Request) -> tuple[object, ...]:
     """All that an answer depends on, beside the site."""
-    return request.run, request.round, request.digest, request.learning_rate
+    return request.run, request.round, request.digest, request.learning_rate, request.attempt

@@ -30,6 +30,7 @@ class Verification:
         digests: how many recorded digests were compared; all of them are equal.
         digest: of the parameters after the last round, as 32 hexadecimal digits.
         rates: how many learning rates were computed anew from the rounds before.
+        sums: how many rounds' numbers were made anew from sealed sums.
         unrecorded: the rounds of which no digest was recorded.
         bridged: how many rounds were bridged by a snapshot, because gradients were dropped.
         dropped: the newest round whose gradient was dropped; 0 if none was.
@@ -39,6 +40,7 @@ class Verification:
     digests: int
     digest: str
     rates: int = 0
+    sums: int = 0
     unrecorded: tuple[int, ...] = ()
     bridged: int = 0
     dropped: int = 0
@@ -50,6 +52,8 @@ class Verification:
         ]
         if self.rates:
             lines.append(f"{self.rates:,} learning rates follow from the rounds before")
+        if self.sums:
+            lines.append(f"{self.sums:,} rounds follow from the sums of their committees")
         if missing := self.unrecorded:
             lines.append(f"no digest is recorded of {len(missing):,} rounds: {_ranges(missing)}")
         if self.bridged:
@@ -69,6 +73,7 @@ class ReplayedModel:
         digest: of the trained parameters, as 32 hexadecimal digits.
         module: the ``torch.nn.Module``, in evaluation mode.
         tokenizer: text to tokens and back: ``encode``, ``decode``.
+        card: the text of its model card, in Markdown.
     """
 
     round: int
@@ -76,7 +81,7 @@ class ReplayedModel:
     module: Any = field(repr=False)
     tokenizer: Any = field(repr=False)
     _oracle: "Oracle" = field(repr=False)
-    _card: str = field(repr=False)
+    card: str = field(repr=False)
 
     @property
     def parameters(self) -> "dict[str, Tensor]":
@@ -85,6 +90,11 @@ class ReplayedModel:
         named = dict(model.module.named_parameters())
         return {span.name: named[span.name].detach() for span in model.layout.tensors}
 
+    @property
+    def language_model(self) -> "LanguageModel":
+        """Module and tokenizer together, with what merges adapters."""
+        return self._oracle.language_model
+
     def save(self, folder: str | Path) -> Path:
         """Write a folder that transformers' ``Auto…`` classes load; return its absolute path.
 
@@ -92,9 +102,8 @@ class ReplayedModel:
         """
         from server.pages.model_card import CARD
 
-        model: LanguageModel = self._oracle.language_model
-        model.save(path := Path(folder).expanduser().resolve())
-        write_atomically(path / CARD, self._card.encode())
+        self.language_model.save(path := Path(folder).expanduser().resolve())
+        write_atomically(path / CARD, self.card.encode())
         return path
 
 
@@ -114,13 +123,20 @@ def ledger_of(run: Path) -> Iterator[LedgerReader]:
 def base_oracle(ledger: LedgerReader) -> "Oracle":
     """Rebuild the oracle with the untrained model that a run started from.
 
+    The module of a problem of one's own is looked for where the run found it, then here.
+
     Raises:
         DivergedError: the run's settings give another model on this machine.
     """
     from server.ledger.run_folder import check_base, read_config
+    from shared.problem.source import use_folder
     from shared.training.oracle import Oracle
 
-    oracle = Oracle.of(read_config(ledger))
+    config = read_config(ledger)
+    if config.model.app:
+        use_folder(config.run.app_dir)
+        use_folder(str(Path.cwd()))
+    oracle = Oracle.of(config)
     check_base(ledger, oracle)
     return oracle
 
@@ -137,9 +153,11 @@ def verify_ledger(
     Raises:
         DivergedError: a digest, or a learning rate, is not the recorded one.
     """
+    from server.aggregation.combine import Combiner
     from server.ledger.lineage import newest_dropped
     from server.ledger.run_folder import read_config
     from server.ledger.snapshots import rebuild_each_
+    from server.sealed.audit import verify_sums
     from server.steps.learning_rates import LearningRates
     from shared.replica.replica import check_digest
 
@@ -152,12 +170,14 @@ def verify_ledger(
         check_digest(round_, digest, recorded)
         unrecorded += [round_] if recorded is None else []
         replayed.append(round_)
-    rates = LearningRates(read_config(ledger), ledger, replica.model.layout.parameters).verify()
+    config = read_config(ledger)
+    rates = LearningRates(config, ledger, replica.model.layout.parameters).verify()
     return Verification(
         rounds=len(replayed) - 1,
         digests=len(replayed) - len(unrecorded),
         digest=replica.digest().hex(),
         rates=rates,
+        sums=verify_sums(ledger, Combiner(config, replica)),
         unrecorded=tuple(unrecorded),
         bridged=last + 1 - len(replayed),
         dropped=newest_dropped(ledger.payloads(0, last)) or 0,

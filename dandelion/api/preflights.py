@@ -10,6 +10,7 @@ from dandelion.api.given import config_of, restore_threads
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.preflight.judge import Preflight
+    from server.preflight.scope_table import ScopeTable
     from shared.config.schema import Config
 
 WAITING = "measuring rounding, slopes and trial steps; a large model takes minutes"
@@ -54,11 +55,25 @@ def try_settings(config: "Config", console: Console) -> "tuple[Preflight, Path]"
     from shared.training.corpus import Corpus, load_evaluation
     from shared.training.oracle import Oracle
 
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    if not config.run.name:
-        config = config.replace(run_name=f"preflight-{stamp}")
+    config = _with_name(config)
     oracle = Oracle.of(config)
     corpus = Corpus.of(config, oracle.language_model)
     with console.status(WAITING):
         outcome = measure(config, oracle, load_evaluation(corpus, oracle.language_model))
     return outcome, outcome.write(run_folder(config))
+
+
+def try_scopes(config: "Config", seconds: float, console: Console) -> "tuple[ScopeTable, Path]":
+    """Train each scope for some seconds; return what that brought, and the file that has it."""
+    from server.ledger.run_folder import run_folder
+    from server.preflight.scope_table import compare_scopes
+
+    config = _with_name(config)
+    table = compare_scopes(config, seconds, console.print)
+    return table, table.write(run_folder(config))
+
+
+def _with_name(config: "Config") -> "Config":
+    """The configuration with a name for its folder, if it has none."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return config if config.run.name else config.replace(run_name=f"preflight-{stamp}")

@@ -34,8 +34,10 @@ from dandelion.cli.console import (
     SettingsOption,
     console,
     say,
+    show_run,
     show_table,
 )
+from dandelion.export import commands as export_cli
 from dandelion.privacy import commands as privacy_cli
 from dandelion.settings.command_options import check_common, common_settings
 from shared.base.errors import ConfigError, DandelionError
@@ -69,6 +71,7 @@ def main(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every step.")] = False,
 ) -> None:
     """Set up logging and the handling of SIGTERM for every command."""
+    console.stderr = False  # as long as the command is not asked for JSON
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     handler = RichHandler(console=console, show_path=False, show_time=False)
@@ -103,9 +106,9 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     ladder: Annotated[
         bool, typer.Option("--ladder", help="Train scope after scope of the preset while it pays.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a new run, or continue one that was interrupted."""
-    from dandelion.monitor.progress import show_summary
     from dandelion.settings.gather import gather
 
     train = engine_of(engine)
@@ -114,7 +117,7 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     if ladder:
         return _climb_ladder(settings or [], given, name, (engine, config, resume))
     chosen = gather(config, settings or [], resume, **given)
-    show_summary(console, train(chosen, console))
+    show_run(train(chosen, console), as_json)
 
 
 def _climb_ladder(
@@ -202,6 +205,7 @@ def tensorboard(folder: RunArgument, follow: FollowOption = False) -> None:
 
 app.command(rich_help_panel=INSPECT)(models_cli.models)
 app.command(rich_help_panel=INSPECT)(settings_cli.settings)
+app.command(rich_help_panel=INSPECT)(export_cli.export)
 app.add_typer(ledger_cli.app, name="ledger", rich_help_panel=INSPECT)
 app.add_typer(data_cli.app, name="data", rich_help_panel=INSPECT)
 app.add_typer(server_cli.app, name="server", rich_help_panel=FEDERATE)

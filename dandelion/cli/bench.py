@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from dandelion.bench.rows import BenchRow
-from dandelion.cli.console import say, show_table
+from dandelion.cli.console import JsonOption, say, show_json, show_table
 from dandelion.gpu_check.__main__ import main as check_on_device
 from dandelion.gpu_check.runner import MINUTES
 from dandelion.gpu_check.steps import STEPS
@@ -19,7 +19,13 @@ from shared.base.errors import ConfigError
 app = typer.Typer(help="Measure speed and memory as ratios.")
 LEARNING_FOLDER = Path("runs/bench-learning")
 STEP_NAMES = ", ".join(step.name for step in STEPS)
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the rows to this file.")]
+STDOUT = Path("-")
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", help="Also write the rows to this file; -: print them in place of the table."
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -137,6 +143,14 @@ def engine(json_file: Json = None) -> None:
 
 
 @app.command()
+def privacy(json_file: Json = None) -> None:
+    """Time a site's part of a round with privacy = local against a plain one, in turns."""
+    from dandelion.privacy.cost_in_time import cost_in_time
+
+    show("privacy", cost_in_time(), json_file)
+
+
+@app.command()
 def learning(  # noqa: PLR0913, PLR0917  (options of a command)
     task: Annotated[
         list[str] | None, typer.Option(help="Problem; repeatable. Default: all at hand.")
@@ -156,6 +170,7 @@ def learning(  # noqa: PLR0913, PLR0917  (options of a command)
         typer.Option("--set", metavar="KEY=VALUE", help="Of all runs; repeatable."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of runs and files.")] = LEARNING_FOLDER,
+    as_json: JsonOption = False,
 ) -> None:
     """Race published methods and ours to accuracy, each at the best of five rates."""
     from dandelion.bench.learning.learning import learning as measure
@@ -166,11 +181,14 @@ def learning(  # noqa: PLR0913, PLR0917  (options of a command)
 
     more = cast(Settings, read_pairs(settings or []))  # the type of each is checked with its run
     trial = Trial(out.resolve(), seeds, minutes, FACTORS[:rates], method or [], evaluations, more)
-    for name, curves in measure(task or [], trial, quick, say).items():
+    races = measure(task or [], trial, quick, say)
+    if as_json:
+        return show_json({name: [asdict(each) for each in races[name]] for name in races})
+    for name, curves in races.items():
         say(f"\n{name}\n{markdown(curves)}")
 
 
-def gpu_check(
+def gpu_check(  # noqa: PLR0913, PLR0917  (options of a command)
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("gpu-check"),
     minutes: Annotated[float, typer.Option(help="For all steps together.")] = MINUTES,
     device: Annotated[str, typer.Option(help="cuda, cuda:1, ... or cpu.")] = "cuda",
@@ -182,16 +200,19 @@ def gpu_check(
         Path | None,
         typer.Option("--replay", help="Only replay a recordings.json of another machine here."),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Try the system on a card: bits, speed, large models and learning."""
     words = ["--out", str(out), "--minutes", str(minutes), "--device", device, "--steps", steps]
-    words += ["--tiny"] * tiny
+    words += ["--tiny"] * tiny + ["--json"] * as_json
     words += ["--replay", str(replay_file)] if replay_file else []
     raise typer.Exit(check_on_device(words))
 
 
 def show(title: str, rows: Sequence[BenchRow], json_file: Path | None) -> None:
-    """Print rows as a table; write them as JSON if a file is given."""
+    """Print rows as a table, or as JSON; write them as JSON if a file is given."""
+    if json_file == STDOUT:
+        return show_json([asdict(row) for row in rows])
     table = Table("what", "seconds", "ratio", "note", title=title)
     for row in rows:
         table.add_row(row.name, f"{row.seconds:.4g}", f"{row.ratio:.3g}", row.note)

@@ -23,11 +23,12 @@ from dandelion.deployment.deploy_home import (
 from dandelion.deployment.site_guard import config_of_apps, guard_program, node_config
 from dandelion.deployment.supervisor import Keeper, Program, find_process, write_pid
 from dandelion.engines.flower_simulation import EngineError, free_port
-from dandelion.privacy.site_commands import budget_app, secret
+from dandelion.privacy.site_commands import budget_app, key, secret
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a site in a federation.")
 app.add_typer(budget_app, name="budget")
 app.command()(secret)
+app.command("key")(key)
 NodeSettingsOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A key of the node's config; repeatable."),

@@ -6,7 +6,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dandelion.cli.console import FolderNameOption, say, show_table
+from dandelion.cli.console import FolderNameOption, JsonOption, say, show_json, show_table
 from dandelion.settings.command_options import common_settings, merge_common
 from shared.base.options import Value
 
@@ -33,6 +33,7 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
         int, typer.Option(min=1, help="Try each method at so many learning rates; the best counts.")
     ] = 3,
     name: FolderNameOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Train several methods from the same start, and compare their costs."""
     from dandelion.comparisons.methods import read_pair, rows_of
@@ -45,6 +46,8 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     rows = rows_of(names, preset)
     given = [read_pair(text, rows) for text in merge_common(settings or [], common)]
     comparison, files = run_comparison(plan, given, say)
+    if as_json:
+        return show_json(comparison)
     show(comparison)
     for file in files:
         say(str(file))

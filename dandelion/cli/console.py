@@ -1,16 +1,24 @@
 """What all commands share: one console, one way to print, and their common options."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console, RenderableType
 
-from dandelion.monitor.tables import print_table
+from dandelion.monitor.tables import all_rows, json_text, print_table
 from dandelion.settings.command_options import complete_setting
 from shared.base.text import LINES, escape_text
 
 console = Console()
+
+
+def _alone(is_json: bool) -> bool:
+    """Send everything but the JSON to standard error, so that a pipe gets the JSON alone."""
+    console.stderr = is_json
+    return is_json
+
 
 SettingsOption = Annotated[
     list[str] | None,
@@ -28,7 +36,9 @@ HomeOption = Annotated[Path | None, typer.Option("--home", help="Folder of all f
 StockOption = Annotated[
     bool, typer.Option("--stock", help="Run Flower's programs unpatched, with all their waits.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", callback=_alone, help="Print JSON in place of tables.")
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on until ^C.")]
 
@@ -43,4 +53,22 @@ def say(text: str) -> None:
 
 def show_table(table: RenderableType, as_json: bool = False) -> None:
     """Print a table, whole names and numbers in it, or its rows as JSON."""
-    print_table(console, table, as_json)
+    if as_json:
+        show_json(all_rows(table))
+    else:
+        print_table(console, table)
+
+
+def show_run(folder: Path, as_json: bool) -> None:
+    """Print the summary of a run that has ended, as a table or as JSON."""
+    from dandelion.monitor.progress import read_summary, show_summary
+
+    if as_json:
+        show_json(read_summary(folder))
+    else:
+        show_summary(console, folder)
+
+
+def show_json(document: object) -> None:
+    """Print a document as JSON on standard output."""
+    sys.stdout.write(f"{json_text(document)}\n")

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -66,9 +67,9 @@ def info(name: Name, settings: SettingsOption = None, as_json: JsonOption = Fals
 
 
 @app.command()
-def download(name: Name, samples: Samples = 0) -> None:
+def download(name: Name, samples: Samples = 0, as_json: JsonOption = False) -> None:
     """Fetch a data set into the cache, so that runs need no network."""
-    show(name, describe(documents_of(name, samples)))
+    show(name, describe(documents_of(name, samples)), as_json)
 
 
 @app.command()
@@ -76,11 +77,12 @@ def merge(
     names: Annotated[list[str], typer.Argument(help="Two data sets or more.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     samples: Samples = 0,
+    as_json: JsonOption = False,
 ) -> None:
     """Merge several data sets into one folder, which the setting dataset accepts."""
     from shared.data.resolve import merge as merge_all
 
-    show(str(out), describe(merge_all(names, out, samples)))
+    show(str(out), describe(merge_all(names, out, samples)), as_json)
 
 
 @app.command()
@@ -123,9 +125,9 @@ def _columns_of(pairs: list[str]) -> Columns:
     """The columns that settings such as ``text-column=note`` name."""
     from dandelion.settings.gather import read_pairs
     from shared.config.schema import Config
+    from shared.training.corpus import columns_of
 
-    data = Config(read_pairs(pairs)).data
-    return Columns(data.text_column, data.label_column)
+    return columns_of(Config(read_pairs(pairs)))
 
 
 def corpus_of(config: "Config", documents: Documents) -> "Corpus":
@@ -158,6 +160,10 @@ def describe(documents: Documents) -> list[tuple[str, str]]:
     if labels:
         shares = (f"{documents.classes[k]} {n / len(words):.1%}" for k, n in sorted(labels.items()))
         rows.append(("classes", ", ".join(shares)))
+    if documents.numbers is not None:
+        numbers = np.asarray(documents.numbers)
+        mean, deviation = np.nanmean(numbers), np.nanstd(numbers)
+        rows.append(("numbers", f"target-mean = {mean:.6g}, target-scale = {deviation:.6g}"))
     if missing:
         rows.append(("without a class", f"{missing:,}"))
     if parts := documents.parts():

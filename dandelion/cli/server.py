@@ -15,12 +15,14 @@ import typer
 from dandelion.cli.console import (
     ConfigOption,
     HomeOption,
+    JsonOption,
     ResumeOption,
     RunNameOption,
     SettingsOption,
     StockOption,
-    console,
     say,
+    show_json,
+    show_run,
     show_table,
 )
 from dandelion.deployment.deploy_home import (
@@ -36,6 +38,7 @@ from dandelion.deployment.deploy_home import (
 from dandelion.deployment.operator_keys import keys_app, load_key, sign_run
 from dandelion.deployment.supervisor import Keeper, find_process, quote, write_pid
 from dandelion.engines.flower_simulation import EngineError, app_folder, program_path, run_flwr
+from dandelion.monitor.tables import all_rows
 from dandelion.settings.command_options import check_common, common_settings
 from shared.base.options import Value
 from shared.config.schema import Config, to_toml
@@ -92,6 +95,7 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     config: ConfigOption = None,
     resume: ResumeOption = None,
     name: RunNameOption = "",
+    as_json: JsonOption = False,
     operator_key: Annotated[
         Path | None, typer.Option(help="Sign the run with the key in this file.")
     ] = None,
@@ -101,7 +105,6 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
 ) -> None:
     """Train with the connected nodes; status 0 only if the run completed."""
     from dandelion.engines.flower_simulation import check_unmerged
-    from dandelion.monitor.progress import show_summary
     from dandelion.settings.gather import gather_deployed, key_of
     from shared.training.feature_scaling import resolve_feature_scaling
 
@@ -123,7 +126,7 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
         raise typer.Exit(INTERRUPTED) from None
     if status != "finished:completed":
         raise EngineError(failure_text(run_id, status, details, home.log("superexec")))
-    show_summary(console, run_path)
+    show_run(run_path, as_json)
 
 
 def _start(
@@ -191,19 +194,26 @@ def register(
 
 
 @app.command()
-def status(folder: HomeOption = None) -> None:
+def status(folder: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show the server process, nodes, runs, and the newest run's sites; fail without a server."""
     from dandelion.monitor.status import render
 
     home = Home.at(folder or default_home("server"))
     pid = find_process(home.pid)
     say(f"server process: {pid or 'none'}")
-    for node in _flwr(home, "supernode", "list", CONNECTION).get("nodes", []):
+    nodes = _flwr(home, "supernode", "list", CONNECTION).get("nodes", [])
+    for node in nodes:
         say(f"node {node.get('node-id')}: {node.get('status')}, since {node.get('online-at', '-')}")
-    for each in _flwr(home, "ls", CONNECTION).get("runs", []):
+    runs = _flwr(home, "ls", CONNECTION).get("runs", [])
+    for each in runs:
         say(f"run {each.get('run-id')}: {each.get('status')}")
-    if (run_path := _newest_run(home)) is not None:
-        show_table(render(run_path))
+    run_path = _newest_run(home)
+    table = None if run_path is None else render(run_path)
+    if as_json:
+        sites = [] if table is None else all_rows(table)
+        show_json({"server process": pid, "nodes": nodes, "runs": runs, "sites": sites})
+    elif table is not None:
+        show_table(table)
 
 
 @app.command()

@@ -1,11 +1,19 @@
 """``dandelion sweep``: trains many runs side by side, over a grid or a search of settings."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dandelion.cli.console import ConfigOption, FolderNameOption, console, say
+from dandelion.cli.console import (
+    ConfigOption,
+    FolderNameOption,
+    JsonOption,
+    console,
+    say,
+    show_json,
+)
 from dandelion.settings.command_options import check_common, common_settings
 from shared.base.errors import ConfigError
 from shared.base.options import Value
@@ -38,6 +46,7 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
     config: ConfigOption = None,
     name: FolderNameOption = "",
     resume: Annotated[Path | None, typer.Option(help="Continue the sweep in this folder.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Train every combination of the listed values, and compare the results.
 
@@ -61,6 +70,8 @@ def sweep(  # noqa: PLR0913, PLR0917  (options of a command)
         folder, plan = begin_sweep(plan, name)
     cards = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
     results = _train(folder, plan, parallel, cards)
+    if as_json:
+        show_json([asdict(result) for result in results])
     if any(result.state == "failed" for result in results):
         raise typer.Exit(1)
 

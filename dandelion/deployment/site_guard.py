@@ -11,6 +11,7 @@ from client.site.node_config import NodeConfig
 from dandelion.deployment.deploy_home import Home
 from dandelion.deployment.supervisor import Program
 from dandelion.engines.flower_simulation import EngineError
+from shared.data.local_folder import check_folder
 from shared.data.resolve import source_of
 
 ROOT = Path(__file__).resolve().parents[2]  # of this installation's packages
@@ -58,6 +59,8 @@ def node_config(pairs: list[str], home: Home, app_dir: Path | None = None) -> di
     load_secret(Path(node.privacy_home))
     for own in filter(None, (node.data, node.bp_data)):
         source_of(own)
+        if Path(own).is_dir():
+            check_folder(Path(own), {k.replace("_", "-"): v for k, v in node.columns.items()})
     return config
 
 

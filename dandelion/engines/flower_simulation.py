@@ -50,11 +50,15 @@ def run_flower(config: Config, console: Console) -> Path:
     """Train on Flower's simulation engine; return the run folder.
 
     Raises:
+        ConfigError: what is known to fail before anything starts, such as more sites than examples.
         EngineError: the run did not complete.
     """
     # torch takes a second, and ``--help`` needs none of it
     from server.ledger.run_folder import run_folder
+    from server.run import check_shards
+    from shared.training.corpus import Corpus
     from shared.training.feature_scaling import resolve_feature_scaling
+    from shared.training.start import load_start
 
     check_unmerged(config, "--engine flower")
     if config.bp.error_feedback:
@@ -63,6 +67,7 @@ def run_flower(config: Config, console: Console) -> Path:
             "residual stays behind; use the local engine or a deployment"
         )
     folder, config = run_folder(config), resolve_feature_scaling(config)
+    check_shards(Corpus.of(config, load_start(config)))
     settings = {**config.to_run_config(), "run-name": folder.name, "output-dir": str(folder.parent)}
     with tempfile.TemporaryDirectory(prefix="dandelion-") as home:
         # An empty folder: Ray puts the daemon's working folder before the app's own code.

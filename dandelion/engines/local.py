@@ -166,12 +166,16 @@ def run_local(
 ) -> Path:
     """Train with every site in this process; return the run folder.
 
+    Sites read their data anew: a folder may have changed since the last run of this process.
+
     Args:
         config: of the run.
         on_round: called after every round, with 0 before the first.
     """
     from client.app import app
+    from client.site.replica_host import forget_hosts
 
+    forget_hosts()
     config = resolve_feature_scaling(config)
     contexts = contexts_of(config)
     grid = LocalGrid(

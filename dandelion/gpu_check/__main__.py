@@ -23,12 +23,20 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if given.replay:
             return replay_elsewhere(given.replay, given.device)
-        report = check(given.out, given.minutes, given.device, given.tiny, given.steps)
+        report = check(
+            given.out, given.minutes, given.device, given.tiny, given.steps,
+            print_note if given.json else print,
+        )  # fmt: skip
     except DandelionError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    print((given.out / "table.md").read_text())
+    print((given.out / ("results.json" if given.json else "table.md")).read_text())
     return int(not all(each.is_sound for each in report.outcomes))
+
+
+def print_note(text: str) -> None:
+    """Print a line on standard error."""
+    print(text, file=sys.stderr)
 
 
 def replay_elsewhere(file: Path, device: str) -> int:
@@ -52,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ... or cpu")
     parser.add_argument("--tiny", action="store_true", help="small sizes that only try the command")
     names = ", ".join(step.name for step in STEPS)
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     parser.add_argument("--steps", default="", help=f"names with commas: {names}")
     parser.add_argument("--replay", type=Path, help="a recordings.json of another machine")
     return parser

@@ -25,6 +25,7 @@ FILES = (  # that a summary names, if they are there
     *(("model", "model"), ("ledger", "ledger.sqlite")),
 )
 BAR_FROM_COLUMNS = 110  # a terminal of this width has room for a bar
+NUMBERS = (("mae", "mean error"), ("rmse", "RMSE"), ("pearson", "Pearson's r"))
 SCORES = (("accuracy", "accuracy"), ("f1", "F1"), ("macro_f1", "macro F1"))
 
 
@@ -103,9 +104,15 @@ class RunProgress:
         return f"{hours}:{seconds:02} left"
 
 
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a run that has ended."""
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary
+
+
 def show_summary(console: Console, folder: Path) -> None:
     """Print the run's summary as a table, and the paths of its files."""
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_summary(folder)
     table = Table(title=f"run {escape(folder.name)}", show_header=False, title_style="bold")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -169,18 +176,29 @@ def summary_sections(s: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
 
 def _scores(s: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Accuracy, F1 and macro F1 at the first and the last evaluation, if the task has classes."""
-    return [
-        (
-            f"held-out {title}",
-            f"{s[f'evaluation_{name}_first']:.1%} → {s[f'evaluation_{name}_last']:.1%}",
-        )
-        for name, title in SCORES
-        if f"evaluation_{name}_last" in s
-    ] + [
-        (f"{title} at the sites", f"{s[f'sites_{name}_last']:.1%}")
-        for name, title in SCORES
-        if f"sites_{name}_last" in s
-    ]
+    return (
+        [
+            (
+                f"held-out {title}",
+                f"{s[f'evaluation_{name}_first']:.1%} → {s[f'evaluation_{name}_last']:.1%}",
+            )
+            for name, title in SCORES
+            if f"evaluation_{name}_last" in s
+        ]
+        + [
+            (
+                f"held-out {title}",
+                f"{s[f'evaluation_{name}_first']:.4g} → {s[f'evaluation_{name}_last']:.4g}",
+            )
+            for name, title in NUMBERS
+            if f"evaluation_{name}_last" in s
+        ]
+        + [
+            (f"{title} at the sites", f"{s[f'sites_{name}_last']:.1%}")
+            for name, title in SCORES
+            if f"sites_{name}_last" in s
+        ]
+    )
 
 
 def _loss(value: float | None) -> str:

@@ -5,7 +5,8 @@ row in one line.
 """
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
@@ -18,11 +19,8 @@ ROOMY = 100_000  # columns: no table is wider
 def print_table(console: Console, table: RenderableType, as_json: bool = False) -> None:
     """Print a table, or a group of tables and lines, or the rows of its tables as JSON."""
     if as_json:
-        rows = [row for each in tables_in(table) for row in rows_of(each)]
-        console.print(
-            json.dumps(rows, indent=1, ensure_ascii=False),
-            soft_wrap=True, highlight=False, markup=False,
-        )  # fmt: skip
+        text = json_text(all_rows(table))
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
         return
     for each in table.renderables if isinstance(table, Group) else [table]:
         if isinstance(each, Table):
@@ -55,6 +53,24 @@ def _texts(column: Column) -> list[str]:
     """The lines of a column's title and cells."""
     cells = (_plain(cell) for cell in (column.header, *column.cells))
     return [line for cell in cells for line in cell.splitlines()]
+
+
+def all_rows(table: RenderableType) -> list[dict[str, str | int | float]]:
+    """The rows of a table, or of all tables of a group."""
+    return [row for each in tables_in(table) for row in rows_of(each)]
+
+
+def json_text(document: object) -> str:
+    """A document as JSON; what is no finite number is null, and what JSON lacks is a text."""
+    return json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _finite(document: object) -> object:
+    if isinstance(document, Mapping):
+        return {key: _finite(value) for key, value in document.items()}
+    if isinstance(document, Sequence) and not isinstance(document, str):
+        return [_finite(value) for value in document]
+    return None if isinstance(document, float) and not math.isfinite(document) else document
 
 
 def tables_in(table: RenderableType) -> Iterable[Table]:

@@ -1,5 +1,6 @@
-"""``dandelion client secret`` and ``dandelion client budget``: a site's own files of privacy."""
+"""``dandelion client secret``, ``key`` and ``budget``: a site's own files of privacy."""
 
+import json
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,20 @@ def secret(
         make_secret(own, replace=True)
     load_secret(own)
     console.print(f"{own / SECRET_FILE}", soft_wrap=True, highlight=False, markup=False)
+
+
+def key(
+    site: Annotated[str, typer.Argument(help="The node's key site: its name.")],
+    folder: HomeOption = None,
+) -> None:
+    """Print the line that other sites put into their rosters, for sealed sums."""
+    from client.sealed.identity import site_key
+    from shared.protocol.site_id import site_of
+    from shared.sealed.boxes import public_bytes
+
+    public = public_bytes(site_key(load_secret(folder_of(folder)), site_of({"site": site})))
+    line = f"{json.dumps(site, ensure_ascii=False)} = {json.dumps(public.hex())}"
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @budget_app.callback(invoke_without_command=True)
@@ -76,16 +91,24 @@ def adopt(
     folder: HomeOption = None,
     text_column: Annotated[str, typer.Option(help="As the run's setting.")] = "",
     label_column: Annotated[str, typer.Option(help="As the run's setting.")] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="As the run's: task, prompt-column; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Let data that have changed or grown inherit all that they have paid before."""
     from client.privacy.fingerprints import fingerprint_own
+    from dandelion.settings.gather import read_pairs
     from shared.config.schema import Config
-    from shared.data.columns import Columns
     from shared.data.resolve import documents_of
+    from shared.training.corpus import columns_of
 
-    config = Config(text_column=text_column, label_column=label_column)
-    documents = documents_of(data, 0, "", Columns(text_column, label_column))
-    fingerprint = fingerprint_own(data, config)
+    columns = {"text-column": text_column, "label-column": label_column}
+    own = Config({**columns, **read_pairs(settings or []), "dataset": data})
+    documents = documents_of(data, columns=columns_of(own))
+    fingerprint = fingerprint_own(own)
     with closing(open_existing(folder)) as ledger:
         units = [each.unit for each in ledger.sets() if each.name == data]
         new = DataSet(0, fingerprint, data, units[-1] if units else "", len(documents.texts))

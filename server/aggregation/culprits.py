@@ -1,16 +1,20 @@
 """Which sites caused a divergence: those that made the steps which a rewind undoes.
 
-The ledger has every number of every site, so this is a question about the past. Under the mean, a
-site is to blame if its numbers were several times the median site's in most of the undone rounds,
-and if it and its like made up most of those rounds' steps. Honest sites that diverge together do so
-at about one size, and none of them is to blame.
+The ledger has every number of every site, and the length of every gradient that came, so this is a
+question about the past. Under the mean, a site is to blame if its numbers were several times the
+median site's in most of the undone rounds, and if it and its like made up most of those rounds'
+steps. Honest sites that diverge together do so at about one size, and none of them is to blame.
+
+A round's steps count in multiples of what its median site sent: so those of different rounds can be
+added, and a loud site that is drawn in a few of the rounds is found too.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from server.aggregation.outliers import FEWEST_SITES
 from server.aggregation.weights import weights_of
@@ -35,7 +39,7 @@ class Culprits:
 def find_culprits(config: Config, rounds: Iterable[Sequence[Contribution]]) -> Culprits | None:
     """The sites that caused a divergence; None if no minority of them did, or the rule withstands.
 
-    Rounds of gradients do not count: the ledger has only their digests.
+    Sites that sent gradients are compared with one another, and so are those that only measured.
 
     Args:
         config: of the run.
@@ -43,19 +47,44 @@ def find_culprits(config: Config, rounds: Iterable[Sequence[Contribution]]) -> C
     """
     if rule_of(config) is not mean:
         return None
-    replied, loud, parts = Counter[str](), Counter[str](), Counter[str]()
-    for sites in rounds:
-        measured = [site for site in sites if len(site.differences)]
-        if len(measured) < FEWEST_SITES:
-            continue
-        sizes = np.array([np.sqrt(np.mean(s.differences.astype(float) ** 2)) for s in measured])
-        energies = (weights_of(config, measured) * sizes) ** 2
-        for site, size, energy in zip(measured, sizes, energies, strict=True):
+    replied, loud = Counter[str](), Counter[str]()
+    parts: dict[str, float] = defaultdict(float)
+    for sites in (alike for each in rounds for alike in comparable(each)):
+        sizes = relative_sizes(sites)
+        weights = weights_of(config, sites)
+        energies = (weights / weights.sum() * sizes) ** 2
+        for site, size, energy in zip(sites, sizes, energies, strict=True):
             replied[site.site] += 1
-            loud[site.site] += int(size > LOUD * np.median(sizes))
-            parts[site.site] += energy / (energies.sum() or 1.0)
+            loud[site.site] += int(size > LOUD)
+            parts[site.site] += energy
     names = tuple(sorted(name for name in replied if 2 * loud[name] > replied[name]))
     share = sum(parts[name] for name in names) / (sum(parts.values()) or 1.0)
     if not names or 2 * len(names) >= len(replied) or share < MOST_OF_STEP:
         return None
     return Culprits(names, share, len(replied) - len(names))
+
+
+def comparable(sites: Sequence[Contribution]) -> list[list[Contribution]]:
+    """A round's contributions of each kind, gradients and numbers, if enough are of that kind."""
+    senders = [site for site in sites if site.length is not None]
+    measured = [site for site in sites if not site.gradient]
+    return [kind for kind in (senders, measured) if len(kind) >= FEWEST_SITES]
+
+
+def relative_sizes(sites: Sequence[Contribution]) -> NDArray[np.float64]:
+    """Sizes (n,) of contributions of one kind, as multiples of the median site's.
+
+    One that has a gradient and differences along it is as loud as the louder of the two.
+    """
+    lengths = np.array([site.length or 0.0 for site in sites])
+    measured = np.array([root_mean_square(site.differences) for site in sites])
+    return np.maximum(_by_median(lengths), _by_median(measured))
+
+
+def root_mean_square(numbers: NDArray[np.floating]) -> float:
+    """Root of the mean square of some numbers (q,); 0 of none."""
+    return float(np.sqrt(np.mean(numbers.astype(float) ** 2))) if len(numbers) else 0.0
+
+
+def _by_median(sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return sizes / (np.median(sizes) or 1.0)

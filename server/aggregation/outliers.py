@@ -7,7 +7,7 @@ learned the data of most sites. A rule that withstands liars needs no bound.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -36,23 +36,18 @@ class Outlier:
 def find_outliers(
     config: Config,
     contributions: Sequence[Contribution],
-    decode: Decoder,
     first: Metrics | None,
 ) -> list[Outlier]:
     """The sites of a round whose numbers or losses are beyond the bound; none but under the mean.
 
     Args:
         config: of the run.
-        contributions: valid replies.
-        decode: the gradient (size,) of a contribution.
+        contributions: valid replies, with the lengths of their gradients.
         first: the metrics of the first round; None before it is committed.
-
-    Raises:
-        GradientError: a gradient cannot be decoded.
     """
-    if rule_of(config) is not mean or len(contributions) < FEWEST_SITES:
+    if not are_compared(config, contributions):
         return []
-    sizes = [length_of(config, each, decode) for each in contributions]
+    sizes = [length_of(config, each) for each in contributions]
     losses = [abs(each.loss or 0.0) for each in contributions]
     return [
         *_beyond("slopes", contributions, sizes, first.gradient_norm if first else 0.0),
@@ -60,10 +55,36 @@ def find_outliers(
     ]
 
 
-def length_of(config: Config, site: Contribution, decode: Decoder) -> float:
+def are_compared(config: Config, contributions: Sequence[Contribution]) -> bool:
+    """Whether a round's replies are judged by one another: by the mean, if they are enough."""
+    return rule_of(config) is mean and len(contributions) >= FEWEST_SITES
+
+
+def measure_lengths(
+    config: Config, contributions: Sequence[Contribution], decode: Decoder
+) -> list[Contribution]:
+    """The same contributions, with the lengths of their gradients if they will be compared.
+
+    Args:
+        config: of the run.
+        contributions: valid replies.
+        decode: the gradient (size,) of a contribution.
+
+    Raises:
+        GradientError: a gradient cannot be decoded.
+    """
+    if not are_compared(config, contributions):
+        return list(contributions)
+    return [
+        replace(each, length=norm(decode(each))) if each.gradient else each
+        for each in contributions
+    ]
+
+
+def length_of(config: Config, site: Contribution) -> float:
     """The length of the gradient that a reply claims: its own, or the largest of its slopes."""
-    if site.gradient:
-        return norm(decode(site))
+    if site.length is not None:
+        return site.length
     slopes = coefficients_of(site.differences.astype(np.float64), config.zo.eps, 1)
     return float(np.abs(slopes).max(initial=0.0))
 

@@ -12,8 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.ledger.reader import LedgerReader
-from server.ledger.records import CHOICES, TABLES, VERSION, Contribution, Metrics, Refusal
-from server.ledger.verify import SEAL, chain_hash, lasting_payload, seal
+from server.ledger.records import (
+    CHOICES,
+    TABLES,
+    VERSION,
+    CohortRow,
+    Contribution,
+    Metrics,
+    Refusal,
+    SumRow,
+)
+from server.ledger.verify import SEAL, chain_hash, has_table, lasting_payload, rows_of_sums, seal
 from shared.base.errors import GapError, LedgerError
 from shared.protocol.entry import MAGIC_DENSE, Entry
 from shared.protocol.flower_records import Transfer
@@ -69,7 +78,7 @@ class Ledger(LedgerReader):
         ledger._database.write("PRAGMA synchronous = FULL")
         return ledger
 
-    def commit(
+    def commit(  # noqa: PLR0913, PLR0917  (what a round is)
         self,
         entry: Entry,
         contributions: Sequence[Contribution],
@@ -77,10 +86,12 @@ class Ledger(LedgerReader):
         metrics: Metrics,
         refusals: Iterable[Refusal] = (),
         reason: str = "",
+        sums: Sequence[SumRow] = (),
     ) -> Entry:
         """Write a round in one transaction and return its entry as read back.
 
-        ``reason`` says of a rewind why it was needed.
+        ``reason`` says of a rewind why it was needed, ``sums`` are those that the numbers of a
+        sealed round came from.
 
         Raises:
             GapError: the entry does not follow the last one.
@@ -89,17 +100,27 @@ class Ledger(LedgerReader):
             raise GapError(f"{self.path}: round {self.last_round + 1} expected, got {entry.round}")
         payload, rows = entry.encode(), [c.row() for c in contributions]
         compared = [row for c in contributions if (row := c.comparison()) is not None]
+        lengths = [row for c in contributions if (row := c.length_row()) is not None]
+        lengths = lengths if has_table(self._database, "lengths") else []
         with self._database.transaction():
-            chain = chain_hash(self.chain(entry.round - 1), payload, rows, compared)
+            self._insert("sums", sums)
+            more = [*compared, *lengths, *rows_of_sums(self._database, entry.round)]
+            chain = chain_hash(self.chain(entry.round - 1), payload, rows, more)
             self._insert("entries", [(entry.round, payload, chain)])
             self._insert("contributions", rows)
             self._insert("comparisons", compared)
+            self._insert("lengths", lengths)
             self._insert("metrics", [astuple(metrics)])
             if entry.undoes:
                 rewind = (entry.round, entry.back_to, entry.learning_rate, reason)
                 self._insert("rewinds", [rewind])
             self._insert_messages(transfers, refusals)
         return self.entry(entry.round)
+
+    def commit_cohort(self, rows: Sequence[CohortRow]) -> None:
+        """Write whose numbers an attempt adds up, once, before any member is asked for its sum."""
+        with self._database.transaction():
+            self._insert("cohorts", rows)
 
     def note(self, transfers: Iterable[Transfer], refusals: Iterable[Refusal]) -> None:
         """Write traffic and refusals of rounds that are committed or given up."""

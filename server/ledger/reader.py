@@ -11,6 +11,7 @@ from server.ledger.records import (
     CHOICES,
     LEFT_OUT,
     SERVER,
+    CohortRow,
     Contribution,
     Evaluation,
     Metrics,
@@ -19,9 +20,10 @@ from server.ledger.records import (
     Rewind,
     SiteNumbers,
     SnapshotRow,
+    SumRow,
 )
 from server.ledger.summaries import RunSummaries
-from server.ledger.verify import SEAL, check, has_comparisons
+from server.ledger.verify import SEAL, check, has_table
 from shared.base.errors import LedgerError
 from shared.protocol.entry import MAGIC_REWIND, Entry
 from shared.protocol.flower_records import Transfer
@@ -143,7 +145,7 @@ class LedgerReader(RunSummaries):
     def site_numbers(self, round_: int) -> dict[int, SiteNumbers]:
         """What each site contributed to a round, by slot, in slot order."""
         extra = ("NULL", "NULL", "")
-        if has_comparisons(self._database):
+        if has_table(self._database, "comparisons"):
             extra = ("k.before", "k.after", "LEFT JOIN comparisons k USING (round, slot)")
         query = (
             f"SELECT c.slot, c.examples, c.differences, {extra[0]}, {extra[1]} "
@@ -160,15 +162,40 @@ class LedgerReader(RunSummaries):
         return {slot for (slot,) in self._rows(query, round_)}
 
     def contributions(self, round_: int) -> list[Contribution]:
-        """The contributions to a round, by slot; a gradient is its SHA-256."""
+        """The contributions to a round, by slot; a gradient is its SHA-256, and has its length."""
         query = (
             "SELECT round, slot, site, examples, loss, seconds, differences, gradient "
             "FROM contributions WHERE round = ? ORDER BY slot"
         )
+        lengths = self._lengths(round_)
         return [
-            Contribution(at, slot, site, count, loss, s, _numbers(differences), _bytes(gradient))
+            Contribution(
+                *(at, slot, site, count, loss, s, _numbers(differences), _bytes(gradient)),
+                length=lengths.get(slot),
+            )
             for at, slot, site, count, loss, s, differences, gradient in self._rows(query, round_)
         ]
+
+    def _lengths(self, round_: int) -> dict[int, float]:
+        """The lengths of a round's gradients, by slot; none in ledgers of before version 6."""
+        if not has_table(self._database, "lengths"):
+            return {}
+        query = "SELECT slot, length FROM lengths WHERE round = ?"
+        return dict(self._rows(query, round_))
+
+    def cohort_rows(self, round_: int, attempt: int) -> list[CohortRow]:
+        """The sites whose sealed numbers an attempt adds up, by slot; none: none was written."""
+        if not has_table(self._database, "cohorts"):
+            return []
+        query = "SELECT * FROM cohorts WHERE round = ? AND attempt = ? ORDER BY slot"
+        return [CohortRow(*row) for row in self._rows(query, round_, attempt)]
+
+    def sum_rows(self, round_: int) -> list[SumRow]:
+        """The sums that a round's numbers came from, by member; none: it was not sealed."""
+        if not has_table(self._database, "sums"):
+            return []
+        query = "SELECT * FROM sums WHERE round = ? ORDER BY member"
+        return [SumRow(*row) for row in self._rows(query, round_)]
 
     def exclusions(self) -> dict[str, str]:
         """The sites that the run does without since a rewind that they caused, and why."""

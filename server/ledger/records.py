@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.base.metrics import EvalSums
+from shared.protocol.sealed_messages import Sealed
 
-VERSION = 5  # of new ledgers: a site may send no loss
-OLDEST = 3  # that can be read: without the table ``comparisons``
+VERSION = 6  # of new ledgers: with sealed sums, and the lengths of gradients
+OLDEST = 3  # that can be read: without ``comparisons``, ``cohorts``, ``sums`` and ``lengths``
 
 TABLES = """
 CREATE TABLE head (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -34,6 +35,22 @@ CREATE TABLE comparisons (          -- losses of one batch at two rounds' parame
     before REAL,                    -- of the batch of the step that followed
     after REAL,                     -- of the batch of the step before, null if not requested
     PRIMARY KEY (round, slot)
+) WITHOUT ROWID;
+CREATE TABLE lengths (              -- of the gradients that sites sent, under the mean
+    round INTEGER NOT NULL, slot INTEGER NOT NULL, length REAL NOT NULL,
+    PRIMARY KEY (round, slot)
+) WITHOUT ROWID;
+CREATE TABLE cohorts (              -- whose sealed numbers are added up, written before the sums
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, slot INTEGER NOT NULL, site TEXT NOT NULL,
+    part INTEGER NOT NULL,          -- of privacy-parts, each with a sum of its own
+    request BLOB NOT NULL,          -- the site's own name of its answer
+    PRIMARY KEY (round, attempt, slot)
+) WITHOUT ROWID;
+CREATE TABLE sums (                 -- what members of a committee sent, wrong ones too
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, member INTEGER NOT NULL,
+    needed INTEGER NOT NULL,        -- so many right ones give the sum
+    "values" BLOB NOT NULL,         -- parts x queries x u64, modulo 2^61 - 1
+    PRIMARY KEY (round, attempt, member)
 ) WITHOUT ROWID;
 CREATE TABLE digests (round INTEGER PRIMARY KEY, digest BLOB NOT NULL);
 CREATE TABLE refusals (
@@ -95,10 +112,16 @@ class Contribution:
     outcome: EvalSums | None = None  # on the site's own held-out examples, if it evaluated
     before: float | None = None  # loss of the batch of the step that comes next
     after: float | None = None  # loss of the batch of the step that was taken last
+    length: float | None = None  # of the gradient; None: none was sent, or none was compared
+    sealed: Sealed | None = None  # its numbers, if only a sum of them can be opened
 
     def order(self) -> tuple[object, ...]:
         """A key that sorts contributions by slot, and those of one slot by all their values."""
-        numbers = self.differences.tobytes(), self.gradient
+        numbers = (
+            self.differences.tobytes(),
+            self.gradient,
+            self.sealed.request if self.sealed else b"",
+        )
         losses = [math.nan if x is None else x for x in (self.loss, self.before, self.after)]
         return (self.slot, *numbers, self.examples, self.seconds, *losses)
 
@@ -116,6 +139,10 @@ class Contribution:
             return None
         losses = (None if x is None else float(x) for x in (self.before, self.after))
         return (self.round, self.slot, *losses)
+
+    def length_row(self) -> tuple[object, ...] | None:
+        """The row of the table ``lengths``; None if no gradient was compared with others."""
+        return None if self.length is None else (self.round, self.slot, float(self.length))
 
 
 @dataclass(frozen=True)
@@ -152,6 +179,27 @@ class Metrics:
     bytes_up: int  # payload
     bytes_down: int
     seconds: float
+
+
+class CohortRow(NamedTuple):
+    """A site whose sealed numbers are in the sum of an attempt at a round."""
+
+    round: int
+    attempt: int
+    slot: int
+    site: str
+    part: int
+    request: bytes  # 32
+
+
+class SumRow(NamedTuple):
+    """The sums that one member of a committee sent."""
+
+    round: int
+    attempt: int
+    member: int  # slot
+    needed: int
+    values: bytes  # parts * queries little-endian u64
 
 
 class SiteNumbers(NamedTuple):

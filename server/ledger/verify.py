@@ -11,9 +11,15 @@ from shared.protocol.entry import Entry, is_dense
 
 # chain 0 = seal: SHA-256 of all other header rows
 # chain r = SHA-256(chain r - 1 | entry r, lasting form | contributions of round r, by slot |
-#                   comparisons of round r, by slot)
+#                   comparisons of round r, by slot | lengths of round r, by slot |
+#                   cohorts of round r, by attempt and slot | sums of round r, by attempt and
+#                   member)
 SEAL = "seal"  # the header row that binds the other ones
 OF_ENTRIES = ("contributions", "metrics")  # tables whose rows are written with a round's entry
+OPTIONAL = {  # the same, which ledgers of former versions lack, and their columns
+    "comparisons": "round, slot, before, after",
+    "lengths": "round, slot, length",
+}
 LATER = ("digests", "evaluations", "scores", "snapshots")  # after it; round 0 is the base model
 ATTEMPTS = ("traffic", "refusals", "skips")  # also of rounds that are open: two with staleness
 
@@ -30,7 +36,7 @@ def chain_hash(
     before: bytes,
     payload: bytes,
     contributions: Sequence[Sequence[object]],
-    comparisons: Sequence[Sequence[object]] = (),
+    more: Sequence[Sequence[object]] = (),
 ) -> bytes:
     """The chain of a round: SHA-256 of the chain before, the entry and the contributions.
 
@@ -40,10 +46,11 @@ def chain_hash(
         before: chain of the round before, or the seal.
         payload: the encoded entry.
         contributions: rows of the round, sorted by slot.
-        comparisons: the same of that table; a round without any has the chain of former ledgers.
+        more: rows of comparisons, lengths, cohorts and sums; without any, a round has the chain
+            of former ledgers.
     """
     digest = sha256(before + lasting_payload(payload))
-    for row in [*contributions, *comparisons]:
+    for row in [*contributions, *more]:
         digest.update(repr(tuple(row)).encode())
     return digest.digest()
 
@@ -84,7 +91,14 @@ def _check_rounds(database: Database) -> None:
     The last entry may have been deleted: what else was written of its round is still there.
     """
     last = int(database.rows("SELECT coalesce(max(round), 0) FROM entries")[0][0])
-    for tables, first, most in ((OF_ENTRIES, 1, last), (LATER, 0, last), (ATTEMPTS, 0, last + 2)):
+    whole = [*OF_ENTRIES, *(table for table in OPTIONAL if has_table(database, table))]
+    sealed = {"sums": last, "cohorts": last + 1} if has_table(database, "sums") else {}
+    for tables, first, most in (
+        (whole, 1, last),
+        (LATER, 0, last),
+        (ATTEMPTS, 0, last + 2),
+        *(((table,), 1, most) for table, most in sealed.items()),
+    ):
         for table in tables:
             query = f"SELECT round FROM {table} WHERE round < ? OR round > ? ORDER BY round LIMIT 1"
             for (round_,) in database.rows(query, (first, most)):
@@ -112,14 +126,16 @@ def _check_metrics(database: Database) -> None:
 
 def _check_entries(database: Database, before: bytes) -> list[tuple[int, int | None, float]]:
     """Check every entry against its chain; return round, target and scale of the rewinds."""
-    path, rewinds, compared = database.path, [], has_comparisons(database)
+    path, rewinds = database.path, []
+    tables = [table for table in OPTIONAL if has_table(database, table)]
     entries = database.rows("SELECT round, payload, chain FROM entries ORDER BY round")
-    for expected, (round_, payload, chain) in enumerate(entries, 1):
+    for expected, (round_, payload, link) in enumerate(entries, 1):
         if round_ != expected:
             raise LedgerError(f"{path}: table entries: round {expected} is missing")
-        comparisons = _comparisons(database, expected) if compared else []
-        before = chain_hash(before, payload, _contributions(database, expected), comparisons)
-        if before != chain:
+        more = [row for table in tables for row in rows_of_round(database, table, expected)]
+        more += rows_of_sums(database, expected)
+        before = chain_hash(before, payload, _contributions(database, expected), more)
+        if before != link:
             raise LedgerError(f"{path}: table entries, row {round_}: does not fit its chain")
         try:
             entry = Entry.decode(payload)
@@ -138,12 +154,23 @@ def _contributions(database: Database, round_: int) -> list[tuple[Any, ...]]:
     )
 
 
-def has_comparisons(database: Database) -> bool:
-    """Whether a ledger has the table ``comparisons``: those of former versions do not."""
-    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'comparisons'"
-    return bool(database.rows(query))
+def has_table(database: Database, name: str) -> bool:
+    """Whether a ledger has a table that those of former versions do not."""
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    return bool(database.rows(query, (name,)))
 
 
-def _comparisons(database: Database, round_: int) -> list[tuple[Any, ...]]:
-    query = "SELECT round, slot, before, after FROM comparisons WHERE round = ? ORDER BY slot"
+def rows_of_sums(database: Database, round_: int) -> list[tuple[Any, ...]]:
+    """The rows of cohorts and of sums of all attempts at a round; none in a former ledger."""
+    if not has_table(database, "sums"):
+        return []
+    return [
+        *database.rows("SELECT * FROM cohorts WHERE round = ? ORDER BY attempt, slot", (round_,)),
+        *database.rows("SELECT * FROM sums WHERE round = ? ORDER BY attempt, member", (round_,)),
+    ]
+
+
+def rows_of_round(database: Database, table: str, round_: int) -> list[tuple[Any, ...]]:
+    """The rows of a round in a table of OPTIONAL, by slot."""
+    query = f"SELECT {OPTIONAL[table]} FROM {table} WHERE round = ? ORDER BY slot"
     return database.rows(query, (round_,))

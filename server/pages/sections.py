@@ -120,6 +120,9 @@ def show_privacy(ledger: LedgerReader, config: Config) -> PagePart:
     if not config.privacy.is_local:
         text = f"privacy = {config.privacy.mode}: sites sent numbers without noise of their own."
         return part("Privacy", element("p", text))
+    if config.privacy.is_sealed:
+        text = "the server saw sums of sites alone; what that cost, each site's own account says."
+        return part("Privacy", element("p", f"privacy = {config.privacy.mode}: {text}"))
     titles = ["rounds of a site", "cost", "sites"]
     return part(
         "Privacy",

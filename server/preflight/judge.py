@@ -81,7 +81,7 @@ class Preflight:
     def to_json(self) -> str:
         """All of it as JSON; numbers that are not finite are null."""
         values: dict[str, Any] = asdict(self) | {"suggestion": self.suggestion()}
-        return json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False)
+        return json.dumps(finite(values), indent=1, ensure_ascii=False, allow_nan=False)
 
     def write(self, folder: Path) -> Path:
         """Write ``preflight.json`` into a folder and return its path."""
@@ -89,11 +89,12 @@ class Preflight:
         return folder / PREFLIGHT_FILE
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401  (what JSON can hold)
+def finite(value: Any) -> Any:  # noqa: ANN401  (what JSON can hold)
+    """The same value with null for each number that is not finite, and texts as keys."""
     if isinstance(value, dict):
-        return {str(key): _finite(each) for key, each in value.items()}
+        return {str(key): finite(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -94,17 +94,18 @@ class Probe:
     def after_step(self, gradient: Gradient, rate: float) -> float:
         """Loss of the other rows after one step of the run's optimizer, which is then undone."""
         with self._restore():
-            self._step(gradient, rate)
+            self.step(gradient, rate)
             return self.oracle.loss(self.other_rows)
 
     def after_rounds(self, eps: float, rate: float, rounds: int) -> float:
         """The same after some rounds in a row, each measured at the parameters after the last."""
         with self._restore():
             for trial in range(1, rounds + 1):
-                self._step(self.estimate(eps, trial), rate)
+                self.step(self.estimate(eps, trial), rate)
             return self.oracle.loss(self.other_rows)
 
-    def _step(self, gradient: Gradient, rate: float) -> None:
+    def step(self, gradient: Gradient, rate: float) -> None:
+        """One step of the run's optimizer, which is not undone."""
         replica = self.oracle.replica
         rounding = rounding_key(self.config.training.seed, 1, SHARED_SLOT, FIRST_PROBE)
         step_(replica.optimizer, replica.model.flat, gradient, rate, rounding)

@@ -56,7 +56,7 @@ class ShardSummary:
         counts = np.bincount(labels, minlength=len(classes)) if len(labels) else labels
         names = classes or tuple(map(str, range(len(counts))))
         tokens = np.full(len(blocks), blocks.tokens.shape[1])
-        if blocks.labels is not None:
+        if blocks.labels is not None or blocks.targets is not None:
             tokens = (blocks.tokens >= 0).sum(1)
         low, middle, high = np.quantile(tokens, (0, 0.5, 1), method="lower").tolist()
         return cls(

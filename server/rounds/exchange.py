@@ -17,7 +17,7 @@ class Exchange:
     """
 
     def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+        self.grid = grid
         self._nodes: dict[str, int] = {}  # message id to the node that it was sent to
         self._pending: dict[int, dict[str, float]] = {}  # by node: ids awaited, and since when
         self.answer_seconds: dict[int, float] = {}  # of each node's last answer
@@ -28,7 +28,7 @@ class Exchange:
     def send(self, messages: Iterable[Message]) -> list[Message]:
         """Send messages; return those that Flower could push."""
         listed = list(messages)
-        sent = dict(zip(self._grid.push_messages(listed), listed, strict=False))
+        sent = dict(zip(self.grid.push_messages(listed), listed, strict=False))
         sent = {name: message for name, message in sent.items() if name}
         self._nodes |= {name: message.metadata.dst_node_id for name, message in sent.items()}
         self._open |= dict.fromkeys(sent)
@@ -47,7 +47,7 @@ class Exchange:
         deadline, pause = time.monotonic() + timeout_s, POLL_FIRST_S
         while ids := [*self._late, *self._open]:
             over, sent = time.monotonic() >= deadline, len(self._nodes)
-            for reply in self._grid.pull_messages(ids):
+            for reply in self.grid.pull_messages(ids):
                 self._close(reply.metadata.reply_to_message_id)
                 yield reply
             if over and sent == len(self._nodes):
@@ -102,7 +102,7 @@ class Exchange:
 
     def pull_late(self) -> list[Message]:
         """Return replies that came after the time was up, without waiting for any."""
-        replies = list(self._grid.pull_messages(list(self._late))) if self._late else []
+        replies = list(self.grid.pull_messages(list(self._late))) if self._late else []
         for reply in replies:
             self._late.pop(reply.metadata.reply_to_message_id, None)
         return replies

@@ -14,12 +14,15 @@ from server.rounds.cohort import SiteRecord
 from server.rounds.open_round import OpenRound
 from server.rounds.requests import RequestBuilder
 from server.rounds.round_log import RoundLog
+from server.sealed.cohorts import contribution_of, find_fault
 from shared.base.errors import DandelionError, WireError
 from shared.base.text import escape_text
+from shared.config.privacy_section import MOST_MEMBERS
 from shared.modes.mode import parameters_round, plan_of
 from shared.modes.step_rule import compares
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import DIVERGED, OUTCOME, Behind, Measured, decode_reply
+from shared.protocol.sealed_messages import Sealed, box_bytes
 
 LOG = logging.getLogger("dandelion")
 LARGEST_LOSS = 1e9  # no loss is larger; sums and squares of numbers up to it stay finite
@@ -40,7 +43,7 @@ class Reply:
 
     sender: str  # name of the site, or of a node that the round was not requested of
     site: SiteRecord | None  # None: such a node
-    content: Measured | Behind | Refusal  # Refusal: an error, oversized or undecodable
+    content: Measured | Behind | Sealed | Refusal  # Refusal: an error, oversized or undecodable
 
     @property
     def is_behind(self) -> bool:
@@ -61,15 +64,18 @@ class Expected:
     loss: bool = True  # whether it holds the loss of the site's batch
     examples: int | None = None  # as many as the site introduced itself with; None: any
     evaluated: int | None = None  # the most examples of the outcome; None: any number
+    attempt: int | None = None  # at a round whose numbers are sealed; None: they are in the open
 
     @property
     def most_bytes(self) -> int:
         """No valid reply is longer."""
         outcome = 0 if self.classes is None else OUTCOME.size + 4 * self.classes**2
+        if self.attempt is not None:
+            return 128 + MOST_MEMBERS * (4 + box_bytes(self.numbers))
         return 64 + 4 * self.numbers + (self.gradient_bytes or 0) + outcome
 
 
-def decode_message(message: Message, most_bytes: int) -> Measured | Behind:
+def decode_message(message: Message, most_bytes: int) -> Measured | Behind | Sealed:
     """Decode the reply in a message; nothing of it is checked but its length and checksum.
 
     Raises:
@@ -90,7 +96,7 @@ def decode_message(message: Message, most_bytes: int) -> Measured | Behind:
         raise RefusedError("undecodable", str(error)) from error
 
 
-def check_reply(reply: Measured, expected: Expected, digest: bytes | None) -> None:
+def check_reply(reply: Measured | Sealed, expected: Expected, digest: bytes | None) -> None:
     """Check all fields of a reply but its gradient's bytes, which are checked when decoded.
 
     ``digest`` names the parameters that the round is measured at; None: any are accepted.
@@ -99,6 +105,13 @@ def check_reply(reply: Measured, expected: Expected, digest: bytes | None) -> No
         RefusedError: of another round, of the wrong length, not finite or too large, measured at
             other parameters, measured on nothing, or without what the round asks for.
     """
+    if isinstance(reply, Sealed) != (expected.attempt is not None):
+        raise RefusedError("wrong kind", f"sealed numbers: {expected.attempt is not None} expected")
+    if isinstance(reply, Sealed):
+        about = expected.round, expected.attempt or 0, expected.numbers
+        if fault := find_fault(reply, *about, digest):
+            raise RefusedError(*fault)
+        return
     _check_numbers(reply, expected)
     if digest is not None and reply.digest != digest:
         raise RefusedError("wrong digest", f"{digest.hex()} expected, got {reply.digest.hex()}")
@@ -171,7 +184,7 @@ def agree_on_digest(
     if run.config.run.server_replica == "eager" or run.oracle.replica.round == at:
         return None
     contents = (reply.content for reply in replies if reply.site is not None)
-    digests = {content.digest for content in contents if isinstance(content, Measured)}
+    digests = {c.digest for c in contents if isinstance(c, Measured | Sealed)}
     if len(digests) > 1:
         run.catch_up()
         return None
@@ -239,8 +252,11 @@ class ReplyValidator:
             raise RefusedError(content.reason, content.detail)
         if isinstance(content, Behind) or site is None:
             raise RefusedError("behind", f"still at round {content.round} after {RETRIES} resends")
-        check_reply(content, self._expect(round_, site), digest)
+        expected = self._expect(round_, site)
+        check_reply(content, expected, digest)
         site.round = parameters_round(self._run.config, round_)
+        if isinstance(content, Sealed):
+            return contribution_of(site.id, content, site.hello.examples)
         return Contribution(
             round=round_,
             slot=site.id.slot,
@@ -277,4 +293,5 @@ class ReplyValidator:
             loss=config.privacy.sends_loss,
             examples=site.hello.examples,
             evaluated=config.evaluation.blocks,
+            attempt=self._run.ledger.count_skips(round_) if config.privacy.is_sealed else None,
         )  # fmt: skip

@@ -34,7 +34,9 @@ class RequestBuilder:
     def __init__(self, run: OpenRun, rates: LearningRates) -> None:
         self._run, self._rates = run, rates
         self._snapshots = Snapshots(run.ledger)
-        self._encoded: dict[tuple[int, int | None, bool], EncodedRequest] = {}  # of open rounds
+        self._encoded: dict[
+            tuple[int, int | None, bool, int], EncodedRequest
+        ] = {}  # of open rounds
 
     def message(self, site: SiteRecord, round_: int, at: int | None) -> Message:
         """Build the request for a site whose replica is at round ``at``; None: it has none.
@@ -87,8 +89,14 @@ class RequestBuilder:
             return False
         return bool(config.federation.staleness) or slot in ledger.slots_before_step(step)
 
+    def _attempt(self, round_: int) -> int:
+        """How often a round was tried before, if each attempt is measured and sealed anew."""
+        is_sealed = self._run.config.privacy.is_sealed
+        return self._run.ledger.count_skips(round_) if is_sealed else 0
+
     def _encode(self, site_round: int | None, round_: int, compare: bool) -> EncodedRequest:
-        if (name := (round_, site_round, compare)) not in self._encoded:
+        attempt = self._attempt(round_)
+        if (name := (round_, site_round, compare, attempt)) not in self._encoded:
             oldest = round_ - self._run.config.federation.staleness
             self._encoded = {key: each for key, each in self._encoded.items() if key[0] >= oldest}
             self._encoded[name] = self._encode_anew(site_round, round_, compare)
@@ -107,6 +115,7 @@ class RequestBuilder:
             reset=missing.reset,
             evaluate=self.evaluates(round_),
             compare=compare,
+            attempt=self._attempt(round_),
         )
         dense = any(is_dense(entry) for entry in missing.entries)
         return EncodedRequest(encode_request(request), missing.snapshot, dense)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -11,17 +11,19 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from server.aggregation.combine import Combiner, GradientError
-from server.aggregation.outliers import find_outliers
+from server.aggregation.outliers import find_outliers, measure_lengths
 from server.aggregation.weights import weights_of
-from server.ledger.records import Contribution, Metrics, Refusal
+from server.ledger.records import Contribution, Metrics, Refusal, SumRow
 from server.ledger.run_folder import OpenRun
 from server.rounds.after_commit import record_outcomes
 from server.rounds.cohort import Cohort
 from server.rounds.divergence_guard import DivergenceGuard
 from server.rounds.messenger import Messenger
+from server.rounds.open_round import OpenRound
 from server.rounds.replies import Reply, ReplyValidator, agree_on_digest
 from server.rounds.requests import RequestBuilder
 from server.rounds.round_log import RoundLog
+from server.rounds.sums import NoSumError, SumCollector
 from server.steps.learning_rates import LearningRates, is_by_rule
 from shared.base.errors import StalledError
 from shared.modes.estimators import estimator_of
@@ -31,6 +33,18 @@ from shared.protocol.entry import Entry
 from shared.protocol.flower_records import Transfer
 
 LOG = logging.getLogger("dandelion")
+
+FEW_OF_KIND = "too few replies of one kind"  # gradients, or numbers
+
+
+@dataclass(frozen=True)
+class MadeRound:
+    """An entry, and what it was made of."""
+
+    entry: Entry
+    contributions: list[Contribution]  # the sites'
+    numbers: list[Contribution]  # the vectors that were aggregated: theirs, or opened sums
+    sums: Sequence[SumRow] = ()  # of a sealed round
 
 
 class ScalarStrategy(Strategy):
@@ -51,6 +65,7 @@ class ScalarStrategy(Strategy):
         self._validator = ReplyValidator(run, self._requests, log)
         self._messenger = Messenger(run, cohort, log, self._requests, self._validator)
         self._combiner = Combiner(run.config, run.oracle.replica)
+        self._sums = SumCollector(run, cohort, log, self._validator)
         self._committed = 0.0  # when the last round was (``time.monotonic``)
 
     def start(  # noqa: PLR0913, PLR0917  (Flower's signature)
@@ -141,17 +156,20 @@ class ScalarStrategy(Strategy):
         run, open_round = self._run, self._messenger.open_rounds.pop(round_)
         consensus = agree_on_digest(run, round_, replies)
         digest = consensus[1] if consensus else self._requests.digest(round_)
-        contributions = self._validator.accept(open_round, replies, digest)
-        entry, contributions = self._combine(round_, contributions)
+        accepted = self._validator.accept(open_round, replies, digest)
+        made = self._combine(open_round, accepted)
         transfers, refusals = self._log.until(round_)
-        if entry is None:
-            self._skip(round_, len(contributions), transfers, refusals)
+        if isinstance(made, str):
+            self._skip(round_, made, transfers, refusals)
             return None
-        metrics = self._metrics(entry, contributions, transfers, open_round.since)
+        entry, contributions = made.entry, made.contributions
+        metrics = self._metrics(made, transfers, open_round.since)
         record_outcomes(run.ledger, parameters_round(run.config, round_), contributions)
         if consensus is not None:
             run.ledger.record_digest(*consensus)
-        committed = run.ledger.commit(entry, contributions, transfers, metrics, refusals)
+        committed = run.ledger.commit(
+            entry, contributions, transfers, metrics, refusals, sums=made.sums
+        )
         if run.config.run.server_replica == "eager":
             run.oracle.replica.apply([committed])
         elif committed.guide:
@@ -160,24 +178,40 @@ class ScalarStrategy(Strategy):
         self._after_commit(round_)
         return metrics
 
-    def _combine(
-        self, round_: int, contributions: list[Contribution]
-    ) -> tuple[Entry | None, list[Contribution]]:
-        """Make the entry, and return it with the contributions that are in it.
+    def _combine(self, open_round: OpenRound, accepted: list[Contribution]) -> "MadeRound | str":
+        """Make the entry of valid replies; or say why they give none.
 
         A gradient is decoded here for the first time: if that fails, its site is refused, and so is
         one whose numbers are out of all proportion; the entry is made of the others.
         """
-        while len(contributions) >= self._run.config.federation.min_replies:
+        if self._run.config.privacy.is_sealed:
+            return self._combine_sealed(open_round, accepted)
+        round_, needed = open_round.round, self._run.config.federation.min_replies
+        contributions = accepted
+        while len(contributions) >= needed:
             try:
                 contributions = self._without_outliers(round_, contributions)
-                if len(contributions) < self._run.config.federation.min_replies:
+                if len(contributions) < needed:
                     break
-                return self._entry(round_, contributions), contributions
+                entry = self._entry(round_, contributions)
+                return MadeRound(entry, contributions, contributions) if entry else FEW_OF_KIND
             except GradientError as error:
                 self._validator.refuse(round_, error.site, "bad gradient", str(error))
                 contributions = [each for each in contributions if each.site != error.site]
-        return None, contributions
+        return f"{len(contributions)} of {needed} valid replies"
+
+    def _combine_sealed(
+        self, open_round: OpenRound, accepted: list[Contribution]
+    ) -> "MadeRound | str":
+        """The same of sealed replies: a committee adds them up first."""
+        try:
+            sealed = self._sums.collect(open_round, accepted)
+        except NoSumError as error:
+            return str(error)
+        entry = self._entry(open_round.round, sealed.pooled)
+        if entry is None:
+            return FEW_OF_KIND
+        return MadeRound(entry, sealed.contributions, sealed.pooled, sealed.sums)
 
     def _entry(self, round_: int, contributions: list[Contribution]) -> Entry | None:
         """Combine the replies, and give the step the rate that follows from its numbers."""
@@ -199,8 +233,9 @@ class ScalarStrategy(Strategy):
         Raises:
             GradientError: a site's gradient cannot be decoded.
         """
-        first = self._run.ledger.metrics_of(1)
-        outliers = find_outliers(self._run.config, contributions, self._combiner.decode, first)
+        config, first = self._run.config, self._run.ledger.metrics_of(1)
+        contributions = measure_lengths(config, contributions, self._combiner.decode)
+        outliers = find_outliers(config, contributions, first)
         details = {each.site: each.detail for each in outliers}
         for site, detail in details.items():
             self._validator.refuse(round_, site, "out of proportion", detail)
@@ -214,21 +249,13 @@ class ScalarStrategy(Strategy):
         return f"; the last reply of site {last.site} was refused: {last.reason} ({last.detail})"
 
     def _skip(
-        self, round_: int, valid: int, transfers: list[Transfer], refusals: list[Refusal]
+        self, round_: int, detail: str, transfers: list[Transfer], refusals: list[Refusal]
     ) -> None:
-        needed = self._run.config.federation.min_replies
-        few = valid < needed
-        detail = f"{valid} of {needed} valid replies" if few else "too few replies of one kind"
         LOG.warning("round %d skipped: %s", round_, detail)
         self._run.ledger.skip(round_, detail, transfers, refusals)
 
-    def _metrics(
-        self,
-        entry: Entry,
-        contributions: Sequence[Contribution],
-        transfers: Sequence[Transfer],
-        since: float,
-    ) -> Metrics:
+    def _metrics(self, made: "MadeRound", transfers: Sequence[Transfer], since: float) -> Metrics:
+        entry, contributions = made.entry, made.contributions
         weights = weights_of(self._run.config, contributions).tolist()
         losses = [(x.loss or 0.0) * w for x, w in zip(contributions, weights, strict=True)]
         is_sent = all(each.loss is not None for each in contributions)
@@ -236,7 +263,7 @@ class ScalarStrategy(Strategy):
             round=entry.round,
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
             loss=sum(losses) / sum(weights) if is_sent else None,
-            gradient_norm=self._combiner.gradient_norm(entry, contributions),
+            gradient_norm=self._combiner.gradient_norm(entry, made.numbers),
             learning_rate=self._rate_shown(entry),
             clients=len(contributions),
             forwards=self._combiner.forwards(entry.round, contributions),

@@ -28,6 +28,7 @@ from shared.protocol.messages import (
     decode_reply,
     encode_request,
 )
+from shared.protocol.sealed_messages import Sealed
 
 LOG = logging.getLogger("dandelion")
 
@@ -215,6 +216,9 @@ def decode(message: Message, expected: Expected) -> tuple[AppReply, Measured | B
         if len(sent.reply) > expected.most_bytes:
             detail = f"at most {expected.most_bytes} bytes expected, got {len(sent.reply)}"
             raise RefusedError("oversized", detail)
-        return sent, decode_reply(sent.reply)
+        reply = decode_reply(sent.reply)
     except WireError as error:
         raise RefusedError("undecodable", str(error)) from error
+    if isinstance(reply, Sealed):
+        raise RefusedError("wrong kind", "numbers in the open expected, got sealed ones")
+    return sent, reply

@@ -154,9 +154,7 @@ class AppSession:
 
     def _without_outliers(self, contributions: list[Contribution]) -> list[Contribution]:
         """The contributions that are in proportion to each other; the other sites are refused."""
-        first = self.ledger.metrics_of(1)
-        combiner = Combiner(self.config, self.model.flat.replica)
-        outliers = find_outliers(self.config, contributions, combiner.decode, first)
+        outliers = find_outliers(self.config, contributions, self.ledger.metrics_of(1))
         for each in outliers:
             self.exchange.refuse(each.site, "out of proportion", each.detail)
         sites = {each.site for each in outliers}

@@ -56,6 +56,20 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+@contextmanager
+def draft_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a draft that becomes ``path`` at the end, or is removed after an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for draft in _find_abandoned_drafts(path):
+        draft.unlink(missing_ok=True)
+    draft = _draft_of(path)
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` so that a crash leaves the old file or the new one, never a part.
 

@@ -11,6 +11,11 @@ Counts = NDArray[np.int64]
 Shares = NDArray[np.float64]
 
 
+# Sums over examples that the scores of estimated numbers are made of.
+ABSOLUTE, SQUARED = "absolute error", "squared error"
+MOMENTS = {ABSOLUTE, SQUARED, "number", "estimate", "number²", "estimate²", "number × estimate"}
+
+
 def _empty() -> Counts:
     return np.zeros((0, 0), np.int64)
 
@@ -43,6 +48,8 @@ class EvalSums:
 
     def scores(self) -> Mapping[str, float]:
         """Return accuracy and F1 by name, or the means of a problem's own metrics, if there are."""
+        if self.sums.keys() >= MOMENTS:
+            return number_scores(self.sums, self.examples)
         if not self.confusion.size:
             return {name: value / self.examples for name, value in self.sums.items()}
         return {
@@ -99,3 +106,29 @@ def class_scores(confusion: Counts) -> ClassScores:
         2 * right / np.maximum(chosen + present, 1),
         present,
     )
+
+
+def number_sums(numbers: Shares, estimates: Shares) -> dict[str, float]:
+    """What the scores of estimates (n,) of numbers (n,) are made of; sums of parts add up."""
+    error = estimates - numbers
+    return {
+        ABSOLUTE: float(np.abs(error).sum()),
+        SQUARED: float((error**2).sum()),
+        "number": float(numbers.sum()),
+        "estimate": float(estimates.sum()),
+        "number²": float((numbers**2).sum()),
+        "estimate²": float((estimates**2).sum()),
+        "number × estimate": float((numbers * estimates).sum()),
+    }
+
+
+def number_scores(sums: Mapping[str, float], count: int) -> dict[str, float]:
+    """Mean absolute error, root mean squared error, and Pearson's correlation; 0 if undefined."""
+    mean = {name: value / count for name, value in sums.items()}
+    joint = mean["number × estimate"] - mean["number"] * mean["estimate"]
+    spread = (mean["number²"] - mean["number"] ** 2) * (mean["estimate²"] - mean["estimate"] ** 2)
+    return {
+        "mae": mean[ABSOLUTE],
+        "rmse": mean[SQUARED] ** 0.5,
+        "pearson": float(np.clip(joint / spread**0.5, -1, 1)) if spread > 0 else 0.0,
+    }

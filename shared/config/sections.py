@@ -62,7 +62,7 @@ class DataSettings(Section):
     task: str = option("language-modelling",
                        "language-modelling; classification by a head or by words after a prompt; "
                        "instruction: responses to prompts; "
-                       "multiple-choice: one of a question's own choices")
+                       "multiple-choice: one of a question's own choices; regression: a number")
     label_words: str = option("", "a word for each class, with commas, in their order",
                               used_by="classification")
     label_scoring: str = option(
@@ -136,7 +136,8 @@ class ModelSettings(Section):
         "", "parts of the kept feature vector, joined by +: last, mean, first, layer:<k>:<pooling>",
         used_by="scopes words and prior; head: a new linear head on them")
     feature_scaling: str = option(
-        "auto", "mean and deviation of the features, computed at a run's start (auto); or none",
+        "auto", "mean and deviation of the features, computed at a run's start (auto); "
+        "whiten:<k>: their k main components besides; or none",
         used_by="scopes words and prior; head with features")
     lora_rank: int = option(8, "columns of an adapter's matrices", at_least=1, used_by="scope lora")
     lora_alpha: int = option(16, "an adapter's output counts alpha / rank", at_least=1,

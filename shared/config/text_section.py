@@ -35,7 +35,8 @@ class TextSettings(Section):
                              used_by="generation, samples")
     sample_prompts: str = option(
         "", f"shown with what the model writes at each evaluation: texts separated by {SEPARATOR},"
-        " a file of a text per line, or a number of held-out prompts", resumable=True)
+        " a file of a text per line, or a number of held-out prompts", resumable=True,
+        path=True)
     sample_tokens: int = option(40, "tokens of a sample", at_least=1, unit="tokens",
                                 used_by="sample-prompts", resumable=True)
 # fmt: on

@@ -21,6 +21,7 @@ HELD_OUT = "held_out"
 OWN_COLUMNS = ("group", "label", HELD_OUT)
 MOST_GROUPS = 256  # of consecutive documents, if no column names their groups
 MOST_CLASSES = 1 << 12  # a larger number is an id or a measurement
+MARKS = (";", "\t", "|")  # that part the cells of tables which are no comma-separated ones
 WORDS = ("string", "large_string", "string_view")
 
 
@@ -35,6 +36,14 @@ class Columns:
     converse: bool = False  # documents are conversations, and no text is looked for
     choices: Mapping[str, str] | None = None  # of questions, by their settings; None: not wanted
     number: str | None = None  # the column of numbers; None: not wanted
+
+    def revision_of(self, dataset: Any) -> str:  # noqa: ANN401
+        """A name for the contents of a ``Dataset`` as these columns read it.
+
+        Examples are kept by this name: those of another column of the same file are others.
+        """
+        given = {key: value for key, value in vars(self).items() if value}
+        return f"{dataset._fingerprint} {given}" if given else f"{dataset._fingerprint}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ def documents_from(dataset: Any, by: str, name: str, columns: Columns | None = N
         labels.values,
         labels.classes,
         _flags(dataset, name),
-        f"{dataset._fingerprint}",
+        columns.revision_of(dataset),
         labels.reason,
         labels.alphabetical,
         by not in names,
@@ -144,8 +153,11 @@ def text_columns(columns: Sequence[str], name: str, given: str = "") -> tuple[st
         if set(wanted) <= set(columns):
             return wanted
     known = "; ".join(" + ".join(wanted) for wanted in TEXTS)
+    remedy = "set text-column"
+    if mark := next((mark for mark in MARKS if any(mark in column for column in columns)), ""):
+        remedy = f"cells are parted by {mark!r}: save the table with commas, or as .tsv"
     raise DataError(
-        f"{name}: columns of text expected ({known}), got {', '.join(columns)}; set text-column"
+        f"{name}: columns of text expected ({known}), got {', '.join(columns)}; {remedy}"
     )
 
 

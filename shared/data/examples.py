@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Examples:
     groups: Rows  # (n,) ascending: the index in ``names`` of each example's group
     names: tuple[str, ...]
     labels: Rows | None = None  # (n,) the class of each, if the task has classes
+    targets: NDArray[np.float64] | None = None  # (n,) the number of each, if the task has numbers
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -37,11 +38,17 @@ class Examples:
     def take(self, rows: Rows) -> "Examples":
         """Return some of the examples."""
         labels = None if self.labels is None else self.labels[rows]
-        return Examples(self.tokens[rows], self.groups[rows], self.names, labels)
+        targets = None if self.targets is None else self.targets[rows]
+        return Examples(self.tokens[rows], self.groups[rows], self.names, labels, targets)
 
     def batch(self, rows: Rows) -> Rows:
-        """Return rows (len(rows), length) as tasks read them; labels are one more column before."""
+        """Return rows (len(rows), length) as tasks read them.
+
+        A label, or the bits of a target, is one more column before.
+        """
         tokens = self.tokens[rows].astype(np.int64)
+        if self.targets is not None:
+            return np.column_stack([self.targets[rows].view(np.int64), tokens])
         return tokens if self.labels is None else np.column_stack([self.labels[rows], tokens])
 
 
@@ -170,6 +177,25 @@ def _pack(rows: Sequence[Rows], groups: Rows, length: int) -> tuple[list[Rows], 
             packed.append([row])
             numbers.append(group)
     return [np.concatenate(parts) for parts in packed], np.array(numbers, np.int64)
+
+
+def examples_with_targets(
+    documents: Documents, encode: Callable[[str], NDArray[np.int64]]
+) -> Examples:
+    """Make an example of each document: its tokens by ``encode``, and its number.
+
+    Raises:
+        DataError: no document has a number and a token.
+    """
+    if documents.numbers is None:
+        raise DataError(
+            "documents with numbers expected, got none: task regression needs a folder of tables "
+            "with a column of numbers"
+        )
+    numbers = np.asarray(documents.numbers, np.float64)
+    rows = np.where(np.isnan(numbers), UNLABELLED, np.arange(len(numbers)))
+    whole = examples_of_rows(documents, rows, lambda row: encode(documents.texts[row]))
+    return replace(whole, labels=None, targets=numbers[whole.labels])
 
 
 def _read_labels(documents: Documents, classes: int) -> Rows:

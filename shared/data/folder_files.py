@@ -1,11 +1,13 @@
 """The files of a folder: which of them are read, which are left out, and why one cannot be read."""
 
 import bz2
+import codecs
 import gzip
 import logging
 import lzma
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ KINDS = {  # what a file is, by the end of its name
 PACKED = (".gz", ".zst", ".bz2", ".xz")  # a compressed file is of the kind that its name says
 UNPACK = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 OWN_FILES = {"state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
+ENCODED = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+NO_ROWS = "rows expected, got none"
+CAUSE_CHARACTERS = 300
 CARD = "README.md"  # with settings at its top, it tells the datasets library what to read
 NAMED = 3  # files in a message
 EXPECTED = (
@@ -48,7 +53,7 @@ class FolderFiles:
         Raises:
             DataError: tables of several kinds, or none that is for training by its name.
         """
-        files = [path for path in sorted(folder.rglob("*")) if _is_data(path, folder)]
+        files = [path for path in sorted(_all_files(folder)) if _is_data(path, folder)]
         kinds = Counter(kind for path in files if (kind := kind_of(path)))
         tables = [kind for kind in kinds if kind != TEXT]
         if len(tables) > 1:
@@ -70,22 +75,30 @@ class FolderFiles:
             )  # fmt: skip
         return cls(folder, kind, tuple(read), tuple(left_out))
 
-    def texts(self) -> list[str]:
-        """The contents of the text files, in the order of ``read``.
+    def texts(self) -> dict[Path, str]:
+        """The contents of the text files that are not empty, in the order of ``read``.
 
         Raises:
-            DataError: one is not UTF-8, or damaged.
+            DataError: one is not UTF-8, or damaged; or all are empty.
         """
-        return [_read_text(path) for path in self.read]
+        texts = {path: _read_text(path) for path in self.read}
+        if empty := [path for path, text in texts.items() if not text]:
+            LOG.warning(
+                "%s: %d of %d text files are empty and are left out: %s", self.folder, len(empty),
+                len(texts), names_of(empty, self.folder),
+            )  # fmt: skip
+        if len(empty) == len(texts):
+            raise DataError(f"{self.folder}: texts expected, all files are empty")
+        return {path: text for path, text in texts.items() if text}
 
-    def groups(self) -> list[str]:
+    def groups(self, paths: Sequence[Path]) -> list[str]:
         """The natural id of each text file: its folder, or its own name if all are in one."""
         if len({path.parent for path in self.read}) == 1:
-            return [_stem(path) for path in self.read]
-        parents = [path.parent.relative_to(self.folder).as_posix() for path in self.read]
+            return [_stem(path) for path in paths]
+        parents = [path.parent.relative_to(self.folder).as_posix() for path in paths]
         return [
             _stem(path) if parent == "." else parent
-            for path, parent in zip(self.read, parents, strict=True)
+            for path, parent in zip(paths, parents, strict=True)
         ]
 
     def table(self) -> Any:  # noqa: ANN401
@@ -98,8 +111,9 @@ class FolderFiles:
             return self._load(self.read)
         except Exception as error:  # whatever a library raises on a user's file
             file = self._find_broken()
+            cause = explain_bytes(file) if file else ""
             raise DataError(
-                f"{file or self.folder} cannot be read: {cause_of(error)}. {EXPECTED}"
+                f"{file or self.folder} cannot be read: {cause or cause_of(error)}. {EXPECTED}"
             ) from error
 
     def _load(self, files: Sequence[Path]) -> Any:  # noqa: ANN401
@@ -136,8 +150,30 @@ def cause_of(error: BaseException) -> str:
     """The first line of the innermost cause: libraries wrap it in words that say nothing."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip().rstrip(".") if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if lines[0].endswith(":"):  # what follows is what it is about, such as columns that differ
+        return " ".join(lines)[:CAUSE_CHARACTERS].rstrip(".")
+    return NO_ROWS if lines[0].endswith("corresponds to no data!") else lines[0].rstrip(".")
+
+
+def explain_bytes(path: Path) -> str:
+    """Say what is wrong with a file's encoding, and in which line; empty if it is plain UTF-8."""
+    if path.suffix.lower() not in ENCODED:
+        return ""
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-8 expected, got UTF-16: save it as UTF-8"
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        byte = f"byte 0x{data[error.start]:02x} in line {line}"
+        return f"UTF-8 expected, got {byte}: save it as UTF-8"
+    if path.suffix.lower() == ".json" and data.startswith(codecs.BOM_UTF8):
+        return "JSON expected, got a byte order mark first: save it as UTF-8 without one"
+    return "" if data.strip() else NO_ROWS
 
 
 def names_of(files: Sequence[Path], folder: Path) -> str:
@@ -146,9 +182,21 @@ def names_of(files: Sequence[Path], folder: Path) -> str:
     return f"{names}, …" if len(files) > NAMED else names
 
 
+def _all_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, links to folders followed, each folder once."""
+    seen = set[str]()
+    for at, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(at)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(at, name) for name in files)
+
+
 def _is_data(path: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.is_file() and not hidden and path.name not in OWN_FILES
+    is_there = path.is_file() or (path.is_symlink() and not path.exists())  # a broken link is said
+    return is_there and not hidden and path.name not in OWN_FILES
 
 
 def _has_card(folder: Path) -> bool:
@@ -190,7 +238,8 @@ def _stem(path: Path) -> str:
 def _read_text(path: Path) -> str:
     try:
         if unpack := UNPACK.get(path.suffix.lower()):
-            return unpack(path.read_bytes()).decode()
-        return path.read_text(encoding="utf-8")
+            return unpack(path.read_bytes()).decode("utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except Exception as error:  # of a decompressor or the decoder
-        raise DataError(f"{path} cannot be read as text: {error}") from error
+        cause = explain_bytes(path) if isinstance(error, UnicodeDecodeError) else ""
+        raise DataError(f"{path} cannot be read as text: {cause or error}") from error

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shared.base.errors import DataError
+from shared.base.errors import ConfigError, DataError
 from shared.data.columns import OWN_COLUMNS, TEXTS, Columns, documents_from
 from shared.data.documents import Documents, Source
 from shared.data.folder_files import EXPECTED, TEXT, FolderFiles, cause_of
@@ -42,8 +42,34 @@ def documents_in(folder: Path, by: str = "group", columns: Columns | None = None
         return documents_from(_open_saved(folder), by, str(folder), columns)
     files = FolderFiles.of(folder)
     if files.kind == TEXT:
-        return Documents(files.texts(), files.groups(), no_labels=f"{folder} holds plain texts")
+        texts = files.texts()
+        groups = files.groups([*texts])
+        return Documents([*texts.values()], groups, no_labels=f"{folder} holds plain texts")
     return documents_from(files.table(), by, str(folder), columns)
+
+
+def check_folder(folder: Path, given: Mapping[str, str]) -> None:
+    """Find at once what a run would find wrong: files that cannot be read, columns that are none.
+
+    Args:
+        folder: of somebody's own data.
+        given: settings of columns and their values, such as ``text-column``.
+
+    Raises:
+        ConfigError: a column that is named is not there.
+        DataError: the folder cannot be read.
+    """
+    files = None if is_saved(folder) else FolderFiles.of(folder)
+    if files is not None and files.kind == TEXT:
+        files.texts()
+        listed: list[str] = []
+    else:
+        listed = list((_open_saved(folder) if files is None else files.table()).column_names)
+    for setting, value in given.items():
+        for column in filter(None, map(str.strip, value.split(","))):
+            if column not in listed:
+                has = f"has columns {', '.join(listed)}" if listed else "holds plain texts"
+                raise ConfigError(f"{setting}: {folder} {has}, got {column!r}")
 
 
 def _open_saved(folder: Path) -> Any:  # noqa: ANN401

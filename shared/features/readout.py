@@ -8,7 +8,7 @@ rows of the output matrix; with an encoder it is a linear probe on pooled hidden
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,21 @@ class Readout(nn.Module):
     def __init__(self, features: str, classes: int, scaling: Scaling) -> None:
         super().__init__()
         self.features, self.classes = features, classes
-        self.weight = nn.Parameter(torch.zeros(classes, len(scaling.mean)))
+        self.weight = nn.Parameter(torch.zeros(classes, scaling.width))
         self.bias = nn.Parameter(torch.zeros(classes))
         self.register_buffer("mean", scaling.mean)
         self.register_buffer("factor", scaling.factor)
+        self.register_buffer("basis", scaling.basis)
 
     def standardise(self, features: Tensor) -> Tensor:
         """Features (B, f) as W expects them."""
+        return self.scaling.apply(features)
+
+    @property
+    def scaling(self) -> Scaling:
+        """Its statistics, where the readout is."""
         buffers: Any = self
-        standard: Tensor = (features - buffers.mean) * buffers.factor
-        return standard
+        return Scaling(buffers.mean, buffers.factor, buffers.basis)
 
     def forward(self, features: Tensor, base: Tensor) -> Tensor:
         """Logits (B, k) of standardised features (B, f) and the model's own logits (B, k)."""
@@ -72,7 +77,8 @@ def load_readout(folder: Path) -> Readout | None:
     try:
         about = json.loads((folder / ABOUT_FILE).read_text())
         state = load_file(folder / TENSORS_FILE)
-        scaling = Scaling(state["mean"].float(), state["factor"].float())
+        basis = state["basis"].float() if "basis" in state else None
+        scaling = Scaling(state["mean"].float(), state["factor"].float(), basis)
         readout = Readout(str(about["features"]), int(about["classes"]), scaling)
         readout.load_state_dict(state)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -119,10 +125,7 @@ def attach_readout_(module: nn.Module, wanted: ReadoutSettings | None, start: Pa
 def scaling_of(folder: Path) -> str:
     """The text of the scaling of a folder's readout, or ``none`` if it has no readout."""
     readout = load_readout(folder)
-    if readout is None:
-        return NONE
-    buffers: Any = readout
-    return Scaling(buffers.mean, buffers.factor).encode()
+    return NONE if readout is None else readout.scaling.encode()
 
 
 @dataclass(frozen=True)
@@ -130,19 +133,24 @@ class LinearBatch:
     """What a linear readout needs of a batch; the gradient of its mean loss in closed form."""
 
     features: Tensor  # (B, f) standardised
-    logits: Tensor  # (B, k) float32
-    classes: Tensor  # (B,)
-    loss: float = field(init=False)
-    error: Tensor = field(init=False)  # (B, k) p - y, each divided by B
+    loss: float
+    error: Tensor  # (B, k) the mean loss's derivatives by the outputs
 
-    def __post_init__(self) -> None:
-        log_p = torch.log_softmax(self.logits, 1)
-        rows = torch.arange(len(self.classes), device=self.classes.device)
-        loss = -log_p[rows, self.classes].double().mean()
+    @classmethod
+    def of_classes(cls, features: Tensor, logits: Tensor, classes: Tensor) -> "LinearBatch":
+        """With the cross-entropy of logits (B, k) and classes (B,): the error is (p - y) / B."""
+        log_p = torch.log_softmax(logits, 1)
+        rows = torch.arange(len(classes), device=classes.device)
+        loss = -log_p[rows, classes].double().mean()
         error = log_p.exp()
-        error[rows, self.classes] -= 1
-        object.__setattr__(self, "loss", float(loss))
-        object.__setattr__(self, "error", error / len(self.classes))
+        error[rows, classes] -= 1
+        return cls(features, float(loss), error / len(classes))
+
+    @classmethod
+    def of_numbers(cls, features: Tensor, outputs: Tensor, numbers: Tensor) -> "LinearBatch":
+        """With the squared error of outputs o (B, 1), numbers n (B,): the error is 2(o - n) / B."""
+        error = outputs.double() - numbers[:, None]
+        return cls(features, float(error.square().mean()), (2 * error / len(error)).float())
 
     def slopes(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Slope of each example's own loss along a direction, (B,) float64.
@@ -155,7 +163,7 @@ class LinearBatch:
             moved = moved + F.linear(self.features, direction[WEIGHT].float())
         if BIAS in direction:
             moved = moved + direction[BIAS].float()
-        return (moved.double() * self.error.double()).sum(1) * len(self.classes)
+        return (moved.double() * self.error.double()).sum(1) * len(self.error)
 
     def gradient(self) -> dict[str, Tensor]:
         """Gradients of W (k, f) and b (k,), by the parameters' names."""

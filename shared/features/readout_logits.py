@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.base.errors import ConfigError
+from shared.config.answer_section import ESTIMATING
 from shared.config.schema import Config
 from shared.features.kept_features import KeptFeatures
 from shared.features.pooling import (
@@ -83,7 +84,9 @@ class ReadoutLogits:
         """Features, logits and error of texts (B, T) of some classes (B,), without a graph."""
         with torch.inference_mode():
             features, base = self.inputs(module, tokens, lengths)
-            return LinearBatch(features, _readout(module)(features, base).float(), classes)
+            return LinearBatch.of_classes(
+                features, _readout(module)(features, base).float(), classes
+            )
 
     def raw_features(self, module: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Features (B, f) before they are standardised."""
@@ -154,9 +157,10 @@ def readout_settings(config: Config, model: LanguageModel, classes: int) -> Read
     settings = config.model
     if not settings.is_linear:
         return None
-    if config.data.task != "classification":
+    if config.data.task not in ("classification", ESTIMATING):
         raise ConfigError(
-            f"scope {settings.scope!r} needs task classification, got {config.data.task!r}"
+            f"scope {settings.scope!r} needs task classification or regression, got "
+            f"{config.data.task!r}"
         )
     if model.has_head != (settings.scope == "head"):
         kind = "an encoder with a head" if model.has_head else "a causal language model"

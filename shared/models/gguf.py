@@ -94,6 +94,23 @@ def check_complete(name: str, info: Mapping[str, Any], ignored: Collection[str] 
         )
 
 
+def _config_of(file: Path, tokenizer: Any) -> Any:  # noqa: ANN401
+    """The configuration that transformers makes of a file, with what it leaves at GPT-2's defaults.
+
+    These are the number of positions, and the ids of tokens that a small vocabulary does not have.
+    """
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    if config.model_type == "gpt2" and getattr(config, "n_ctx", None):
+        config.n_positions = config.n_ctx
+    for name in ("bos_token_id", "eos_token_id"):
+        given = getattr(config, name, None)
+        if isinstance(given, int) and given >= config.vocab_size:
+            setattr(config, name, getattr(tokenizer, name))
+    return config
+
+
 def _convert(file: Path, into: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -102,8 +119,9 @@ def _convert(file: Path, into: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         with quiet_transformers():
+            config = _config_of(file, tokenizer)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, output_loading_info=True
+                file.parent, gguf_file=file.name, config=config, output_loading_info=True
             )
     except Exception as error:  # whatever a library raises on a user's file
         raise DataError(

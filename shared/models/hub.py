@@ -139,11 +139,11 @@ def _load_classifier(
     new = missing - inside if any("pooler" not in key for key in inside) else missing
     check_complete(name, info, ignored=new)
     _tell_unused(name, [key for key in info["unexpected_keys"] if key.startswith(own)])
-    _initialise_(module, missing, seed, float(getattr(config, "initializer_range", 0.02)))
+    initialise_(module, missing, seed, float(getattr(config, "initializer_range", 0.02)))
     return module
 
 
-def _initialise_(module: Any, missing: set[str], seed: int, std: float) -> None:  # noqa: ANN401
+def initialise_(module: Any, missing: set[str], seed: int, std: float) -> None:  # noqa: ANN401
     """Set the missing parameters: matrices normal, gains of norms 1, all others 0."""
     for number, (key, parameter) in enumerate(module.named_parameters()):
         if key in missing:

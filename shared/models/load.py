@@ -1,11 +1,13 @@
 """Load a model by name: a registered size, a packaged model, a local folder, or a hub's."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from shared.base.errors import ConfigError
 from shared.models.gguf import SUFFIX
-from shared.models.hub import load_pretrained
+from shared.models.hub import initialise_, load_pretrained
 from shared.models.model import MODELS, LanguageModel
 from shared.models.packaged import PACKAGED, model_names
 
@@ -28,6 +30,31 @@ def load_model(name: str, seed: int, labels: Sequence[str] = ()) -> LanguageMode
     check_name(name)
     source = str(PACKAGED[name].folder()) if name in PACKAGED else name
     return load_pretrained(name, source, seed, labels)
+
+
+def with_number_head(model: LanguageModel, seed: int) -> LanguageModel:
+    """A causal language model with a head of one output on the last token, in place of its scores.
+
+    Raises:
+        ConfigError: transformers has no such head for its architecture.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as KINDS
+
+    body: Any = model.module
+    config = deepcopy(body.config)
+    config.num_labels, config.pad_token_id = 1, model.tokenizer.pad
+    kind: Any = KINDS.get(type(config), None)
+    if kind is None:
+        raise ConfigError(
+            f"task regression: a head for {type(body).__name__} expected in transformers, which "
+            "has none; choose an encoder, or a model such as Llama, Qwen, Gemma, OPT or Phi"
+        )
+    module = kind(config)
+    getattr(module, module.base_model_prefix).load_state_dict(body.base_model.state_dict())
+    own = f"{module.base_model_prefix}."
+    new = {name for name, _ in module.named_parameters() if not name.startswith(own)}
+    initialise_(module, new, seed, float(getattr(config, "initializer_range", 0.02)))
+    return LanguageModel(model.name, module.eval(), model.tokenizer)
 
 
 def check_name(name: str) -> None:

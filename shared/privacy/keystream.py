@@ -39,7 +39,7 @@ class KeyStream:
     def bits(self, count: int) -> int:
         """The next ``count`` bits as an integer."""
         while self._left < count:
-            self._bits |= int.from_bytes(self._bytes(BLOCK_BYTES), "little") << self._left
+            self._bits |= int.from_bytes(self.take(BLOCK_BYTES), "little") << self._left
             self._left += 8 * BLOCK_BYTES
         value = self._bits & ((1 << count) - 1)
         self._bits >>= count
@@ -55,9 +55,9 @@ class KeyStream:
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """Words (count,) of 64 bits."""
-        return np.frombuffer(self._bytes(8 * count), "<u8").astype(np.uint64)
+        return np.frombuffer(self.take(8 * count), "<u8").astype(np.uint64)
 
-    def _bytes(self, count: int) -> bytes:
+    def take(self, count: int) -> bytes:
         """The next block of the stream, of any length."""
         number = self._block.to_bytes(8, "little")
         self._block += 1

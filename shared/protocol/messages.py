@@ -5,16 +5,18 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.base.errors import WireError
 from shared.base.metrics import EvalSums
+from shared.protocol.frames import LENGTH, close_frame, magic_of, open_frame
+from shared.protocol.sealed_messages import MAGIC_SEALED, Sealed, decode_sealed, encode_sealed
 
 # request:  | magic u16 | flags u16 | round u32 | entries u32 | learning rate f64 | digest 16 |
-#           run 16 | code 16 | entries x (| length u32 | bytes |) | crc32 u32
+#           run 16 | code 16 | if flagged: attempt u32 | entries x (| length u32 | bytes |) |
+#           crc32 u32
 # measured: | magic u16 | flags u16 | round u32 | numbers u32 | examples u32 | loss f32 |
 #           seconds f32 | digest 16 | numbers x f32 | if flagged: before f32 | if flagged: after f32
 #           | if flagged: outcome | if flagged: gradient, encoded | crc32 u32
@@ -25,11 +27,12 @@ REQUEST = struct.Struct("<HHIId16s16s16s")
 MEASURED = struct.Struct("<HHIIIff16s")
 BEHIND = struct.Struct("<HHI")
 OUTCOME = struct.Struct("<dII")
-LENGTH, LOSS = struct.Struct("<I"), struct.Struct("<f")
+LOSS, ATTEMPT = struct.Struct("<f"), struct.Struct("<I")
 MAGIC_REQUEST, MAGIC_MEASURED, MAGIC_BEHIND = 0xDE11, 0xDE12, 0xDE13
 RESET = 1  # flag: start again from the base model, or from the snapshot that comes along
 EVALUATE = 2  # flag: evaluate the parameters before the round is measured
 COMPARE = 4  # flag: measure the batch of the step that was taken last as well
+ATTEMPT_FOLLOWS = 8  # flag: the round was skipped that often; numbers are sealed anew
 GRADIENT, OUTCOME_FOLLOWS = 1, 2  # flags: the reply ends with a gradient, holds an outcome
 BEFORE_FOLLOWS, AFTER_FOLLOWS = 4, 8  # flags: the reply holds these losses
 NOT_SENT = math.nan  # a loss on the wire that the site keeps to itself
@@ -53,6 +56,7 @@ class Request:
     reset: bool = False
     evaluate: bool = False
     compare: bool = False
+    attempt: int = 0  # at the round, if its numbers are sealed: each is measured anew
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,10 @@ def encode_request(request: Request) -> bytes:
     """Return the bytes of the drawing above."""
     header = REQUEST.pack(
         MAGIC_REQUEST,
-        RESET * request.reset | EVALUATE * request.evaluate | COMPARE * request.compare,
+        RESET * request.reset
+        | EVALUATE * request.evaluate
+        | COMPARE * request.compare
+        | ATTEMPT_FOLLOWS * bool(request.attempt),
         request.round,
         len(request.entries),
         request.learning_rate,
@@ -108,7 +115,9 @@ def encode_request(request: Request) -> bytes:
         request.run,
         request.code,
     )
-    return _seal(b"".join([header, *(LENGTH.pack(len(e)) + e for e in request.entries)]))
+    attempt = ATTEMPT.pack(request.attempt) if request.attempt else b""
+    entries = (LENGTH.pack(len(e)) + e for e in request.entries)
+    return close_frame(b"".join([header, attempt, *entries]))
 
 
 def decode_request(data: bytes) -> Request:
@@ -117,9 +126,14 @@ def decode_request(data: bytes) -> Request:
     Raises:
         WireError: the bytes are damaged or are no request.
     """
-    body = _unseal(data, REQUEST, MAGIC_REQUEST)
+    body = open_frame(data, REQUEST, MAGIC_REQUEST)
     _, flags, round_, count, rate, digest, run, code = REQUEST.unpack_from(body)
-    at = REQUEST.size
+    at, attempt = REQUEST.size, 0
+    if flags & ATTEMPT_FOLLOWS:
+        if len(body) < at + ATTEMPT.size:
+            raise WireError(f"{at + ATTEMPT.size} bytes expected, got {len(body)}")
+        (attempt,) = ATTEMPT.unpack_from(body, at)
+        at += ATTEMPT.size
     entries: list[bytes] = []
     for _ in range(count):
         size = LENGTH.unpack_from(body, at)[0] if at + LENGTH.size <= len(body) else len(body)
@@ -129,17 +143,20 @@ def decode_request(data: bytes) -> Request:
         at += LENGTH.size + size
     if at != len(body):
         raise WireError(f"{at} bytes expected, got {len(body)}")
-    flagged = (bool(flags & flag) for flag in (RESET, EVALUATE, COMPARE))
-    return Request(round_, rate, digest, run, code, tuple(entries), *flagged)
+    reset, evaluate, compare = (bool(flags & flag) for flag in (RESET, EVALUATE, COMPARE))
+    about = round_, rate, digest, run, code
+    return Request(*about, tuple(entries), reset, evaluate, compare, attempt)
 
 
-def encode_reply(reply: Measured | Behind) -> bytes:
+def encode_reply(reply: Measured | Behind | Sealed) -> bytes:
     """Return the bytes of the drawing above.
 
     They are 44 + 4 * K * q + 4 for each loss beside them + outcome + gradient if measured.
     """
+    if isinstance(reply, Sealed):
+        return encode_sealed(reply)
     if isinstance(reply, Behind):
-        return _seal(BEHIND.pack(MAGIC_BEHIND, reply.reason, reply.round))
+        return close_frame(BEHIND.pack(MAGIC_BEHIND, reply.reason, reply.round))
     header = MEASURED.pack(
         MAGIC_MEASURED,
         _flags(reply),
@@ -152,7 +169,7 @@ def encode_reply(reply: Measured | Behind) -> bytes:
     )
     numbers, outcome = reply.differences.astype("<f4").tobytes(), _encode_outcome(reply.outcome)
     losses = b"".join(LOSS.pack(x) for x in (reply.before, reply.after) if x is not None)
-    return _seal(header + numbers + losses + outcome + reply.gradient)
+    return close_frame(header + numbers + losses + outcome + reply.gradient)
 
 
 def _flags(reply: Measured) -> int:
@@ -164,16 +181,18 @@ def _flags(reply: Measured) -> int:
     )
 
 
-def decode_reply(data: bytes) -> Measured | Behind:
+def decode_reply(data: bytes) -> Measured | Behind | Sealed:
     """Read a reply.
 
     Raises:
         WireError: the bytes are damaged or are no reply.
     """
     if is_behind_reply(data):
-        _, reason, round_ = BEHIND.unpack(_unseal(data, BEHIND, MAGIC_BEHIND, exact=True))
+        _, reason, round_ = BEHIND.unpack(open_frame(data, BEHIND, MAGIC_BEHIND, exact=True))
         return Behind(round_, reason)
-    body = _unseal(data, MEASURED, MAGIC_MEASURED)
+    if magic_of(data) == MAGIC_SEALED:
+        return decode_sealed(data)
+    body = open_frame(data, MEASURED, MAGIC_MEASURED)
     _, flags, round_, numbers, examples, loss, seconds, digest = MEASURED.unpack_from(body)
     end = MEASURED.size + 4 * numbers
     before = _decode_loss(body, end) if flags & BEFORE_FOLLOWS else None
@@ -194,7 +213,7 @@ def decode_reply(data: bytes) -> Measured | Behind:
 
 def is_behind_reply(data: bytes) -> bool:
     """Tell from the magic number alone whether a reply is that of a site that is behind."""
-    return int.from_bytes(data[:2], "little") == MAGIC_BEHIND
+    return magic_of(data) == MAGIC_BEHIND
 
 
 def _decode_loss(body: bytes, at: int) -> float:
@@ -255,20 +274,3 @@ def _sensible(name: str, value: str | int | bool) -> bool:
     if isinstance(value, str):
         return len(value) <= LONGEST_TEXT and value.isprintable() and bool(value or name == "run")
     return (name == "slot") <= value < HELLO_NUMBERS
-
-
-def _seal(body: bytes) -> bytes:
-    return body + LENGTH.pack(crc32(body))
-
-
-def _unseal(data: bytes, header: struct.Struct, magic: int, exact: bool = False) -> bytes:
-    """Return the bytes before the checksum, once length, magic number and checksum are right."""
-    size = header.size + LENGTH.size
-    if len(data) < size or (exact and len(data) != size):
-        raise WireError(f"{'' if exact else 'at least '}{size} bytes expected, got {len(data)}")
-    if (got := int.from_bytes(data[:2], "little")) != magic:
-        raise WireError(f"a frame {magic:#x} expected, got {got:#x}")
-    body = data[: -LENGTH.size]
-    if LENGTH.unpack(data[-LENGTH.size :])[0] != crc32(body):
-        raise WireError("the frame's checksum does not fit its bytes")
-    return body

@@ -20,9 +20,9 @@ from shared.data.documents import Documents
 from shared.data.examples import Examples, examples_with_labels
 from shared.features.readout import LinearBatch
 from shared.features.readout_logits import ReadoutLogits, readout_logits
+from shared.likelihood.continuations import reads_trees
 from shared.models.model import LanguageModel
 from shared.tasks.class_names import check_head_order
-from shared.tasks.continuations import reads_trees
 from shared.tasks.label_scores import whole_labels
 from shared.tasks.task import TASKS
 from shared.tasks.verbaliser import Verbaliser

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from shared.base.errors import ConfigError
 from shared.config.sections import DataSettings
+from shared.likelihood.continuations import ContinuationTree, score_continuations
 from shared.models.model import Tokenizer
-from shared.tasks.continuations import ContinuationTree, score_continuations
 from shared.tasks.verbaliser import TEXT, label_tokens
 
 MOST_NODES = 128  # of one pass: logits of a whole vocabulary are made for each
@@ -46,8 +46,9 @@ class LabelScores:
     def _on(self, device: torch.device) -> list[ContinuationTree]:
         """The labels' trees, each of at most MOST_NODES nodes, stored on the device once."""
         if device not in self._trees:
-            trees = [ContinuationTree.of(part) for part in self._divide()]
-            self._trees[device] = [tree.to(device) for tree in trees]
+            with torch.inference_mode(False):  # backpropagation could not save its tensors
+                trees = [ContinuationTree.of(part).to(device) for part in self._divide()]
+            self._trees[device] = trees
         return self._trees[device]
 
     def _divide(self) -> list[list[Tokens]]:

@@ -18,8 +18,8 @@ from shared.config.answer_section import CHOOSING
 from shared.config.schema import Config
 from shared.data.documents import Documents
 from shared.data.examples import Examples, examples_of_rows
+from shared.likelihood.continuations import NONE, ContinuationTree, reads_trees, score_continuations
 from shared.models.model import LanguageModel
-from shared.tasks.continuations import NONE, ContinuationTree, reads_trees, score_continuations
 from shared.tasks.task import TASKS
 from shared.tasks.verbaliser import TEXT, Verbaliser, label_tokens
 

@@ -1,6 +1,6 @@
 """The data of a run: one shard per site to train on, and examples for the server's evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -182,9 +182,13 @@ def load_evaluation(corpus: Corpus, model: LanguageModel) -> Tensor:
     return Corpus.of(with_dataset(config, config.evaluation.dataset), model).evaluation()
 
 
-def with_dataset(config: Config, dataset: str) -> Config:
-    """The same run on another data set: what was said of parts of its own is not meant."""
-    return config.replace(dataset=dataset, max_samples=0, partition_by="", data_part="")
+def with_dataset(config: Config, dataset: str, columns: Mapping[str, str] | None = None) -> Config:
+    """The same run on another data set: what was said of parts of its own is not meant.
+
+    ``columns``: settings of columns that are others there.
+    """
+    of_parts = {"max_samples": 0, "partition_by": "", "data_part": ""}
+    return config.replace(**{"dataset": dataset, **of_parts, **(columns or {})})
 
 
 def load_documents(config: Config, own: bool = False) -> Documents:

@@ -10,9 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from shared.base.files import atomic_folder, cache_folder
 from shared.data.documents import Documents
@@ -77,8 +75,9 @@ def write(folder: Path, examples: Examples, fingerprint: Mapping[str, object]) -
         "tokens": pa.FixedSizeListArray.from_arrays(pa.array(examples.tokens.reshape(-1)), length),
         "groups": pa.array(examples.groups),
     }
-    if examples.labels is not None:
-        columns["labels"] = pa.array(examples.labels)
+    for name, numbers in (("labels", examples.labels), ("targets", examples.targets)):
+        if numbers is not None:
+            columns[name] = pa.array(numbers)
     batch = pa.record_batch(list(columns.values()), names=list(columns))
     with (
         pa.OSFile(str(folder / EXAMPLES_FILE), "wb") as sink,
@@ -102,12 +101,13 @@ def read(folder: Path, fingerprint: Mapping[str, object]) -> Examples | None:
     except (OSError, ValueError, AttributeError):
         return None
     tokens = batch["tokens"]
-    labels: NDArray[np.int64] | None = None
-    if "labels" in batch.schema.names:
-        labels = batch["labels"].to_numpy()
+    labels, targets = (
+        batch[name].to_numpy() if name in batch.schema.names else None
+        for name in ("labels", "targets")
+    )
     flat = tokens.values.to_numpy().reshape(len(tokens), tokens.type.list_size)
     names = tuple(str(name) for name in about["names"])  # type: ignore[attr-defined]
-    return Examples(flat, batch["groups"].to_numpy(), names, labels)
+    return Examples(flat, batch["groups"].to_numpy(), names, labels, targets)
 
 
 def _hash(folder: Path) -> str:

@@ -28,6 +28,7 @@ from shared.optimizers.gradient import add_scaled_
 from shared.problem.model import ProblemModel
 from shared.problem.task import ProblemTask
 from shared.replica.replica import Replica
+from shared.tasks.language_modelling import LanguageModelling
 from shared.tasks.task import Task
 from shared.training.problem_trial import ProblemTrial
 from shared.training.start import (
@@ -106,7 +107,8 @@ class Oracle:
         model, task = self.language_model, self.task
         identity = model.tokenizer.identity
         run = replace(self.run, keep_memory=0, keep_disk=0) if self._keeps_none else self.run
-        return KeptPrefix(self.replica.model, task.each, task.classes > 0, identity, run)
+        is_first = task.classes > 0 or getattr(task, "has_targets", False)
+        return KeptPrefix(self.replica.model, task.each, is_first, identity, run)
 
     @property
     def _keeps_none(self) -> bool:
@@ -131,7 +133,11 @@ class Oracle:
     def parallel(self) -> BatchedQueries:
         """Measures several directions in one forward pass."""
         return BatchedQueries(
-            self.replica.model, self.replica.directions, self.perturber, self.kept.at
+            self.replica.model,
+            self.replica.directions,
+            self.perturber,
+            self.kept.at,
+            None if isinstance(self.task, LanguageModelling) else self.task.each,
         )
 
     def loss(self, rows: Tensor) -> float:

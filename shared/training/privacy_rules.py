@@ -1,14 +1,17 @@
 """Settings that a private run cannot have, and those of privacy that a plain run has no use for."""
 
+from shared.aggregation import fewest_replies
 from shared.base.errors import ConfigError
 from shared.base.options import options_of
 from shared.config.privacy_section import PrivacySettings
-from shared.config.schema import Config
+from shared.config.schema import Config, settings
 from shared.modes.mode import mode_of
-from shared.modes.step_rule import compares
+from shared.modes.step_rule import PLAIN, compares, step_rule_of
 from shared.privacy.grid import check_rounding
+from shared.sealed.committee import sums_needed
 
 OF_ONE_EXAMPLE = ("loss", "accuracy", "margin")  # objectives that no other example enters
+FEWEST_SITES = 3  # whose sum may be seen
 ALWAYS = ("privacy", "site-loss")  # settings of the section that matter without privacy too
 
 
@@ -35,21 +38,24 @@ def check_privacy(c: Config) -> None:
         ("step", "plain or normalised: falls of the loss are not sent", compares(c)),
     ):  # fmt: skip
         if holds:
-            raise ConfigError(f"privacy 'local' with {key} = {values[key]!r}: use {advice}")
+            raise ConfigError(
+                f"privacy {c.privacy.mode!r} with {key} = {values[key]!r}: use {advice}"
+            )
     _check_numbers(c)
     check_rounding(c)
+    _check_sealed(c)
 
 
 def _check_numbers(c: Config) -> None:
     """There is a clip, and a noise or a promise that makes one."""
     if not c.privacy.clip:
         raise ConfigError(
-            "privacy-clip: a number above 0 expected with privacy 'local', got 0; 'dandelion "
-            "privacy plan' measures the slopes of the server's own examples"
+            f"privacy-clip: a number above 0 expected with privacy {c.privacy.mode!r}, got 0; "
+            "'dandelion privacy plan' measures the slopes of the server's own examples"
         )
     if not c.privacy.noise and not c.privacy.epsilon:
         raise ConfigError(
-            "privacy-epsilon or privacy-noise: one above 0 expected with privacy 'local'; "
+            f"privacy-epsilon or privacy-noise: one above 0 expected with {c.privacy.mode!r}; "
             "'dandelion privacy plan' shows what each costs"
         )
 
@@ -61,5 +67,47 @@ def _check_plain(c: Config) -> None:
     for each in options_of(PrivacySettings).values():
         if each.key not in ALWAYS and values[each.key] != each.default:
             raise ConfigError(
-                f"{each.key} = {values[each.key]!r} without privacy 'local', which alone uses it"
+                f"{each.key} = {values[each.key]!r} without privacy 'local' or 'shared', which "
+                "alone use it"
             )
+
+
+def _check_sealed(c: Config) -> None:
+    """Where only sums over sites can be seen, nothing may need the numbers of one site."""
+    sealed, values = c.privacy, c.to_run_config()
+    if not sealed.is_sealed:
+        for key in (f"privacy-{name}" for name in ("committee", "colluders", "parts")):
+            if values[key] != settings()[key].default:
+                raise ConfigError(f"{key} = {values[key]!r} without privacy 'shared': set that")
+        return
+    sites = c.federation.clients_per_round or c.federation.num_clients
+    for key, advice, holds in (
+        ("seed-schedule", "shared: numbers along other directions have no sum",
+         c.zo.seed_schedule != "shared"),
+        ("downlink", "replay: sealed rounds are of numbers alone",
+         c.federation.downlink == "dense"),
+        ("step", "plain: rules for the rate compare the numbers of single sites",
+         step_rule_of(c) != PLAIN),
+        ("aggregation", "mean, or privacy-parts above 1: a rule compares sums of sites",
+         c.federation.aggregation != "mean" and sealed.parts == 1),
+    ):  # fmt: skip
+        if holds:
+            raise ConfigError(f"privacy 'shared' with {key} = {values[key]!r}: use {advice}")
+    _check_parts(c, sites)
+    if sealed.committee:
+        sums_needed(sealed.committee, sealed.colluders)
+
+
+def _check_parts(c: Config, sites: int) -> None:
+    """Each sum is of several sites, and a rule that compares sums has enough of them."""
+    parts, rule = c.privacy.parts, c.federation.aggregation
+    if sites < FEWEST_SITES * parts:
+        raise ConfigError(
+            f"privacy 'shared' with {sites} sites in a round and privacy-parts = {parts}: "
+            f"{FEWEST_SITES} sites in each sum expected; a sum of fewer tells too much of one"
+        )
+    if fewest_replies(c) > parts:
+        raise ConfigError(
+            f"aggregation {rule!r} compares the sums of parts and needs privacy-parts of at least "
+            f"{fewest_replies(c)}, got {parts}"
+        )

@@ -1,6 +1,7 @@
 """The examples of a site: for its queries, for its gradients, and for its evaluation."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,20 +37,36 @@ class SiteData:
 
     @classmethod
     def of(
-        cls, config: Config, model: LanguageModel, own: str = "", own_bp: str = ""
+        cls,
+        config: Config,
+        model: LanguageModel,
+        own: str = "",
+        own_bp: str = "",
+        columns: Mapping[str, str] | None = None,
     ) -> "SiteData":
         """Load the data sets ``dataset`` and ``bp-dataset``, or a site's own in their place.
 
         Logs once if these are two. The data of a problem of one's own are what it says.
+
+        Args:
+            config: of the run.
+            model: whose tokenizer makes the examples.
+            own: the site's own data; empty: the run deals them.
+            own_bp: the same, for gradients.
+            columns: settings of columns that are others in its own data.
         """
         if isinstance(model, ProblemModel):
             both = Corpus.of_problem(config, evaluates=False, data=own)
             return cls(both, both, config)
-        queries = Corpus.own(with_dataset(config, own), model) if own else Corpus.of(config, model)
+        queries = (
+            Corpus.own(with_dataset(config, own, columns), model)
+            if own
+            else Corpus.of(config, model)
+        )
         name = own_bp or config.bp.dataset
         if name in ("", queries.config.data.dataset) or (own and name == config.data.dataset):
             return cls(queries, queries, config)
-        other = with_dataset(config, name)
+        other = with_dataset(config, name, columns if own_bp else None)
         gradients = Corpus.own(other, model) if own_bp else Corpus.of(other, model)
         LOG.warning(
             "queries are measured on %s (%d examples), gradients taken on %s (%d examples)",

@@ -8,10 +8,11 @@ import xxhash
 from torch import nn
 
 from shared.base.errors import DataError
+from shared.config.answer_section import ESTIMATING
 from shared.config.schema import Config
 from shared.features.readout import attach_readout_
 from shared.features.readout_logits import readout_settings
-from shared.models.load import load_model
+from shared.models.load import load_model, with_number_head
 from shared.models.model import LanguageModel
 from shared.problem.load import load_problem
 from shared.problem.model import WEIGHTS_FILE, problem_model, without_frozen
@@ -20,6 +21,8 @@ from shared.replica.replica import digest_of
 from shared.tasks.classification import label_words
 from shared.tasks.task import Task, task_of
 from shared.training.scopes import trainable
+
+OUTPUT = ("number",)  # the name of the only output of a head that estimates
 
 
 def choose_parameters(config: Config, module: nn.Module) -> Callable[[str], bool]:
@@ -46,13 +49,18 @@ def load_start(config: Config) -> LanguageModel:
     Raises:
         DataError: that run left no model.
     """
-    labels = label_words(config.data) if config.data.task == "classification" else ()
+    labels: tuple[str, ...] = OUTPUT if config.data.task == ESTIMATING else ()
+    if config.data.task == "classification":
+        labels = label_words(config.data)
     start = start_folder(config)
     if config.model.app:
         loaded = load_problem(config.model.app, config.run.app_dir)
         return problem_model(loaded.app, loaded.problem, config.training.seed, start)
     name = config.model.name if start is None else str(start)
-    return load_model(name, config.training.seed, labels)
+    model = load_model(name, config.training.seed, labels)
+    if config.data.task == ESTIMATING and not model.has_head:
+        return with_number_head(model, config.training.seed)
+    return model
 
 
 def start_folder(config: Config) -> Path | None:
@@ -80,8 +88,9 @@ def add_readout_(model: LanguageModel, config: Config) -> None:
     Raises:
         ConfigError: the scope does not fit task and model, or the two readouts differ.
     """
-    is_classified = config.data.task == "classification"
-    classes = len(label_words(config.data)) if is_classified else 0
+    classes = 1 if config.data.task == ESTIMATING else 0
+    if config.data.task == "classification":
+        classes = len(label_words(config.data))
     attach_readout_(model.module, readout_settings(config, model, classes), start_folder(config))
 
 

@@ -114,4 +114,4 @@ def test_the_page_names_the_group_of_each_registry():
     groups = {row[3]: row[1] for row in cells}
     done = run(["-c", code, *groups], {**os.environ, "PYTHONPATH": str(ROOT)}, ROOT)
     assert json.loads(done.stdout) == groups
-    assert len(groups) == 8
+    assert len(groups) == 9

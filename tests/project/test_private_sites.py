@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from client.privacy.budget import BudgetLedger
 from client.site.node_config import NodeConfig
-from client.site.replica_host import _hosts
+from client.site.replica_host import forget_hosts
 from dandelion.cli.app import app
 from shared.base.errors import StalledError
 
@@ -40,7 +40,7 @@ def homes(tmp_path, monkeypatch):
     """The configs of both sites, as ``client join`` makes them of the page's commands."""
     pytest.importorskip("dp_accounting")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    _hosts.clear()
+    forget_hosts()
     configs = []
     for name in ("ward-3", "ward-4"):
         own = settings_of("dandelion client join")
@@ -49,7 +49,7 @@ def homes(tmp_path, monkeypatch):
         NodeConfig.of(own)
         configs.append(own)
     yield configs
-    _hosts.clear()
+    forget_hosts()
 
 
 def run(folder, name, homes):
@@ -65,10 +65,10 @@ def run(folder, name, homes):
 
 def test_two_runs_fit_and_the_third_is_refused_for_its_budget(tmp_path, homes, caplog):
     assert len(run(tmp_path, "first", homes).entries) == 20
-    _hosts.clear()
+    forget_hosts()
     assert len(run(tmp_path, "second", homes).entries) == 20
     assert "of 2 at delta 1e-05 · unit: one example, added or removed" in caplog.text
-    _hosts.clear()
+    forget_hosts()
     with pytest.raises(StalledError):
         run(tmp_path, "third", homes)
     assert "refused: error (PolicyError: refused by policy: max-epsilon)" in caplog.text
@@ -86,7 +86,7 @@ def test_two_runs_fit_and_the_third_is_refused_for_its_budget(tmp_path, homes, c
 
 def test_data_that_have_grown_are_refused_until_they_are_adopted(tmp_path, homes, caplog):
     run(tmp_path, "first", homes)
-    _hosts.clear()
+    forget_hosts()
     (Path(homes[0]["data"]) / "note-99.txt").write_text("one more patient was seen. " * 20)
     with pytest.raises(StalledError, match="refused by policy: budget"):
         run(tmp_path, "second", homes)
@@ -96,7 +96,7 @@ def test_data_that_have_grown_are_refused_until_they_are_adopted(tmp_path, homes
         app, ["client", "budget", "adopt", homes[0]["data"], "--home", str(home.parent)]
     )
     assert "inherits what set 1 has paid" in done.output
-    _hosts.clear()
+    forget_hosts()
     assert len(run(tmp_path, "third", homes).entries) == 20
     budget = BudgetLedger(home)
     assert sum(each.times for each in budget.spent(2)) == 40

@@ -22,7 +22,7 @@ from shared.config.schema import Config
 
 README_LINES = 150
 WRITTEN = [page for page in PAGES if page not in GENERATED]
-SETTINGS_OF_A_NODE = ("client", "join")
+SETTINGS_OF_A_NODE = (("client", "join"), ("client", "guard"))
 KINDS = (
     ("shared.optimizers", "OPTIMIZERS"),
     ("shared.directions", "DIRECTIONS"),
@@ -71,7 +71,7 @@ def is_known(command):
 def unknown_settings(command):
     """The keys that it sets or varies and that no configuration has."""
     _, name, _ = resolve(command.words)
-    known = node_settings() if name == SETTINGS_OF_A_NODE else run_settings()
+    known = node_settings() if name in SETTINGS_OF_A_NODE else run_settings()
     pairs = [pair for each in ("--set", "--grid", "--search") for pair in command.values(each)]
     return {key.rpartition(":")[2] for key, _ in pairs} - known - {"KEY"}
 

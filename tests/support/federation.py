@@ -65,11 +65,13 @@ class Processes:
         self.memories = {}
 
     def __call__(self, message, context):
-        replica_host._hosts = self.memories.setdefault(context.node_id, {})
+        before, replica_host._hosts = (
+            replica_host._hosts, self.memories.setdefault(context.node_id, {}),
+        )  # fmt: skip
         try:
             return app(message, context)
         finally:
-            replica_host._hosts = {}
+            replica_host._hosts = before
 
     def host(self, node_id):
         """The replica host of a node that has had a message."""

@@ -90,12 +90,15 @@ class Federation:
     def certificates(self) -> Path:
         return self.folder / "certificates"
 
-    def start(self, where: list[str], *words: str, log: str) -> "subprocess.Popen[bytes]":
-        """One of our commands, in the background."""
+    def start(
+        self, where: list[str], *words: str, log: str, root: Path = ROOT
+    ) -> "subprocess.Popen[bytes]":
+        """One of our commands, in the background; ``root`` has the code that is run and sent."""
         with (self.folder / f"{log}.out").open("ab") as out:
             process = subprocess.Popen(
                 [*where, *DANDELION, *words],
-                cwd=ROOT,
+                cwd=root,
+                env={**os.environ, "PYTHONPATH": str(root)},
                 stdout=out,
                 stderr=out,
                 start_new_session=True,

@@ -16,7 +16,7 @@ from client.privacy.example_differences import example_differences
 from client.privacy.node_policy import NodePolicy
 from client.privacy.noisy_numbers import NoisyNumbers, units_of
 from client.privacy.site_secret import SECRET_FILE
-from client.site.replica_host import _hosts
+from client.site.replica_host import forget_hosts
 from shared.base.errors import ConfigError, PolicyError, StalledError
 from shared.privacy.grid import CLIP_STEPS
 from shared.protocol.flower_records import unpack
@@ -35,9 +35,9 @@ SECRET = bytes(range(32))
 def home(tmp_path, monkeypatch):
     """The state folder of a test's own sites."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    _hosts.clear()
+    forget_hosts()
     yield tmp_path / "state" / "dandelion" / "privacy"
-    _hosts.clear()
+    forget_hosts()
 
 
 def site_of(config, folder, **policy):

@@ -130,7 +130,8 @@ def test_every_setting_that_speaks_of_folders_is_declared_as_a_path():
         for each in settings().values()
         if each.kind is str and any(word in each.meaning for word in words)
     }
-    assert speaking - {"text-column", "label-column", "partitioner"} <= {*PATHS}
+    columns = {key for key in settings() if key.endswith(("-column", "-columns"))}
+    assert speaking - columns - {"partitioner"} <= {*PATHS}
     assert {"dataset", "bp-dataset", "init-from", "model", "app-dir"} <= {*PATHS}
 
 

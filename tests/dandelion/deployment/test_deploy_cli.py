@@ -1,5 +1,6 @@
 """``dandelion server`` and ``dandelion client``: what they run, and that their status is true."""
 
+import json
 import os
 import signal
 import subprocess
@@ -144,6 +145,12 @@ def test_a_node_config_is_checked_before_anything_is_started(home):
     }  # fmt: skip
     with pytest.raises(ConfigError, match="unknown keys"):
         node_config(["partition-id=3", "gpu=1"], home)
+    (home.folder / "own").mkdir()
+    (home.folder / "own" / "visits.jsonl").write_text('{"note": "home", "outcome": 1}')
+    own = ["site=a", f"data={json.dumps(str(home.folder / 'own'))}", "text-column=note"]
+    assert node_config(own, home)["text-column"] == "note"
+    with pytest.raises(ConfigError, match=r"label-column: .* note, outcome, got 'label'"):
+        node_config([*own, "label-column=label"], home)
     with pytest.raises(EngineError, match="key=value"):
         node_config(["partition-id"], home)
 
@@ -389,7 +396,7 @@ def test_a_run_that_fails_prints_the_error_of_the_serverapp(home, monkeypatch):
 
 def test_words_that_begin_with_one_token_are_refused_before_anything_starts(home, monkeypatch):
     monkeypatch.setattr(server, "_flwr", lambda *words, **named: pytest.fail("it has started"))
-    pairs = ["task=classification", "label-words=bad, good", "model=byte-gpt"]
+    pairs = ["task=classification", "label-words=bad, good", "label-scoring=first"]
     words = [word for pair in pairs for word in ("--set", pair)]
     done = CliRunner().invoke(app, ["server", "run", "--home", str(home.folder), *words])
     assert isinstance(done.exception, ConfigError)

@@ -36,7 +36,7 @@ def dandelion(folder, *words, more=()):
     """One of our commands, given in a folder."""
     pairs = [word for k, v in SETTINGS.items() for word in ("--set", f"{k}={v}")] if more else []
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "dandelion", *words, *pairs, *more],
+        [sys.executable, "-P", "-W", "ignore", "-m", "dandelion", *words, *pairs, *more],
         cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
         timeout=400, check=False,
     )  # fmt: skip
@@ -120,6 +120,7 @@ def test_flwr_run_in_an_app_folder_of_ones_own_has_the_digest_too(local, tmp_pat
         )  # fmt: skip
         assert (tmp_path / "run" / "summary.json").exists(), done.stdout + done.stderr
         assert digest(tmp_path / "run") == digest(local)
+        assert "digests equal" in dandelion(app, "ledger", "verify", str(tmp_path / "run"))
     finally:
         for pid in of_flower_home(tmp_path / "home" / "flwr"):
             os.kill(pid, signal.SIGKILL)

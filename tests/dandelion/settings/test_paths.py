@@ -7,12 +7,14 @@ from contextlib import closing
 
 import pytest
 import small_models
+from rich.console import Console
 
 from client.site.node_config import NodeConfig
 from dandelion.api.ledgers import ledger_of
 from dandelion.cli.client import node_config
 from dandelion.cli.ledger import verify
 from dandelion.deployment.deploy_home import Home
+from dandelion.engines.flower_simulation import run_flower
 from dandelion.engines.local import run_local
 from dandelion.settings.gather import gather, read_pairs, resolve_paths
 from server.ledger.reader import LedgerReader
@@ -100,8 +102,9 @@ def test_a_ledger_is_verified_from_any_folder_after_the_data_have_gone(here, mon
 
 def test_more_sites_than_the_data_can_be_dealt_to_are_refused_at_once(here):
     pairs = ["model=m/llama", "dataset=notes", "output-dir=r", *SMALL, "num-clients=50"]
-    with pytest.raises(ConfigError, match=r"num-clients = 50: between 1 and 27 shards expected"):
-        run_local(gather(None, pairs))
+    for run in (run_local, lambda config: run_flower(config, Console(quiet=True))):
+        with pytest.raises(ConfigError, match="num-clients = 50: between 1 and 27 shards"):
+            run(gather(None, pairs))
     with pytest.raises(ConfigError, match=r"num-clients = 5: the natural rule .* 3 groups"):
         run_local(gather(None, [*pairs, "num-clients=5", "run-name=five"]))
 

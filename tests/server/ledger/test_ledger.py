@@ -187,9 +187,11 @@ def test_a_ledger_is_not_overwritten(whole):
         ("INSERT INTO snapshots VALUES (7, 'x', 1, zeroblob(16))", "snapshots, round 7"),
         ("INSERT INTO skips (round, detail) VALUES (9, '')", "skips, round 9"),
         ("INSERT INTO refusals VALUES (99, 9, 'a', 'b', '')", "refusals, round 9"),
+        ("INSERT INTO cohorts VALUES (8, 0, 1, 'a', 0, zeroblob(32))", "cohorts, round 8"),
+        ("INSERT INTO sums VALUES (7, 0, 1, 1, zeroblob(8))", "sums, round 7"),
         ("UPDATE traffic SET round = 9 WHERE round = 6", "traffic, round 9"),
         ("DROP TABLE contributions", "no such table"),
-        ("PRAGMA user_version = 7", "version 3 to 5 expected, got 7"),
+        ("PRAGMA user_version = 7", "version 3 to 6 expected, got 7"),
     ],
 )
 def test_a_later_change_is_detected_and_its_row_is_named(copied, statement, row):

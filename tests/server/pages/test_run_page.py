@@ -18,6 +18,8 @@ from server.ledger.records import LEFT_OUT, Refusal
 from server.ledger.run_folder import LEDGER, read_config
 from server.pages.facts import privacy_rows, setting_rows
 from server.pages.run_page import run_page
+from server.pages.sections import show_privacy
+from shared.config.schema import Config
 from shared.privacy.accounting import Rounds, epsilon_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -143,3 +145,11 @@ def test_a_browser_shows_it_and_complains_of_nothing(folder, tmp_path, width):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_of_sealed_sums_no_cost_is_computed(folder):
+    with closing(LedgerReader.open(folder / LEDGER)) as ledger:
+        text = show_privacy(ledger, Config({"privacy": "shared"})).html
+    assert "privacy = shared: the server saw sums of sites alone" in text
+    assert "without noise" not in text
+    assert "ε" not in text

@@ -86,11 +86,11 @@ def test_sites_that_differ_by_much_are_all_believed(tmp_path, times):
         Contribution(3, k, str(k), 9, 2.0, 0.1, np.float32([size, -size]))
         for k, size in enumerate(numbers)
     ]
-    assert find_outliers(config(tmp_path), sites, None, None) == []
+    assert find_outliers(config(tmp_path), sites, None) == []
     loud = replace(sites[3], differences=np.float32([2 * MOST_RATIO, 0]))
-    (outlier,) = find_outliers(config(tmp_path), [*sites[:3], loud], None, None)
+    (outlier,) = find_outliers(config(tmp_path), [*sites[:3], loud], None)
     assert outlier.site == "3"
-    assert find_outliers(config(tmp_path), [sites[0], loud], None, None) == []  # one against one
+    assert find_outliers(config(tmp_path), [sites[0], loud], None) == []  # one against one
 
 
 def test_a_site_that_causes_a_rewind_is_named_and_left_out(tmp_path):

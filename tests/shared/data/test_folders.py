@@ -9,6 +9,8 @@ import warnings
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from small_config import small_config
+from small_models import encoder
 
 from shared.base.errors import ConfigError, DataError
 from shared.config.schema import Config
@@ -20,6 +22,7 @@ from shared.data.resolve import documents_of
 from shared.models.load import load_model
 from shared.models.tokenizers import ByteTokenizer
 from shared.training.corpus import Corpus
+from shared.training.start import load_start
 
 BYTES = ByteTokenizer()
 pytestmark = [  # the reader of datasets leaves CSV files open
@@ -141,7 +144,7 @@ def test_texts_of_one_folder_are_grouped_by_their_names(tmp_path):
     [
         ("bad.csv", b"text,label\na,1\nx,1,extra\n", r"bad\.csv cannot be read: .*line 3, saw 3"),
         ("latin.csv", b"text,label\ncaf\xe9,1\n", r"latin\.csv cannot be read: .*byte 0xe9"),
-        ("empty.csv", b"", r"empty\.csv cannot be read: No columns to parse"),
+        ("empty.csv", b"", r"empty\.csv cannot be read: rows expected, got none"),
         ("cut.json", b'{"text": "a"}\n{"text": "b', r"cut\.json cannot be read: .+"),
         ("cut.parquet", b"PAR1", r"cut\.parquet cannot be read: .+"),
         (
@@ -355,3 +358,87 @@ def test_many_tokens_that_fill_no_block_are_counted(caplog):
     with caplog.at_level(logging.WARNING, "dandelion"):
         assert len(cut_blocks(documents, BYTES, 32)) == 1
     assert "198 of 230 tokens fill no block of 32 and are left out" in caplog.text
+
+
+def test_another_column_of_the_same_file_has_other_examples(csv, tmp_path):
+    """Examples are kept in a cache; they are those of the columns that a run names."""
+    rows = [f"good film {k},bad plot {k},{k % 2},{(k + 1) % 2}" for k in range(40)]
+    folder = csv(*rows, head="one,two,first,second")
+    model = encoder(tmp_path / "bert")
+    seen = set()
+    for text, label in (("one", "first"), ("two", "first"), ("two", "second")):
+        chosen = small_config(
+            tmp_path, model=model, dataset=str(folder), max_samples=0, task="classification",
+            label_words="no,yes", text_column=text, label_column=label,
+        )  # fmt: skip
+        training = Corpus.of(chosen, load_start(chosen)).training
+        seen.add((training.tokens.tobytes(), training.labels.tobytes()))
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.csv", "text\nhome\nM\u00fcller\n".encode("latin-1"), "0xfc in line 3: save it"),
+        ("a.csv", "text\nhome\n".encode("utf-16"), "UTF-8 expected, got UTF-16: save it as UTF-8"),
+        ("a.txt", "home\n\u00fc".encode("latin-1"), "got byte 0xfc in line 2: save it as UTF-8"),
+        ("a.txt", "home".encode("utf-16"), "UTF-8 expected, got UTF-16"),
+        ("a.json", b'\xef\xbb\xbf[{"text": "home"}]', "a byte order mark first"),
+        ("a.csv", b"", "rows expected, got none"),
+        ("a.csv", b"text,label\n", "rows expected, got none"),
+        ("a.csv", b"text;label\nhome;0\n", "parted by ';': save the table with commas"),
+        ("a.txt", b"", "texts expected, all files are empty"),
+    ],
+    ids=["latin-1", "utf-16", "latin-1 text", "utf-16 text", "json with a mark", "empty", "no row",
+         "semicolons", "empty text"],
+)  # fmt: skip
+def test_a_file_in_another_form_is_refused_by_what_it_is(tmp_path, name, data, said):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError) as refused:
+        documents_of(str(tmp_path))
+    assert said in str(refused.value)
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_tables_whose_columns_differ_are_named_with_them(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\nhome,0\n")
+    (tmp_path / "b.csv").write_text("text,outcome\nhome,0\n")
+    with pytest.raises(DataError, match=r"label.*outcome"):
+        documents_of(str(tmp_path))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhome")
+    (tmp_path / "b.txt").write_text("ward")
+    assert documents_of(str(tmp_path)).texts == ["home", "ward"]
+
+
+def test_empty_text_files_are_left_out_and_counted(tmp_path, caplog):
+    for name, text in (("a", "home"), ("b", ""), ("c", "ward")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    documents = documents_of(str(tmp_path))
+    assert (documents.texts, documents.groups) == (["home", "ward"], ["a", "c"])
+    assert "1 of 3 text files are empty and are left out: b.txt" in caplog.text
+
+
+def test_links_are_followed_once_and_broken_ones_are_named(tmp_path, caplog):
+    folder, other = tmp_path / "own", tmp_path / "other"
+    for each in (folder, other):
+        each.mkdir()
+    (folder / "a.txt").write_text("home")
+    (other / "b.txt").write_text("ward")
+    (folder / "linked").symlink_to(other)
+    (other / "back").symlink_to(folder)
+    assert sorted(documents_of(str(folder)).texts) == ["home", "ward"]
+    (folder / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"gone\.txt cannot be read as text: .*No such file"):
+        documents_of(str(folder))
+
+
+@pytest.mark.parametrize("name", ["a b \u00fc", "a\nb", "a [1]*", "A"])
+def test_names_of_files_are_taken_as_they_are(tmp_path, name):
+    (folder := tmp_path / name).mkdir()
+    (folder / f"{name}.csv").write_text("text,label\nhome,1\nward,0\n")
+    (folder / ".hidden.csv").write_text("other")
+    documents = documents_of(str(folder))
+    assert ([*documents.texts], documents.labels) == (["home", "ward"], [1, 0])

@@ -1,6 +1,7 @@
 """Sites with data of their own: read where they are, by nobody else, and numbered alike."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tiny_reviews import folders, reviews  # noqa: F401  (fixtures)
 from client.site.node_config import NodeConfig
 from shared.base.errors import ConfigError, DataError
 from shared.data.documents import Documents
+from shared.data.local_folder import check_folder
 from shared.models.load import load_model
 from shared.tasks.class_names import number_classes
 from shared.training.site_data import SiteData
@@ -61,6 +63,38 @@ def test_each_site_trains_on_its_own_folder(tmp_path):
         assert host._data[given["data"], ""].queries.held_out.tokens.shape[0] == 0
     sizes = {row[2]: row[3] for row in run.rows["contributions"]}
     assert sizes["a"] < sizes["b"] < sizes["c"]
+
+
+def test_each_sites_columns_may_have_names_of_their_own(tmp_path):
+    """The run names columns as most sites do; the others say what theirs are called."""
+    usual, others = ("note", "outcome"), ("Befund", "Ergebnis")
+    for name, (text, label) in (("a", usual), ("b", others), ("c", usual)):
+        (tmp_path / name).mkdir()
+        rows = [{text: f"{name} was {('bad', 'good')[k % 2]}", label: k % 2} for k in range(20)]
+        (tmp_path / name / "visits.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = [{"site": name, "data": str(tmp_path / name)} for name in "abc"]
+    own[1] |= {"text-column": "Befund", "label-column": "Ergebnis"}
+    settings = {"text_column": "note", "label_column": "outcome", "dataset": str(tmp_path / "a")}
+    chosen = config(tmp_path, **CLASSES | settings | {"prompt": "{text} It was ", "block_size": 32})
+    nodes = Processes()
+    run = federate(chosen, Sites(chosen, own, nodes))
+    assert {row[2] for row in run.rows["contributions"]} == {"a", "b", "c"}
+    examples = nodes.host(3)._sites["b"].examples
+    ends = nodes.host(3)._oracle.language_model.tokenizer
+    assert examples.tokens[0].tolist()[:5] == list(ends.encode("b was"))
+    assert sorted(set(examples.labels.tolist())) == [0, 1]
+
+
+def test_columns_that_are_none_are_found_when_a_site_joins(tmp_path):
+    own = Path(table(tmp_path, "rows", [("a text", 1)]))
+    check_folder(own, {"text-column": "text", "label-column": "label"})
+    with pytest.raises(ConfigError, match=r"text-column: .* has columns text, label, got 'note'"):
+        check_folder(own, {"text-column": "text, note"})
+    with pytest.raises(ConfigError, match="holds plain texts, got 'note'"):
+        check_folder(Path(notes(tmp_path, "plain")), {"text-column": "note"})
+    (own / "rows.jsonl").write_text('{"text": ')
+    with pytest.raises(DataError, match=r"rows\.jsonl cannot be read"):
+        check_folder(own, {})
 
 
 def test_one_site_has_its_own_and_others_a_share_of_the_runs(tmp_path):

@@ -301,6 +301,63 @@ def test_statistics_of_another_form_are_refused(text, words):
         Scaling.decode(text, 1)
 
 
+def correlated(rows=60, count=5):
+    generator = torch.Generator().manual_seed(3)
+    mixed = torch.randn(count, count, generator=generator)
+    return torch.randn(rows, count, generator=generator) @ mixed * 7 + 3
+
+
+def test_whitened_features_are_uncorrelated_and_travel_as_text():
+    features = correlated()
+    scaling = Scaling.whiten(features, 3)
+    white = scaling.apply(features).double()
+    assert white.shape == (60, 3)
+    covariance = white.T @ white / len(white)
+    assert torch.allclose(covariance, torch.eye(3).double(), atol=0.03)  # int8 of the basis
+    again = Scaling.decode(scaling.encode(), 5)
+    assert torch.equal(again.basis, scaling.basis)
+    assert torch.equal(again.apply(features), scaling.apply(features))
+    assert (again.width, Scaling.of(features).width) == (3, 5)
+    assert again.encode() == scaling.encode()
+
+
+@pytest.mark.parametrize("components", [0, 6])
+def test_more_components_than_there_are_cannot_be_had(components):
+    with pytest.raises(ConfigError, match=f"K from 1 to 5 expected.*got {components}"):
+        Scaling.whiten(correlated(), components)
+
+
+@pytest.mark.parametrize("text", ["whiten:", "whiten:two", "whiten:-1"])
+def test_a_number_of_components_is_expected(chosen, text):
+    with pytest.raises(ConfigError, match="whiten:K for a number K expected"):
+        configured(chosen, feature_scaling=text)
+
+
+def test_a_whitened_text_of_other_features_is_refused():
+    text = Scaling.whiten(correlated(), 2).encode()
+    with pytest.raises(ConfigError, match="numbers of 4 features expected, got 48 bytes"):
+        Scaling.decode(text, 4)
+
+
+def test_a_readout_of_main_components_learns_saves_and_goes_on(folders, tmp_path):
+    """Its slopes are exact, its file has the basis, and another run starts from it."""
+    settings = {"model": folders["words"], **CLASSES, "scope": "words", "zo_batch_size": 0,
+                "feature_scaling": "whiten:4", "num_clients": 2, "num_rounds": 6, "threads": 1,
+                "queries": 8, "step": "auto", "output_dir": str(tmp_path),
+                "eval_fraction": 0.4}  # fmt: skip
+    config = configured(settings)
+    assert Oracle.of(config).replica.model.layout.parameters == 2 * 4 + 2
+    folder = run_local(configure(settings))
+    losses = json.loads((folder / "summary.json").read_text())
+    assert losses["evaluation_loss_last"] < losses["evaluation_loss_first"]
+    readout = load_readout(folder / "model")
+    assert readout.scaling.basis.shape == (readout.mean.shape[0], 4)
+    again = configured(settings, init_from=str(folder), feature_scaling="auto")
+    assert again.model.feature_scaling == readout.scaling.encode()
+    after = evaluate(Oracle.of(again), rows_of(Oracle.of(again))).loss
+    assert after < evaluate(Oracle.of(config), rows_of(Oracle.of(config))).loss
+
+
 # --- settings
 
 

@@ -7,7 +7,7 @@ import torch
 from shared.config.schema import Config
 from shared.data.conversations import exchange, to_json
 from shared.data.documents import Documents
-from shared.models.load import load_model
+from shared.models.load import load_model, with_number_head
 from shared.tasks.task import TASKS, task_of
 
 LENGTH = 32
@@ -18,6 +18,7 @@ DOCUMENTS = Documents(
     [n % 2 for n in range(12)],
     ("rotten", "fresh"),
     conversations=TURNS,
+    numbers=[float(n % 2) for n in range(12)],
     choices=[("dull", "fine", "neither")[: 2 + n % 2] for n in range(12)],
 )
 NEEDS = {
@@ -27,15 +28,26 @@ NEEDS = {
 
 
 @pytest.fixture(params=TASKS.names())
-def task(request):
-    settings = NEEDS.get(request.param, {})
-    config = Config(task=request.param, model="byte-gpt", block_size=LENGTH, **settings)
-    return task_of(config, load_model("byte-gpt", 0))
+def name(request):
+    return request.param
 
 
 @pytest.fixture
-def module():
-    return load_model("byte-gpt", 0).module
+def model(name):
+    plain = load_model("byte-gpt", 0)
+    return with_number_head(plain, 0) if name == "regression" else plain
+
+
+@pytest.fixture
+def task(name, model):
+    settings = NEEDS.get(name, {})
+    config = Config(task=name, model="byte-gpt", block_size=LENGTH, **settings)
+    return task_of(config, model)
+
+
+@pytest.fixture
+def module(model):
+    return model.module
 
 
 @pytest.fixture

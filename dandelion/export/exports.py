@@ -1,0 +1,70 @@
+"""Exports the model of a round: whole or as adapters, into a folder or a GGUF file."""
+
+from pathlib import Path
+from typing import Any
+
+from dandelion.api.ledgers import ReplayedModel
+from dandelion.export.gguf_file import write_gguf
+from server.pages.model_card import CARD, base_model_of, license_of
+from shared.base.errors import ConfigError
+from shared.base.files import write_atomically
+from shared.config.schema import Config
+from shared.models.model import LanguageModel
+
+ADAPTERS = "adapter_model.safetensors"
+LORA = "lora"
+
+
+def export_folder(model: ReplayedModel, config: Config, folder: Path, merge: bool) -> Path:
+    """Write a model's folder in safetensors, with its card; of scope lora, the adapters alone.
+
+    Args:
+        model: of the round.
+        config: of the run.
+        folder: must be new or empty.
+        merge: adapters are added into the layers that they adapt, and the whole model is written.
+
+    Raises:
+        ConfigError: the folder has files, or there is nothing to merge.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--out {folder}: a new or empty folder expected")
+    has_adapters = config.model.scope == LORA
+    if merge and not has_adapters:
+        raise ConfigError(
+            f"--merge: scope {LORA} expected, got {config.model.scope!r}, which has no adapters; "
+            "leave it out: the model is written whole"
+        )
+    if merge or not has_adapters:
+        return model.save(folder)
+    save_adapters(model.language_model, config, folder)
+    write_atomically(folder / CARD, model.card.encode())
+    return folder
+
+
+def save_adapters(model: LanguageModel, config: Config, folder: Path) -> None:
+    """Write adapters as PEFT does: ``PeftModel.from_pretrained(base, folder)`` reads them."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    module: Any = model.module
+    settings = module.peft_config["default"]
+    settings.base_model_name_or_path = base_model_of(config) or config.model.name
+    settings.inference_mode, settings.task_type = True, "CAUSAL_LM"
+    settings.save_pretrained(folder)
+    state = get_peft_model_state_dict(module, save_embedding_layers=False)
+    tensors = {f"base_model.model.{k}": v.detach().cpu().contiguous() for k, v in state.items()}
+    save_file(tensors, folder / ADAPTERS, {"format": "pt"})
+
+
+def export_gguf(model: ReplayedModel, config: Config, path: Path, dtype: str) -> Path:
+    """Write the model of a round as a GGUF file; adapters are merged.
+
+    Raises:
+        ConfigError: the model is a problem of one's own, or of an architecture that is not known.
+    """
+    if config.model.app:
+        raise ConfigError(f"--gguf with app {config.model.app!r}: no language model")
+    name = f"{Path(config.model.name).name} round {model.round}"
+    return write_gguf(model.language_model, path, dtype, name, license_of(config) or "")

@@ -1,0 +1,1 @@
+"""Sealed sums at the server: cohorts, and numbers from the sums of a committee."""

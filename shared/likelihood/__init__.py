@@ -1,0 +1,1 @@
+"""How likely a causal model finds continuations of a text."""

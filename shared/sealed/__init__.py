@@ -1,0 +1,1 @@
+"""Sums of numbers that nobody sees: Shamir shares of vectors, sealed for a committee of sites."""
