@@ -43,9 +43,7 @@ SUITES: Mapping[str, Mapping[str, Settings]] = {
 }
 
 
-def configurations(
-    methods: str, suite: str, pairs: list[str], base: Settings
-) -> dict[str, Config]:
+def configurations(methods: str, suite: str, pairs: list[str], base: Settings) -> dict[str, Config]:
     """The configuration of each method, from texts ``key=value`` and ``method:key=value``.
 
     Args:
