@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 from contextlib import closing
 
+import numpy as np
 import pytest
 from federation import config
 from typer.testing import CliRunner
@@ -19,6 +21,7 @@ from server.ledger.run_folder import LEDGER, read_config
 from server.pages.facts import privacy_rows, setting_rows
 from server.pages.run_page import run_page
 from server.pages.sections import show_privacy
+from server.reporting.class_choices import ClassChoices
 from shared.config.schema import Config
 from shared.privacy.accounting import Rounds, epsilon_of
 
@@ -77,6 +80,20 @@ def test_what_peers_sent_is_text(folder):
 def test_refusals_of_one_kind_are_one_row(folder):
     row = re.search(r"<td>bad reply</td>(.*?)</tr>", text_of(folder))[1]
     assert row.startswith('<td class="number">2</td><td class="number">2</td>')
+
+
+def test_classes_are_a_table_and_a_picture_in_the_page(folder, tmp_path):
+    run = shutil.copytree(folder, tmp_path / "run")
+    assert "Classes" not in text_of(run)
+    names = ["good", "<b>bad"]
+    choices = ClassChoices(names, np.array([[3, 1], [0, 4]]))
+    choices.write(run)
+    choices.draw(run)
+    text = text_of(run)
+    assert '<td class="number">0.75</td>' in text
+    assert "&lt;b&gt;bad" in text
+    png = re.search(r'<img src="data:image/png;base64,([^"]+)" alt="[^"]+', text)[1]
+    assert b64decode(png) == (run / "confusion.png").read_bytes()
 
 
 def test_the_report_loads_nothing(folder):
