@@ -13,7 +13,7 @@ test: $(STAMP)  ## the default tests: no network, no GPU
 	$(BIN)/python -m pytest -n 2
 
 slow: $(STAMP)  ## the tests that start processes or take long
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 deployment: $(STAMP)  ## the tests of separate machines: SuperLink, SuperNodes, TLS, faults
 	$(BIN)/python -m pytest -m deployment

@@ -12,6 +12,7 @@ from server.pages.run_page import write_page
 from server.preflight.judge import check_before, is_long
 from server.reporting import data_distribution
 from server.reporting.report import MODEL, Report
+from server.reporting.samples import Samples
 from server.reporting.status_line import size_text
 from server.rounds.after_commit import AfterCommit
 from server.rounds.cohort import Cohort
@@ -19,6 +20,7 @@ from server.rounds.round_log import RoundLog
 from server.rounds.strategy import ScalarStrategy
 from server.tracking.session import make_trackers, track
 from shared.base.errors import ConfigError
+from shared.base.metrics import EvalSums
 from shared.base.plug_ins import list_plug_ins
 from shared.base.text import escape_record
 from shared.config.schema import Config
@@ -102,7 +104,13 @@ def train(
             LOG.warning("preflight: %s", reason)
     log = RoundLog(run.ledger)
     cohort = Cohort(run.config, reason_against(run), run.name, log, run.ledger.record_site)
-    after_commit = AfterCommit(run, lambda: evaluate(run.oracle, rows), show)
+    samples = Samples(run.folder, run.config, run.oracle, rows)
+
+    def evaluate_all() -> EvalSums:
+        samples.add(run.oracle.replica.round)
+        return evaluate(run.oracle, rows)
+
+    after_commit = AfterCommit(run, evaluate_all, show)
     ScalarStrategy(run, cohort, log, after_commit).start(grid)
     return report
 

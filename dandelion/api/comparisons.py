@@ -90,7 +90,7 @@ class Comparison:
 def compare(  # noqa: PLR0913  (all but one by name)
     methods: Sequence[str] = (),
     *,
-    preset: str = "",
+    suite: str = "",
     target_loss: float | None = None,
     seconds: float = 0.0,
     forwards: float = 0.0,
@@ -104,7 +104,7 @@ def compare(  # noqa: PLR0913  (all but one by name)
 
     Args:
         methods: names, such as ``["zo", "fo", "fedavg"]``.
-        preset: ``"merged"`` or ``"three-modes"``, in place of methods.
+        suite: ``"merged"`` or ``"three-modes"``, in place of methods.
         target_loss: in nats; costs are counted up to it. None: the lowest that all reach.
         seconds: stop each method after so many; 0: no limit.
         forwards: stop each method after so many forward passes per client; 0: no limit.
@@ -130,11 +130,11 @@ def compare(  # noqa: PLR0913  (all but one by name)
 
     if rates < 1:
         raise ConfigError(f"rates: at least 1 expected, got {rates}")
-    plan = ComparisonPlan(methods, preset, target_loss, Budget(seconds, forwards), rates, name)
+    plan = ComparisonPlan(methods, suite, target_loss, Budget(seconds, forwards), rates, name)
     given = _method_settings("", settings)
     for method, own in (of_method or {}).items():
-        if method not in rows_of(methods, preset):
-            raise UnknownNameError("method", method, rows_of(methods, preset))
+        if method not in rows_of(methods, suite):
+            raise UnknownNameError("method", method, rows_of(methods, suite))
         given += _method_settings(method, own)
     console = Console(stderr=True, quiet=not progress)
     with restore_threads():

@@ -71,7 +71,6 @@ def main(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every step.")] = False,
 ) -> None:
     """Set up logging and the handling of SIGTERM for every command."""
-    console.stderr = False  # as long as the command is not asked for JSON
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     handler = RichHandler(console=console, show_path=False, show_time=False)

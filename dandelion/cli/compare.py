@@ -11,11 +11,11 @@ from dandelion.settings.command_options import common_settings, merge_common
 from shared.base.options import Value
 
 
-@common_settings("mode", preset=False)
+@common_settings("mode")
 def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     common: dict[str, Value],
     methods: Annotated[str, typer.Option(help="Names, separated by commas.")] = "",
-    preset: Annotated[
+    suite: Annotated[
         str, typer.Option(help="Several methods by one name: merged or three-modes.")
     ] = "",
     settings: Annotated[
@@ -42,8 +42,8 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
 
     names = [each.strip() for each in methods.split(",") if each.strip()]
     budget = Budget(seconds, forwards)
-    plan = ComparisonPlan(names, preset, target_loss, budget, rates, name)
-    rows = rows_of(names, preset)
+    plan = ComparisonPlan(names, suite, target_loss, budget, rates, name)
+    rows = rows_of(names, suite)
     given = [read_pair(text, rows) for text in merge_common(settings or [], common)]
     comparison, files = run_comparison(plan, given, say)
     if as_json:

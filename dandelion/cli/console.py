@@ -14,9 +14,10 @@ from shared.base.text import LINES, escape_text
 console = Console()
 
 
-def _alone(is_json: bool) -> bool:
-    """Send everything but the JSON to standard error, so that a pipe gets the JSON alone."""
+def _alone(context: typer.Context, is_json: bool) -> bool:
+    """Send all but the JSON to standard error until the command ends: a pipe gets JSON alone."""
     console.stderr = is_json
+    context.call_on_close(lambda: setattr(console, "stderr", False))
     return is_json
 
 

@@ -1,4 +1,4 @@
-"""The methods that can be compared, and presets of several: names with their settings."""
+"""The methods that can be compared, and suites of several: names with their settings."""
 
 from collections.abc import Mapping, Sequence
 
@@ -33,7 +33,7 @@ METHODS: Mapping[str, Settings] = {
     "fedavg-lora": {**AVERAGED, "scope": "lora", "learning-rate": 5e-3},
 }
 APART: Settings = {"mode": "instruct", "bp-interval": 1, "split-bp-zo-data": True, **GUIDED}
-PRESETS: Mapping[str, Mapping[str, Settings]] = {
+SUITES: Mapping[str, Mapping[str, Settings]] = {
     "merged": {
         "fresh-batches": {**APART, "query-data": "fresh"},
         "shared-batch": {**APART, "query-data": "shared"},
@@ -43,39 +43,37 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
 }
 
 
-def configurations(
-    methods: str, preset: str, pairs: list[str], base: Settings
-) -> dict[str, Config]:
+def configurations(methods: str, suite: str, pairs: list[str], base: Settings) -> dict[str, Config]:
     """The configuration of each method, from texts ``key=value`` and ``method:key=value``.
 
     Args:
         methods: names, separated by commas.
-        preset: of methods, in place of names.
+        suite: of methods, in place of names.
         pairs: settings of all methods, or of one.
         base: settings that all others win over.
 
     Raises:
-        ConfigError: an unknown method, preset or key, or an invalid value.
+        ConfigError: an unknown method, suite or key, or an invalid value.
     """
-    rows = rows_of([name.strip() for name in methods.split(",") if name.strip()], preset)
+    rows = rows_of([name.strip() for name in methods.split(",") if name.strip()], suite)
     return configure_methods(rows, [read_pair(text, rows) for text in pairs], base)
 
 
-def rows_of(methods: Sequence[str], preset: str) -> Mapping[str, Settings]:
-    """The settings of each method that is named, or that a preset has.
+def rows_of(methods: Sequence[str], suite: str) -> Mapping[str, Settings]:
+    """The settings of each method that is named, or that a suite has.
 
     Raises:
         ConfigError: both or neither are given, or one of them is unknown.
     """
-    if preset and methods:
-        raise ConfigError("--methods or --preset expected, got both")
-    if preset and preset not in PRESETS:
-        raise UnknownNameError("preset", preset, PRESETS)
+    if suite and methods:
+        raise ConfigError("--methods or --suite expected, got both")
+    if suite and suite not in SUITES:
+        raise UnknownNameError("suite", suite, SUITES)
     if unknown := [name for name in methods if name not in METHODS]:
         raise UnknownNameError("method", unknown[0], METHODS)
-    rows = PRESETS[preset] if preset else {name: METHODS[name] for name in methods}
+    rows = SUITES[suite] if suite else {name: METHODS[name] for name in methods}
     if not rows:
-        raise ConfigError(f"--methods or --preset expected; known: {', '.join(METHODS)}")
+        raise ConfigError(f"--methods or --suite expected; known: {', '.join(METHODS)}")
     return rows
 
 

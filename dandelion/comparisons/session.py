@@ -23,7 +23,7 @@ class ComparisonPlan:
     """What is compared, up to which loss and at which cost."""
 
     methods: Sequence[str] = ()
-    preset: str = ""  # of methods, in place of their names
+    suite: str = ""  # of methods, in place of their names
     target_loss: float | None = None  # None: the lowest that every method reached
     budget: Budget = field(default_factory=Budget)  # of each method
     rates: int = 3  # learning rates that each method is tried at
@@ -66,7 +66,7 @@ def choose_folder(plan: ComparisonPlan, given: Sequence[MethodSetting]) -> Path:
     """
     parent = next((str(value) for _, key, value in given if key == "output-dir"), "runs")
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    name = plan.name or f"compare-{plan.preset or 'methods'}-{stamp}"
+    name = plan.name or f"compare-{plan.suite or 'methods'}-{stamp}"
     folder = Path(parent, name).expanduser().resolve()
     if folder.exists():
         raise ConfigError(f"{folder} exists already; choose another --name")
@@ -76,7 +76,7 @@ def choose_folder(plan: ComparisonPlan, given: Sequence[MethodSetting]) -> Path:
 def _configure(
     plan: ComparisonPlan, given: Sequence[MethodSetting], base: Settings
 ) -> dict[str, Config]:
-    configs = configure_methods(rows_of(plan.methods, plan.preset), given, base)
+    configs = configure_methods(rows_of(plan.methods, plan.suite), given, base)
     for config in configs.values():
         _check(config)
     return configs

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from dandelion.monitor.notebook import NotebookLine
+from server.reporting.sample_pages import read_samples, sample_lines
 from server.reporting.status_line import size_text, state_text
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
@@ -26,7 +27,10 @@ FILES = (  # that a summary names, if they are there
 )
 BAR_FROM_COLUMNS = 110  # a terminal of this width has room for a bar
 NUMBERS = (("mae", "mean error"), ("rmse", "RMSE"), ("pearson", "Pearson's r"))
-SCORES = (("accuracy", "accuracy"), ("f1", "F1"), ("macro_f1", "macro F1"))
+SCORES = (  # of tasks, as percentages: their names and titles
+    *(("accuracy", "accuracy"), ("f1", "F1"), ("macro_f1", "macro F1")),
+    *(("exact-match", "exact match"), ("token-f1", "token F1"), ("rouge-l", "ROUGE-L")),
+)
 
 
 def time_text(seconds: float) -> str:
@@ -86,11 +90,20 @@ class RunProgress:
         self._progress.update(self._task, completed=round_, total=rounds, description=text)
         if self._cell is not None:
             self._cell.show(text, round_ >= rounds)
+        self._show_samples(Path(report.folder), round_)
         if self._console.is_terminal or self._cell is not None:
             return
         if self._printed_at == 0.0 or now - self._printed_at > PLAIN_EVERY_S or round_ >= rounds:
             self._console.print(text, soft_wrap=True, highlight=False, markup=False)
             self._printed_at = now
+
+    def _show_samples(self, folder: Path, round_: int) -> None:
+        """Print what the model wrote at the evaluation of this round, if it wrote anything."""
+        newest = next(reversed(read_samples(folder)), None)
+        if newest is None or newest["round"] != round_:
+            return
+        for line in (f"samples of round {round_}", *sample_lines(newest)):
+            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _remaining(self, round_: int, rounds: int, now: float) -> str:
         """Time left at the pace so far; rounds before a resumption do not count."""
@@ -175,7 +188,7 @@ def summary_sections(s: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
 
 
 def _scores(s: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Accuracy, F1 and macro F1 at the first and the last evaluation, if the task has classes."""
+    """The task's scores at the first and the last evaluation, if it has any that are known."""
     return (
         [
             (

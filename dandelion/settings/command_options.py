@@ -30,22 +30,20 @@ PRESET_HELP = f"Settings for a whole task, by name: {', '.join(RECIPES)}."
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def common_settings(*without: str, preset: bool = True) -> Callable[[Command], Command]:
+def common_settings(*without: str) -> Callable[[Command], Command]:
     """Give a command an option for each common setting, in a panel of its help.
 
     The command gets those that the user gave, by key, as its keyword ``common``.
 
     Args:
         without: keys of settings that the command has no use for.
-        preset: whether it takes ``--preset`` as well.
     """
     keys = [key for key in NAMES if key not in without]
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command)
         own = [p for p in signature.parameters.values() if p.name != COMMON]
-        added = [_preset_parameter()] if preset else []
-        added += [_parameter(settings()[key]) for key in keys]
+        added = [_preset_parameter(), *(_parameter(settings()[key]) for key in keys)]
 
         @wraps(command)
         def call(**arguments: Any) -> object:  # noqa: ANN401

@@ -61,6 +61,7 @@ td.number, th.number { text-align: right; white-space: nowrap; overflow-wrap: no
 td code, dd code { overflow-wrap: anywhere; }
 .bar { height: .8rem; min-width: 6rem; }
 pre { background: var(--panel); padding: .8rem; border-radius: .4rem; white-space: pre-wrap; }
+img.picture { max-width: 100%; background: #fff; border-radius: .4rem; }
 summary { cursor: pointer; color: var(--link); }
 @media print { details > * { display: block; } }
 """
@@ -75,6 +76,9 @@ PAGE = """<!doctype html>
 <style>{style}</style></head>
 <body>{body}</body></html>
 """
+
+
+VOID = {"img"}  # elements without an end
 
 
 class Html(str):
@@ -94,6 +98,8 @@ def element(name: str, *children: object, **attributes: object) -> Html:
         f' {key.rstrip("_").replace("_", "-")}="{markup(str(value))}"'
         for key, value in attributes.items()
     )
+    if name in VOID:
+        return Html(f"<{name}{words}>")
     return Html(f"<{name}{words}>{''.join(map(markup, children))}</{name}>")
 
 

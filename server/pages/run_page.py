@@ -38,6 +38,7 @@ def run_page(folder: Path, ledger: LedgerReader, config: Config) -> str:
         sections.show_sites(ledger, shards),
         sections.show_refusals(ledger),
         sections.show_privacy(ledger, config),
+        sections.show_classes(folder),
         sections.show_samples(folder),
         sections.show_settings(setting_rows(config)),
         sections.show_identity(facts.items()),

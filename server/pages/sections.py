@@ -1,6 +1,8 @@
 """The sections of a run's report, each made from the ledger and the files beside it."""
 
+import csv
 import math
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from server.ledger.records import Refusal
 from server.pages.charts import Figure, Series
 from server.pages.facts import SettingRow, privacy_rows
 from server.pages.html import Html, PagePart, element, join, part, prose, table
+from server.reporting.class_choices import CLASSES_CSV, CONFUSION_PNG
 from server.reporting.data_distribution import COLOURS, ShardSummary
 from server.reporting.loss_plot import SMOOTHED_FROM, Curves, smooth
 from server.reporting.round_worth import verdict_of, worth_of_run
@@ -120,6 +123,9 @@ def show_privacy(ledger: LedgerReader, config: Config) -> PagePart:
     if not config.privacy.is_local:
         text = f"privacy = {config.privacy.mode}: sites sent numbers without noise of their own."
         return part("Privacy", element("p", text))
+    if config.privacy.is_sealed:
+        text = "the server saw sums of sites alone; what that cost, each site's own account says."
+        return part("Privacy", element("p", f"privacy = {config.privacy.mode}: {text}"))
     titles = ["rounds of a site", "cost", "sites"]
     return part(
         "Privacy",
@@ -127,6 +133,20 @@ def show_privacy(ledger: LedgerReader, config: Config) -> PagePart:
         element("p", "This is what the ledger shows of this run. Each site's own account counts ",
                 "its other runs too, and alone decides whether it goes on."),
     )  # fmt: skip
+
+
+def show_classes(folder: Path) -> PagePart | None:
+    """How well each class is recognised, and what it is taken for; nothing without classes."""
+    path, picture = folder / CLASSES_CSV, folder / CONFUSION_PNG
+    if not path.exists():
+        return None
+    titles, *rows = csv.reader(path.read_text("utf-8").splitlines())
+    parts = [table("Classes of the held-out examples", titles, rows, "|".join(titles[1:]))]
+    if picture.exists():
+        data = f"data:image/png;base64,{b64encode(picture.read_bytes()).decode()}"
+        words = "what the examples of each class were taken for; the table has the numbers"
+        parts.append(element("p", element("img", src=data, alt=words, class_="picture")))
+    return part("Classes", *parts)
 
 
 def show_samples(folder: Path) -> PagePart | None:

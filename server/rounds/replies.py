@@ -21,7 +21,8 @@ from shared.config.privacy_section import MOST_MEMBERS
 from shared.modes.mode import parameters_round, plan_of
 from shared.modes.step_rule import compares
 from shared.protocol.flower_records import unpack
-from shared.protocol.messages import DIVERGED, OUTCOME, Behind, Measured, decode_reply
+from shared.protocol.messages import DIVERGED, Behind, Measured, decode_reply
+from shared.protocol.outcomes import is_sound, outcome_bytes
 from shared.protocol.sealed_messages import Sealed, box_bytes
 
 LOG = logging.getLogger("dandelion")
@@ -64,12 +65,13 @@ class Expected:
     loss: bool = True  # whether it holds the loss of the site's batch
     examples: int | None = None  # as many as the site introduced itself with; None: any
     evaluated: int | None = None  # the most examples of the outcome; None: any number
+    scores: tuple[str, ...] = ()  # of the outcome, beside its loss and its classes
     attempt: int | None = None  # at a round whose numbers are sealed; None: they are in the open
 
     @property
     def most_bytes(self) -> int:
         """No valid reply is longer."""
-        outcome = 0 if self.classes is None else OUTCOME.size + 4 * self.classes**2
+        outcome = 0 if self.classes is None else outcome_bytes(self.classes, self.scores)
         if self.attempt is not None:
             return 128 + MOST_MEMBERS * (4 + box_bytes(self.numbers))
         return 64 + 4 * self.numbers + (self.gradient_bytes or 0) + outcome
@@ -155,11 +157,10 @@ def _check_outcome(reply: Measured, expected: Expected) -> None:
         raise RefusedError("wrong kind", f"{wanted} expected, got {outcome}")
     if outcome is None:
         return
-    counted = int(outcome.confusion.sum()) if outcome.classes else outcome.examples
-    sound = 0 <= outcome.total <= LARGEST_LOSS * outcome.examples
-    sound = sound and outcome.examples == counted > 0
+    sound = is_sound(outcome, LARGEST_LOSS) and {*outcome.sums} == {*expected.scores}
     if outcome.classes != expected.classes or not sound:
-        raise RefusedError("bad outcome", f"of {expected.classes} classes expected, got {outcome}")
+        wanted = f"of {expected.classes} classes and scores {[*expected.scores]} expected"
+        raise RefusedError("bad outcome", f"{wanted}, got {outcome}")
     if expected.evaluated is not None and outcome.examples > expected.evaluated:
         detail = f"of at most {expected.evaluated} examples expected, got {outcome.examples}"
         raise RefusedError("bad outcome", detail)
@@ -281,11 +282,11 @@ class ReplyValidator:
         return list(unique.values())
 
     def _expect(self, round_: int, site: SiteRecord) -> Expected:
-        config, replica = self._run.config, self._run.oracle.replica
+        config, oracle = self._run.config, self._run.oracle
         plan = plan_of(config, round_, site.hello.can_backpropagate)
         numbers = config.zo.queries * config.training.local_steps * plan.measure
-        gradient_bytes = replica.codec.payload_bytes if plan.dense else None
-        classes = self._run.oracle.task.classes if self._requests.evaluates(round_) else None
+        gradient_bytes = oracle.replica.codec.payload_bytes if plan.dense else None
+        classes = oracle.task.classes if self._requests.evaluates(round_) else None
         before = plan.measure and compares(config)
         after = before and self._requests.compares(round_, site.id.slot)
         return Expected(
@@ -293,5 +294,6 @@ class ReplyValidator:
             loss=config.privacy.sends_loss,
             examples=site.hello.examples,
             evaluated=config.evaluation.blocks,
+            scores=getattr(oracle.task, "score_names", ()) if classes is not None else (),
             attempt=self._run.ledger.count_skips(round_) if config.privacy.is_sealed else None,
         )  # fmt: skip

@@ -61,7 +61,7 @@ class DataSettings(Section):
 
     task: str = option("language-modelling",
                        "language-modelling; classification by a head or by words after a prompt; "
-                       "instruction: responses to prompts; "
+                       "instruction: responses to prompts; generation: these, judged by writing; "
                        "multiple-choice: one of a question's own choices; regression: a number")
     label_words: str = option("", "a word for each class, with commas, in their order",
                               used_by="classification")

@@ -34,9 +34,9 @@ class DeferredProduct:
 class BatchedMode(ParameterMode):
     """Computes a batch (P·B, …) of P points with B examples each at θ + s_p·z_p, point by point.
 
-    It knows products, embeddings, norms, and products and sums with a vector. Any other function
-    of a trainable parameter is refused by name. The product with ``last`` is not computed but
-    stored in ``deferred``.
+    It knows products, embeddings, norms, and products and sums of a vector with a batch or a
+    number. Any other function of a trainable parameter is refused by name. The product with
+    ``last`` is not computed but stored in ``deferred``.
     """
 
     def __init__(
@@ -70,6 +70,8 @@ class BatchedMode(ParameterMode):
         if parameter is None or not reads_numbers(func):
             return func(*args, **named)
         result = NotImplemented
+        if func is Tensor.float and parameter.values.dtype == torch.float32:
+            return args[0]  # what it is already
         if func in ELEMENTWISE and not named and len(args) == 2:
             result = self._elementwise(ELEMENTWISE[func], *args)
         elif func in self._special:
@@ -189,9 +191,15 @@ class BatchedMode(ParameterMode):
         parameter = self.parameter(value)
         return value if parameter is None else self.parameters.stack(parameter)[:, None]
 
+    def _repeat(self, vectors: Tensor) -> Tensor:
+        """Each point's vector (P, 1, k) for each of its examples, (P·B, 1, k)."""
+        return vectors.repeat_interleave(self._batch, 0)
+
     def _elementwise(self, operation: Function, first: Any, second: Any) -> Any:  # noqa: ANN401
         """A vector times or plus a batch, on either side."""
         vector, x = (first, second) if self.parameter(first) is not None else (second, first)
+        if isinstance(x, (int, float)) and vector.dim() == 1:
+            return self._repeat(operation(self._vector(vector), x))
         if not isinstance(x, Tensor) or self.parameter(x) is not None or vector.dim() != 1:
             return NotImplemented
         flat = self.split(x)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from shared.base.errors import ConfigError
@@ -22,12 +22,13 @@ from shared.randomness.streams import Key
 
 TOLERANCE = 1e-4  # relative: losses that differ more were not computed point by point
 
+Each = Callable[[nn.Module, Tensor], Tensor]  # (module, rows (B, n)) -> losses (B,)
 Piece = tuple[int, slice, Tensor]  # logits (p, r, V): the first point, the rows, the numbers
 
 
 @dataclass
 class BatchedQueries:
-    """Losses of a causal language model at θ ± εz for several directions at once; θ is read only.
+    """Losses of a model at θ ± εz for several directions at once; θ is read only.
 
     Logits are made and used a chunk at a time, whatever the number of points. The first loss is
     compared with one measured alone: a module may mix the examples of a batch, or may use a
@@ -39,6 +40,7 @@ class BatchedQueries:
     directions: Directions
     perturber: Perturber
     begin: Callable[[Tensor], AbstractContextManager[None]] = lambda _: nullcontext()
+    each: Each | None = None  # losses of rows; None: of next tokens, logits made chunk by chunk
     _is_checked: bool = field(default=False, init=False)
 
     def losses(self, keys: Sequence[Key], eps: float, blocks: Tensor) -> Tensor:
@@ -58,21 +60,37 @@ class BatchedQueries:
         """
         parameters = perturb_all(self.directions, keys, scales, blocks.device)
         with torch.inference_mode():
-            sums = self._sums(parameters, blocks)
-        losses = sums / (blocks.shape[1] * (blocks.shape[2] - 1))
+            losses = self._means(parameters, blocks)
         if not self._is_checked:
             self._check(keys[0], scales[0], blocks[0], float(losses[0]))
         return losses
 
     def _check(self, key: Key, eps: float, blocks: Tensor, batched: float) -> None:
         with self.perturber.at(key, eps), self.begin(blocks):
-            alone = next_token_loss(self.model.module, blocks)
+            alone = self._alone(blocks)
         if abs(batched - alone) > TOLERANCE * abs(alone):
             raise ConfigError(
                 f"parallel-queries: {type(self.model.module).__name__} gives {batched} in a batch "
                 f"of directions and {alone} for that one alone; set parallel-queries = 1"
             )
         self._is_checked = True
+
+    def _alone(self, rows: Tensor) -> float:
+        """Mean loss of rows (B, n) at the module's parameters as they are."""
+        if self.each is None:
+            return next_token_loss(self.model.module, rows)
+        with torch.inference_mode():
+            return float(self.each(self.model.module, rows).mean())
+
+    def _means(self, parameters: BatchedParameters, blocks: Tensor) -> Tensor:
+        """Mean losses (P,) of blocks (P, B, n)."""
+        if self.each is None:
+            sums = self._sums(parameters, blocks)
+            return sums / (blocks.shape[1] * (blocks.shape[2] - 1))
+        rows = blocks.flatten(0, 1)
+        with self.begin(rows), BatchedMode(parameters, self._known, blocks.shape[1], None):
+            losses = self.each(self.model.module, rows)
+        return losses.view(len(blocks), -1).mean(1)
 
     def _sums(self, parameters: BatchedParameters, blocks: Tensor) -> Tensor:
         """Summed losses (P,) of blocks (P, B, T).

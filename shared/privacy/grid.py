@@ -32,10 +32,11 @@ def to_grid(numbers: NDArray[np.float64], clip: float) -> NDArray[np.int64]:
     if not 0 < clip < np.inf:
         raise ConfigError(f"privacy-clip: a number above 0 expected, got {clip!r}")
     finite = np.where(np.isfinite(numbers).all(0), numbers, 0.0)
-    peaks = np.maximum(np.abs(finite).max(0, initial=0.0), clip)  # squares stay finite
-    norms = np.sqrt(((finite / peaks) ** 2).sum(0)) * peaks
-    shrink = np.minimum(1.0, clip / np.maximum(norms, clip))
-    steps = np.trunc(finite / clip * shrink * CLIP_STEPS).astype(np.int64)
+    peaks = np.maximum(np.abs(finite).max(0, initial=0.0), clip)
+    parts = finite / peaks  # at most 1: squares stay finite
+    with np.errstate(over="ignore", divide="ignore"):  # the other of the two is finite
+        factors = np.minimum(peaks / clip, 1 / np.sqrt((parts**2).sum(0)))
+    steps = np.trunc(parts * factors * CLIP_STEPS).astype(np.int64)
     return _toward_zero_until_inside(steps)
 
 

@@ -24,6 +24,11 @@ class ProblemTask:
     table: ExampleTable
     classes: int = 0
 
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The names of the problem's metrics."""
+        return tuple(self.problem.metrics)
+
     def batch(self, module: nn.Module, rows: Tensor) -> Any:  # noqa: ANN401
         """The examples of rows (B, 1) on the module's device, floats in its parameters' dtype."""
         parameter = next(module.parameters())

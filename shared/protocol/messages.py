@@ -4,7 +4,7 @@ import json
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 from shared.base.errors import WireError
 from shared.base.metrics import EvalSums
 from shared.protocol.frames import LENGTH, close_frame, magic_of, open_frame
+from shared.protocol.outcomes import (
+    decode_outcome,
+    decode_sums,
+    encode_outcome,
+    outcome_bytes,
+    sums_bytes,
+)
 from shared.protocol.sealed_messages import MAGIC_SEALED, Sealed, decode_sealed, encode_sealed
 
 # request:  | magic u16 | flags u16 | round u32 | entries u32 | learning rate f64 | digest 16 |
@@ -19,14 +26,13 @@ from shared.protocol.sealed_messages import MAGIC_SEALED, Sealed, decode_sealed,
 #           crc32 u32
 # measured: | magic u16 | flags u16 | round u32 | numbers u32 | examples u32 | loss f32 |
 #           seconds f32 | digest 16 | numbers x f32 | if flagged: before f32 | if flagged: after f32
-#           | if flagged: outcome | if flagged: gradient, encoded | crc32 u32
+#           | if flagged: outcome | if flagged: sums (outcomes.py) | if flagged: gradient, encoded
+#           | crc32 u32
 #           a loss that is NaN was not sent; seconds are 0 where privacy is on
-# outcome:  | total f64 | examples u32 | classes u32 | classes x classes x u32 |
 # behind:   | magic u16 | reason u16 | round u32 | crc32 u32                        little-endian
 REQUEST = struct.Struct("<HHIId16s16s16s")
 MEASURED = struct.Struct("<HHIIIff16s")
 BEHIND = struct.Struct("<HHI")
-OUTCOME = struct.Struct("<dII")
 LOSS, ATTEMPT = struct.Struct("<f"), struct.Struct("<I")
 MAGIC_REQUEST, MAGIC_MEASURED, MAGIC_BEHIND = 0xDE11, 0xDE12, 0xDE13
 RESET = 1  # flag: start again from the base model, or from the snapshot that comes along
@@ -35,8 +41,8 @@ COMPARE = 4  # flag: measure the batch of the step that was taken last as well
 ATTEMPT_FOLLOWS = 8  # flag: the round was skipped that often; numbers are sealed anew
 GRADIENT, OUTCOME_FOLLOWS = 1, 2  # flags: the reply ends with a gradient, holds an outcome
 BEFORE_FOLLOWS, AFTER_FOLLOWS = 4, 8  # flags: the reply holds these losses
+SUMS_FOLLOW = 16  # flag: the outcome has scores beside its loss and its classes
 NOT_SENT = math.nan  # a loss on the wire that the site keeps to itself
-MOST_CLASSES = 1 << 12
 UNKNOWN = bytes(16)  # a request's digest if the server's own replica is not at the round
 MISSING, DIVERGED = 0, 1  # reasons of a site that is behind: entries lack, digests differ
 LONGEST_HELLO, LONGEST_TEXT = 4096, 200  # bytes of an introduction, characters of its texts
@@ -167,7 +173,7 @@ def encode_reply(reply: Measured | Behind | Sealed) -> bytes:
         reply.seconds,
         reply.digest,
     )
-    numbers, outcome = reply.differences.astype("<f4").tobytes(), _encode_outcome(reply.outcome)
+    numbers, outcome = reply.differences.astype("<f4").tobytes(), encode_outcome(reply.outcome)
     losses = b"".join(LOSS.pack(x) for x in (reply.before, reply.after) if x is not None)
     return close_frame(header + numbers + losses + outcome + reply.gradient)
 
@@ -178,6 +184,7 @@ def _flags(reply: Measured) -> int:
         | OUTCOME_FOLLOWS * (reply.outcome is not None)
         | BEFORE_FOLLOWS * (reply.before is not None)
         | AFTER_FOLLOWS * (reply.after is not None)
+        | SUMS_FOLLOW * (reply.outcome is not None and bool(reply.outcome.sums))
     )
 
 
@@ -199,8 +206,12 @@ def decode_reply(data: bytes) -> Measured | Behind | Sealed:
     end += LOSS.size * (before is not None)
     after = _decode_loss(body, end) if flags & AFTER_FOLLOWS else None
     end += LOSS.size * (after is not None)
-    outcome = _decode_outcome(body, end) if flags & OUTCOME_FOLLOWS else None
-    end += _outcome_bytes(outcome)
+    outcome = decode_outcome(body, end) if flags & OUTCOME_FOLLOWS else None
+    if outcome is not None:
+        end += outcome_bytes(outcome.classes)
+    if outcome is not None and flags & SUMS_FOLLOW:
+        outcome = replace(outcome, sums=decode_sums(body, end))
+        end += sums_bytes(outcome.sums)
     if len(body) < end or (len(body) > end) != bool(flags & GRADIENT):
         raise WireError(
             f"{numbers} numbers expected, got {len(body) - MEASURED.size} bytes of them"
@@ -221,28 +232,6 @@ def _decode_loss(body: bytes, at: int) -> float:
         raise WireError(f"a loss of {LOSS.size} bytes expected, got {len(body) - at}")
     loss: float = LOSS.unpack_from(body, at)[0]
     return loss
-
-
-def _outcome_bytes(outcome: EvalSums | None) -> int:
-    return OUTCOME.size + 4 * outcome.confusion.size if outcome is not None else 0
-
-
-def _encode_outcome(outcome: EvalSums | None) -> bytes:
-    if outcome is None:
-        return b""
-    header = OUTCOME.pack(outcome.total, outcome.examples, len(outcome.confusion))
-    return header + outcome.confusion.astype("<u4").tobytes()
-
-
-def _decode_outcome(body: bytes, at: int) -> EvalSums:
-    if len(body) < at + OUTCOME.size:
-        raise WireError(f"an outcome of {OUTCOME.size} bytes expected, got {len(body) - at}")
-    total, examples, classes = OUTCOME.unpack_from(body, at)
-    first = at + OUTCOME.size
-    if classes > MOST_CLASSES or len(body) < first + 4 * classes**2:
-        raise WireError(f"{classes} classes expected, got {len(body) - first} bytes of them")
-    counts = np.frombuffer(body, "<u4", classes**2, first).astype(np.int64)
-    return EvalSums(total, examples, counts.reshape(classes, classes))
 
 
 def encode_hello(hello: Hello) -> bytes:

@@ -16,9 +16,9 @@ from shared.config.schema import Config
 from shared.data.conversations import turns_of
 from shared.data.documents import Documents
 from shared.data.examples import Examples, rows_of_groups
+from shared.generation.chat import ChatForm, chat_form
 from shared.models.model import LanguageModel
 from shared.models.next_token import logits
-from shared.tasks.chat import ChatForm, chat_form
 from shared.tasks.scored_tokens import mark_scored, response_losses, targets_of, tokens_of
 from shared.tasks.task import TASKS
 

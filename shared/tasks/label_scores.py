@@ -46,8 +46,9 @@ class LabelScores:
     def _on(self, device: torch.device) -> list[ContinuationTree]:
         """The labels' trees, each of at most MOST_NODES nodes, stored on the device once."""
         if device not in self._trees:
-            trees = [ContinuationTree.of(part) for part in self._divide()]
-            self._trees[device] = [tree.to(device) for tree in trees]
+            with torch.inference_mode(False):  # backpropagation could not save its tensors
+                trees = [ContinuationTree.of(part).to(device) for part in self._divide()]
+            self._trees[device] = trees
         return self._trees[device]
 
     def _divide(self) -> list[list[Tokens]]:

@@ -7,6 +7,8 @@ from shared.config.text_section import CONVERSED, TextSettings
 
 ANYWHERE = ("sample_prompts", "sample_tokens", "temperature", "top_p", "stop_words")
 
+WRITING = ("language-modelling", *CONVERSED)
+
 
 def check_text(c: Config) -> None:
     """Refuse settings of conversations for a task that has none, and what packing excludes.
@@ -16,6 +18,12 @@ def check_text(c: Config) -> None:
     """
     if c.data.task not in CONVERSED:
         _check_unused(c)
+    if c.text.sample_prompts and (c.model.app or c.data.task not in WRITING):
+        what = f"app {c.model.app!r}" if c.model.app else f"task {c.data.task!r}"
+        raise ConfigError(
+            f"sample-prompts with {what}: nothing is written there; use task "
+            f"{', '.join(WRITING)}, or leave the setting out"
+        )
     if c.text.packing and c.data.task != "instruction":
         raise ConfigError(
             f"packing with task {c.data.task!r}: rows of several conversations have no response "

@@ -19,12 +19,12 @@ from shared.data.examples import Examples
 from shared.data.hold_out import hold_out
 from shared.data.partition_rules import partition
 from shared.data.resolve import documents_of
+from shared.generation.chat import chat_form
 from shared.models.model import LanguageModel
 from shared.models.tokenizers import ByteTokenizer
 from shared.problem.load import load_problem
 from shared.problem.problem import Site
 from shared.problem.table import NO_EXAMPLES
-from shared.tasks.chat import chat_form
 from shared.tasks.class_names import number_classes
 from shared.tasks.classification import label_words
 from shared.tasks.task import task_of

@@ -28,6 +28,8 @@ from shared.optimizers.gradient import add_scaled_
 from shared.problem.model import ProblemModel
 from shared.problem.task import ProblemTask
 from shared.replica.replica import Replica
+from shared.tasks.generation import Generation
+from shared.tasks.language_modelling import LanguageModelling
 from shared.tasks.task import Task
 from shared.training.problem_trial import ProblemTrial
 from shared.training.start import (
@@ -132,7 +134,11 @@ class Oracle:
     def parallel(self) -> BatchedQueries:
         """Measures several directions in one forward pass."""
         return BatchedQueries(
-            self.replica.model, self.replica.directions, self.perturber, self.kept.at
+            self.replica.model,
+            self.replica.directions,
+            self.perturber,
+            self.kept.at,
+            None if isinstance(self.task, LanguageModelling) else self.task.each,
         )
 
     def loss(self, rows: Tensor) -> float:
@@ -174,8 +180,12 @@ class Oracle:
 
     def outcome(self, rows: Tensor) -> EvalSums:
         """Loss and scores of a batch of the task's rows, at the model's current parameters."""
+        module, on_device = self.language_model.module, self._to_device(rows)
         with torch.inference_mode(), self.kept.at(rows):
-            return self.task.outcome(self.language_model.module, self._to_device(rows))
+            outcome = self.task.outcome(module, on_device)
+        if isinstance(self.task, Generation):  # writes token by token, which no cut knows
+            return replace(outcome, sums=self.task.text_sums(module, on_device))
+        return outcome
 
     @cached_property
     def is_linear(self) -> bool:

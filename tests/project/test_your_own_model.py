@@ -6,13 +6,20 @@ import os
 import re
 import runpy
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from machines import Federation
 from pages import ROOT
+from processes import of_flower_home
+from three_nodes import partition
 
+from dandelion.engines.flower_simulation import flower_environment, free_port
 from shared.problem.load import load_problem
 from shared.training.oracle import Oracle
 from shared.training.validate import configure
@@ -119,3 +126,83 @@ def test_the_network_of_the_example_has_28938_parameters(monkeypatch):
     assert load_problem("digits:problem").problem.metrics.keys() == {"accuracy"}
     oracle = Oracle.of(configure({"app": "digits:problem"}))
     assert oracle.replica.model.layout.parameters == 28938
+
+
+SMALL = {
+    "app": "digits:problem", "partitioner": "iid", "num-clients": 3, "num-rounds": 3,
+    "queries": 2, "zo-batch-size": 8, "eval-blocks": 50, "snapshot-interval": 0,
+}  # fmt: skip
+
+
+def pairs(settings):
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+def digest(run):
+    return json.loads((run / "summary.json").read_text())["digest"]
+
+
+@pytest.fixture
+def example(tmp_path):
+    """A copy of the example, as a user has it."""
+    return Path(shutil.copytree(EXAMPLE, tmp_path / "example"))
+
+
+def flwr_run(app, home):
+    """Run the folder as a Flower app, with the small settings."""
+    table = "".join(f"{k} = {json.dumps(v)}\n" for k, v in (SMALL | {"run-name": "app"}).items())
+    table += f"output-dir = {json.dumps(str(app / 'runs'))}\n"
+    project = (app / "pyproject.toml").read_text().partition("[tool.flwr.app.config]\n")[0]
+    (app / "pyproject.toml").write_text(f"{project}[tool.flwr.app.config]\n{table}")
+    port = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
+    command = [Path(sys.executable).parent / "flwr", "run", ".", "--stream"]
+    command += ["--federation-config", "num-supernodes=3 client-resources-num-cpus=1"]
+    try:
+        done = subprocess.run(
+            command, cwd=app, env=flower_environment(home) | port, capture_output=True,
+            text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert (app / "runs" / "app" / "summary.json").exists(), done.stdout + done.stderr
+    finally:
+        for pid in of_flower_home(home / "flwr"):
+            os.kill(pid, signal.SIGKILL)
+
+
+def separate_machines(app, folder):
+    """Run it by a server and three sites over TLS; return the folder of the run."""
+    federation = Federation(folder)
+    try:
+        federation.up()
+        for number in range(3):
+            federation.join(f"n{number}", *partition(number), "--app-dir", str(app))
+        more = {"min-sites": 3, "min-replies": 3, "app-dir": str(app), "round-timeout": 300}
+        run = federation.run("machines", {**SMALL, **more})
+        assert run.wait(400) == 0, federation.output_of("machines")
+    finally:
+        federation.end()
+    return federation.runs / "machines"
+
+
+@pytest.mark.deployment
+def test_the_example_has_one_digest_on_all_four_engines(mnist, example, tmp_path):
+    dandelion(["run", "--name", "local", *pairs(SMALL)], example)
+    dandelion(["run", "--name", "flower", "--engine", "flower", *pairs(SMALL)], example)
+    flwr_run(example, tmp_path / "home")
+    runs = [example / "runs" / name for name in ("flower", "app")]
+    runs.append(separate_machines(example, tmp_path))
+    local = digest(example / "runs" / "local")
+    assert [digest(run) for run in runs] == [local] * 3
+    for run in runs:
+        dandelion(["ledger", "verify", str(run)], example)
+
+
+@pytest.mark.deployment
+def test_the_example_is_resumed_and_compared(mnist, example):
+    dandelion(["run", "--name", "whole", *pairs(SMALL | {"num-rounds": 4})], example)
+    dandelion(["run", "--name", "half", *pairs(SMALL | {"num-rounds": 2})], example)
+    dandelion(["run", "--resume", "runs/half", "--set", "num-rounds=4"], example)
+    assert digest(example / "runs" / "half") == digest(example / "runs" / "whole")
+    words = ["compare", "--methods", "zo,fo", "--rates", "1", "--name", "both", *pairs(SMALL)]
+    dandelion(words, example)
+    rows = json.loads((example / "runs" / "both" / "comparison.json").read_text())["methods"]
+    assert [row["name"] for row in rows] == ["zo", "fo"]

@@ -51,7 +51,7 @@ def encoder_decoder():
     torch.manual_seed(0)
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
     config = transformers.T5Config(
-        vocab_size=SIZES["vocab_size"], decoder_start_token_id=0, **sizes
+        vocab_size=SIZES["vocab_size"], decoder_start_token_id=0, eos_token_id=3, **sizes
     )
     return transformers.T5ForConditionalGeneration(config)
 
@@ -59,7 +59,7 @@ def encoder_decoder():
 def saved(folder, family):
     """A folder with a model of a family and a tokenizer of words."""
     if family == "t5":
-        return small_models.saved(folder, encoder_decoder(), framed=False)
+        return small_models.saved(folder, encoder_decoder(), framed=True)
     if family in ENCODERS:
         return small_models.saved(folder, encoder(family), framed=True)
     return small_models.saved(folder, causal_model(family), framed=False)

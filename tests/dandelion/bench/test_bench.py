@@ -48,6 +48,8 @@ def test_frozen_parts_are_timed_both_ways(monkeypatch):
     tiny |= {"num_attention_heads": 2, "vocab_size": 30000}
     tiny_encoder = BertForSequenceClassification(BertConfig(**tiny))
     monkeypatch.setattr(prefix_cache, "encoder", lambda: tiny_encoder)
+    monkeypatch.setattr(prefix_cache, "QUERIES", 2)
+    monkeypatch.setattr(prefix_cache, "LENGTH", 16)
     rows = prefix_cache.prefix_cache(repeats=1)
     scopes = [row.name.split(", ")[1] for row in rows[::2]]
     assert scopes == [f"scope {name}" for name in prefix_cache.SCOPES]

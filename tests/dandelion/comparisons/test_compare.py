@@ -18,7 +18,7 @@ from dandelion.comparisons.curves import (
     smooth,
     verdicts,
 )
-from dandelion.comparisons.methods import METHODS, PRESETS, configurations, rates_around
+from dandelion.comparisons.methods import METHODS, SUITES, configurations, rates_around
 from dandelion.comparisons.presentation import page
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.base.files import code_digest
@@ -73,7 +73,7 @@ def test_the_original_protocol_costs_full_parameters_down(comparisons):
 
 
 def test_a_budget_of_forwards_stops_every_method_at_about_as_many(tmp_path):
-    comparison, _ = run(tmp_path, "--preset", "three-modes", "--forwards", "8")
+    comparison, _ = run(tmp_path, "--suite", "three-modes", "--forwards", "8")
     assert [row["totals"]["forwards"] for row in comparison["methods"]] == [9, 9, 11]
     assert [row["totals"]["round"] for row in comparison["methods"]] == [3, 3, 2]
 
@@ -158,13 +158,19 @@ def test_where_first_order_methods_win_is_said_first_and_who_never_arrives_last(
     assert said[-1] == "late never reached a loss of 3.000"
 
 
-def test_presets_are_the_original_experiments():
+def test_suites_are_the_original_experiments():
     merged = configurations("", "merged", [], {})
     assert [c.zo.query_data for c in merged.values()] == ["fresh", "shared", "same"]
     assert all(c.bp.split_data for c in merged.values())
     assert [c.training.mode for c in configurations("", "three-modes", [], {}).values()] == [
         "fo", "zo", "instruct"]  # fmt: skip
-    assert set(PRESETS) == {"merged", "three-modes"}
+    assert set(SUITES) == {"merged", "three-modes"}
+
+
+def test_a_preset_gives_every_method_its_task():
+    configs = configurations("zo,fo", "", ["preset=rotten-tomatoes"], {})
+    assert {c.data.dataset for c in configs.values()} == {"rotten-tomatoes"}
+    assert configs["fo"].optimizer.name == "adam"  # a method's own settings win
 
 
 def test_a_setting_may_be_of_one_method():
@@ -177,7 +183,7 @@ def test_a_setting_may_be_of_one_method():
     ("methods", "pairs", "error", "text"),
     [
         ("zo,sgd", [], UnknownNameError, "unknown method 'sgd'"),
-        ("", [], ConfigError, "--methods or --preset expected"),
+        ("", [], ConfigError, "--methods or --suite expected"),
         ("zo", ["fo:seed=1"], UnknownNameError, "unknown method 'fo'; known: zo"),
         ("zo", ["seed"], ConfigError, "method:key=value expected, got 'seed'"),
     ],

@@ -9,10 +9,17 @@ from typer.testing import CliRunner
 
 from dandelion.cli.app import app
 from dandelion.engines.local import run_local
-from server.tracking.tensorboard import crc32c, event, record
+from server.tracking.tensorboard import crc32c, event, record, text_event
 
 FIELDS = {
-    "Value": [("tag", 1, "STRING", ""), ("simple_value", 2, "FLOAT", "")],
+    "Plugin": [("plugin_name", 1, "STRING", "")],
+    "Metadata": [("plugin_data", 1, "MESSAGE", "Plugin")],
+    "Dim": [("size", 1, "INT64", "")],
+    "Shape": [("dim", 2, "MESSAGE", "Dim")],
+    "Tensor": [("dtype", 1, "INT32", ""), ("tensor_shape", 2, "MESSAGE", "Shape"),
+               ("string_val", 8, "BYTES", "")],
+    "Value": [("tag", 1, "STRING", ""), ("simple_value", 2, "FLOAT", ""),
+              ("tensor", 8, "MESSAGE", "Tensor"), ("metadata", 9, "MESSAGE", "Metadata")],
     "Summary": [("value", 1, "MESSAGE", "Value")],
     "Event": [("wall_time", 1, "DOUBLE", ""), ("step", 2, "INT64", ""),
               ("file_version", 3, "STRING", ""), ("summary", 5, "MESSAGE", "Summary")],
@@ -58,8 +65,18 @@ def test_an_event_is_read_by_protobuf_as_it_was_meant(reader):
     assert reader.FromString(event(2.0)).file_version == "brain.Event:2"
 
 
+def test_a_text_is_read_by_protobuf_as_one_string_of_the_plugin_text(reader):
+    decoded = reader.FromString(text_event(1.5, 7, "samples", "schön"))
+    (value,) = decoded.summary.value
+    assert (decoded.step, value.tag) == (7, "samples")
+    assert value.metadata.plugin_data.plugin_name == "text"
+    assert value.tensor.dtype == 7  # DT_STRING of TensorFlow's types.proto
+    assert value.tensor.tensor_shape.dim.size == 1
+    assert value.tensor.string_val.decode() == "schön"
+
+
 def test_every_round_and_evaluation_of_a_run_is_written(tmp_path, reader):
-    folder = run_local(config(tmp_path, eval_interval=1))
+    folder = run_local(config(tmp_path, eval_interval=1, sample_prompts="def", sample_tokens=2))
     done = CliRunner().invoke(app, ["tensorboard", str(folder)])
     assert done.exit_code == 0, done.exception
     (file,) = (folder / "tensorboard").glob("events.out.tfevents.*")
@@ -67,5 +84,6 @@ def test_every_round_and_evaluation_of_a_run_is_written(tmp_path, reader):
     assert first.file_version == "brain.Event:2"
     losses = [e.step for e in rest if e.summary.value[0].tag == "round/loss"]
     held_out = [e.step for e in rest if e.summary.value[0].tag == "held out/loss"]
+    texts = [e.step for e in rest if e.summary.value[0].tag == "samples"]
     assert losses == [1, 2, 3]
-    assert held_out == [0, 1, 2, 3]
+    assert held_out == texts == [0, 1, 2, 3]

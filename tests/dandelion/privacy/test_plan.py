@@ -50,7 +50,7 @@ def test_a_trial_of_a_promise_pays_for_no_data_of_this_user(tmp_path, monkeypatc
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     small = {**SMALL, "num-rounds": 1, "privacy-clip": 8, "local-steps": 1, "zo-batch-size": 2}
     config = Config({**small, "output-dir": str(tmp_path)})
-    (row,) = plan_noise(config, 100, [8.0])
+    (row,) = plan_noise(config, 100, [1.0])
     assert plan_accuracy(config, row, tmp_path / "trial").loss > 0
     assert (tmp_path / "trial" / "state" / "dandelion" / "privacy" / "budget.sqlite").exists()
     assert not (tmp_path / "state").exists()

@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 from contextlib import closing
 
+import numpy as np
 import pytest
 from federation import config
 from typer.testing import CliRunner
@@ -18,6 +20,9 @@ from server.ledger.records import LEFT_OUT, Refusal
 from server.ledger.run_folder import LEDGER, read_config
 from server.pages.facts import privacy_rows, setting_rows
 from server.pages.run_page import run_page
+from server.pages.sections import show_privacy
+from server.reporting.class_choices import ClassChoices
+from shared.config.schema import Config
 from shared.privacy.accounting import Rounds, epsilon_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -75,6 +80,20 @@ def test_what_peers_sent_is_text(folder):
 def test_refusals_of_one_kind_are_one_row(folder):
     row = re.search(r"<td>bad reply</td>(.*?)</tr>", text_of(folder))[1]
     assert row.startswith('<td class="number">2</td><td class="number">2</td>')
+
+
+def test_classes_are_a_table_and_a_picture_in_the_page(folder, tmp_path):
+    run = shutil.copytree(folder, tmp_path / "run")
+    assert "Classes" not in text_of(run)
+    names = ["good", "<b>bad"]
+    choices = ClassChoices(names, np.array([[3, 1], [0, 4]]))
+    choices.write(run)
+    choices.draw(run)
+    text = text_of(run)
+    assert '<td class="number">0.75</td>' in text
+    assert "&lt;b&gt;bad" in text
+    png = re.search(r'<img src="data:image/png;base64,([^"]+)" alt="[^"]+', text)[1]
+    assert b64decode(png) == (run / "confusion.png").read_bytes()
 
 
 def test_the_report_loads_nothing(folder):
@@ -143,3 +162,11 @@ def test_a_browser_shows_it_and_complains_of_nothing(folder, tmp_path, width):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_of_sealed_sums_no_cost_is_computed(folder):
+    with closing(LedgerReader.open(folder / LEDGER)) as ledger:
+        text = show_privacy(ledger, Config({"privacy": "shared"})).html
+    assert "privacy = shared: the server saw sums of sites alone" in text
+    assert "without noise" not in text
+    assert "ε" not in text

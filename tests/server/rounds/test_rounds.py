@@ -154,7 +154,7 @@ def test_a_message_that_flower_cannot_push_is_not_waited_for(tmp_path, without):
 
 def test_a_site_with_other_code_does_not_measure_for_this_server(tmp_path, monkeypatch):
     chosen = config(tmp_path, max_skipped_rounds=1)
-    monkeypatch.setattr("client.app.source_digest", lambda *_: b"other code......")
+    monkeypatch.setattr("client.site.in_process_work.source_digest", lambda *_: b"other code......")
     with pytest.raises(StalledError):
         federate(chosen)
     with ledger_of(chosen) as ledger:

@@ -174,9 +174,9 @@ def test_a_function_without_a_batched_form_is_refused_by_name(change, name):
         odd(change).losses(KEYS, EPS, blocks_of(5))
 
 
-def test_a_model_whose_norms_have_no_batched_form_is_refused():
-    with pytest.raises(ConfigError, match=r"input_layernorm\.weight"):
-        compare(built("gemma"), "lowrank", blocks_of(2))
+def test_a_model_whose_norms_add_one_to_their_gains_is_batched():
+    losses, expected = compare(built("gemma"), "lowrank", blocks_of(5))
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
 
 
 def test_a_module_that_mixes_the_examples_of_a_batch_is_refused():

@@ -13,10 +13,10 @@ from dandelion.engines.local import run_local
 from shared.base.errors import ConfigError, DataError
 from shared.data.conversations import exchange, to_json
 from shared.data.documents import Documents
+from shared.generation.chat import chat_form
 from shared.models.load import load_model
 from shared.models.tokenizers import ByteTokenizer
 from shared.replica.replica import digest_of
-from shared.tasks.chat import chat_form
 from shared.tasks.instruction import Instruction
 from shared.tasks.scored_tokens import SCORED, split_row, targets_of, tokens_of
 from shared.training.corpus import Corpus

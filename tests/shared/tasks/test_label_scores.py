@@ -100,6 +100,17 @@ def test_scores_have_the_slopes_of_their_differences():
     assert measured == pytest.approx((slope * direction).sum().item(), rel=0.02)
 
 
+def test_labels_that_were_evaluated_first_can_be_backpropagated():
+    module, labels = families.causal_model("llama"), LabelScores(((5, 6), (5, 7)), False)
+    tokens, lengths = torch.randint(4, 16, (2, 5)), torch.tensor([5, 2])
+    with torch.inference_mode():
+        evaluated = labels(module, tokens, lengths)
+    scores = labels(module, tokens, lengths)
+    scores.sum().backward()
+    assert torch.allclose(scores, evaluated)
+    assert module.model.embed_tokens.weight.grad.any()
+
+
 # --- which labels are scored whole
 
 

@@ -6,8 +6,8 @@ from small_models import VOCABULARY, tokenizer
 
 from shared.base.errors import DataError
 from shared.data.conversations import exchange
+from shared.generation.chat import PlainForm, TemplateForm, chat_form
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
-from shared.tasks.chat import PlainForm, TemplateForm, chat_form
 
 END = VOCABULARY["[SEP]"]
 TURNS = exchange("the film", "was good")
