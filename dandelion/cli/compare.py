@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dandelion.cli.console import FolderNameOption, JsonOption, say, show_json, show_table
-from dandelion.settings.command_options import common_settings, merge_common
+from dandelion.settings.command_options import check_common, common_settings
 from shared.base.options import Value
 
 
@@ -44,7 +44,9 @@ def compare(  # noqa: PLR0913, PLR0917  (options of a command)
     budget = Budget(seconds, forwards)
     plan = ComparisonPlan(names, suite, target_loss, budget, rates, name)
     rows = rows_of(names, suite)
-    given = [read_pair(text, rows) for text in merge_common(settings or [], common)]
+    check_common(settings or [], common)
+    given = [read_pair(text, rows) for text in settings or []]
+    given += [("", key, value) for key, value in common.items()]
     comparison, files = run_comparison(plan, given, say)
     if as_json:
         return show_json(comparison)

@@ -3,11 +3,13 @@
 import base64
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -81,16 +83,21 @@ class OneMessage:
 
 
 @pytest.fixture
-def runtime(tmp_path, monkeypatch):
-    """Sockets and stores of this test alone; workers of it are ended with it."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    yield tmp_path
-    for lock in (tmp_path / "dandelion").glob("*.lock"):
+def runtime(monkeypatch):
+    """Sockets and stores of this test alone; workers of it are ended with it.
+
+    The folder's name is short, as that of a socket has to be.
+    """
+    folder = Path(tempfile.mkdtemp())
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+    yield folder
+    for lock in (folder / "dandelion").glob("*.lock"):
         if (lock_file := take_lock(lock)) is None:
             os.kill(int(lock.read_text()), signal.SIGKILL)
         else:
             lock_file.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def node(number: int = 0, **more: object) -> dict[str, object]:

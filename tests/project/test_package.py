@@ -136,5 +136,5 @@ def test_the_installed_wheel_trains_in_flowers_simulation(installed, tmp_path):
 
 @pytest.mark.slow
 def test_the_shell_completes_the_commands(installed, tmp_path):
-    command = installed / "dandelion"
-    assert "_DANDELION_COMPLETE" in run_outside(tmp_path, command, "--show-completion", "bash")
+    command = ("env", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION=1", installed / "dandelion")
+    assert "_DANDELION_COMPLETE" in run_outside(tmp_path, *command, "--show-completion", "bash")

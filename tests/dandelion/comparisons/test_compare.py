@@ -18,7 +18,14 @@ from dandelion.comparisons.curves import (
     smooth,
     verdicts,
 )
-from dandelion.comparisons.methods import METHODS, SUITES, configurations, rates_around
+from dandelion.comparisons.methods import (
+    METHODS,
+    SUITES,
+    configurations,
+    configure_methods,
+    rates_around,
+    rows_of,
+)
 from dandelion.comparisons.presentation import page
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.base.files import code_digest
@@ -168,9 +175,16 @@ def test_suites_are_the_original_experiments():
 
 
 def test_a_preset_gives_every_method_its_task():
-    configs = configurations("zo,fo", "", ["preset=rotten-tomatoes"], {})
+    given = [("", "preset", "rotten-tomatoes")]
+    configs = configure_methods(rows_of(["zo", "fo"], ""), given, {})
     assert {c.data.dataset for c in configs.values()} == {"rotten-tomatoes"}
     assert configs["fo"].optimizer.name == "adam"  # a method's own settings win
+
+
+def test_a_preset_that_is_none_is_refused_by_the_command():
+    done = CliRunner().invoke(app, ["compare", "--methods", "zo", "--preset", "tomatoes"])
+    assert isinstance(done.exception, UnknownNameError)
+    assert "rotten-tomatoes" in str(done.exception)
 
 
 def test_a_setting_may_be_of_one_method():
