@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from server.reporting.report import Report
 from server.run import serve
+from shared.base.errors import interruption_of
 from shared.config.schema import Config
 from shared.protocol.flower_records import unpack
 from shared.training.feature_scaling import resolve_feature_scaling
@@ -100,6 +101,8 @@ class LocalGrid(Grid):
                 copy_message(message), self._contexts[message.metadata.dst_node_id]
             )
         except Exception as failure:  # the process boundary: a SuperNode reports these as errors
+            if (stop := interruption_of(failure)) is not None:
+                raise stop from None
             reason = f"{type(failure).__name__}: {failure}"
             reply = Message(Error(code=ERROR_IN_CLIENT, reason=reason), reply_to=message)
         self._inbox[name] = copy_message(reply)

@@ -8,6 +8,7 @@ from pathlib import Path
 from server.ledger.reader import LedgerReader
 from server.tracking.points import LedgerPoints
 from server.tracking.tracker import TRACKERS, TrackedRun, Tracker
+from shared.base.errors import interruption_of
 from shared.config.schema import Config
 
 LOG = logging.getLogger("dandelion")
@@ -85,6 +86,8 @@ class _Feed:
         try:
             yield
         except Exception as error:  # whatever a library raises: the run goes on
+            if (stop := interruption_of(error)) is not None:
+                raise stop from None
             self._points = None
             LOG.warning(
                 "tracker %s failed and gets no more rounds: %s: %s",

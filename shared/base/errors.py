@@ -62,3 +62,19 @@ class PolicyError(DandelionError):
 
 class BudgetError(DandelionError):
     """A site's secret or budget is missing, damaged, rolled back, or open to other users."""
+
+
+def interruption_of(error: BaseException) -> BaseException | None:
+    """The ^C or the exit during which an error was raised, if any.
+
+    A signal raises in the middle of anything, and what is then left half done may fail as well:
+    whoever goes on after an error must not go on after this one.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, KeyboardInterrupt | SystemExit):
+            return cause
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return None
