@@ -13,6 +13,7 @@ from typing import Any
 from dandelion.sweeps.cells import CellFiles
 from dandelion.sweeps.grid import Cell, check_key, name_of
 from shared.base.errors import ConfigError
+from shared.base.extras import import_extra
 from shared.base.options import Value
 from shared.training.components import option_of, parse
 
@@ -92,10 +93,7 @@ class SearchedCells:
     seed: int
 
     def __post_init__(self) -> None:
-        try:
-            import optuna
-        except ImportError as error:
-            raise ConfigError("--search needs Optuna: pip install 'dandelion[search]'") from error
+        optuna = import_extra("search", "--search", "optuna")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._searches = [
             _Search(

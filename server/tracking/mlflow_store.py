@@ -2,11 +2,10 @@
 
 import os
 import time
-from importlib import import_module
 from typing import Any
 
 from server.tracking.tracker import TRACKERS, TrackedPoint, TrackedRun
-from shared.base.errors import ConfigError
+from shared.base.extras import import_extra
 
 EXPERIMENT = "dandelion"  # unless MLFLOW_EXPERIMENT_NAME says another
 FOLDER = "mlruns"
@@ -24,13 +23,8 @@ class MlflowStore:
 
     def __init__(self) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        try:
-            self._mlflow: Any = import_module("mlflow")
-            self._entities: Any = import_module("mlflow.entities")
-        except ImportError as error:
-            raise ConfigError(
-                "trackers = mlflow: install it with pip install 'dandelion[mlflow]'"
-            ) from error
+        self._mlflow = import_extra("mlflow", "trackers = mlflow", "mlflow")
+        self._entities = import_extra("mlflow", "trackers = mlflow", "mlflow.entities")
         self._client: Any = None
         self._id = ""
 

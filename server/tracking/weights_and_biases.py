@@ -2,13 +2,12 @@
 
 import netrc
 import os
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from server.tracking.tracker import TRACKERS, TrackedPoint, TrackedRun
-from shared.base.errors import ConfigError
+from shared.base.extras import import_extra
 
 PROJECT = "dandelion"  # unless WANDB_PROJECT says another
 HOST = "https://api.wandb.ai"
@@ -32,12 +31,7 @@ class WeightsAndBiases:
 
     def __init__(self) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        try:
-            self._wandb: Any = import_module("wandb")
-        except ImportError as error:
-            raise ConfigError(
-                "trackers = wandb: install it with pip install 'dandelion[wandb]'"
-            ) from error
+        self._wandb = import_extra("wandb", "trackers = wandb", "wandb")
         self._run: Any = None
         self._logged = Path()
 

@@ -10,15 +10,13 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from importlib import import_module
 from typing import Any
 
-from shared.base.errors import ConfigError
+from shared.base.extras import import_extra
 
 EXACT, TOKEN_F1, ROUGE_L = "exact-match", "token-f1", "rouge-l"
 TEXT_SCORES = (EXACT, TOKEN_F1, ROUGE_L)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-MISSING = "task generation counts ROUGE-L: install it with pip install 'dandelion[generation]'"
 
 
 def normal_words(text: str) -> list[str]:
@@ -72,8 +70,5 @@ def check_installed() -> None:
 
 @cache
 def _rouge() -> Any:  # noqa: ANN401
-    try:
-        scorer: Any = import_module("rouge_score.rouge_scorer")
-    except ImportError as error:
-        raise ConfigError(MISSING) from error
+    scorer = import_extra("generation", "task generation", "rouge_score.rouge_scorer")
     return scorer.RougeScorer(["rougeL"], use_stemmer=True)

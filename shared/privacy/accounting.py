@@ -9,13 +9,13 @@ Doroshenko et al. 2022), which the extra ``privacy`` installs.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from importlib import import_module
 from math import log
 from typing import Any, NamedTuple
 
 from shared.base.errors import ConfigError
+from shared.base.extras import import_extra
 
-MISSING = "dp-accounting counts (epsilon, delta): install it with pip install 'dandelion[privacy]'"
+COUNTING = "a count of (epsilon, delta)"  # what needs dp-accounting
 LARGEST_NOISE = 1e4
 LEAST_NOISE = 0.25  # clips
 ACCURACY = 1e-3  # of the ε that a calibrated noise costs, relative
@@ -136,9 +136,5 @@ def rate_bits_of(batch: int, count: int) -> int:
 
 def _library() -> tuple[Any, Any]:
     """The module of events, and a fresh accountant for units that are added or removed."""
-    try:
-        dp_event: Any = import_module("dp_accounting.dp_event")
-        accountants: Any = import_module("dp_accounting.pld")
-    except ImportError as error:
-        raise ConfigError(MISSING) from error
-    return dp_event, accountants.PLDAccountant()
+    events = import_extra("privacy", COUNTING, "dp_accounting.dp_event")
+    return events, import_extra("privacy", COUNTING, "dp_accounting.pld").PLDAccountant()

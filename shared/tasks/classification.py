@@ -13,11 +13,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from shared.base.errors import ConfigError
 from shared.base.metrics import EvalSums, confusion_of
-from shared.captured.capture import is_captured
 from shared.config.schema import Config
 from shared.config.sections import DataSettings
 from shared.data.documents import Documents
 from shared.data.examples import Examples, examples_with_labels
+from shared.features.labelled_texts import LabelledTexts, texts_of
 from shared.features.readout import LinearBatch
 from shared.features.readout_logits import ReadoutLogits, readout_logits
 from shared.likelihood.continuations import reads_trees
@@ -32,7 +32,7 @@ Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(LabelledTexts):
     """The loss is the cross-entropy of the classes.
 
     A row is a class, then the tokens of a text, then -1 up to the length of the longest text.
@@ -69,20 +69,7 @@ class Classification:
         Raises:
             ConfigError: the model has no readout.
         """
-        return self._own_readout().linear_batch(module, *_texts(rows), rows[:, 0])
-
-    def raw_features(self, module: nn.Module, rows: Tensor) -> Tensor:
-        """Features (B, f) of rows (B, 1 + T) as the model's readout has them, not standardised.
-
-        Raises:
-            ConfigError: the model has no readout.
-        """
-        return self._own_readout().raw_features(module, *_texts(rows))
-
-    def _own_readout(self) -> ReadoutLogits:
-        if self.readout is None:
-            raise ConfigError("a model with a readout expected: scope words, prior, or features")
-        return self.readout
+        return self.require_readout().linear_batch(module, *texts_of(rows), rows[:, 0])
 
     def labels(self, rows: Tensor) -> Tensor:
         """The classes (B,) of rows."""
@@ -90,18 +77,7 @@ class Classification:
 
     def predict(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Logits (B, k) in float32; padding that all texts of a batch share is not computed."""
-        return self.logits(module, *_texts(rows)).float()
-
-
-def _texts(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T) up to the end of the longest text, and the lengths (B,) of the texts.
-
-    All of the padding while a pass is captured: that serves batches of any lengths.
-    """
-    lengths = (rows[:, 1:] >= 0).sum(1)
-    if is_captured(rows):
-        return rows[:, 1:], lengths
-    return rows[:, 1 : 1 + int(lengths.max())], lengths
+        return self.logits(module, *texts_of(rows)).float()
 
 
 @TASKS.register(CLASSIFICATION)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from shared.base.errors import ConfigError
 from shared.base.metrics import EvalSums, number_sums
-from shared.captured.capture import is_captured
 from shared.config.answer_section import ESTIMATING
 from shared.config.schema import Config
 from shared.data.documents import Documents
 from shared.data.examples import Examples, examples_with_targets
+from shared.features.labelled_texts import LabelledTexts, texts_of
 from shared.features.readout import LinearBatch
 from shared.features.readout_logits import ReadoutLogits, readout_logits
 from shared.models.model import LanguageModel
@@ -25,7 +25,7 @@ Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Regression:
+class Regression(LabelledTexts):
     """The loss is the mean squared error of standardised numbers: (number − mean) / scale.
 
     A row is the bits of a float64, the number of a text, then the text's tokens, then -1 up to the
@@ -80,38 +80,17 @@ class Regression:
             ConfigError: the model has no readout.
         """
         with torch.inference_mode():
-            features, base = self._own_readout().inputs(module, *_texts(rows))
+            features, base = self.require_readout().inputs(module, *texts_of(rows))
             readout: nn.Module = module.get_submodule("readout")
             outputs: Tensor = readout(features, base).float()
             return LinearBatch.of_numbers(features, outputs, self._standard(rows))
 
-    def raw_features(self, module: nn.Module, rows: Tensor) -> Tensor:
-        """Features (B, f) of rows (B, 1 + T) as the model's readout has them, not standardised.
-
-        Raises:
-            ConfigError: the model has no readout.
-        """
-        return self._own_readout().raw_features(module, *_texts(rows))
-
-    def _own_readout(self) -> ReadoutLogits:
-        if self.readout is None:
-            raise ConfigError("a model with a readout expected: scope head with features")
-        return self.readout
-
     def _estimate(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Standardised estimates (B,) in float32."""
-        return self.output(module, *_texts(rows)).float()[:, 0]
+        return self.output(module, *texts_of(rows)).float()[:, 0]
 
     def _standard(self, rows: Tensor) -> Tensor:
         return (self.labels(rows) - self.mean) / self.scale
-
-
-def _texts(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T) up to the end of the longest text, and the lengths (B,) of the texts."""
-    lengths = (rows[:, 1:] >= 0).sum(1)
-    if is_captured(rows):
-        return rows[:, 1:], lengths
-    return rows[:, 1 : 1 + int(lengths.max())], lengths
 
 
 @TASKS.register(ESTIMATING)

@@ -1,5 +1,7 @@
 """Scores of texts as their definitions give them."""
 
+import sys
+
 import pytest
 
 from shared.base.errors import ConfigError
@@ -37,10 +39,7 @@ def test_sums_add_up_over_the_texts():
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):
-    def absent(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(text_scores, "import_module", absent)
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     text_scores._rouge.cache_clear()
     with pytest.raises(ConfigError, match=r"dandelion\[generation\]"):
         text_scores.check_installed()
