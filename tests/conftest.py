@@ -2,9 +2,12 @@
 
 CUDA kernels run by Triton's interpreter; it looks at its variable when triton is first imported.
 No example of Hypothesis has a time limit: on a busy machine it would fail for nothing.
+The folders of tests are in memory if there is room: a run syncs its files some thirty times.
 """
 
 import os
+from pathlib import Path
+from shutil import disk_usage
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +16,19 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import pytest
 import torch
 from hypothesis import settings
+
+MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # bytes; a whole session leaves some 600 MB
+
+
+def in_memory() -> bool:
+    """Whether folders of tests can be in memory: room for them, and programs may run there."""
+    if not MEMORY.is_dir() or disk_usage(MEMORY).free < ROOM:
+        return False
+    return not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC
+
+
+if in_memory():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))  # what pytest itself looks at
 
 settings.register_profile("dandelion", deadline=None)
 settings.load_profile("dandelion")
