@@ -2,10 +2,11 @@
 
 CUDA kernels run by Triton's interpreter; it looks at its variable when triton is first imported.
 No example of Hypothesis has a time limit: on a busy machine it would fail for nothing.
-The folders of tests are in memory if there is room: a run syncs its files some thirty times.
+Temporary folders are in memory if there is room: a run syncs its files some thirty times.
 """
 
 import os
+import tempfile
 from pathlib import Path
 from shutil import disk_usage
 
@@ -17,18 +18,18 @@ import pytest
 import torch
 from hypothesis import settings
 
-MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # bytes; a whole session leaves some 600 MB
+MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # bytes; the folders of a session take some 600 MB
 
 
-def in_memory() -> bool:
-    """Whether folders of tests can be in memory: room for them, and programs may run there."""
-    if not MEMORY.is_dir() or disk_usage(MEMORY).free < ROOM:
+def takes_folders(memory: Path) -> bool:
+    """Whether temporary folders can be there: it has room, and programs may be run from it."""
+    if not memory.is_dir() or disk_usage(memory).free < ROOM:
         return False
-    return not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC
+    return not os.statvfs(memory).f_flag & os.ST_NOEXEC
 
 
-if in_memory():
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))  # what pytest itself looks at
+if "TMPDIR" not in os.environ and takes_folders(MEMORY):
+    tempfile.tempdir = str(MEMORY)  # of this process, so of pytest's own folders too
 
 settings.register_profile("dandelion", deadline=None)
 settings.load_profile("dandelion")

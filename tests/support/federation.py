@@ -1,7 +1,6 @@
 """A federation in this process for tests: real server, real sites, a grid that can misbehave."""
 
 import copy
-import os
 import sqlite3
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -29,8 +28,8 @@ config = small_config
 
 @contextmanager
 def scratch():
-    """A folder for one example, beside those of pytest, which are one per test."""
-    with TemporaryDirectory(dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")) as folder:
+    """A folder for one example; pytest's own are one per test."""
+    with TemporaryDirectory() as folder:
         yield Path(folder)
 
 
