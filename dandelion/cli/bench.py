@@ -150,18 +150,24 @@ def privacy(
     attacks: Annotated[
         bool, typer.Option("--attacks", help="What each attack reads, with privacy and without.")
     ] = False,
+    guard: Annotated[
+        bool, typer.Option("--guard", help="Time rounds through a guard against a worker.")
+    ] = False,
     json_file: Json = None,
 ) -> None:
-    """Time rounds with privacy = local, and through a guard; or run the attacks on numbers."""
+    """Time a site's part of a round with privacy = local against a plain one, in turns."""
     if attacks:
         from dandelion.privacy.attacks.report import measure_attacks
 
         shown = (lambda line: None) if json_file == STDOUT else say
         return show_attacks(measure_attacks(shown), json_file)
-    from dandelion.privacy.cost_in_time import cost_in_time
-    from dandelion.privacy.guard_time import cost_of_guard
+    if guard:
+        from dandelion.privacy.guard_time import cost_of_guard
 
-    return show("privacy", [*cost_in_time(), *cost_of_guard()], json_file)
+        return show("privacy", cost_of_guard(), json_file)
+    from dandelion.privacy.cost_in_time import cost_in_time
+
+    return show("privacy", cost_in_time(), json_file)
 
 
 @app.command()

@@ -41,7 +41,8 @@ def cost_of_guard(turns: int = 31, settings: Mapping[str, object] | None = None)
     run = Config({**SETTINGS, **(settings or {})}).to_run_config()
     with TemporaryDirectory(prefix="dandelion-") as name, ExitStack() as stack:
         folder = Path(name)
-        ways = {"worker": _rounds(stack.enter_context(_worker(run, folder / "w")))}
+        ways: dict[str, Callable[[], object]] = {}
+        ways["worker"] = _rounds(stack.enter_context(_worker(run, folder / "w")))
         for raster in (0.0, RASTER_S):
             guard = _guard(run, folder / f"g{raster:g}", raster)
             ways[f"guard, answer-raster = {raster:g}"] = _rounds(stack.enter_context(guard))

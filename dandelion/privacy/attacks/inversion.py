@@ -18,7 +18,8 @@ from torch import Tensor
 from dandelion.privacy.attacks.protection import Array, Protection
 from dandelion.privacy.attacks.softmax import CLASSES, Softmax
 
-STARTS, STEPS, SHARPNESS = 3, 600, 5.0
+STARTS, STEPS, SHARPNESS = 3, 300, 5.0
+Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Inverted:
     batch: int
 
 
-def compare(guess: Array, guessed: Array, images: Array, labels: Array) -> Inverted:
+def compare(guess: Array, guessed: Labels, images: Array, labels: Labels) -> Inverted:
     """Compare a guess with a batch, in the order of the guess that fits best."""
     batch = len(images)
     order = min(

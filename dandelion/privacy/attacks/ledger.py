@@ -33,19 +33,19 @@ from shared.training.oracle import EVALUATION_BATCH, Oracle
 class LedgerAttack:
     """An attacker with a run's ledger, the texts in question, and texts of its own.
 
+    A third of the held-out texts are the foreign ones, the others are the attacker's own.
+
     Attributes:
         folder: of the run.
         config: of the run, which the ledger has too.
         site: number of the attacked site.
         asked: texts of a private site in question at most, and as many foreign ones.
-        own: texts of the attacker's own.
     """
 
     folder: Path
     config: Config
     site: int = 0
     asked: int = 40
-    own: int = 96
 
     def attack(self) -> Members:
         """The scores of texts that the site has drawn, or that it has, and of foreign ones."""
@@ -114,8 +114,9 @@ class LedgerAttack:
     def _texts(self) -> "Texts":
         corpus = Corpus.of(self.config, Oracle.of(self.config).language_model)
         shard = corpus.shard(self.site, self.config.federation.num_clients)
-        foreign = corpus.held_out.batch(np.arange(len(corpus.held_out)))
-        return Texts(shard.batch(np.arange(len(shard))), foreign[self.own :], foreign[: self.own])
+        others = corpus.held_out.batch(np.arange(len(corpus.held_out)))
+        third = len(others) // 3
+        return Texts(shard.batch(np.arange(len(shard))), others[:third], others[third:])
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ batch sends is as good as Gaussian; an example in it moves the mean by what it a
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dandelion.privacy.attacks.protection import Array, Protection
 from dandelion.privacy.attacks.softmax import Softmax
@@ -61,7 +62,7 @@ class LedgerOfImages:
     """
 
     images: Array
-    labels: Array
+    labels: NDArray[np.int64]
     batch: int
     queries: int
     rounds: int
@@ -98,4 +99,4 @@ class LedgerOfImages:
 
 def clipped(numbers: Array, clip: float) -> Array:
     """Numbers (q, n), those of each example no longer than ``clip``."""
-    return numbers * np.minimum(1, clip / np.linalg.norm(numbers, axis=0))
+    return np.asarray(numbers * np.minimum(1, clip / np.linalg.norm(numbers, axis=0)))

@@ -1,7 +1,7 @@
 """``dandelion bench privacy --attacks``: what each attack reads without privacy, and with ε = 2."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ MEMBERS, LEDGER_ROUNDS = 200, 100
 TRAP_BATCH, TRAP_NUMBERS = 512, 96
 TEXTS = {
     "num-clients": 2, "queries": 32, "zo-batch-size": 4, "num-rounds": 10, "eval-interval": 10,
-    "max-samples": 60, "save-model": False, "threads": 1,
+    "max-samples": 60, "eval-blocks": 192, "save-model": False, "threads": 1,
 }  # fmt: skip
 
 
@@ -93,12 +93,13 @@ def _describe(tries: list[Inverted]) -> str:
 
 
 def _ask_for_members() -> Iterator[AttackRow]:
-    images, labels = (each[: 3 * MEMBERS] for each in digits())
+    pixels, labels = digits()
+    images, classes = pixels[: 3 * MEMBERS], labels[: 3 * MEMBERS]
     for batch, queries in LEDGERS:
-        site = images, labels, batch, queries, LEDGER_ROUNDS
-        known = LedgerOfImages(*site).attack(0)
-        hidden = LedgerOfImages(*site, is_public=False).attack(0)
-        private = LedgerOfImages(*site, EPSILON).attack(0)
+        site = LedgerOfImages(images, classes, batch, queries, LEDGER_ROUNDS)
+        known = site.attack(0)
+        hidden = replace(site, is_public=False).attack(0)
+        private = replace(site, epsilon=EPSILON).attack(0)
         yield AttackRow(
             f"membership of images, {LEDGER_ROUNDS} rounds, B = {batch}, q = {queries}",
             "AUC, TPR at 1 % FPR: rows known / secret",
@@ -108,10 +109,13 @@ def _ask_for_members() -> Iterator[AttackRow]:
 
 
 def _set_trap() -> Iterator[AttackRow]:
-    pixels, labels = (each[:TRAP_BATCH] for each in digits())
+    pixels, labels = digits()
     noise = noise_for(EPSILON, DELTA, ROUNDS, RATE_BITS)
     plain, private = (
-        [attack_with_trap(pixels, labels, TRAP_NUMBERS, seed, each) for seed in range(3)]
+        [
+            attack_with_trap(pixels[:TRAP_BATCH], labels[:TRAP_BATCH], TRAP_NUMBERS, seed, each)
+            for seed in range(3)
+        ]
         for each in (0.0, noise)
     )
     yield AttackRow(

@@ -2,7 +2,8 @@
 
 All hidden units of a 64-8-10 network are open for images whose pixels sum to more than a threshold.
 The same seed gives the same batch in every new run, so a server finds the threshold of the
-brightest image by bisection. Its gradient then is all that the hidden layer sends.
+brightest image by bisection. Its gradient then is all that the hidden layer sends, and the numbers
+are linear in the image: no search is needed.
 """
 
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dandelion.privacy.attacks.inversion import SHARPNESS, Inverted, minimise
+from dandelion.privacy.attacks.inversion import Inverted
 from dandelion.privacy.attacks.protection import Array, Protection
 from dandelion.privacy.attacks.softmax import CLASSES, PIXELS
 
-HIDDEN, STEPS, STARTS, EPS = 8, 11, 4, 1e-3
+HIDDEN, STEPS, EPS = 8, 13, 5e-4
+MARGIN = 0.01  # of brightness: what a step along a direction may open or close
+SIZES = (HIDDEN * PIXELS, HIDDEN, CLASSES * HIDDEN, CLASSES)  # of w, t, v, b
 NOBODY = 0.02  # of the numbers: what bias slopes leave unexplained if no image passes
 
 
@@ -28,7 +31,7 @@ class TrapNet:
 
     def losses(self, inputs: Tensor, labels: Tensor, threshold: float, step: Tensor) -> Tensor:
         """Losses (n,) of images (n, 64) at the trap's parameters plus ``step`` (610,)."""
-        w, t, v, b = torch.split(step, [HIDDEN * PIXELS, HIDDEN, CLASSES * HIDDEN, CLASSES])
+        w, t, v, b = torch.split(step, SIZES)
         hidden = torch.relu(inputs @ (1 + w.view(HIDDEN, PIXELS)).T - threshold + t)
         weights = torch.from_numpy(self.v).to(inputs.dtype) + v.view(CLASSES, HIDDEN)
         return torch.nn.functional.cross_entropy(hidden @ weights.T + b, labels, reduction="none")
@@ -36,7 +39,7 @@ class TrapNet:
     @property
     def size(self) -> int:
         """How many parameters it has."""
-        return HIDDEN * (PIXELS + 1) + CLASSES * (HIDDEN + 1)
+        return sum(SIZES)
 
 
 @dataclass
@@ -77,12 +80,10 @@ class Trap:
 
     def spring(self) -> tuple[Array, int]:
         """The image (64,) and its label that explain the numbers at the best threshold."""
-        threshold = self._brightest()
-        sent = torch.from_numpy(self.site.ask(threshold) * self.batch)
-        torch.manual_seed(0)
-        tries = [self._fit(sent, threshold) for _ in range(STARTS)]
-        _, image, label = min(tries, key=lambda each: each[0])
-        return image, label
+        sent = self.site.ask(self._brightest()) * self.batch
+        tries = [self._solve(sent, label) for label in range(CLASSES)]
+        label = int(np.argmin([misfit for misfit, _ in tries]))
+        return tries[label][1].clip(0, 1), label
 
     def _brightest(self) -> float:
         """A threshold below the brightest image's sum of pixels, by bisection."""
@@ -90,7 +91,7 @@ class Trap:
         for _ in range(STEPS):
             middle = (low + high) / 2
             low, high = (low, middle) if self._is_empty(self.site.ask(middle)) else (middle, high)
-        return low
+        return low - MARGIN
 
     def _is_empty(self, numbers: Array) -> bool:
         """Whether counts of classes alone explain the numbers: no image passes."""
@@ -98,27 +99,22 @@ class Trap:
         left = numbers - bias @ np.linalg.lstsq(bias, numbers, rcond=None)[0]
         return float(np.linalg.norm(left)) < NOBODY * float(np.linalg.norm(numbers))
 
-    def _fit(self, sent: Tensor, threshold: float) -> tuple[float, Array, int]:
-        """The misfit from one start, the image, and its label."""
-        z, v = torch.from_numpy(self.site.z), torch.from_numpy(self.site.net.v)
-        free = 0.1 * torch.randn(PIXELS + 2 * CLASSES, dtype=torch.float64)
-        free.requires_grad_()
+    def _solve(self, sent: Array, label: int) -> tuple[float, Array]:
+        """What numbers leave unexplained if the image has this label, and the image (64,).
 
-        def misfit() -> Tensor:
-            image = torch.sigmoid(free[:PIXELS])
-            label = torch.softmax(SHARPNESS * free[PIXELS:-CLASSES], 0)
-            hidden = torch.nn.functional.leaky_relu(image.sum() - threshold, 0.01)
-            error = torch.softmax(v.sum(1) * hidden, 0) - label
-            inner = v.T @ error
-            shares = torch.softmax(free[-CLASSES:], 0)  # of the other images, by class
-            others = (self.batch - 1) * (1 / CLASSES - shares)
-            output = (error[:, None] * hidden).expand(-1, HIDDEN)
-            parts = [torch.outer(inner, image), inner, output, error + others]
-            return (z @ torch.cat([each.reshape(-1) for each in parts]) - sent).square().mean()
-
-        minimise(free, misfit)
-        chosen = int(free[PIXELS:-CLASSES].detach().argmax())
-        return float(misfit().detach()), torch.sigmoid(free[:PIXELS]).detach().numpy(), chosen
+        At the threshold all hidden units are as good as zero, so all classes are equally likely.
+        Then slopes are linear in the image, in how far the units are open, and in the counts of
+        the other images' classes.
+        """
+        w, t, v, b = np.split(self.site.z, np.cumsum(SIZES)[:-1], axis=1)
+        error = 1 / CLASSES - np.eye(CLASSES)[label]
+        inner = self.site.net.v.T @ error
+        pixels = np.einsum("qhp,h->qp", w.reshape(-1, HIDDEN, PIXELS), inner)
+        opened = np.einsum("qch,c->q", v.reshape(-1, CLASSES, HIDDEN), error)
+        columns = np.hstack([pixels, opened[:, None], b])
+        values = np.linalg.lstsq(columns, sent - t @ inner, rcond=None)[0]
+        misfit = float(np.linalg.norm(columns @ values + t @ inner - sent))
+        return misfit, values[:PIXELS]
 
 
 def attack_with_trap(

@@ -95,7 +95,7 @@ def test_a_private_ledger_tells_no_more_than_was_promised():
 
 def small_run(folder, name, **changes):
     changes = {"num_rounds": 5, "queries": 16, "zo_batch_size": 2, "eval_interval": 5, **changes}
-    return small_config(folder, name, max_samples=40, block_size=32, **changes)
+    return small_config(folder, name, max_samples=40, block_size=32, eval_blocks=96, **changes)
 
 
 def test_the_ledger_of_a_real_run_tells_which_texts_were_in_it(tmp_path):
