@@ -27,9 +27,11 @@ def number_classes(documents: Documents, words: Sequence[str]) -> Documents:
     numbers = _numbers_of(names, words)
     if numbers is None:
         if documents.alphabetical or _contradict(names, words):
+            quote = any("," in name for name in names.values())
+            remedy = '; in label-words a class with a comma stands in "quotation marks"'
             raise DataError(
-                f"classes must be called as label-words says, {', '.join(words)}, or all by "
-                f"their numbers, 0 to {len(words) - 1}; got {', '.join(names.values())}"
+                f"classes must be called as label-words says, {'; '.join(words)}, or all by their "
+                f"numbers, 0 to {len(words) - 1}; got {'; '.join(names.values())}{remedy * quote}"
             )
         return documents
     if all(label == number for label, number in numbers.items()):
