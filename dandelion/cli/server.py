@@ -100,7 +100,7 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
         Path | None, typer.Option(help="Sign the run with the key in this file.")
     ] = None,
     valid_hours: Annotated[
-        float, typer.Option(help="Sites refuse the signature after so many hours.", min=0.0)
+        float, typer.Option(help="Sites refuse the signature after so many hours.")
     ] = 168.0,
 ) -> None:
     """Train with the connected nodes; status 0 only if the run completed."""
