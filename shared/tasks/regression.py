@@ -66,11 +66,15 @@ class Regression(LabelledTexts):
         return rows[:, 0].contiguous().view(torch.float64)
 
     def outcome(self, module: nn.Module, rows: Tensor) -> EvalSums:
-        """Loss, and sums of errors and of what correlations are made of, in the numbers' unit."""
-        estimates = self.predict(module, rows)[:, 0].double()
-        numbers = self.labels(rows)
-        total = ((estimates - numbers) / self.scale).square().sum()
-        sums = number_sums(numbers.cpu().numpy(), estimates.cpu().numpy())
+        """Loss, and sums of errors and of what correlations are made of, in the numbers' unit.
+
+        Numbers and estimates are taken less ``mean``: squares of dates, say, leave no digits to
+        their spread.
+        """
+        estimates, numbers = self._estimate(module, rows).double(), self._standard(rows)
+        total = (estimates - numbers).square().sum()
+        unit = self.scale
+        sums = number_sums(unit * numbers.cpu().numpy(), unit * estimates.cpu().numpy())
         return EvalSums(float(total), len(rows), sums=sums)
 
     def linear_batch(self, module: nn.Module, rows: Tensor) -> LinearBatch:
