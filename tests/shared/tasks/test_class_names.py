@@ -116,5 +116,5 @@ def test_classes_that_are_not_used_are_not_asked_for():
 
 def test_a_class_with_a_comma_is_named_as_it_is_written():
     documents = Documents(["x"], ["x"], [0], ("sent home, well",), alphabetical=True)
-    with pytest.raises(DataError, match='says, sent home, well, or .* got "sent home, well"'):
+    with pytest.raises(DataError, match=r'says, sent home, well, or .* got "sent home, well"'):
         number_classes(documents, ("sent home", "well"))
