@@ -8,7 +8,7 @@ from dandelion.export.gguf_file import write_gguf
 from server.pages.facts import portable
 from server.pages.model_card import CARD, base_model_of, license_of
 from shared.base.errors import ConfigError
-from shared.base.files import write_atomically
+from shared.base.files import translate_tensor_errors, write_atomically
 from shared.config.schema import Config
 
 ADAPTERS = "adapter_model.safetensors"
@@ -61,7 +61,8 @@ def save_adapters(model: ReplayedModel, config: Config, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings.save_pretrained(folder)
     tensors = {f"base_model.model.{k}": v.detach().cpu().contiguous() for k, v in state.items()}
-    save_file(tensors, folder / ADAPTERS, {"format": "pt"})
+    with translate_tensor_errors(folder):
+        save_file(tensors, folder / ADAPTERS, {"format": "pt"})
 
 
 def export_gguf(model: ReplayedModel, config: Config, path: Path, dtype: str) -> Path:
