@@ -24,7 +24,20 @@ from shared.tasks.classification import Classification
 from shared.tasks.task import TASKS
 
 NAME, SIDE, CLASSES = "mnist-cnn", 28, 10
+PART = 64  # pictures whose maps stay in a core's cache
 MEAN, DEVIATION = 0.1307, 0.3081  # of MNIST's pixels between 0 and 1, as everyone scales them
+
+
+class PositiveMaximum(nn.Module):
+    """The maximum over 2 by 2, then ReLU: the same numbers as ReLU first, on a quarter of them.
+
+    Comparing slices takes a quarter of the time of ``MaxPool2d`` where channels are last.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, C, H / 2, W / 2) of maps (B, C, H, W)."""
+        rows = torch.maximum(maps[:, :, ::2], maps[:, :, 1::2])
+        return torch.maximum(rows[..., ::2], rows[..., 1::2]).relu_()
 
 
 class PictureNetwork(nn.Module):
@@ -34,8 +47,8 @@ class PictureNetwork(nn.Module):
         super().__init__()
         self.config = SimpleNamespace(max_position_embeddings=SIDE * SIDE, num_labels=CLASSES)
         self.body = nn.Sequential(
-            nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Conv2d(1, 16, 5, padding=2), PositiveMaximum(),
+            nn.Conv2d(16, 32, 5, padding=2), PositiveMaximum(), nn.Flatten(),
         )  # fmt: skip
         self.out = nn.Linear(32 * (SIDE // 4) ** 2, CLASSES)
 
@@ -46,10 +59,11 @@ class PictureNetwork(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """What the linear layer reads (B, 1568)."""
-        scaled = (pixels.float() / 255 - MEAN) / DEVIATION
-        pictures = scaled.view(-1, 1, SIDE, SIDE)
-        flat: Tensor = self.body(pictures.to(memory_format=torch.channels_last))
-        return flat
+        scaled = pixels.float().mul_(1 / (255 * DEVIATION)).sub_(MEAN / DEVIATION)
+        # One channel: these are the strides of channels last, which all further maps then have.
+        pictures = scaled.as_strided((len(scaled), 1, SIDE, SIDE), (SIDE * SIDE, 1, SIDE, 1))
+        parts = [self.body(part) for part in pictures.split(PART)]
+        return torch.cat(parts)
 
 
 def network(seed: int) -> LanguageModel:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import closing
 from dataclasses import replace
 from math import inf
 
@@ -19,6 +20,8 @@ from dandelion.bench.learning.race import Trial, configuration, methods_of, race
 from dandelion.bench.learning.race_points import RaceCurve, RacePoint
 from dandelion.bench.learning.race_report import best_curves, markdown, table_rows
 from dandelion.cli.bench import app
+from server.ledger.reader import LedgerReader
+from server.ledger.run_folder import LEDGER
 from shared.base.errors import UnknownNameError
 from shared.base.flat import Layout
 from shared.config.sections import SCOPES
@@ -156,6 +159,26 @@ def test_the_network_is_decomfls():
     assert not torch.equal(other.out.weight, model.module.out.weight)
 
 
+def test_the_network_is_the_published_order_of_layers():
+    torch.manual_seed(3)
+    module, pixels = mnist.network(1).module, torch.randint(0, 256, (70, SIDE * SIDE))
+    first, second = (layer for layer in module.body if isinstance(layer, torch.nn.Conv2d))
+    maps = ((pixels.float() / 255 - 0.1307) / 0.3081).view(-1, 1, SIDE, SIDE)
+    for layer in (first, second):
+        maps = F.max_pool2d(F.relu(layer(maps)), 2)
+    with torch.no_grad():
+        torch.testing.assert_close(module(pixels), module.out(maps.flatten(1)))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_relu_after_the_maximum_is_relu_before_it(layout):
+    torch.manual_seed(4)
+    maps = torch.randn(3, 5, 8, 6).to(memory_format=layout)
+    pooled = mnist.PositiveMaximum()(maps)
+    assert torch.equal(pooled, F.max_pool2d(F.relu(maps), 2))
+    assert pooled.is_contiguous(memory_format=layout)
+
+
 def test_pixels_come_through_as_they_are(pictures):
     documents = DATASETS["mnist-pixels"].load(0, "digit")
     examples = mnist.pixel_task(None, None).examples(documents, SIDE * SIDE)
@@ -259,6 +282,51 @@ def test_a_base_is_trained_once_and_started_from(tmp_path):
     written = base.stat().st_mtime_ns
     race(problem, trial, lambda text: None)
     assert base.stat().st_mtime_ns == written
+
+
+# --- a race that goes on
+
+
+def rounds_of(folder):
+    """Rounds of a run, each with the time at which it was recorded."""
+    with closing(LedgerReader.open(folder / LEDGER)) as ledger:
+        return {row.round: row.timestamp for row in ledger.metrics()}
+
+
+def test_an_interrupted_race_goes_on_where_it_was(tmp_path, monkeypatch):
+    more = {**learning.QUICK, "eval-interval": 2}
+    trial = small(tmp_path, factors=(1.0,), evaluations=12, more=more, methods=["mezo"])
+    lines = list[str]()
+
+    def stop(line):
+        lines.append(line)
+        if "round 4" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        race(problem_of("demo"), trial, stop)
+    folder = tmp_path / "demo" / "mezo" / "0.002-seed-1"
+    before = rounds_of(folder)
+    assert [line.split(",")[0] for line in lines] == [
+        f"mezo at 0.002: round {round_}" for round_ in (0, 2, 4)
+    ]
+    assert list(before) == [1, 2, 3, 4]
+    (curve,) = race(problem_of("demo"), trial, lambda text: None)[1:]
+    after = rounds_of(folder)
+    assert [p.round for p in curve.points] == [0, 2, 4, 6]
+    assert before.items() <= after.items()
+
+    (again,) = race(problem_of("demo"), trial, lambda text: None)[1:]
+    assert (again.points, rounds_of(folder)) == (curve.points, after)  # nothing was run
+
+
+def test_a_folder_of_other_settings_begins_anew(tmp_path):
+    trial = small(tmp_path, factors=(1.0,), evaluations=4, more=learning.QUICK, methods=["mezo"])
+    (first,) = race(problem_of("demo"), trial, lambda text: None)[1:]
+    other = replace(trial, more={**learning.QUICK, "zo-batch-size": 3})
+    (second,) = race(problem_of("demo"), other, lambda text: None)[1:]
+    assert [p.round for p in first.points] == [p.round for p in second.points] == [0, 1, 2]
+    assert second.points[-1].examples == 4 * 3
 
 
 # --- the command
