@@ -208,12 +208,10 @@ def go_on(config: Config) -> Config:
 
 
 def _score(ledger: LedgerReader, round_: int) -> str:
-    (row,) = ledger.round_summaries(round_, round_) or [None]
     loss = ledger.evaluation(round_)
     texts = [f"round {round_:,}"] + ([] if loss is None else [f"loss {loss:.4f}"])
-    if row is not None and row.accuracy is not None:
-        texts.append(f"accuracy {row.accuracy:.2%}")
-    return ", ".join(texts)
+    scores = [row.accuracy for row in ledger.round_summaries(round_, round_)]
+    return ", ".join(texts + [f"accuracy {score:.2%}" for score in scores if score is not None])
 
 
 def _batch(config: Config) -> int:

@@ -18,12 +18,19 @@ from dandelion.bench.learning.methods import DECOMFL, FACTORS, FEDAVG_LORA, MEZO
 from dandelion.bench.learning.problems import PROBLEMS, problem_of
 from dandelion.bench.learning.race import Trial, configuration, methods_of, race
 from dandelion.bench.learning.race_points import RaceCurve, RacePoint
-from dandelion.bench.learning.race_report import best_curves, markdown, table_rows
+from dandelion.bench.learning.race_report import (
+    best_curves,
+    draw,
+    markdown,
+    published_bars,
+    table_rows,
+)
 from dandelion.cli.bench import app
 from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import LEDGER
-from shared.base.errors import UnknownNameError
+from shared.base.errors import ConfigError, UnknownNameError
 from shared.base.flat import Layout
+from shared.config.schema import Config
 from shared.config.sections import SCOPES
 from shared.data.documents import DATASETS
 from shared.data.sets.pictures import Pictures
@@ -31,6 +38,8 @@ from shared.directions import DIRECTIONS
 from shared.models.model import MODELS
 from shared.randomness.streams import Key
 from shared.tasks.task import TASKS
+from shared.training.oracle import Oracle
+from shared.training.validate import configure
 
 SIDE = mnist.SIDE
 
@@ -62,7 +71,8 @@ def small(tmp_path, **changes):
 
 def point(loss, **changes):
     costs = dict.fromkeys(("seconds", "payload_up", "payload", "message", "examples"), 1.0)
-    return RacePoint(round=1, evaluations=changes.pop("evaluations", 4), loss=loss, **costs)
+    costs |= {"evaluations": 4, **changes}
+    return RacePoint(round=1, loss=loss, **costs)
 
 
 # --- methods are settings
@@ -167,7 +177,7 @@ def test_the_network_is_the_published_order_of_layers():
     for layer in (first, second):
         maps = F.max_pool2d(F.relu(layer(maps)), 2)
     with torch.no_grad():
-        torch.testing.assert_close(module(pixels), module.out(maps.flatten(1)))
+        torch.testing.assert_close(module(pixels).logits, module.out(maps.flatten(1)))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -181,7 +191,7 @@ def test_relu_after_the_maximum_is_relu_before_it(layout):
 
 def test_pixels_come_through_as_they_are(pictures):
     documents = DATASETS["mnist-pixels"].load(0, "digit")
-    examples = mnist.pixel_task(None, None).examples(documents, SIDE * SIDE)
+    examples = mnist.PixelTask()(Config(), mnist.network(1)).examples(documents, SIDE * SIDE)
     first = examples.batch(np.arange(1))[0]
     own = np.flatnonzero(pictures.labels == first[0])[0]
     np.testing.assert_array_equal(first[1:], pictures.pixels[own].ravel())
@@ -196,6 +206,28 @@ def test_the_network_learns_by_numbers_alone(tmp_path, pictures):
     assert learned.accuracy > learned.points[0].accuracy + 0.2
     (probe,) = (curve for curve in curves if curve.method == PROBE)
     assert probe.accuracy > 0.9  # a row tells the class
+
+
+def test_sites_train_a_readout_of_the_pictures_by_exact_slopes(tmp_path, pictures):
+    more = {
+        "num-clients": 3, "clients-per-round": 0, "zo-batch-size": 0, "feature-scaling": "auto",
+        "keep-disk": 0, "eval-interval": 10,
+    }  # fmt: skip
+    trial = small(tmp_path, evaluations=20, more=more, methods=("ours: readout",))
+    (curve,) = race(problem_of("mnist"), trial, lambda text: None)[1:]
+    last = curve.points[-1]
+    assert (last.round, last.evaluations, last.examples) == (20, 20, 20 * 50)  # one a round
+    assert last.accuracy > curve.points[0].accuracy + 0.3
+
+
+def test_a_task_says_whether_a_readout_fits_it(pictures, monkeypatch):
+    settings = {**problem_of("mnist").settings, "scope": "head", "features": "first"}
+    config = configure({**settings, "feature-scaling": "none"})
+    spans = Oracle.of(config).replica.model.layout.tensors
+    assert sum(span.stop - span.start for span in spans) == 10 * (mnist.FEATURES + 1)
+    monkeypatch.setitem(TASKS._known, "pictures", mnist.PixelTask(0))
+    with pytest.raises(ConfigError, match="needs task classification or regression"):
+        Oracle.of(config)
 
 
 # --- the linear probe
@@ -254,6 +286,41 @@ def test_the_rate_whose_first_seed_ends_lowest_counts_with_all_its_seeds():
     assert row[:3] == ["mezo", "0.25 (edge)", "2.2500 (2.0000 to 2.5000)"]
     assert row[4] == "never"  # one seed of two ends above the median
     assert "| mezo | 0.25 (edge) |" in markdown(curves)
+
+
+def test_evaluations_are_counted_to_an_accuracy_too():
+    def curve(method, *accuracies):
+        points = [
+            point(3.0 - at, evaluations=10 * at, accuracy=value)
+            for at, value in enumerate(accuracies)
+        ]
+        return RaceCurve(method, "", 1.0, 1, points)
+
+    curves = [
+        curve("decomfl", 0.1, 0.5, 0.8),
+        curve("fast", 0.1, 0.8, 0.9),
+        curve("slow", 0.1, 0.2, 0.7),
+    ]
+    rows = {row[0]: row for row in table_rows(curves)}
+    assert {name: row[5] for name, row in rows.items()} == {
+        "decomfl": "20", "fast": "10", "slow": "never"
+    }  # fmt: skip
+    assert "evaluations to decomfl's accuracy" in markdown(curves)
+    assert table_rows([curve("decomfl", None)])[0][5] == "–"
+
+
+def test_published_accuracies_stand_where_our_run_of_the_method_was_as_far(tmp_path):
+    points = [
+        replace(point(1.0, evaluations=21.0 * at, accuracy=0.3), round=at) for at in (1, 20, 40)
+    ]
+    curves = [RaceCurve("decomfl", "", 1e-3, 1, points), RaceCurve("other", "", 1.0, 1, points)]
+    problem = problem_of("mnist")
+    bars = published_bars(problem.published_scores, best_curves(curves), "evaluations")
+    assert bars == [(420.0, 0.31, 0.34)]
+    assert published_bars(problem.published_scores, best_curves(curves[1:]), "evaluations") == []
+    draw(problem, curves, tmp_path / "with.png")
+    draw(problem_of("minilm-head"), curves, tmp_path / "without.png")
+    assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
 
 
 def test_a_diverged_method_says_so():
