@@ -107,7 +107,7 @@ PROBLEMS = {
                  "eval-blocks": 2000},
                 2100,
                 {"mezo": 1e-3, "decomfl": 1e-3, "fedkseed": 1e-4, "fzoo": 5e-3, "fedavg": 1e-3,
-                 TWO_POINT: 2e-2, FORWARD: 4e-2, "ours: own keys": 3e-3},
+                 TWO_POINT: 2e-2, FORWARD: 4e-2, "ours: own keys": 3.5e-3},
                 {**OWN, **PICTURES_OWN},
                 {DECOMFL.name: {"queries": 20, "momentum": 0.9, "weight-decay": 1e-5}},
                 frozenset({FEDAVG_LORA.name}), carriers=("mnist",),

@@ -116,7 +116,11 @@ def markdown(curves: Sequence[RaceCurve]) -> str:
 
 
 def write_files(problem: RaceTask, curves: Sequence[RaceCurve], folder: Path) -> list[Path]:
-    """Write ``PROBLEM.json``, ``.csv``, ``.md`` and ``.png`` into ``folder``; return the paths."""
+    """Write ``PROBLEM.json``, ``.csv``, ``.md`` and ``.png`` into ``folder``; return the paths.
+
+    Curves that the folder has of other methods, from an earlier call, are in these files too.
+    """
+    curves = [*earlier_curves(folder / f"{problem.name}.json", curves), *curves]
     data: Mapping[str, Any] = {
         "problem": problem.name,
         "about": problem.about,
@@ -133,6 +137,19 @@ def write_files(problem: RaceTask, curves: Sequence[RaceCurve], folder: Path) ->
         write_atomically(path, text.encode())
     draw(problem, curves, paths[-1])
     return paths
+
+
+def earlier_curves(path: Path, curves: Sequence[RaceCurve]) -> list[RaceCurve]:
+    """The curves of a JSON file of these, but those of methods that have new ones."""
+    if not path.is_file():
+        return []
+    fresh = {curve.method for curve in curves}
+    rows = json.loads(path.read_text())["curves"]
+    return [
+        RaceCurve(**{**row, "points": [RacePoint(**point) for point in row["points"]]})
+        for row in rows
+        if row["method"] not in fresh
+    ]
 
 
 def _csv(problem: str, curves: Sequence[RaceCurve]) -> str:

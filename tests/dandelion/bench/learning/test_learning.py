@@ -24,6 +24,7 @@ from dandelion.bench.learning.race_report import (
     markdown,
     published_bars,
     table_rows,
+    write_files,
 )
 from dandelion.cli.bench import app
 from server.ledger.reader import LedgerReader
@@ -321,6 +322,19 @@ def test_published_accuracies_stand_where_our_run_of_the_method_was_as_far(tmp_p
     draw(problem, curves, tmp_path / "with.png")
     draw(problem_of("minilm-head"), curves, tmp_path / "without.png")
     assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+
+
+def test_files_keep_the_curves_of_methods_that_were_raced_before(tmp_path):
+    def write(*methods, loss):
+        points = [point(5.0), point(loss, evaluations=8)]
+        curves = [RaceCurve(name, "", 1.0, 1, points) for name in methods]
+        write_files(problem_of("demo"), curves, tmp_path)
+        written = json.loads((tmp_path / "demo.json").read_text())["curves"]
+        return {curve["method"]: curve["points"][-1]["loss"] for curve in written}
+
+    assert write("mezo", "fzoo", loss=3.0) == {"mezo": 3.0, "fzoo": 3.0}
+    assert write("fzoo", "decomfl", loss=2.0) == {"mezo": 3.0, "fzoo": 2.0, "decomfl": 2.0}
+    assert (tmp_path / "demo.md").read_text().count("\n| mezo |") == 1
 
 
 def test_a_diverged_method_says_so():
