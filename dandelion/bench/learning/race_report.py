@@ -191,7 +191,7 @@ def draw(problem: RaceTask, curves: Sequence[RaceCurve], path: Path) -> None:
         figure.savefig(path, dpi=120)
 
 
-def published_bars(
+def bars_of_scores(
     scores: PublishedScores, best: Mapping[str, Sequence[RaceCurve]], axis: str
 ) -> list[tuple[float, float, float]]:
     """Cost, least and greatest published accuracy, of each round that our own run evaluated too."""
@@ -210,7 +210,7 @@ def _draw_published(
     best: Mapping[str, Sequence[RaceCurve]],
     axis: str,
 ) -> None:
-    if bars := published_bars(scores, best, axis):
+    if bars := bars_of_scores(scores, best, axis):
         x, least, most = zip(*bars, strict=True)
         label = f"{scores.method}, as published"
         axes.vlines(x, least, most, color="black", lw=7, alpha=0.35, label=label)

@@ -19,10 +19,10 @@ from dandelion.bench.learning.problems import PROBLEMS, problem_of
 from dandelion.bench.learning.race import Trial, configuration, methods_of, race
 from dandelion.bench.learning.race_points import RaceCurve, RacePoint
 from dandelion.bench.learning.race_report import (
+    bars_of_scores,
     best_curves,
     draw,
     markdown,
-    published_bars,
     table_rows,
     write_files,
 )
@@ -316,9 +316,9 @@ def test_published_accuracies_stand_where_our_run_of_the_method_was_as_far(tmp_p
     ]
     curves = [RaceCurve("decomfl", "", 1e-3, 1, points), RaceCurve("other", "", 1.0, 1, points)]
     problem = problem_of("mnist")
-    bars = published_bars(problem.published_scores, best_curves(curves), "evaluations")
+    bars = bars_of_scores(problem.published_scores, best_curves(curves), "evaluations")
     assert bars == [(420.0, 0.31, 0.34)]
-    assert published_bars(problem.published_scores, best_curves(curves[1:]), "evaluations") == []
+    assert bars_of_scores(problem.published_scores, best_curves(curves[1:]), "evaluations") == []
     draw(problem, curves, tmp_path / "with.png")
     draw(problem_of("minilm-head"), curves, tmp_path / "without.png")
     assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
