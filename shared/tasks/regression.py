@@ -73,9 +73,8 @@ class Regression(LabelledTexts):
         """
         estimates, numbers = self._estimate(module, rows).double(), self._standard(rows)
         total = (estimates - numbers).square().sum()
-        unit = self.scale
-        sums = number_sums(unit * numbers.cpu().numpy(), unit * estimates.cpu().numpy())
-        return EvalSums(float(total), len(rows), sums=sums)
+        pairs = self.scale * torch.stack([numbers, estimates], 1).cpu().numpy()
+        return EvalSums(float(total), len(rows), sums=number_sums(*pairs.T), pairs=pairs)
 
     def linear_batch(self, module: nn.Module, rows: Tensor) -> LinearBatch:
         """Features and errors of rows (B, 1 + T), for the closed form of a readout's gradient.
