@@ -73,8 +73,9 @@ def test_a_hospital_with_another_roster_measures_nothing(tmp_path, misread):
     """Three suffice here: its data pay for nothing, and the others train."""
     _, result = run(tmp_path, misread, min_sites=3)
     assert len(result.entries) == 2
-    refused = {(row[2], row[3], row[4][:12]) for row in result.rows["refusals"]}
-    assert refused == {("ward-4", "introduction", "other roster")}
+    refused = {(row[2], row[3]): row[4] for row in result.rows["refusals"]}
+    assert refused["ward-4", "introduction"] == "other roster than 3 of 4 sites have"
+    assert {reason for _, reason in refused} == {"introduction", "no sum"}  # it is a member
     assert {row[2] for row in result.rows["contributions"]} == set(NAMES[:3])
     assert {row[2] for row in result.rows["traffic"] if row[4] == "scalars"} == set(NAMES[:3])
 

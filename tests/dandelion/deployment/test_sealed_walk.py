@@ -9,7 +9,7 @@ import time
 
 import pytest
 from hazards import Chaos
-from machines import ROOT, Federation, destroy, last_round, rows
+from machines import ROOT, Federation, descendants, destroy, last_round, named, rows
 from processes import until
 from sealed_nodes import NAMES, SMALL, make_notes, run_twin, typed_settings, write_roster
 
@@ -94,15 +94,21 @@ def test_what_is_killed_changes_no_bit(hospitals, tmp_path, staleness):
 def kill_between_the_steps(federation, folder):
     """SIGKILL the server once a cohort is there without its entry; return the cohorts so far."""
     for _ in range(4):
-        deadline = time.monotonic() + 300
+        until(lambda: server_of(federation), "the server process is there")
+        server, deadline = server_of(federation), time.monotonic() + 300
         while rows(folder, NEWEST)[0][0] <= last_round(folder):
             assert time.monotonic() < deadline, "no cohort without its entry was seen"
             time.sleep(0.002)
-        federation.kill_server("flwr-serverapp")
+        destroy(server)
         if rows(folder, NEWEST)[0][0] > last_round(folder):
             return rows(folder, COHORTS)
         federation.resume(folder.name)
     raise AssertionError("the server was never killed between the steps")
+
+
+def server_of(federation):
+    """The process of the run's ServerApp, if it runs."""
+    return named(descendants(federation.server.pid), "flwr-serverapp")
 
 
 def test_a_hospital_that_is_gone_is_in_no_later_sum(hospitals, tmp_path):
