@@ -15,6 +15,7 @@ from sealed_nodes import NAMES, SMALL, make_notes, run_twin, typed_settings, wri
 
 pytestmark = pytest.mark.deployment
 PAGE = ROOT / "docs" / "how-to" / "sealed-sums.md"
+WAIT_S = 1200
 COHORTS = "SELECT round, attempt, slot, request FROM cohorts ORDER BY round, attempt, slot"
 NEWEST = "SELECT coalesce(max(round), 0) FROM cohorts"
 
@@ -42,7 +43,7 @@ class Hospitals:
         return self.federation.run(name, {**settings, **more})
 
     def run(self, name, **changes):
-        code = self.start(name, **changes).wait(500)
+        code = self.start(name, **changes).wait(WAIT_S)
         assert code == 0, self.federation.output_of(name)
 
     def twin(self, folder, name, **more):
@@ -86,7 +87,7 @@ def test_what_is_killed_changes_no_bit(hospitals, tmp_path, staleness):
     until(lambda: last_round(folder) >= 1, "round 1")
     destroy(federation.workers("ward-2"))
     before = kill_between_the_steps(federation, folder)
-    assert federation.resume(name).wait(500) == 0, federation.output_of(name)
+    assert federation.resume(name).wait(WAIT_S) == 0, federation.output_of(name)
     assert set(before) <= set(rows(folder, COHORTS))  # no second cohort for any attempt
     assert federation.digest(name) == hospitals.twin(tmp_path, name).digest
 
@@ -117,7 +118,7 @@ def test_a_hospital_that_is_gone_is_in_no_later_sum(hospitals, tmp_path):
     command = hospitals.start("away", num_rounds=3, round_timeout=40)
     until(lambda: last_round(folder) >= 1, "round 1")
     federation.kill("ward-4")
-    assert command.wait(500) == 0, federation.output_of("away")
+    assert command.wait(WAIT_S) == 0, federation.output_of("away")
     sites = rows(folder, "SELECT round, site FROM contributions")
     there = {round_: {site for r, site in sites if r == round_} for round_ in (1, 2, 3)}
     assert there[3] == set(NAMES[:3])
@@ -135,11 +136,11 @@ def test_another_roster_is_refused_by_name_before_the_first_round(hospitals, tmp
     foreign.write_text(re.sub(r'("ward-4" = )"[0-9a-f]+"', rf'\1"{"ab" * 32}"', text))
     federation.nodes.pop("ward-4").terminate()
     hospitals.join("ward-4", roster=foreign)
-    assert federation.nodes.pop("ward-4").wait(120) == 2
+    assert federation.nodes.pop("ward-4").wait(WAIT_S) == 2
     assert "roster" in federation.output_of("ward-4")
     hospitals.join("ward-4", roster=other)
-    command = hospitals.start("mixed", num_rounds=2, wait_timeout=90)
-    assert command.wait(500) == 2
+    command = hospitals.start("mixed", num_rounds=2, wait_timeout=200)
+    assert command.wait(WAIT_S) == 2
     assert last_round(federation.runs / "mixed") == 0
     assert "other roster" in federation.output_of("mixed")
     assert rows(federation.runs / "mixed", NEWEST) == [(0,)]
