@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import grpc
 import pytest
 from federation import Network, federate, ledger_of
 from sealed_nodes import NAMES, make_notes, typed_settings, write_roster
 from small_config import small_config
 
+from client.guard.process import Guard
+from client.privacy.node_policy import refuse
+from client.sealed.sealed_site import SealedSite
 from client.site.node_config import NodeConfig
 from client.site.replica_host import _hosts
 from dandelion.api.ledgers import verify_ledger
@@ -91,3 +95,50 @@ def test_without_rosters_nothing_is_sent(tmp_path, nodes, caplog):
 def test_a_run_without_sealed_sums_is_refused(tmp_path, nodes):
     with pytest.raises(StalledError, match="refused by policy: privacy"):
         run(tmp_path, nodes, privacy="local", privacy_committee=0)
+
+
+class RefusedCall(grpc.RpcError):
+    """What a relay sees of a guard's error."""
+
+    def __init__(self, reason):
+        super().__init__(reason)
+        self.reason = reason
+
+    def code(self):
+        return grpc.StatusCode.ABORTED
+
+    def details(self):
+        return self.reason
+
+
+@pytest.fixture
+def guarded(nodes, monkeypatch):
+    """The configs that code of the run sees: sockets, behind which guards have those of nodes."""
+    guards = {f"unix:/run/{node['site']}.sock": Guard(node, 60.0) for node in nodes}
+
+    def send_call(address, call, frame, timeout_s):
+        try:
+            return guards[address].answer(frame)
+        except Exception as error:  # the process boundary, as in the guard itself
+            raise RefusedCall(guards[address].reason(error)) from error
+
+    monkeypatch.setattr("client.guard.relay.send_call", send_call)
+    monkeypatch.setattr("server.ledger.run_folder.secrets.token_bytes", lambda count: b"r" * count)
+    return [{"guard": address.removeprefix("unix:")} for address in guards]
+
+
+def test_sums_ride_through_guards_with_the_same_bits(tmp_path, nodes, guarded, monkeypatch):
+    """The code of the run relays bytes; a refusal comes back by the name of its key."""
+    _, expected = run(tmp_path, nodes, "open", staleness=1)
+    real = SealedSite.add_up
+
+    def add_up(self, request):
+        if self.identity.site.name == "ward-2":
+            refuse("one-cohort", "in this test")
+        return real(self, request)
+
+    monkeypatch.setattr(SealedSite, "add_up", add_up)
+    _, result = run(tmp_path, guarded, "guarded", staleness=1)
+    assert (result.digest, result.entries) == (expected.digest, expected.entries)
+    refused = {(row[2], row[3], row[4]) for row in result.rows["refusals"]}
+    assert refused == {("ward-2", "error", "PolicyError: refused by policy: one-cohort")}
