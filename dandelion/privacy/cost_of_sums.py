@@ -102,7 +102,7 @@ def _row(
     ratio = float(np.median(np.array(seconds[name]) / np.array(seconds["plain"])))
     sites, queries = int(str(settings["num-clients"])), int(str(settings["queries"]))
     sent = metrics[name][0][0].bytes_up // sites
-    expected = 44 + 4 * queries if name == "plain" else sealed_bytes_up(sites, queries)
+    expected = 44 + 4 * queries if name == "plain" else bytes_of_sealed_round(sites, queries)
     note = f"trips of {trip_s:g} s; to plain; {sent:,} bytes up a site, by the formula {expected:,}"
     return BenchRow(f"round, {name}", float(np.median(seconds[name])), ratio, note)
 
@@ -111,7 +111,7 @@ def _median(run: list[Metrics]) -> float:
     return float(np.median([each.seconds for each in run]))
 
 
-def sealed_bytes_up(sites: int, numbers: int) -> int:
+def bytes_of_sealed_round(sites: int, numbers: int) -> int:
     """Mean bytes that a site sends in a round: boxes, and a sum of q numbers if it is a member.
 
     Args:

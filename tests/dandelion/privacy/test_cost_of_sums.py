@@ -2,7 +2,7 @@
 
 import re
 
-from dandelion.privacy.cost_of_sums import WAYS, cost_of_sums, sealed_bytes_up
+from dandelion.privacy.cost_of_sums import WAYS, cost_of_sums, bytes_of_sealed_round
 
 
 def test_all_kinds_of_round_are_timed_and_send_as_many_bytes_as_the_formula_says(
@@ -23,4 +23,4 @@ def test_all_kinds_of_round_are_timed_and_send_as_many_bytes_as_the_formula_says
 
 def test_the_formula_gives_the_table_of_the_page():
     """docs/explanation/sealed-sums.md: boxes of a site, and a member's sum; all are members."""
-    assert sealed_bytes_up(3, 16) == 532 + 180
+    assert bytes_of_sealed_round(3, 16) == 532 + 180
