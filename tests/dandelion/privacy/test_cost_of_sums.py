@@ -2,7 +2,7 @@
 
 import re
 
-from dandelion.privacy.cost_of_sums import WAYS, cost_of_sums, bytes_of_sealed_round
+from dandelion.privacy.cost_of_sums import WAYS, bytes_of_sealed_round, cost_of_sums
 
 
 def test_all_kinds_of_round_are_timed_and_send_as_many_bytes_as_the_formula_says(
