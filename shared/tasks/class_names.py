@@ -28,8 +28,8 @@ def number_classes(documents: Documents, words: Sequence[str]) -> Documents:
     if numbers is None:
         if documents.alphabetical or _contradict(names, words):
             raise DataError(
-                f"classes must be called as label-words says, {_listed(words)}, or all by "
-                f"their numbers, 0 to {len(words) - 1}; got {_listed(names.values())}"
+                f"classes must be called as label-words says, {_list_names(words)}, or all by "
+                f"their numbers, 0 to {len(words) - 1}; got {_list_names(names.values())}"
             )
         return documents
     if all(label == number for label, number in numbers.items()):
@@ -79,7 +79,7 @@ def _contradict(names: Mapping[int, str], words: Sequence[str]) -> bool:
     return any(known.get(_plain(name), label) != label for label, name in names.items())
 
 
-def _listed(names: Iterable[str]) -> str:
+def _list_names(names: Iterable[str]) -> str:
     """Names as ``label-words`` has them: one with a comma stands in quotation marks."""
     return ", ".join(f'"{name}"' if "," in name else name for name in names)
 
