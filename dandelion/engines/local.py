@@ -18,7 +18,7 @@ from server.run import serve
 from shared.base.errors import interruption_of
 from shared.config.schema import Config
 from shared.protocol.flower_records import unpack
-from shared.training.feature_scaling import resolve_feature_scaling
+from shared.training.server_choices import resolve_choices
 
 LOCAL_RUN, SERVER_NODE = 1, 1
 ERROR_IN_CLIENT = 2  # what a SuperNode reports when a ClientApp raises
@@ -179,7 +179,7 @@ def run_local(
     from client.site.replica_host import forget_hosts
 
     forget_hosts()
-    config = resolve_feature_scaling(config)
+    config = resolve_choices(config)
     contexts = contexts_of(config)
     grid = LocalGrid(
         app, contexts, merge_requests(contexts) if config.federation.merge_clients else None

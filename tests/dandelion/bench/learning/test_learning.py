@@ -21,7 +21,7 @@ from dandelion.bench.learning.race_report import best_curves, markdown, table_ro
 from dandelion.cli.bench import app
 from shared.base.errors import UnknownNameError
 from shared.base.flat import Layout
-from shared.config.sections import SCOPES
+from shared.config.scope_names import SCOPES
 from shared.data.documents import DATASETS
 from shared.data.sets.pictures import Pictures
 from shared.directions import DIRECTIONS
