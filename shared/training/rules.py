@@ -4,7 +4,6 @@ from shared.aggregation import fewest_replies, keeps_whole_vectors
 from shared.base.errors import ConfigError
 from shared.config.schema import Config, settings
 from shared.config.sections import FUNCTION
-from shared.config.text_section import CONVERSED
 from shared.modes.estimators import (
     EXACT,
     FORWARD,
@@ -238,11 +237,10 @@ def _check_objective(c: Config) -> None:
 
 
 def _check_model(c: Config) -> None:
-    refused = c.data.task in CONVERSED or c.model.dtype != "float32" or c.model.is_masked
-    if c.zo.parallel_queries > 1 and refused:
+    if c.zo.parallel_queries > 1 and (c.model.dtype != "float32" or c.model.is_masked):
         raise ConfigError(
-            f"parallel-queries = {c.zo.parallel_queries} with {c.data.task!r}, {c.model.dtype!r}, "
-            f"{c.model.scope!r}: only float32, no conversation, no mask is batched; use 1"
+            f"parallel-queries = {c.zo.parallel_queries} with {c.model.dtype!r} and scope "
+            f"{c.model.scope!r}: only float32 and no mask is batched over directions; use 1"
         )
     lora = c.model.scope == "lora"
     for key, scope, fits in (
