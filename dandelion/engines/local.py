@@ -19,7 +19,7 @@ from server.run import serve
 from shared.base.errors import StalledError, interruption_of
 from shared.config.schema import Config
 from shared.protocol.flower_records import unpack
-from shared.training.feature_scaling import resolve_feature_scaling
+from shared.training.server_choices import resolve_choices
 
 LOG = logging.getLogger("dandelion")
 LOCAL_RUN, SERVER_NODE = 1, 1
@@ -190,7 +190,7 @@ def run_local(
     from client.site.replica_host import forget_hosts
 
     forget_hosts()
-    config = resolve_feature_scaling(config)
+    config = resolve_choices(config)
     contexts = contexts_of(config)
     grid = LocalGrid(
         app, contexts, merge_requests(contexts) if config.federation.merge_clients else None
