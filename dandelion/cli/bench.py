@@ -155,7 +155,7 @@ def privacy(
     ] = False,
     json_file: Json = None,
 ) -> None:
-    """Time a site's part of a round with privacy = local against a plain one, in turns."""
+    """Time a site's part of a private round, and whole rounds with sealed sums, in turns."""
     if attacks:
         from dandelion.privacy.attacks.report import measure_attacks
 
@@ -166,8 +166,9 @@ def privacy(
 
         return show("privacy", cost_of_guard(), json_file)
     from dandelion.privacy.cost_in_time import cost_in_time
+    from dandelion.privacy.cost_of_sums import cost_of_sums
 
-    return show("privacy", cost_in_time(), json_file)
+    return show("privacy", [*cost_in_time(), *cost_of_sums()], json_file)
 
 
 @app.command()

@@ -52,12 +52,12 @@ def plan(  # noqa: PLR0913, PLR0917  (options of a command)
     from dandelion.privacy.plan import draw_table, examples_of_site, median_slope, plan_noise
     from dandelion.privacy.trials import Trials
     from dandelion.settings.gather import gather
-    from shared.training.feature_scaling import resolve_feature_scaling
+    from shared.training.server_choices import resolve_choices
 
     tried = read_numbers("--rates", rates) if rates else []
     promises = read_numbers("--epsilon", epsilon)
     pairs = as_private_run(settings or [])
-    chosen = resolve_feature_scaling(gather(config, pairs, None, preset=preset))
+    chosen = resolve_choices(gather(config, pairs, None, preset=preset))
     if not chosen.zo.batch_size:
         raise ConfigError("zo-batch-size: a number above 0 expected: it is the batches' mean size")
     if slopes or (accuracy and not chosen.privacy.clip):
