@@ -31,7 +31,7 @@ class TrapNet:
 
     def losses(self, inputs: Tensor, labels: Tensor, threshold: float, step: Tensor) -> Tensor:
         """Losses (n,) of images (n, 64) at the trap's parameters plus ``step`` (610,)."""
-        w, t, v, b = torch.split(step, SIZES)
+        w, t, v, b = torch.split(step, list(SIZES))
         hidden = torch.relu(inputs @ (1 + w.view(HIDDEN, PIXELS)).T - threshold + t)
         weights = torch.from_numpy(self.v).to(inputs.dtype) + v.view(CLASSES, HIDDEN)
         return torch.nn.functional.cross_entropy(hidden @ weights.T + b, labels, reduction="none")
