@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from dandelion.monitor.notebook import NotebookLine
 from server.reporting.sample_pages import read_samples, sample_lines
 from server.reporting.status_line import size_text, state_text
+from shared.base.text import quote_command
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.reporting.report import Report
@@ -80,8 +81,9 @@ class RunProgress:
     ) -> None:
         self._progress.stop()
         if kind is not None and self._report is not None:
+            resume = quote_command("dandelion", "run", "--resume", self._report.folder)
             self._console.print(
-                f"stopped; continue with: dandelion run --resume {self._report.folder}",
+                f"stopped; continue with: {resume}",
                 soft_wrap=True,
                 highlight=False,
                 markup=False,
