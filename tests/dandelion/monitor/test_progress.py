@@ -83,12 +83,8 @@ def test_a_line_says_round_losses_bytes_and_time_left(clock):
         shown(report(), 20)
     first, second = console.file.getvalue().splitlines()
     assert first == "round 0/100  held out 4.346  up 53.7 kB  down 1.2 MB"
-    assert second == (
-        "round 20/100  loss 4.432  held out 4.346  up 53.7 kB  down 1.2 MB  at most 1:20 left"
-    )
-        second
-        == "round 20/100  loss 4.432  held out 4.346  up 53.7 kB  down 1.2 MB  at most 1:20 left"
-    )
+    done = "round 20/100  loss 4.432  held out 4.346  up 53.7 kB  down 1.2 MB"
+    assert second == f"{done}  at most 1:20 left"
 
 
 def test_plain_lines_come_now_and_then_and_at_the_end(clock):
