@@ -63,9 +63,9 @@ class TimeLeft:
 
 
 def left_text(left: TimeLeft) -> str:
-    """The time left for readers, as ``1:20 left``; empty if there is none to say."""
+    """The time left for readers, as ``1:20 left``, a bound as ``< 1:20 left``; empty if unknown."""
     if (seconds := left.seconds()) is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
     hours = f"{minutes // 60}:{minutes % 60:02}" if minutes >= 60 else str(minutes)
-    return f"{'at most ' * left.is_bound}{hours}:{rest:02} left"
+    return f"{'< ' * left.is_bound}{hours}:{rest:02} left"
