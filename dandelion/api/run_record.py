@@ -134,6 +134,38 @@ class Run:
         with restore_threads(), ledger_of(self.folder) as ledger:
             return replay_ledger(ledger, round)
 
+    def export(
+        self,
+        path: str | Path,
+        *,
+        round: int | None = None,
+        merge: bool = False,
+        dtype: str = "f32",
+    ) -> Path:
+        """Write the model of a round for others, as ``dandelion export`` does; return where.
+
+        Args:
+            path: a new folder, which gets safetensors, tokenizer and model card (of a run with
+                ``scope = lora`` the adapters alone); or a file that ends in ``.gguf``.
+            round: after which the model is taken; the last.
+            merge: adapters are added into their layers, and the whole model is written.
+            dtype: of a GGUF file: f32, f16 or bf16.
+
+        Raises:
+            ConfigError: the folder has files, there is nothing to merge, or the architecture has
+                no GGUF form here.
+
+        Example:
+            >>> path = dandelion.load_run("runs/read").export("read-model", round=1)
+            >>> sorted(each.name for each in path.iterdir())[:2]
+            ['README.md', 'config.json']
+        """
+        from dandelion.export.formats.exports import export_path
+
+        target = Path(path).expanduser().resolve()
+        model = self.replay(self.rounds if round is None else round)
+        return export_path(model, self.config, target, merge, dtype)
+
     def verify(self) -> Verification:
         """Rebuild every round from base model and ledger, and compare every recorded digest.
 

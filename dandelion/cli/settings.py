@@ -17,9 +17,15 @@ def settings(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="All of them, as the page of the documentation.")
     ] = False,
+    presets: Annotated[
+        bool, typer.Option("--presets", help="What --preset may name, instead of settings.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Every setting for --set and TOML files: default, meaning, unit, range, and who uses it."""
+    if presets:
+        _list_presets(as_json)
+        return
     from dandelion.settings import reference
     from shared.training.components import all_keys
 
@@ -43,3 +49,15 @@ def settings(
             table.add_row(each.key, reference.toml_of(each.default), meaning.replace("[", r"\["))
         tables.append(table)
     show_table(Group(*tables), as_json)
+
+
+def _list_presets(as_json: bool) -> None:
+    """Show each preset with its model, and the scopes that it has settings for."""
+    from dandelion.settings.presets import RECIPES
+
+    table = Table("preset", "model", "scopes", "what", box=SIMPLE_HEAD)
+    for name, recipe in RECIPES.items():
+        scopes = [scope for model, scope in recipe.scopes if model == recipe.model]
+        usual = str(recipe.models.get(recipe.model, {}).get("scope", "full"))
+        table.add_row(name, recipe.model, ", ".join(dict.fromkeys([usual, *scopes])), recipe.about)
+    show_table(table, as_json)

@@ -30,7 +30,7 @@ def export(  # noqa: PLR0913, PLR0917  (options of a command)
     ] = False,
 ) -> None:
     """Write a run's model for others: a folder, a GGUF file, or a repository on the hub."""
-    from dandelion.export.exports import export_folder, export_gguf
+    from dandelion.export.formats.exports import export_folder, export_gguf
     from dandelion.export.hub_upload import check_name
     from server.ledger.run_folder import read_config
 

@@ -27,7 +27,12 @@ FILES = (  # that a summary names, if they are there
     *(("model", "model"), ("ledger", "ledger.sqlite")),
 )
 BAR_FROM_COLUMNS = 110  # a terminal of this width has room for a bar
-NUMBERS = (("mae", "mean error"), ("rmse", "RMSE"), ("pearson", "Pearson's r"))
+NUMBERS = (
+    ("mae", "mean error"),
+    ("rmse", "RMSE"),
+    ("pearson", "Pearson's r"),
+    ("spearman", "Spearman's ρ"),
+)
 SCORES = (  # of tasks, as percentages: their names and titles
     *(("accuracy", "accuracy"), ("f1", "F1"), ("macro_f1", "macro F1")),
     *(("exact-match", "exact match"), ("token-f1", "token F1"), ("rouge-l", "ROUGE-L")),

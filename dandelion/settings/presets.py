@@ -43,6 +43,13 @@ BLOCKS: Settings = {  # the last blocks on kept activations: forward differences
     "num-rounds": 60,
     "threads": 2,
 }
+NORMS: Settings = {  # some thousand numbers of the last blocks; each site has its own directions
+    "estimator": "forward",
+    "step": "normalised",
+    "queries": 16,
+    "seed-schedule": "independent",
+    "threads": 2,
+}
 SMALL: Settings = {"num-clients": 4, "snapshot-interval": 0}
 RECIPES: Mapping[str, Recipe] = {
     "rotten-tomatoes": Recipe(
@@ -102,6 +109,33 @@ RECIPES: Mapping[str, Recipe] = {
             "learning-rate": 1e-5,
         },
         scopes={("smollm2-135m", "lora"): {"learning-rate": 0.03, "eps": 0.01}},
+    ),
+    "python-answers": Recipe(
+        "questions about Python's standard library, answered by a chat model; samples are shown",
+        "smollm2-135m",
+        {
+            **SMALL,
+            "task": "instruction",
+            "dataset": "python-docs",
+            "block-size": 96,
+            "zo-batch-size": 4,
+            "bp-batch-size": 2,
+            "eval-blocks": 64,
+            "eval-interval": 8,
+            "num-rounds": 24,
+            "learning-rate": 1e-5,
+            "sample-prompts": "2",
+            "sample-tokens": 24,
+        },
+        {"smollm2-135m": {"scope": "last:2:bias"}},
+        {
+            ("smollm2-135m", "last:2:bias"): NORMS,
+            ("smollm2-135m", "lora"): {
+                "lora-blocks": 4,
+                "optimizer": "adam",
+                "learning-rate": 0.003,
+            },
+        },
     ),
 }
 

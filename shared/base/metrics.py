@@ -20,6 +20,10 @@ def _empty() -> Counts:
     return np.zeros((0, 0), np.int64)
 
 
+def _no_pairs() -> Shares:
+    return np.zeros((0, 2))
+
+
 @dataclass(frozen=True)
 class EvalSums:
     """Sums over the examples that a model was evaluated on."""
@@ -28,6 +32,8 @@ class EvalSums:
     examples: int
     confusion: Counts = field(default_factory=_empty)  # [class, choice]; empty without classes
     sums: Mapping[str, float] = field(default_factory=dict)  # of a problem's own metrics, by name
+    # (n, 2), each number with its estimate, for what no sums give; never sent by a site
+    pairs: Shares = field(default_factory=_no_pairs)
 
     @property
     def classes(self) -> int:
@@ -39,7 +45,9 @@ class EvalSums:
             return self if self.examples else other
         confusion = self.confusion + other.confusion
         sums = {name: value + other.sums[name] for name, value in self.sums.items()}
-        return EvalSums(self.total + other.total, self.examples + other.examples, confusion, sums)
+        pairs = np.concatenate([self.pairs, other.pairs])
+        total, examples = self.total + other.total, self.examples + other.examples
+        return EvalSums(total, examples, confusion, sums, pairs)
 
     @property
     def loss(self) -> float:
@@ -49,7 +57,10 @@ class EvalSums:
     def scores(self) -> Mapping[str, float]:
         """Return accuracy and F1 by name, or the means of a problem's own metrics, if there are."""
         if self.sums.keys() >= MOMENTS:
-            return number_scores(self.sums, self.examples)
+            scores = number_scores(self.sums, self.examples)
+            if len(self.pairs) == self.examples:
+                scores["spearman"] = rank_correlation(*self.pairs.T)
+            return scores
         if not self.confusion.size:
             return {name: value / self.examples for name, value in self.sums.items()}
         return {
@@ -132,3 +143,21 @@ def number_scores(sums: Mapping[str, float], count: int) -> dict[str, float]:
         "rmse": mean[SQUARED] ** 0.5,
         "pearson": float(np.clip(joint / spread**0.5, -1, 1)) if spread > 0 else 0.0,
     }
+
+
+def rank_correlation(numbers: Shares, estimates: Shares) -> float:
+    """Pearson's correlation of the ranks of numbers (n,) and estimates (n,); 0 if undefined.
+
+    Equal numbers share the mean of their ranks (Spearman 1904, https://doi.org/10.2307/1412159).
+    """
+    first, second = _ranks(numbers), _ranks(estimates)
+    spread = first.std() * second.std()
+    joint = ((first - first.mean()) * (second - second.mean())).mean()
+    return float(np.clip(joint / spread, -1, 1)) if spread > 0 else 0.0
+
+
+def _ranks(values: Shares) -> Shares:
+    """The rank of each value (n,), from 1; ties get the mean of theirs."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Shares = (counts.cumsum() - (counts - 1) / 2)[which]
+    return ranks

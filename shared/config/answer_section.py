@@ -21,6 +21,10 @@ class AnswerSettings(Section):
         "empty: known names", used_by=CHOOSING)
     choice_prompt: str = option("Question: {text} Answer:", "what a model reads before a choice",
                                 used_by=CHOOSING)
+    prompt_form: str = option(
+        "text", "how a causal model reads prompt or choice-prompt: as it stands (text), or as "
+        "turns 'system: …', 'user: …', 'assistant: …', separated by |, by its chat template",
+        choices=("text", "chat"), used_by=f"classification, {CHOOSING}")
     target_column: str = option("", "of a folder of tables: the column of numbers; empty: known "
                                 "names", used_by=ESTIMATING)
     target_mean: float = option(

@@ -22,7 +22,8 @@ from shared.randomness.streams import Key
 
 TOLERANCE = 1e-4  # relative: losses that differ more were not computed point by point
 
-Each = Callable[[nn.Module, Tensor], Tensor]  # (module, rows (B, n)) -> losses (B,)
+# (module, rows (P·B, n) of P points, P) -> losses (P·B,)
+Each = Callable[[nn.Module, Tensor, int], Tensor]
 Piece = tuple[int, slice, Tensor]  # logits (p, r, V): the first point, the rows, the numbers
 
 
@@ -80,7 +81,7 @@ class BatchedQueries:
         if self.each is None:
             return next_token_loss(self.model.module, rows)
         with torch.inference_mode():
-            return float(self.each(self.model.module, rows).mean())
+            return float(self.each(self.model.module, rows, 1).mean())
 
     def _means(self, parameters: BatchedParameters, blocks: Tensor) -> Tensor:
         """Mean losses (P,) of blocks (P, B, n)."""
@@ -89,7 +90,7 @@ class BatchedQueries:
             return sums / (blocks.shape[1] * (blocks.shape[2] - 1))
         rows = blocks.flatten(0, 1)
         with self.begin(rows), BatchedMode(parameters, self._known, blocks.shape[1], None):
-            losses = self.each(self.model.module, rows)
+            losses = self.each(self.model.module, rows, len(blocks))
         return losses.view(len(blocks), -1).mean(1)
 
     def _sums(self, parameters: BatchedParameters, blocks: Tensor) -> Tensor:

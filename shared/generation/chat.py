@@ -21,6 +21,7 @@ from shared.models.tokenizers import HubTokenizer
 Ids = NDArray[np.int64]
 DATE = "26 Jul 2024"  # for templates that state today's: every site makes the same tokens
 THOUGHT = "</think>"  # templates drop what stands before it in former turns
+TEXT = "{text}"  # stands for a text in a prompt
 SHOWN = 60  # characters of a text in a message
 
 
@@ -34,6 +35,17 @@ class ChatForm(Protocol):
     @property
     def ends(self) -> tuple[int, ...]:
         """The tokens that end a response."""
+
+    @property
+    def closing(self) -> int:
+        """The token that ends the content of a response."""
+
+    def frame(self, turns: Sequence[Turn]) -> tuple[Ids, Ids]:
+        """The tokens of ``prompt(turns)`` before and after the text that TEXT stands for.
+
+        Raises:
+            DataError: the template does not take the turns.
+        """
 
     def prompt(self, turns: Sequence[Turn]) -> Ids:
         """The tokens after which the model writes a response to ``turns``.
@@ -62,6 +74,17 @@ class PlainForm:
         """The end-of-text token."""
         return (self.tokenizer.end,)
 
+    @property
+    def closing(self) -> int:
+        """The end-of-text token."""
+        return self.tokenizer.end
+
+    def frame(self, turns: Sequence[Turn]) -> tuple[Ids, Ids]:
+        """The plain form of the turns, in two parts."""
+        before, _, after = plain_prompt(turns).partition(TEXT)
+        start = np.concatenate([self.tokenizer.start, self.tokenizer.encode(before)])
+        return start, self.tokenizer.encode(after)
+
     def prompt(self, turns: Sequence[Turn]) -> Ids:
         """The start token if the model expects one, the turns, and ``Assistant:``."""
         return np.concatenate([self.tokenizer.start, self.tokenizer.encode(plain_prompt(turns))])
@@ -86,8 +109,18 @@ class TemplateForm:
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """What the template writes after a response, and the end-of-text token."""
+        return tuple(sorted({self.closing, self.tokenizer.end}))
+
+    @cached_property
+    def closing(self) -> int:
+        """What the template writes after a response, or the end-of-text token."""
         _, response = self.encode(exchange("a", "b"))
-        return tuple(sorted({int(response[-1]), self.tokenizer.end}))
+        return int(response[-1])
+
+    def frame(self, turns: Sequence[Turn]) -> tuple[Ids, Ids]:
+        """What the template makes of the turns and writes before a response, in two parts."""
+        before, _, after = self._render(turns, opens=True).partition(TEXT)
+        return self.tokenizer.encode_marked(before), self.tokenizer.encode_marked(after)
 
     def prompt(self, turns: Sequence[Turn]) -> Ids:
         """The turns, and what the template writes before a response."""

@@ -20,6 +20,7 @@ from shared.data.examples import Examples, examples_with_labels
 from shared.features.labelled_texts import LabelledTexts, texts_of
 from shared.features.readout import LinearBatch
 from shared.features.readout_logits import ReadoutLogits, readout_logits
+from shared.generation.prompt_frame import CHAT, prompt_frame
 from shared.likelihood.continuations import reads_trees
 from shared.models.model import LanguageModel
 from shared.tasks.class_names import check_head_order
@@ -91,6 +92,11 @@ def classification(config: Config, model: LanguageModel) -> Classification:
     words = label_words(config.data)
     if not model.has_head:
         return _by_words(config, model, words)
+    if config.answer.prompt_form == CHAT:
+        raise ConfigError(
+            f"prompt-form = chat: a causal language model expected, got {model.name!r}, whose head "
+            "reads no prompt; leave it out"
+        )
     outputs = int(getattr(model.module.config, "num_labels", 0))
     if outputs != len(words):
         raise ConfigError(
@@ -105,13 +111,14 @@ def classification(config: Config, model: LanguageModel) -> Classification:
 
 def _by_words(config: Config, model: LanguageModel, words: tuple[str, ...]) -> Classification:
     """Classify by what a causal model says after the prompt."""
-    if labels := whole_labels(model.tokenizer, config.data, words):
-        empty = Verbaliser.of(model.tokenizer, config.data.prompt, ())
+    frame = prompt_frame(model.tokenizer, config.data.prompt, config.answer.prompt_form)
+    if labels := whole_labels(frame, config.data.label_scoring, words):
+        empty = Verbaliser.of(model.tokenizer, frame, ())
         verbaliser = replace(empty, reserve=labels.longest - 1)
         reads_trees(model.module)  # tried now, at parameters that nobody has moved
         readout = readout_logits(model, config, (), labels)
         return Classification(len(words), verbaliser.encode, readout or labels, readout)
-    verbaliser = Verbaliser.of(model.tokenizer, config.data.prompt, words)
+    verbaliser = Verbaliser.of(model.tokenizer, frame, words)
     readout = readout_logits(model, config, verbaliser.words)
     return Classification(len(words), verbaliser.encode, readout or verbaliser.logits, readout)
 

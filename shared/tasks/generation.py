@@ -44,6 +44,10 @@ class Generation:
         """Mean loss of each row's response, (B,) float64."""
         return self.base.each(module, rows)
 
+    def each_of_points(self, module: nn.Module, rows: Tensor, points: int) -> Tensor:
+        """The same of the batches of several points, one after the other."""
+        return self.base.each_of_points(module, rows, points)
+
     def predict(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Logits (B, T, V) of the token after each."""
         return self.base.predict(module, rows)

@@ -67,6 +67,10 @@ class Instruction:
         """Mean loss of the response's tokens of each row, (B,) float64."""
         return response_losses(module, rows)
 
+    def each_of_points(self, module: nn.Module, rows: Tensor, points: int) -> Tensor:
+        """The same of the batches of several points, one after the other."""
+        return response_losses(module, rows, points)
+
     def predict(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Logits (B, T, V) of the token after each, up to the end of the longest row."""
         return logits(module, tokens_of(rows)).float()

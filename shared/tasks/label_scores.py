@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from shared.base.errors import ConfigError
-from shared.config.sections import DataSettings
+from shared.generation.prompt_frame import PromptFrame
 from shared.likelihood.continuations import ContinuationTree, score_continuations
-from shared.models.model import Tokenizer
-from shared.tasks.verbaliser import TEXT, label_tokens
 
 MOST_NODES = 128  # of one pass: logits of a whole vocabulary are made for each
 Tokens = tuple[int, ...]
@@ -64,26 +62,28 @@ class LabelScores:
         return parts
 
 
-def whole_labels(
-    tokenizer: Tokenizer, settings: DataSettings, words: Sequence[str]
-) -> LabelScores | None:
+def whole_labels(frame: PromptFrame, scoring: str, words: Sequence[str]) -> LabelScores | None:
     """The scores of whole labels, if ``label-scoring`` wants them; None: by their first tokens.
 
-    If a label begins another, an end-of-text token follows each: else the shorter one would always
-    be the likelier.
+    If a label begins another, the token that ends a response follows each: else the shorter one
+    would always be the likelier.
+
+    Args:
+        frame: of the prompt that labels follow.
+        scoring: the setting ``label-scoring``.
+        words: the labels.
 
     Raises:
         ConfigError: two labels have the same tokens.
     """
-    after = settings.prompt.partition(TEXT)[2]
-    labels = [label_tokens(tokenizer, after, word) for word in words]
+    labels = [frame.label(word) for word in words]
     is_first = len({label[0] for label in labels}) == len(labels)
-    if settings.label_scoring == "first" or (settings.label_scoring == "auto" and is_first):
+    if scoring == "first" or (scoring == "auto" and is_first):
         return None
     _check_distinct(labels, words)
     if _begins_another(labels):
-        labels = [(*label, tokenizer.end) for label in labels]
-    return LabelScores(tuple(labels), settings.label_scoring == "mean")
+        labels = [(*label, frame.end) for label in labels]
+    return LabelScores(tuple(labels), scoring == "mean")
 
 
 def _check_distinct(labels: Sequence[Tokens], words: Sequence[str]) -> None:

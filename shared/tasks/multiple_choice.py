@@ -18,10 +18,11 @@ from shared.config.answer_section import CHOOSING
 from shared.config.schema import Config
 from shared.data.documents import Documents
 from shared.data.examples import Examples, examples_of_rows
+from shared.generation.prompt_frame import PromptFrame, prompt_frame
 from shared.likelihood.continuations import NONE, ContinuationTree, reads_trees, score_continuations
 from shared.models.model import LanguageModel
 from shared.tasks.task import TASKS
-from shared.tasks.verbaliser import TEXT, Verbaliser, label_tokens
+from shared.tasks.verbaliser import Verbaliser
 
 CHOICE = -2  # stands before the tokens of each choice
 Ids = NDArray[np.int64]
@@ -36,7 +37,7 @@ class MultipleChoice:
     """
 
     verbaliser: Verbaliser  # the prompt around a question
-    ending: str  # of the prompt, after the question
+    frame: PromptFrame  # what the choices follow
     is_mean: bool  # scores are divided by the number of tokens
     classes: int = 0
     score_names: tuple[str, ...] = ("accuracy",)
@@ -61,7 +62,7 @@ class MultipleChoice:
         return examples_of_rows(documents, np.asarray(labels, np.int64), encode)
 
     def _encode(self, question: str, choices: tuple[str, ...], length: int) -> Ids:
-        parts = [label_tokens(self.verbaliser.tokenizer, self.ending, each) for each in choices]
+        parts = [self.frame.label(each) for each in choices]
         longest = max(map(len, parts))
         try:
             text = replace(self.verbaliser, reserve=longest - 1).encode(question, length)
@@ -141,9 +142,9 @@ def multiple_choice(config: Config, model: LanguageModel) -> MultipleChoice:
             "equal; use sum or mean"
         )
     reads_trees(model.module)  # tried now, at parameters that nobody has moved
-    prompt = config.answer.choice_prompt
+    frame = prompt_frame(model.tokenizer, config.answer.choice_prompt, config.answer.prompt_form)
     return MultipleChoice(
-        Verbaliser.of(model.tokenizer, prompt, ()),
-        prompt.partition(TEXT)[2],
+        Verbaliser.of(model.tokenizer, frame, ()),
+        frame,
         config.data.label_scoring == "mean",
     )

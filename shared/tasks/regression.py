@@ -70,8 +70,8 @@ class Regression(LabelledTexts):
         estimates = self.predict(module, rows)[:, 0].double()
         numbers = self.labels(rows)
         total = ((estimates - numbers) / self.scale).square().sum()
-        sums = number_sums(numbers.cpu().numpy(), estimates.cpu().numpy())
-        return EvalSums(float(total), len(rows), sums=sums)
+        pairs = torch.stack([numbers, estimates], 1).cpu().numpy()
+        return EvalSums(float(total), len(rows), sums=number_sums(*pairs.T), pairs=pairs)
 
     def linear_batch(self, module: nn.Module, rows: Tensor) -> LinearBatch:
         """Features and errors of rows (B, 1 + T), for the closed form of a readout's gradient.

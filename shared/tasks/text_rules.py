@@ -2,12 +2,15 @@
 
 from shared.base.errors import ConfigError
 from shared.base.options import options_of
+from shared.config.answer_section import CHOOSING
 from shared.config.schema import Config
 from shared.config.text_section import CONVERSED, TextSettings
+from shared.generation.prompt_frame import CHAT
 
 ANYWHERE = ("sample_prompts", "sample_tokens", "temperature", "top_p", "stop_words")
 
 WRITING = ("language-modelling", *CONVERSED)
+PROMPTED = ("classification", CHOOSING)  # tasks that put a prompt around a text
 
 
 def check_text(c: Config) -> None:
@@ -16,6 +19,10 @@ def check_text(c: Config) -> None:
     Raises:
         ConfigError: says which settings, and what to set instead.
     """
+    if c.answer.prompt_form == CHAT and c.data.task not in PROMPTED:
+        raise ConfigError(
+            f"prompt-form = chat needs task {' or '.join(PROMPTED)}, got {c.data.task!r}"
+        )
     if c.data.task not in CONVERSED:
         _check_unused(c)
     if c.text.sample_prompts and (c.model.app or c.data.task not in WRITING):

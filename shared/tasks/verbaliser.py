@@ -17,18 +17,15 @@ from torch import Tensor, nn
 
 from shared.base.errors import ConfigError
 from shared.captured.capture import is_captured
+from shared.generation.prompt_frame import PromptFrame
 from shared.models.model import Tokenizer
 
-TEXT = "{text}"
 Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Verbaliser:
-    """The prompt's tokens around a text, and the first token of each class's word.
-
-    The token that the model expects at the start of a text goes before the prompt.
-    """
+    """The prompt's tokens around a text, and the first token of each class's word."""
 
     tokenizer: Tokenizer
     before: Ids
@@ -37,25 +34,21 @@ class Verbaliser:
     reserve: int = 0  # tokens that stay free for what is read after the prompt
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, prompt: str, words: tuple[str, ...]) -> "Verbaliser":
-        """Make it from a prompt with ``{text}`` in it and the words that may follow.
+    def of(cls, tokenizer: Tokenizer, frame: PromptFrame, words: tuple[str, ...]) -> "Verbaliser":
+        """Make it from the frame of a prompt and the words that may follow.
 
         Raises:
-            ConfigError: the prompt has no ``{text}``, or words begin with the same token.
+            ConfigError: words begin with the same token.
         """
-        before, marker, after = prompt.partition(TEXT)
-        if not marker:
-            raise ConfigError(f"prompt: a text with {TEXT} in it expected, got {prompt!r}")
-        firsts = tuple(first_token(tokenizer, after, word) for word in words)
+        firsts = tuple(frame.label(word)[0] for word in words)
         if len(set(firsts)) != len(words):
             pairs = ", ".join(f"{w!r}: {f}" for w, f in zip(words, firsts, strict=True))
             raise ConfigError(
-                f"label-words whose first tokens differ after the prompt {prompt!r} expected, got "
-                f"{pairs}; choose other words (with tokens of bytes, end the prompt in a "
-                "space), or label-scoring = sum"
+                f"label-words whose first tokens differ after the prompt expected, got {pairs}; "
+                "choose other words (with tokens of bytes, end the prompt in a space), or "
+                "label-scoring = sum"
             )
-        start = np.concatenate([tokenizer.start, tokenizer.encode(before)])
-        return cls(tokenizer, start, tokenizer.encode(after), firsts)
+        return cls(tokenizer, frame.before, frame.after, firsts)
 
     def encode(self, text: str, length: int) -> Ids:
         """The tokens of the prompt with the text in it, cut to ``length`` tokens less the reserve.
@@ -130,29 +123,3 @@ def _select(layer: nn.Module, count: int, chosen: tuple[Tensor, Tensor]) -> Iter
         yield
     finally:
         hook.remove()
-
-
-def first_token(tokenizer: Tokenizer, prompt: str, word: str) -> int:
-    """The first token of a word that follows the end of a prompt, after a space.
-
-    Raises:
-        ConfigError: the tokenizer joins the word with the prompt's end.
-    """
-    return label_tokens(tokenizer, prompt, word)[0]
-
-
-def label_tokens(tokenizer: Tokenizer, prompt: str, label: str) -> tuple[int, ...]:
-    """All tokens of a label of one or several words, which follows a prompt after a space.
-
-    Raises:
-        ConfigError: the tokenizer joins the label with the prompt's end.
-    """
-    start = tokenizer.encode(prompt)
-    space = "" if prompt[-1:].isspace() else " "
-    whole = tokenizer.encode(f"{prompt}{space}{label}")
-    if len(whole) <= len(start) or not np.array_equal(whole[: len(start)], start):
-        raise ConfigError(
-            f"label-words: {label!r} melts into the prompt's end {prompt!r} when it is tokenised; "
-            "end the prompt in a letter or a mark, without a space"
-        )
-    return tuple(whole[len(start) :].tolist())

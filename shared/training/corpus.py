@@ -20,6 +20,7 @@ from shared.data.hold_out import hold_out
 from shared.data.partition_rules import partition
 from shared.data.resolve import documents_of
 from shared.generation.chat import chat_form
+from shared.generation.prompt_frame import CHAT
 from shared.models.model import LanguageModel
 from shared.models.tokenizers import ByteTokenizer
 from shared.problem.load import load_problem
@@ -244,6 +245,8 @@ def _make_examples(config: Config, model: LanguageModel, documents: Documents) -
         "labels": [config.data.label_words, config.data.label_scoring, config.answer.choice_prompt],
         "columns": str(columns_of(config)),
     }
+    if config.answer.prompt_form == CHAT:
+        settings["prompt form"] = chat_form(model.tokenizer).identity
     if config.data.task in CONVERSED:
         columns = [config.text.prompt_column, config.text.response_column]
         form = chat_form(model.tokenizer).identity

@@ -29,6 +29,7 @@ from shared.problem.model import ProblemModel
 from shared.problem.task import ProblemTask
 from shared.replica.replica import Replica
 from shared.tasks.generation import Generation
+from shared.tasks.instruction import Instruction
 from shared.tasks.language_modelling import LanguageModelling
 from shared.tasks.task import Task
 from shared.training.problem_trial import ProblemTrial
@@ -138,8 +139,14 @@ class Oracle:
             self.replica.directions,
             self.perturber,
             self.kept.at,
-            None if isinstance(self.task, LanguageModelling) else self.task.each,
+            None if isinstance(self.task, LanguageModelling) else self._each_of_points,
         )
+
+    def _each_of_points(self, module: nn.Module, rows: Tensor, points: int) -> Tensor:
+        """Losses of the rows of several points; some tasks divide what they compute by point."""
+        if isinstance(self.task, (Instruction, Generation)):
+            return self.task.each_of_points(module, rows, points)
+        return self.task.each(module, rows)
 
     def loss(self, rows: Tensor) -> float:
         """Mean objective of a batch of the task's rows, at the model's current parameters.

@@ -4,7 +4,6 @@ from shared.aggregation import fewest_replies, keeps_whole_vectors
 from shared.base.errors import ConfigError
 from shared.config.schema import Config, settings
 from shared.config.sections import FUNCTION
-from shared.config.text_section import CONVERSED
 from shared.modes.estimators import (
     EXACT,
     FORWARD,
@@ -238,11 +237,10 @@ def _check_objective(c: Config) -> None:
 
 
 def _check_model(c: Config) -> None:
-    refused = c.data.task in CONVERSED or c.model.dtype != "float32"
-    if c.zo.parallel_queries > 1 and refused:
+    if c.zo.parallel_queries > 1 and c.model.dtype != "float32":
         raise ConfigError(
-            f"parallel-queries = {c.zo.parallel_queries} with {c.data.task!r}, {c.model.dtype!r}: "
-            "only float32, and no conversation, is batched over directions; use 1"
+            f"parallel-queries = {c.zo.parallel_queries} with dtype {c.model.dtype!r}: only "
+            "float32 is batched over directions; use 1"
         )
     if c.model.scope != "lora" and c.model.lora_blocks:
         raise ConfigError(

@@ -212,3 +212,13 @@ def test_without_the_right_token_the_error_says_where_to_put_one(hub, folder, mo
     with pytest.raises(DataError, match=r"uploaded: .*401.*hf auth login.*HF_TOKEN"):
         push(folder, "me/tiny", False, "x")
     assert Hub.commits == []
+
+
+def test_a_run_is_exported_from_python_too(adapted, tmp_path):
+    run = dandelion.load_run(adapted)
+    alone = run.export(tmp_path / "adapters", round=1)
+    assert (alone / "adapter_model.safetensors").is_file()
+    file = run.export(tmp_path / "m.gguf", dtype="f16")
+    assert load_model(str(file), 1).module.num_parameters() > 0
+    with pytest.raises(ConfigError, match=r"a file that ends in \.gguf expected"):
+        run.export(tmp_path / "other", dtype="f16")

@@ -13,8 +13,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from dandelion.export.gguf_file import interleave, write_gguf
-from dandelion.export.gguf_vocabulary import vocabulary_of
+from dandelion.export.formats.gguf_file import interleave, write_gguf
+from dandelion.export.formats.gguf_vocabulary import vocabulary_of
 from shared.base.errors import ConfigError
 from shared.models.load import load_model
 from shared.models.model import LanguageModel

@@ -222,3 +222,18 @@ def test_an_oracle_measures_in_parallel(tmp_path):
     losses = oracle.parallel.losses(KEYS, EPS, blocks_of(5))
     assert losses.shape == (2, 5)
     assert torch.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("changes", [{"query_data": "fresh"}, {"estimator": "forward"}])
+def test_conversations_are_measured_alike_at_once_and_one_by_one(tmp_path, changes):
+    """All is trained, the output layer too, and fresh batches predict unequal counts."""
+    common = {
+        "task": "instruction", "dataset": "python-docs", "max_samples": 40, "block_size": 64,
+        "directions": "lowrank", "queries": 3, "num_rounds": 1, "num_clients": 2, **changes,
+    }  # fmt: skip
+    alone, at_once = (
+        federate(config(tmp_path, f"at-{p}", parallel_queries=p, **common)) for p in (1, 3)
+    )
+    torch.testing.assert_close(at_once.flat, alone.flat, rtol=0, atol=2e-5)
+    (mine,), (other,) = at_once.rows["metrics"], alone.rows["metrics"]
+    assert mine[2:4] == pytest.approx(other[2:4], rel=1e-3)  # loss, and norm of the estimate

@@ -11,6 +11,7 @@ from tokenizers import processors
 from shared.base.errors import DataError
 from shared.data.documents import Documents
 from shared.data.examples import cut_blocks
+from shared.generation.prompt_frame import prompt_frame
 from shared.models.hub import build_without_weights
 from shared.models.load import load_model
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
@@ -140,7 +141,8 @@ def test_a_head_that_needs_an_end_of_text_is_refused_without_one(tmp_path):
 def test_a_prompt_begins_as_the_model_expects():
     tokenizer = HubTokenizer(with_start(), 3)
     begin = tokenizer.inner.bos_token_id
-    verbaliser = Verbaliser.of(tokenizer, "the film {text} it was", ("good", "bad"))
+    frame = prompt_frame(tokenizer, "the film {text} it was", "text")
+    verbaliser = Verbaliser.of(tokenizer, frame, ("good", "bad"))
     tokens = verbaliser.encode("great plot", 12)
     assert tokens.tolist() == tokenizer.inner("the film great plot it was")["input_ids"]
     assert tokens[0] == begin

@@ -7,6 +7,7 @@ import torch
 from federation import config
 
 from shared.base.errors import ConfigError
+from shared.data.conversations import exchange, to_json
 from shared.data.documents import Documents
 from shared.randomness.streams import Key
 from shared.training.oracle import Oracle
@@ -17,6 +18,8 @@ DOCUMENTS = Documents(
     TEXTS * 4, [f"g{n % 2}" for n in range(32)], [n % 2 for n in range(32)], ("bad", "good"),
     choices=[("bad plot", "good", "it")[: 2 + n % 2] for n in range(32)],
     numbers=[float(n % 2) for n in range(32)],
+    conversations=[to_json(exchange(text, f"it was {'bad ' * (n % 3)}good"))
+                   for n, text in enumerate(TEXTS * 4)],
 )  # fmt: skip
 TASKS = {
     "language-modelling": {},
@@ -24,6 +27,8 @@ TASKS = {
     "whole labels": {"task": "classification", "label_words": "bad film, bad plot"},
     "multiple-choice": {"choice_prompt": "the {text} It"},
     "regression": {},
+    "instruction": {},
+    "generation": {"max_new_tokens": 4},
 }
 HEADED = ("classification", "regression")
 REFUSED = {("mamba", "regression"): "a head for MambaForCausalLM expected"}

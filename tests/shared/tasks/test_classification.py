@@ -27,12 +27,13 @@ from shared.data.documents import Documents
 from shared.data.examples import examples_with_labels
 from shared.directions import DIRECTIONS
 from shared.estimation.perturber import Perturber
+from shared.generation.prompt_frame import prompt_frame
 from shared.models.load import load_model
 from shared.protocol.messages import Measured, decode_reply, encode_reply
 from shared.protocol.site_id import SiteId
 from shared.randomness.streams import Key
 from shared.tasks.classification import Classification
-from shared.tasks.verbaliser import Verbaliser, first_token
+from shared.tasks.verbaliser import Verbaliser
 from shared.training.oracle import Oracle, evaluate
 from shared.training.site_data import SiteData
 
@@ -189,7 +190,8 @@ def test_the_loss_of_words_is_that_of_a_hand_computation(folders, tmp_path):
 
 def test_the_prompt_survives_a_text_that_is_too_long(folders):
     tokenizer = load_model(folders["words"], 1).tokenizer
-    verbaliser = Verbaliser.of(tokenizer, "the {text} It was", ("good", "bad"))
+    frame = prompt_frame(tokenizer, "the {text} It was", "text")
+    verbaliser = Verbaliser.of(tokenizer, frame, ("good", "bad"))
     it, was = (small_models.VOCABULARY[word] for word in ("It", "was"))
     tokens = verbaliser.encode("film " * 50, 8).tolist()
     assert len(tokens) == 8
@@ -199,13 +201,17 @@ def test_the_prompt_survives_a_text_that_is_too_long(folders):
         verbaliser.encode("film", 3)
 
 
+WORDS = ("great", "good")  # begin with the same byte, and with the same token after a space
+
+
 def test_words_that_begin_alike_are_refused():
     tokenizer = load_model("byte-gpt", 1).tokenizer
     with pytest.raises(ConfigError, match=r"first tokens differ.*'great': 35, 'good': 35"):
-        Verbaliser.of(tokenizer, "{text} It was", ("great", "good"))
-    assert first_token(tokenizer, " It was ", "great") == ord("g") + 3
+        Verbaliser.of(tokenizer, prompt_frame(tokenizer, "{text} It was", "text"), WORDS)
+    frame = prompt_frame(tokenizer, "{text} It was ", "text")
+    assert frame.label("great")[0] == ord("g") + 3
     with pytest.raises(ConfigError, match=r"a text with \{text\} in it expected"):
-        Verbaliser.of(tokenizer, "It was", ("great", "bad"))
+        prompt_frame(tokenizer, "It was", "text")
 
 
 @pytest.mark.parametrize("words", ["", "one", "same, same"])

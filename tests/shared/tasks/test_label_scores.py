@@ -9,8 +9,8 @@ from federation import config, federate, ledger_of, replayed
 from tiny_reviews import CLASSES, TEXTS, folders, reviews  # noqa: F401  (fixtures)
 
 from shared.base.errors import ConfigError
-from shared.config.sections import DataSettings
 from shared.data.documents import Documents
+from shared.generation.prompt_frame import prompt_frame
 from shared.likelihood.continuations import ContinuationTree, reads_trees, score_continuations
 from shared.models.load import load_model
 from shared.tasks.label_scores import LabelScores, whole_labels
@@ -114,10 +114,9 @@ def test_labels_that_were_evaluated_first_can_be_backpropagated():
 # --- which labels are scored whole
 
 
-def tokens_of(words, **settings):
-    tokenizer = load_model("byte-gpt", 0).tokenizer
-    labels = [word.strip() for word in words.split(",")]
-    return whole_labels(tokenizer, DataSettings(prompt="{text} It was ", **settings), labels)
+def tokens_of(words, label_scoring="auto"):
+    frame = prompt_frame(load_model("byte-gpt", 0).tokenizer, "{text} It was ", "text")
+    return whole_labels(frame, label_scoring, [word.strip() for word in words.split(",")])
 
 
 def test_labels_that_begin_with_different_tokens_are_scored_by_these_as_ever():

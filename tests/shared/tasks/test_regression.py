@@ -11,7 +11,7 @@ from federation import config, federate, ledger_of, replayed
 from tiny_reviews import folders  # noqa: F401  (fixture)
 
 from shared.base.errors import ConfigError, DataError
-from shared.base.metrics import EvalSums, number_sums
+from shared.base.metrics import EvalSums, number_sums, rank_correlation
 from shared.data.columns import Columns
 from shared.data.local_folder import documents_in
 from shared.training.corpus import Corpus
@@ -70,8 +70,22 @@ def test_scores_are_those_of_the_definition_and_add_up():
     assert scores["mae"] == pytest.approx(np.abs(numbers - estimates).mean())
     assert scores["rmse"] == pytest.approx(np.sqrt(((numbers - estimates) ** 2).mean()))
     assert scores["pearson"] == pytest.approx(np.corrcoef(numbers, estimates)[0, 1])
+    assert "spearman" not in scores  # ranks need all pairs, which sums are not
     same = EvalSums(0.0, 2, sums=number_sums(np.ones(2), np.array([1.0, 2.0])))
     assert same.scores()["pearson"] == 0.0
+
+
+def test_ranks_are_compared_over_all_batches_and_ties_share_theirs():
+    numbers = np.array([1.0, 2.0, 2.0, 4.0, 9.0, 3.0])
+    estimates = np.array([0.1, 0.5, 0.7, 0.6, 80.0, 0.6])
+    parts = [
+        EvalSums(0.0, 3, sums=number_sums(n, e), pairs=np.stack([n, e], 1))
+        for n, e in zip(np.split(numbers, 2), np.split(estimates, 2), strict=True)
+    ]
+    ours = sum(parts, EvalSums(0.0, 0)).scores()["spearman"]
+    ranks = [1, 2.5, 2.5, 5, 6, 4], [1, 2, 5, 3.5, 6, 3.5]
+    assert ours == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert rank_correlation(np.ones(3), np.arange(3.0)) == 0.0
 
 
 @pytest.mark.parametrize("mode", ["zo", "fo", "calibrate", "instruct", "fedavg"])
@@ -83,7 +97,7 @@ def test_every_mode_steps_and_is_replayed(mode, kind, task, folders, tmp_path):
     assert run.summary["evaluation_loss_last"] != run.summary["evaluation_loss_first"]
     with ledger_of(c) as ledger:
         assert torch.equal(replayed(c, ledger, 2), run.flat)
-        assert set(ledger.scores()) == {"mae", "rmse", "pearson"}
+        assert set(ledger.scores()) == {"mae", "rmse", "pearson", "spearman"}
 
 
 @pytest.mark.parametrize(("kind", "features"), [("head", "mean"), ("words", "last")])

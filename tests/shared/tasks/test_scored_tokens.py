@@ -76,3 +76,17 @@ def test_the_gradient_is_that_of_the_loss_by_definition(module):
 
 def test_a_row_without_a_response_has_no_loss(module):
     assert response_losses(module, batch(PROMPT, mark_scored(PROMPT, RESPONSE)))[0] == 0
+
+
+def test_batches_of_several_points_keep_their_own_rows_in_the_output_layer(module):
+    """Point 1 predicts three tokens, point 2 one: zeros fill its row, and count for nothing."""
+    rows = batch(
+        mark_scored(PROMPT, RESPONSE), mark_scored(PROMPT, RESPONSE[:1]),
+        mark_scored(PROMPT, RESPONSE[:1]), PROMPT,
+    )  # fmt: skip
+    seen = []
+    hook = module.lm_head.register_forward_hook(lambda _, args, out: seen.append(out.shape))
+    losses = response_losses(module, rows, points=2)
+    hook.remove()
+    assert seen == [(2, 3, 259)]
+    torch.testing.assert_close(losses, response_losses(module, rows), rtol=1e-6, atol=0)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dandelion.export.gguf_vocabulary import Vocabulary, vocabulary_of
+from dandelion.export.formats.gguf_vocabulary import Vocabulary, vocabulary_of
 from shared.base.errors import ConfigError
 from shared.base.files import draft_file
 from shared.models.hub import CAUSAL

@@ -1,10 +1,9 @@
 """Exports the model of a round: whole or as adapters, into a folder or a GGUF file."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from dandelion.api.ledgers import ReplayedModel
-from dandelion.export.gguf_file import write_gguf
+from dandelion.export.formats.gguf_file import write_gguf
 from server.pages.model_card import CARD, base_model_of, license_of
 from shared.base.errors import ConfigError
 from shared.base.files import write_atomically
@@ -13,9 +12,52 @@ from shared.models.model import LanguageModel
 
 ADAPTERS = "adapter_model.safetensors"
 LORA = "lora"
+GGUF = ".gguf"
 
 
-def export_folder(model: ReplayedModel, config: Config, folder: Path, merge: bool) -> Path:
+class RoundModel(Protocol):
+    """A model as it was after a round, with its card."""
+
+    @property
+    def round(self) -> int:
+        """0 is the model that the run started from."""
+
+    @property
+    def card(self) -> str:
+        """The text of its model card, in Markdown."""
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """Module and tokenizer together."""
+
+    def save(self, folder: str | Path) -> Path:
+        """Write it whole, with its card."""
+
+
+def export_path(model: RoundModel, config: Config, path: Path, merge: bool, dtype: str) -> Path:
+    """Write a GGUF file if the path ends in ``.gguf``, else a folder; return the path.
+
+    Args:
+        model: of the round.
+        config: of the run.
+        path: of the file, or of a folder that is new or empty.
+        merge: of scope lora into a folder: the whole model instead of the adapters.
+        dtype: of the numbers of a GGUF file.
+
+    Raises:
+        ConfigError: as ``export_folder`` and ``export_gguf``; or a dtype for a folder.
+    """
+    if path.suffix == GGUF:
+        return export_gguf(model, config, path, dtype)
+    if dtype != "f32":
+        raise ConfigError(
+            f"dtype {dtype!r} with {path}: a file that ends in {GGUF} expected; a folder has the "
+            "dtype of the run"
+        )
+    return export_folder(model, config, path, merge)
+
+
+def export_folder(model: RoundModel, config: Config, folder: Path, merge: bool) -> Path:
     """Write a model's folder in safetensors, with its card; of scope lora, the adapters alone.
 
     Args:
@@ -28,11 +70,11 @@ def export_folder(model: ReplayedModel, config: Config, folder: Path, merge: boo
         ConfigError: the folder has files, or there is nothing to merge.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--out {folder}: a new or empty folder expected")
+        raise ConfigError(f"{folder}: a new or empty folder expected to write a model to")
     has_adapters = config.model.scope == LORA
     if merge and not has_adapters:
         raise ConfigError(
-            f"--merge: scope {LORA} expected, got {config.model.scope!r}, which has no adapters; "
+            f"merge: scope {LORA} expected, got {config.model.scope!r}, which has no adapters; "
             "leave it out: the model is written whole"
         )
     if merge or not has_adapters:
@@ -58,13 +100,13 @@ def save_adapters(model: LanguageModel, config: Config, folder: Path) -> None:
     save_file(tensors, folder / ADAPTERS, {"format": "pt"})
 
 
-def export_gguf(model: ReplayedModel, config: Config, path: Path, dtype: str) -> Path:
+def export_gguf(model: RoundModel, config: Config, path: Path, dtype: str) -> Path:
     """Write the model of a round as a GGUF file; adapters are merged.
 
     Raises:
         ConfigError: the model is a problem of one's own, or of an architecture that is not known.
     """
     if config.model.app:
-        raise ConfigError(f"--gguf with app {config.model.app!r}: no language model")
+        raise ConfigError(f"a GGUF file with app {config.model.app!r}: it is no language model")
     name = f"{Path(config.model.name).name} round {model.round}"
     return write_gguf(model.language_model, path, dtype, name, license_of(config) or "")
