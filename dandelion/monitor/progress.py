@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from dandelion.monitor.notebook import NotebookLine
-from dandelion.monitor.time_left import TimeLeft, left_text
+from dandelion.monitor.time_left import TimeLeft, time_left_text
 from server.reporting.sample_pages import read_samples, sample_lines
 from server.reporting.status_line import size_text, state_text
 
@@ -94,7 +94,7 @@ class RunProgress:
         if self._left is None:
             self._left = TimeLeft(rounds, report.config.evaluation.interval)
         self._left.note(round_, now)
-        left = left_text(self._left)
+        left = time_left_text(self._left)
         text = f"round {round_}/{rounds}  {state_text(report, round_)}  {left}".rstrip()
         self._progress.update(self._task, completed=round_, total=rounds, description=text)
         if self._cell is not None:

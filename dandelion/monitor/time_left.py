@@ -62,7 +62,7 @@ class TimeLeft:
         return round_ == self.rounds or (self.interval > 0 and round_ % self.interval == 0)
 
 
-def left_text(left: TimeLeft) -> str:
+def time_left_text(left: TimeLeft) -> str:
     """The time left for readers, as ``1:20 left``, a bound as ``< 1:20 left``; empty if unknown."""
     if (seconds := left.seconds()) is None:
         return ""

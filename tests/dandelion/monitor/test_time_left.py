@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from dandelion.monitor.time_left import TimeLeft, left_text
+from dandelion.monitor.time_left import TimeLeft, time_left_text
 
 # Seconds of the first 30 rounds of the demo, as its ledger recorded them.
 RECORDED = (
@@ -34,7 +34,7 @@ def test_a_recorded_run_is_estimated_from_its_second_round_on(start):
 def test_the_first_round_alone_gives_a_bound():
     left, estimated, real = next(after_each(RECORDED, interval=0))
     assert left.is_bound
-    assert left_text(left) == "< 0:43 left"
+    assert time_left_text(left) == "< 0:43 left"
     assert estimated > real
 
 
@@ -55,7 +55,7 @@ def test_rounds_that_are_all_evaluated_count_as_they_are():
 def test_a_resumed_run_counts_its_own_rounds_alone():
     *_, (left, estimated, _) = islice(after_each([5.0, 1.0, 1.0, 1.0], 0, first=90), 3)
     assert estimated == 1.0
-    assert left_text(left) == "0:01 left"
+    assert time_left_text(left) == "0:01 left"
 
 
 def test_a_pace_that_changes_is_followed():
@@ -65,8 +65,8 @@ def test_a_pace_that_changes_is_followed():
 
 def test_nothing_is_said_before_the_first_round_and_after_the_last():
     left = TimeLeft(2, 0)
-    assert left_text(left) == ""
+    assert time_left_text(left) == ""
     left.note(0, 1.0)
-    assert left_text(left) == ""
+    assert time_left_text(left) == ""
     left.note(2, 5.0)
-    assert left_text(left) == ""
+    assert time_left_text(left) == ""
