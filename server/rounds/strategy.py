@@ -65,7 +65,7 @@ class ScalarStrategy(Strategy):
         self._validator = ReplyValidator(run, self._requests, log)
         self._messenger = Messenger(run, cohort, log, self._requests, self._validator)
         self._combiner = Combiner(run.config, run.oracle.replica)
-        self._sums = SumCollector(run, cohort, log, self._validator)
+        self._sums = SumCollector(run, cohort, log, self._validator, self._messenger)
         self._committed = 0.0  # when the last round was (``time.monotonic``)
 
     def start(  # noqa: PLR0913, PLR0917  (Flower's signature)

@@ -21,6 +21,7 @@ USER, ASSISTANT = "user", "assistant"
 MESSAGES = ("messages", "conversations", "conversation")
 PROMPTS = (("instruction", "input"), ("instruction",), ("prompt",), ("question",), ("query",))
 RESPONSES = ("response", "output", "answer", "completion")
+SPEECH = {*MESSAGES, *RESPONSES}  # a table with one of these may hold conversations
 ROLES = {"human": USER, "gpt": ASSISTANT}  # ShareGPT's names
 NAMES = {"system": "System", USER: "User", ASSISTANT: "Assistant"}  # in the plain form
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.base.errors import ConfigError
+from shared.base.files import translate_tensor_errors
 from shared.base.registry import Registry
 
 CLASSIFIER = "ForSequenceClassification"  # the end of the class name of a model with a head
@@ -88,6 +89,7 @@ class LanguageModel:
 
         Raises:
             ConfigError: the module is no model of transformers.
+            OSError: the disk is full, or the folder cannot be written.
         """
         from transformers.utils.logging import disable_progress_bar
 
@@ -97,9 +99,10 @@ class LanguageModel:
         if (readout := getattr(module, READOUT, None)) is not None:
             whole = module.state_dict() if state is None else state
             state = {k: v for k, v in whole.items() if not k.startswith(f"{READOUT}.")}
-        module.save_pretrained(folder, state_dict=state)
-        if readout is not None:
-            readout.save(folder)
+        with translate_tensor_errors(folder):
+            module.save_pretrained(folder, state_dict=state)
+            if readout is not None:
+                readout.save(folder)
         self.tokenizer.save(folder)
 
     def _first_position(self) -> int:

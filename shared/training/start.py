@@ -21,7 +21,7 @@ from shared.problem.model import WEIGHTS_FILE, problem_model, without_frozen
 from shared.problem.task import ProblemTask
 from shared.replica.replica import digest_of
 from shared.tasks.classification import label_words
-from shared.tasks.task import Task, task_of
+from shared.tasks.task import TASKS, Task, task_of
 from shared.training.scopes import trainable
 
 PREDICTING = "language-modelling"  # name of the task
@@ -101,10 +101,17 @@ def add_readout_(model: LanguageModel, config: Config) -> None:
     Raises:
         ConfigError: the scope does not fit task and model, or the two readouts differ.
     """
-    classes = 1 if config.data.task == ESTIMATING else 0
+    wanted = readout_settings(config, model, _outputs_of(config))
+    attach_readout_(model.module, wanted, start_folder(config))
+
+
+def _outputs_of(config: Config) -> int:
+    """How many outputs a readout has in the task of a run; 0: the task takes none."""
+    if config.data.task == ESTIMATING:
+        return 1
     if config.data.task == "classification":
-        classes = len(label_words(config.data))
-    attach_readout_(model.module, readout_settings(config, model, classes), start_folder(config))
+        return len(label_words(config.data))
+    return int(getattr(TASKS[config.data.task], "outputs", 0))  # a plug-in's says so
 
 
 def cast_(module: nn.Module, dtype: str) -> nn.Module:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from client.privacy.site_secret import load_secret, make_secret
+from client.sealed.identity import site_key
 from dandelion.cli import server
 from dandelion.cli.app import app
 from dandelion.cli.client import explain, find_reason
@@ -26,6 +28,8 @@ from dandelion.deployment.site_guard import DEFAULTS, node_config
 from dandelion.deployment.supervisor import Keeper, Program, find_process, write_pid
 from dandelion.engines.flower_simulation import EngineError
 from shared.base.errors import ConfigError
+from shared.protocol.site_id import site_of
+from shared.sealed.boxes import public_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -153,6 +157,21 @@ def test_a_node_config_is_checked_before_anything_is_started(home):
         node_config([*own, "label-column=label"], home)
     with pytest.raises(EngineError, match="key=value"):
         node_config(["partition-id"], home)
+
+
+def test_a_roster_without_the_sites_own_key_does_not_join(tmp_path, home):
+    line = 'sites = {{ "ward-1" = "{}" }}'.format
+    roster = tmp_path / "roster.toml"
+    site = site_of({"site": "ward-1"})
+    words = ["site=ward-1", f"roster={roster}"]
+    with pytest.raises(ConfigError, match="a table \\[sites\\] of lines NAME"):
+        node_config(words, home)
+    roster.write_text(line(public_bytes(site_key(make_secret(tmp_path / "elsewhere"), site)).hex()))
+    with pytest.raises(ConfigError, match="of site ward-1 expected, as 'dandelion client key'"):
+        node_config(words, home)
+    own = load_secret(home.folder / "privacy")
+    roster.write_text(line(public_bytes(site_key(own, site)).hex()))
+    assert node_config(words, home)["roster"] == str(roster)
 
 
 def test_the_reason_of_a_refusal_is_what_flower_says():
