@@ -18,7 +18,7 @@ slow: $(STAMP)  ## the tests that start processes or take long
 deployment: $(STAMP)  ## the tests of separate machines: SuperLink, SuperNodes, TLS, faults
 	$(BIN)/python -m pytest -m deployment
 
-e2e: $(STAMP)  ## their core, in some five minutes: digests over TLS, and kill -9 of each part
+e2e: $(STAMP)  ## their core, in some eighteen minutes: digests over TLS, and kill -9 of each part
 	$(BIN)/python -m pytest -m "deployment and not soak"
 
 lint: $(STAMP)

@@ -9,10 +9,18 @@ PAGE, PYPROJECT = ROOT / "docs" / "reference" / "settings.md", ROOT / "pyproject
 
 
 def main() -> None:
-    """Bring both files up to date."""
+    """Bring both files up to date.
+
+    A file that is up to date is not touched: make installs anew whatever is older than
+    pyproject.toml, and mypy and ruff may be reading it.
+    """
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(markdown(), encoding="utf-8")
-    PYPROJECT.write_text(pyproject_table(PYPROJECT.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, text in (
+        (PAGE, markdown()),
+        (PYPROJECT, pyproject_table(PYPROJECT.read_text(encoding="utf-8"))),
+    ):
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,35 @@
 
 CUDA kernels run by Triton's interpreter; it looks at its variable when triton is first imported.
 No example of Hypothesis has a time limit: on a busy machine it would fail for nothing.
+Temporary folders are in memory if there is room: a run syncs its files some thirty times.
 """
 
 import os
+import tempfile
+from pathlib import Path
+from shutil import disk_usage
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread without work takes no core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
 from hypothesis import settings
+
+MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # bytes; the folders of a session take some 600 MB
+
+
+def takes_folders(memory: Path) -> bool:
+    """Whether temporary folders can be there: it has room, and programs may be run from it."""
+    if not memory.is_dir() or disk_usage(memory).free < ROOM:
+        return False
+    return not os.statvfs(memory).f_flag & os.ST_NOEXEC
+
+
+if "TMPDIR" not in os.environ and takes_folders(MEMORY):
+    tempfile.tempdir = str(MEMORY)  # of this process, so of pytest's own folders too
 
 settings.register_profile("dandelion", deadline=None)
 settings.load_profile("dandelion")

@@ -100,13 +100,13 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
         Path | None, typer.Option(help="Sign the run with the key in this file.")
     ] = None,
     valid_hours: Annotated[
-        float, typer.Option(help="Sites refuse the signature after so many hours.", min=0.0)
+        float, typer.Option(help="Sites refuse the signature after so many hours.")
     ] = 168.0,
 ) -> None:
     """Train with the connected nodes; status 0 only if the run completed."""
     from dandelion.engines.flower_simulation import check_unmerged
     from dandelion.settings.gather import gather_deployed, key_of
-    from shared.training.feature_scaling import resolve_feature_scaling
+    from shared.training.server_choices import resolve_choices
 
     home = Home.at(folder or default_home("server"))
     check_common(settings or [], common)
@@ -116,7 +116,7 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     chosen = gather_deployed(config, settings or [], resume, given)
     check_unmerged(chosen, "a deployment")
     _check_task(chosen)
-    chosen = resolve_feature_scaling(chosen)
+    chosen = resolve_choices(chosen)
     run_id, run_path = _start(home, chosen, operator_key, valid_hours)
     try:
         status, details = _wait(home, run_id)

@@ -48,13 +48,22 @@ class SpentError(Exception):
     """The budget is spent; raised within a run to stop it after a round."""
 
 
-def run_method(config: Config, budget: Budget, say: Callable[[str], None]) -> Path:
-    """Train one method to its last round or until its budget is spent; return the run folder."""
+def run_method(
+    config: Config,
+    budget: Budget,
+    say: Callable[[str], None],
+    watch: Callable[[Report, int], None] = lambda report, round_: None,
+) -> Path:
+    """Train one method to its last round or until its budget is spent; return the run folder.
+
+    ``watch`` is called after every round, with 0 before the first.
+    """
     last = 0
 
     def on_round(report: Report, round_: int) -> None:
         nonlocal last
         last = round_
+        watch(report, round_)
         if round_ and budget.is_spent(report):
             raise SpentError
 

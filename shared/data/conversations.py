@@ -22,6 +22,7 @@ USER, ASSISTANT = "user", "assistant"
 MESSAGES = ("messages", "conversations", "conversation")
 PROMPTS = (("instruction", "input"), ("instruction",), ("prompt",), ("question",), ("query",))
 RESPONSES = ("response", "output", "answer", "completion")
+SPEECH = {*MESSAGES, *RESPONSES}  # a table with one of these may hold conversations
 ROLES = {"human": USER, **dict.fromkeys(("gpt", "bot", "model"), ASSISTANT)}  # others' names
 NAMES = {"system": "System", USER: "User", ASSISTANT: "Assistant"}  # in the plain form
 

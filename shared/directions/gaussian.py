@@ -9,6 +9,7 @@ different kinds of device would drift apart, so the server refuses a mixed fleet
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from math import pi
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ from shared.randomness.streams import Key
 PER_BLOCK = 4  # normals of one block
 CPU_ELEMENTS = 1 << 15  # drawn at a time on the CPU: temporaries stay in cache
 DEVICE_ELEMENTS = 1 << 22  # the same on devices that want long launches
+KEPT = 64  # draws of at most CPU_ELEMENTS numbers: 8 MiB
 VECTOR = 64  # blocks: torch computes a remainder below this with other instructions
 
 
@@ -42,10 +44,25 @@ def normals(key: Key, blocks: Tensor) -> Tensor:
 
 
 def _draw(key: Key, start: int, size: int, device: torch.device) -> Tensor:
-    """Return z (size,) at the addresses from ``start``."""
+    """Return z (size,) at the addresses from ``start``; not to be written to.
+
+    Sites of one process measure along the same directions, so the CPU's last ones are kept.
+    """
+    return (_draw_once if device.type == "cpu" else _draw_anew)(key, start, size, device)
+
+
+def _draw_anew(key: Key, start: int, size: int, device: torch.device) -> Tensor:
     first, stop = start // PER_BLOCK, -(-(start + size) // PER_BLOCK)
     drawn = normals(key, torch.arange(first, stop, device=device)).view(-1)
     return drawn[start - first * PER_BLOCK :][:size]
+
+
+_draw_once = lru_cache(KEPT)(_draw_anew)
+
+
+def forget_draws() -> None:
+    """Draw anew from now on, also what was drawn before."""
+    _draw_once.cache_clear()
 
 
 def _draw_rows(key: Key, starts: Tensor, width: int) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from shared.base.errors import ConfigError
-from shared.config.answer_section import ESTIMATING
 from shared.config.schema import Config
 from shared.features.kept_features import KeptFeatures
 from shared.features.pooling import (
@@ -151,13 +150,15 @@ def readout_logits(
 def readout_settings(config: Config, model: LanguageModel, classes: int) -> ReadoutSettings | None:
     """What the run's settings say of a readout; None if it trains none.
 
+    ``classes`` is the number of its outputs, 0 with a task that takes no readout.
+
     Raises:
         ConfigError: the scope does not fit the model, or features that it does not have.
     """
     settings = config.model
     if not settings.is_linear:
         return None
-    if config.data.task not in ("classification", ESTIMATING):
+    if not classes:
         raise ConfigError(
             f"scope {settings.scope!r} needs task classification or regression, got "
             f"{config.data.task!r}"

@@ -10,18 +10,21 @@ from torch import nn
 from shared.base.errors import DataError
 from shared.config.answer_section import ESTIMATING
 from shared.config.schema import Config
+from shared.config.text_section import CONVERSED
 from shared.features.readout import attach_readout_
 from shared.features.readout_logits import readout_settings
-from shared.models.load import load_model, with_number_head
+from shared.models.load import load_light, load_model, with_number_head
 from shared.models.model import LanguageModel
+from shared.objectives.reward import is_reward
 from shared.problem.load import load_problem
 from shared.problem.model import WEIGHTS_FILE, problem_model, without_frozen
 from shared.problem.task import ProblemTask
 from shared.replica.replica import digest_of
 from shared.tasks.classification import label_words
-from shared.tasks.task import Task, task_of
+from shared.tasks.task import TASKS, Task, task_of
 from shared.training.scopes import trainable
 
+PREDICTING = "language-modelling"  # name of the task
 OUTPUT = ("number",)  # the name of the only output of a head that estimates
 
 
@@ -57,10 +60,20 @@ def load_start(config: Config) -> LanguageModel:
         loaded = load_problem(config.model.app, config.run.app_dir)
         return problem_model(loaded.app, loaded.problem, config.training.seed, start)
     name = config.model.name if start is None else str(start)
+    if _needs_logits_alone(config):
+        return load_light(name, config.training.seed)
     model = load_model(name, config.training.seed, labels)
     if config.data.task == ESTIMATING and not model.has_head:
         return with_number_head(model, config.training.seed)
     return model
+
+
+def _needs_logits_alone(config: Config) -> bool:
+    """Whether all that a run asks of its model is the logits of next tokens.
+
+    A reward may call it, or let it generate, in any way that transformers' models know.
+    """
+    return config.data.task in (PREDICTING, *CONVERSED) and not is_reward(config.zo.objective)
 
 
 def start_folder(config: Config) -> Path | None:
@@ -88,10 +101,17 @@ def add_readout_(model: LanguageModel, config: Config) -> None:
     Raises:
         ConfigError: the scope does not fit task and model, or the two readouts differ.
     """
-    classes = 1 if config.data.task == ESTIMATING else 0
+    wanted = readout_settings(config, model, _outputs_of(config))
+    attach_readout_(model.module, wanted, start_folder(config))
+
+
+def _outputs_of(config: Config) -> int:
+    """How many outputs a readout has in the task of a run; 0: the task takes none."""
+    if config.data.task == ESTIMATING:
+        return 1
     if config.data.task == "classification":
-        classes = len(label_words(config.data))
-    attach_readout_(model.module, readout_settings(config, model, classes), start_folder(config))
+        return len(label_words(config.data))
+    return int(getattr(TASKS[config.data.task], "outputs", 0))  # a plug-in's says so
 
 
 def cast_(module: nn.Module, dtype: str) -> nn.Module:

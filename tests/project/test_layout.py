@@ -34,7 +34,30 @@ IRREGULAR = {"built", "chosen", "cut", "dealt", "drawn", "found", "frozen", "giv
 VERBS = {"cut", "split", "embed", "feed", "need", "seed", "speed", "shed"}  # look like participles
 TABLE_ROW = re.compile(r"\| `([\w.]+)` \| (.*) \|")
 
-every_module = pytest.mark.parametrize("path", MODULES)
+
+def over(paths):
+    """Make one test of a check of one file, which names every file at fault.
+
+    A test per file would cost more than what it looks at.
+    """
+
+    def make_test(check):
+        def test():
+            faults = []
+            for path in paths:
+                try:
+                    check(path)
+                except Exception as error:
+                    faults.append(f"{path}: {type(error).__name__}: {error}")
+            assert not faults, "\n".join(faults)
+
+        test.__name__, test.__doc__ = check.__name__, check.__doc__
+        return test
+
+    return make_test
+
+
+every_module, every_file = over(MODULES), over(MODULES + TESTS)
 
 
 @cache
@@ -100,6 +123,19 @@ def python(*lines):
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     return done.returncode, done.stdout, done.stderr
+
+
+def test_every_file_at_fault_is_named_with_its_fault():
+    @over(["a.py", "b.py", "c.py"])
+    def check(path):
+        assert path == "b.py", f"{path} is not b"
+
+    with pytest.raises(AssertionError) as caught:
+        check()
+    text = str(caught.value)
+    assert "a.py: AssertionError: a.py is not b" in text
+    assert "c.py: AssertionError: c.py is not b" in text
+    assert "b.py: " not in text
 
 
 # --- who imports whom
@@ -194,6 +230,15 @@ def test_importing_every_module_says_nothing_and_sets_nothing_up():
     assert done == (0, "", "")
 
 
+def test_the_command_line_imports_neither_torch_nor_flower():
+    done = python(
+        "import dandelion.cli.app",
+        "heavy = {'torch', 'transformers', 'numba', 'matplotlib', 'pandas', 'flwr'}",
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)",
+    )
+    assert done == (0, "", "")
+
+
 def test_the_client_app_does_not_import_torch():
     done = python(
         "import client.app",
@@ -221,7 +266,7 @@ def test_no_folder_is_a_hall():
     assert max(counts.values()) <= MOST_MODULES, counts.most_common(3)
 
 
-@pytest.mark.parametrize("path", [p for p in TESTS if Path(p).name.startswith("test_")])
+@over([path for path in TESTS if Path(path).name.startswith("test_")])
 def test_tests_mirror_the_folders(path):
     """A test stands in the folder of what it tests, or in tests/project."""
     room = path.removeprefix("tests/").rpartition("/")[0]
@@ -231,14 +276,14 @@ def test_tests_mirror_the_folders(path):
 # --- words
 
 
-@pytest.mark.parametrize("path", MODULES + TESTS)
+@every_file
 def test_the_first_line_of_a_file_is_one_sentence(path):
     line = (ast.get_docstring(tree(path)) or "").partition("\n")[0]
     assert ONE_SENTENCE.fullmatch(line)
     assert not SECOND_SENTENCE.search(line)
 
 
-@pytest.mark.parametrize("path", MODULES + TESTS)
+@every_file
 def test_nothing_is_left_to_do(path):
     marks = ["TO" + "DO", "FIX" + "ME", "X" * 3]
     assert not re.search(rf"\b({'|'.join(marks)})\b", (ROOT / path).read_text())

@@ -5,7 +5,6 @@ import sqlite3
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import disk_usage
 from tempfile import TemporaryDirectory
 
 from flwr.app import MessageType
@@ -29,10 +28,8 @@ config = small_config
 
 @contextmanager
 def scratch():
-    """A folder for one example, in memory where there is some; a test's own has one per test."""
-    memory = Path("/dev/shm")
-    roomy = memory.is_dir() and disk_usage(memory).free > 1 << 30
-    with TemporaryDirectory(dir=memory if roomy else None) as folder:
+    """A folder for one example; pytest's own are one per test."""
+    with TemporaryDirectory() as folder:
         yield Path(folder)
 
 

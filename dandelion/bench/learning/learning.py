@@ -38,7 +38,7 @@ def learning(
     for problem in _choose(names, is_quick, say):
         chosen, own = (_shrink(problem), _small(trial, problem)) if is_quick else (problem, trial)
         results[problem.name] = race(chosen, own, say)
-        for path in write_files(problem.name, problem.about, results[problem.name], trial.folder):
+        for path in write_files(problem, results[problem.name], trial.folder):
             say(f"written: {path}")
     return results
 

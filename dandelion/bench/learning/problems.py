@@ -10,6 +10,14 @@ from shared.packages.package import CARRIERS, is_cached
 
 
 @dataclass(frozen=True)
+class PublishedScores:
+    """Held-out accuracies of a method, as a paper has them, that our run of it can be held to."""
+
+    method: str
+    bands: Mapping[int, tuple[float, float]]  # by round: the least and the greatest
+
+
+@dataclass(frozen=True)
 class RaceTask:
     """What is learned, from where on, and for how many evaluations per site.
 
@@ -27,6 +35,7 @@ class RaceTask:
     without: frozenset[str] = frozenset()
     start: Settings = field(default_factory=dict)
     carriers: tuple[str, ...] = ()  # packages that it needs
+    published_scores: PublishedScores | None = None
     install: Callable[[], None] = lambda: None
 
     @property
@@ -66,6 +75,20 @@ SMOLLM2_RATES = {
 }  # fmt: skip
 # Each word's offset along the kept features, exact slopes of all of a site's examples.
 WORDS: Settings = {"scope": "words", "queries": 64, "zo-batch-size": 0, "optimizer": "adam"}
+# MNIST: a site's own directions, so that ten sites measure 200 in a round and not the same 20; and
+# a linear readout of what the untrained convolutions give, by exact slopes.
+PICTURES_OWN: Mapping[str, Settings] = {
+    "own keys": {"estimator": "forward", "queries": 20, "step": "plain", "momentum": 0.9,
+                 "weight-decay": 1e-5, "seed-schedule": "independent", "lr-schedule": "linear"},
+    "readout": {"scope": "head", "features": "first", "feature-scaling": "whiten:128",
+                "queries": 64, "step": "auto", "keep-memory": 1024, "keep-disk": 0},
+}  # fmt: skip
+# Read off the curves of Li et al. 2024, arXiv 2405.15861, for one local step.
+DECOMFL_ON_MNIST = PublishedScores(
+    DECOMFL.name,
+    {20: (0.31, 0.34), 100: (0.81, 0.85), 200: (0.88, 0.90), 500: (0.89, 0.93),
+     1000: (0.915, 0.944)},
+)  # fmt: skip
 
 PROBLEMS = {
     problem.name: problem
@@ -84,10 +107,11 @@ PROBLEMS = {
                  "eval-blocks": 2000},
                 2100,
                 {"mezo": 1e-3, "decomfl": 1e-3, "fedkseed": 1e-4, "fzoo": 5e-3, "fedavg": 1e-3,
-                 TWO_POINT: 2e-2, FORWARD: 4e-2},
-                OWN,
+                 TWO_POINT: 2e-2, FORWARD: 4e-2, "ours: own keys": 3.5e-3},
+                {**OWN, **PICTURES_OWN},
                 {DECOMFL.name: {"queries": 20, "momentum": 0.9, "weight-decay": 1e-5}},
-                frozenset({FEDAVG_LORA.name}), carriers=("mnist",), install=mnist.register),
+                frozenset({FEDAVG_LORA.name}), carriers=("mnist",),
+                published_scores=DECOMFL_ON_MNIST, install=mnist.register),
         RaceTask("minilm-head", "MiniLM on Rotten Tomatoes, its head alone",
                 {**MINILM, "scope": "head", "block-size": 32}, 2000,
                 {"mezo": 1e-3, "decomfl": 3e-3, "fedkseed": 1e-3, "fzoo": 1e-3, "fedavg": 2e-3,

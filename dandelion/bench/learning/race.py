@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,13 +22,15 @@ from dandelion.bench.learning.problems import COMMON, RaceTask
 from dandelion.bench.learning.race_points import RaceCurve, race_points
 from dandelion.comparisons.runner import Budget, run_method
 from dandelion.engines.local import run_local
-from server.ledger.run_folder import LEDGER
+from server.ledger.reader import LedgerReader
+from server.ledger.run_folder import LEDGER, read_config
+from server.reporting.report import Report
 from shared.base.errors import StalledError, UnknownNameError
 from shared.config.schema import Config
-from shared.modes.estimators import cost
+from shared.modes.estimators import cost, with_estimator
 from shared.modes.mode import plan_of
-from shared.training.feature_scaling import resolve_feature_scaling
 from shared.training.oracle import Oracle
+from shared.training.server_choices import resolve_choices
 from shared.training.site_data import SiteData
 from shared.training.validate import configure
 
@@ -89,7 +92,7 @@ def configuration(
     config = configure(settings)
     each = cost(config, plan_of(config, TYPICAL_ROUND), _batch(config))
     rounds = max(1, round(trial.budget_of(problem) / each))
-    every = max(1, rounds // EVALUATIONS_OF_A_CURVE)
+    every = trial.more.get("eval-interval", max(1, rounds // EVALUATIONS_OF_A_CURVE))
     return config.replace(num_rounds=rounds, eval_interval=every)
 
 
@@ -111,11 +114,11 @@ def race(problem: RaceTask, trial: Trial, say: Callable[[str], None]) -> list[Ra
     for seed in range(1, trial.seeds + 1):
         config = configuration(problem, Method(PROBE, "", {}, rate=""), None, seed, trial)
         read = config.federation.num_clients * _batch(config) * trial.budget_of(problem)
-        points = probe_points(resolve_feature_scaling(config), read)
+        points = probe_points(resolve_choices(config), read)
         curves.append(RaceCurve(PROBE, PROBE_SOURCE, None, seed, points))
     left = MinuteBudget.of(trial, methods)
     for method in methods:
-        for curve in _search(problem, method, trial, left):
+        for curve in _search(problem, method, trial, left, say):
             say(f"{problem.name}: {method.name} at {curve.rate}, seed {curve.seed}: "
                 f"{curve.final:.4f} {curve.note}")  # fmt: skip
             curves.append(curve)
@@ -143,7 +146,11 @@ class MinuteBudget:
 
 
 def _search(
-    problem: RaceTask, method: Method, trial: Trial, left: MinuteBudget
+    problem: RaceTask,
+    method: Method,
+    trial: Trial,
+    left: MinuteBudget,
+    say: Callable[[str], None],
 ) -> Iterator[RaceCurve]:
     """Each rate with seed 1, then the best one with the other seeds."""
     rates: list[float | None] = [None]
@@ -151,41 +158,67 @@ def _search(
         rates = [problem.rates[method.name] * factor for factor in trial.factors]
     curves = []
     for rate in rates:
-        curves.append(_run(problem, method, rate, 1, trial, left))
+        config = configuration(problem, method, rate, 1, trial)
+        curves.append(_run(config, method, rate, left.budget(), say))
         yield curves[-1]
     best = min(curves, key=lambda curve: curve.final).rate
     for seed in range(2, trial.seeds + 1):
-        yield _run(problem, method, best, seed, trial, left)
+        config = configuration(problem, method, best, seed, trial)
+        yield _run(config, method, best, left.budget(), say)
 
 
 def _run(
-    problem: RaceTask,
+    config: Config,
     method: Method,
     rate: float | None,
-    seed: int,
-    trial: Trial,
-    left: MinuteBudget,
+    budget: Budget,
+    say: Callable[[str], None],
 ) -> RaceCurve:
-    config, note = configuration(problem, method, rate, seed, trial), ""
-    folder = Path(config.run.output_dir, config.run.name)
-    shutil.rmtree(folder, ignore_errors=True)
-    spent: list[str] = []
+    """One run to its last round, from where its folder left it."""
+    folder, note, spent = Path(config.run.output_dir, config.run.name), "", list[str]()
+
+    def say_score(report: Report, round_: int) -> None:
+        if round_ % config.evaluation.interval == 0:
+            say(f"{method.name} at {rate}: {_score(report.ledger, round_)}")
+
     try:
-        run_method(config, left.budget(), spent.append)
+        run_method(go_on(config), budget, spent.append, say_score)
         note = "; ".join(spent)
     except StalledError as error:
         note = f"diverged: {error}"
     points = race_points(folder, _batch(config)) if (folder / LEDGER).exists() else []
     if note.startswith("diverged") and points:
         points[-1] = type(points[-1])(**{**vars(points[-1]), "loss": float("inf")})
-    return RaceCurve(method.name, method.source, rate, seed, points, note)
+    return RaceCurve(method.name, method.source, rate, config.training.seed, points, note)
+
+
+def go_on(config: Config) -> Config:
+    """The same run from where its folder left it; a folder of other settings is removed.
+
+    So a benchmark that was interrupted, and is called again, repeats none of its rounds.
+    """
+    folder = Path(config.run.output_dir, config.run.name)
+    if (folder / LEDGER).exists():
+        with closing(LedgerReader.open(folder / LEDGER)) as ledger:
+            changes = with_estimator(config).differences(read_config(ledger))
+        if not changes:
+            return Config(config.to_run_config() | {"resume": str(folder.resolve())})
+    shutil.rmtree(folder, ignore_errors=True)
+    return config
+
+
+def _score(ledger: LedgerReader, round_: int) -> str:
+    loss = ledger.evaluation(round_)
+    texts = [f"round {round_:,}"] + ([] if loss is None else [f"loss {loss:.4f}"])
+    scores = [row.accuracy for row in ledger.round_summaries(round_, round_)]
+    return ", ".join(texts + [f"accuracy {score:.2%}" for score in scores if score is not None])
 
 
 def _batch(config: Config) -> int:
     """Examples of one evaluation at a site: its batch, or all of them."""
     if config.zo.batch_size:
         return config.zo.batch_size
-    data = SiteData.of(config, Oracle.of(resolve_feature_scaling(config)).language_model)
+    data = SiteData.of(config, Oracle.of(resolve_choices(config)).language_model)
     return len(data.shard(0, config.federation.num_clients).queries)
 
 

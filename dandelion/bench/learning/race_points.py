@@ -64,6 +64,10 @@ class RaceCurve:
         """The first point at ``loss`` or below."""
         return next((point for point in self.points if point.loss <= loss), None)
 
+    def first_with(self, accuracy: float) -> RacePoint | None:
+        """The first point at ``accuracy`` or above."""
+        return next((point for point in self.points if (point.accuracy or 0) >= accuracy), None)
+
 
 def race_points(folder: Path, batch: int) -> list[RacePoint]:
     """The evaluations of a run; ``batch`` is the number of examples of one evaluation."""

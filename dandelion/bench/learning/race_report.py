@@ -4,19 +4,21 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from math import inf, isfinite
+from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from dandelion.bench.learning.methods import PROBE, TWO_POINT
+from dandelion.bench.learning.methods import DECOMFL, MEZO, PROBE, TWO_POINT
+from dandelion.bench.learning.problems import PublishedScores, RaceTask
 from dandelion.bench.learning.race_points import AXES, RaceCurve, RacePoint, middle
 from server.reporting.loss_plot import STYLE
 from shared.base.files import write_atomically
 
-REFERENCES = "mezo", TWO_POINT  # evaluations are counted to the loss at which the first ends
-TITLES = ("method", "rate", "loss", "accuracy", "evaluations to {}'s end", "evaluations",
-          "examples", "seconds", "payload up", "message bytes")  # fmt: skip
+REFERENCES = MEZO.name, TWO_POINT, DECOMFL.name  # evaluations are counted to the first one's end
+TITLES = ("method", "rate", "loss", "accuracy", "evaluations to {}'s loss",
+          "evaluations to {}'s accuracy", "evaluations", "examples", "seconds", "payload up",
+          "message bytes")  # fmt: skip
 PICTURED = ("evaluations", "seconds", "payload_up", "message")
 
 
@@ -34,9 +36,35 @@ def table_rows(curves: Sequence[RaceCurve]) -> list[list[str]]:
     """A row per method: medians over the seeds, with the least and the greatest."""
     best = best_curves(curves)
     reference = _reference(curves)
-    target = middle([curve.final for curve in best[reference]])[0] if reference in best else inf
+    target = RaceTarget.of(best.get(reference, []))
     rates = {name: sorted({c.rate for c in curves if c.method == name and c.rate}) for name in best}
     return [_row(name, own, rates[name], target) for name, own in best.items()]
+
+
+@dataclass(frozen=True)
+class RaceTarget:
+    """Where the method ends to which evaluations are counted; None: nowhere."""
+
+    loss: float | None
+    accuracy: float | None
+
+    @classmethod
+    def of(cls, curves: Sequence[RaceCurve]) -> "RaceTarget":
+        """The medians of some curves of one method."""
+        losses = [curve.final for curve in curves if isfinite(curve.final)]
+        scores = [curve.accuracy for curve in curves if curve.accuracy is not None]
+        return cls(middle(losses)[0] if losses else None, middle(scores)[0] if scores else None)
+
+    def evaluations(self, curves: Sequence[RaceCurve]) -> list[str]:
+        """To the loss, and to the accuracy: the median; ``never`` if a seed does not get there."""
+        at_loss = [None if self.loss is None else curve.first_at(self.loss) for curve in curves]
+        at_accuracy = [
+            None if self.accuracy is None else curve.first_with(self.accuracy) for curve in curves
+        ]
+        return [
+            "–" if target is None else _evaluations_text(points)
+            for target, points in ((self.loss, at_loss), (self.accuracy, at_accuracy))
+        ]
 
 
 def _reference(curves: Sequence[RaceCurve]) -> str:
@@ -45,12 +73,10 @@ def _reference(curves: Sequence[RaceCurve]) -> str:
 
 
 def _row(
-    name: str, curves: Sequence[RaceCurve], rates: Sequence[float], target: float
+    name: str, curves: Sequence[RaceCurve], rates: Sequence[float], target: RaceTarget
 ) -> list[str]:
     rate = curves[0].rate
     edge = len(rates) > 2 and rate in (rates[0], rates[-1])
-    at = [curve.first_at(target) for curve in curves]
-    reached = sorted(point.evaluations for point in at if point is not None)
     ends = [curve.points[-1] for curve in curves if curve.points]
     accuracies = [end.accuracy for end in ends if end.accuracy is not None]
     return [
@@ -58,14 +84,15 @@ def _row(
         "–" if rate is None else f"{rate:.2g}" + " (edge)" * edge,
         _spread([curve.final for curve in curves], "{:.4f}"),
         _spread([100 * each for each in accuracies], "{:.1f} %") if accuracies else "–",
-        _evaluations_text(reached, len(curves)) if isfinite(target) else "–",
+        *target.evaluations(curves),
         *(_cost(ends, axis) for axis in ("evaluations", "examples", "seconds")),
         *(_cost(ends, axis) for axis in ("payload_up", "message")),
     ]
 
 
-def _evaluations_text(evaluations: Sequence[float], seeds: int) -> str:
-    return f"{middle(evaluations)[0]:,.0f}" if len(evaluations) == seeds else "never"
+def _evaluations_text(points: Sequence[RacePoint | None]) -> str:
+    reached = [point.evaluations for point in points if point is not None]
+    return f"{middle(reached)[0]:,.0f}" if len(reached) == len(points) else "never"
 
 
 def _spread(values: Sequence[float], form: str) -> str:
@@ -88,24 +115,41 @@ def markdown(curves: Sequence[RaceCurve]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def write_files(problem: str, about: str, curves: Sequence[RaceCurve], folder: Path) -> list[Path]:
-    """Write ``PROBLEM.json``, ``.csv``, ``.md`` and ``.png`` into ``folder``; return the paths."""
+def write_files(problem: RaceTask, curves: Sequence[RaceCurve], folder: Path) -> list[Path]:
+    """Write ``PROBLEM.json``, ``.csv``, ``.md`` and ``.png`` into ``folder``; return the paths.
+
+    Curves that the folder has of other methods, from an earlier call, are in these files too.
+    """
+    curves = [*earlier_curves(folder / f"{problem.name}.json", curves), *curves]
     data: Mapping[str, Any] = {
-        "problem": problem,
-        "about": about,
+        "problem": problem.name,
+        "about": problem.about,
         "axes": AXES,
         "curves": [asdict(curve) for curve in curves],
     }
     texts = {
         "json": json.dumps(data, indent=1, ensure_ascii=False) + "\n",
-        "csv": _csv(problem, curves),
+        "csv": _csv(problem.name, curves),
         "md": markdown(curves),
     }
-    paths = [folder / f"{problem}.{end}" for end in (*texts, "png")]
+    paths = [folder / f"{problem.name}.{end}" for end in (*texts, "png")]
     for path, text in zip(paths, texts.values(), strict=False):
         write_atomically(path, text.encode())
-    draw(about, curves, paths[-1])
+    draw(problem, curves, paths[-1])
     return paths
+
+
+def earlier_curves(path: Path, curves: Sequence[RaceCurve]) -> list[RaceCurve]:
+    """The curves of a JSON file of these, but those of methods that have new ones."""
+    if not path.is_file():
+        return []
+    fresh = {curve.method for curve in curves}
+    rows = json.loads(path.read_text())["curves"]
+    return [
+        RaceCurve(**{**row, "points": [RacePoint(**point) for point in row["points"]]})
+        for row in rows
+        if row["method"] not in fresh
+    ]
 
 
 def _csv(problem: str, curves: Sequence[RaceCurve]) -> str:
@@ -120,8 +164,11 @@ def _csv(problem: str, curves: Sequence[RaceCurve]) -> str:
     return out.getvalue()
 
 
-def draw(about: str, curves: Sequence[RaceCurve], path: Path) -> None:
-    """Draw accuracy, or loss, of the best rates against four costs; a band covers all seeds."""
+def draw(problem: RaceTask, curves: Sequence[RaceCurve], path: Path) -> None:
+    """Draw accuracy, or loss, of the best rates against four costs; a band covers all seeds.
+
+    Bars are published accuracies, at what our run of that method had cost after as many rounds.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -134,12 +181,39 @@ def draw(about: str, curves: Sequence[RaceCurve], path: Path) -> None:
         for axis, axes in zip(PICTURED, figure.subplots(2, 2).flat, strict=True):
             for name, own in best.items():
                 _draw_method(axes, name, own, axis, score)
+            if problem.published_scores and score == "accuracy":
+                _draw_published(axes, problem.published_scores, best, axis)
             axes.set_xscale("log")
             axes.set_xlabel(AXES[axis].partition(" (")[0])
             axes.set_ylabel(f"held-out {score}")
         axes.legend(fontsize=9, frameon=False)
-        figure.suptitle(about)
+        figure.suptitle(problem.about)
         figure.savefig(path, dpi=120)
+
+
+def bars_of_scores(
+    scores: PublishedScores, best: Mapping[str, Sequence[RaceCurve]], axis: str
+) -> list[tuple[float, float, float]]:
+    """Cost, least and greatest published accuracy, of each round that our own run evaluated too."""
+    curve = next(iter(best.get(scores.method, [])), None)
+    points = {point.round: point for point in curve.points} if curve else {}
+    return [
+        (getattr(points[round_], axis), *band)
+        for round_, band in scores.bands.items()
+        if round_ in points
+    ]
+
+
+def _draw_published(
+    axes: Any,  # noqa: ANN401
+    scores: PublishedScores,
+    best: Mapping[str, Sequence[RaceCurve]],
+    axis: str,
+) -> None:
+    if bars := bars_of_scores(scores, best, axis):
+        x, least, most = zip(*bars, strict=True)
+        label = f"{scores.method}, as published"
+        axes.vlines(x, least, most, color="black", lw=7, alpha=0.35, label=label)
 
 
 def _draw_method(axes: Any, name: str, curves: Sequence[RaceCurve], axis: str, score: str) -> None:  # noqa: ANN401

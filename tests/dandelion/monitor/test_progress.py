@@ -83,7 +83,8 @@ def test_a_line_says_round_losses_bytes_and_time_left(clock):
         shown(report(), 20)
     first, second = console.file.getvalue().splitlines()
     assert first == "round 0/100  held out 4.346  up 53.7 kB  down 1.2 MB"
-    assert second == "round 20/100  loss 4.432  held out 4.346  up 53.7 kB  down 1.2 MB  1:20 left"
+    done = "round 20/100  loss 4.432  held out 4.346  up 53.7 kB  down 1.2 MB"
+    assert second == f"{done}  < 1:20 left"
 
 
 def test_plain_lines_come_now_and_then_and_at_the_end(clock):
@@ -102,7 +103,7 @@ def test_rounds_that_a_resumed_run_had_do_not_shorten_the_time_left(clock):
         shown(report(), 90)
         clock.now += 60
         shown(report(), 91)
-    assert console.file.getvalue().rstrip().endswith("  9:00 left")
+    assert console.file.getvalue().rstrip().endswith("  < 9:00 left")
 
 
 def test_a_long_time_left_has_hours(clock):
@@ -111,7 +112,7 @@ def test_a_long_time_left_has_hours(clock):
         shown(report(), 0)
         clock.now += 3600 * 2 + 120
         shown(report(), 50)
-    assert console.file.getvalue().rstrip().endswith("  2:02:00 left")
+    assert console.file.getvalue().rstrip().endswith("  < 2:02:00 left")
 
 
 @pytest.mark.parametrize("width", [80, 140])

@@ -179,3 +179,9 @@ def test_python_answers_questions_about_its_own_library():
     question = "User: What does math.gcd do?\nAssistant: Greatest Common Divisor."
     assert answers[question] == "math"
     assert len(python_docs(50).texts) == 50
+
+
+def test_a_table_of_conversations_that_is_read_as_texts_names_the_task(tmp_path):
+    folder = write(tmp_path / "data", [{"messages": TURNS}])
+    with pytest.raises(DataError, match="got messages; set text-column, or task to instruction"):
+        documents_in(folder, "group", Columns())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shared.base.flat import TILE, Layout
-from shared.directions import DIRECTIONS
+from shared.directions import DIRECTIONS, gaussian
 from shared.directions.gaussian import normals
 from shared.randomness.philox import words
 from shared.randomness.streams import Key
@@ -134,4 +134,22 @@ def test_normals_do_not_depend_on_the_number_of_threads():
     expected = drawn(family, KEY, 5, size)
     for threads in (2, 3):
         torch.set_num_threads(threads)
+        gaussian.forget_draws()
         assert torch.equal(drawn(family, KEY, 5, size), expected)
+
+
+def test_normals_are_drawn_once_for_the_sites_of_a_process(monkeypatch):
+    gaussian.forget_draws()
+    family, sizes, source = DIRECTIONS["gaussian"](LAYOUT), [], torch.zeros(LAYOUT.size)
+    monkeypatch.setattr(
+        gaussian, "normals", lambda key, blocks: sizes.append(len(blocks)) or normals(key, blocks)
+    )
+    expected = drawn(family, KEY)
+    for _ in range(3):
+        out = torch.empty_like(source)
+        family.perturb_(out, source, 0, KEY, 1.0)
+        out *= 2  # what is kept is not what was handed out
+    assert torch.equal(drawn(family, KEY), expected)
+    assert sizes == [-(-LAYOUT.size // 4)]
+    drawn(family, replace(KEY, index=8))
+    assert len(sizes) == 2

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import closing
 from dataclasses import replace
 from math import inf
 
@@ -17,17 +18,29 @@ from dandelion.bench.learning.methods import DECOMFL, FACTORS, FEDAVG_LORA, MEZO
 from dandelion.bench.learning.problems import PROBLEMS, problem_of
 from dandelion.bench.learning.race import Trial, configuration, methods_of, race
 from dandelion.bench.learning.race_points import RaceCurve, RacePoint
-from dandelion.bench.learning.race_report import best_curves, markdown, table_rows
+from dandelion.bench.learning.race_report import (
+    bars_of_scores,
+    best_curves,
+    draw,
+    markdown,
+    table_rows,
+    write_files,
+)
 from dandelion.cli.bench import app
-from shared.base.errors import UnknownNameError
+from server.ledger.reader import LedgerReader
+from server.ledger.run_folder import LEDGER
+from shared.base.errors import ConfigError, UnknownNameError
 from shared.base.flat import Layout
-from shared.config.sections import SCOPES
+from shared.config.schema import Config
+from shared.config.scope_names import SCOPES
 from shared.data.documents import DATASETS
 from shared.data.sets.pictures import Pictures
 from shared.directions import DIRECTIONS
 from shared.models.model import MODELS
 from shared.randomness.streams import Key
 from shared.tasks.task import TASKS
+from shared.training.oracle import Oracle
+from shared.training.validate import configure
 
 SIDE = mnist.SIDE
 
@@ -59,7 +72,8 @@ def small(tmp_path, **changes):
 
 def point(loss, **changes):
     costs = dict.fromkeys(("seconds", "payload_up", "payload", "message", "examples"), 1.0)
-    return RacePoint(round=1, evaluations=changes.pop("evaluations", 4), loss=loss, **costs)
+    costs |= {"evaluations": 4, **changes}
+    return RacePoint(round=1, loss=loss, **costs)
 
 
 # --- methods are settings
@@ -156,9 +170,29 @@ def test_the_network_is_decomfls():
     assert not torch.equal(other.out.weight, model.module.out.weight)
 
 
+def test_the_network_is_the_published_order_of_layers():
+    torch.manual_seed(3)
+    module, pixels = mnist.network(1).module, torch.randint(0, 256, (70, SIDE * SIDE))
+    first, second = (layer for layer in module.body if isinstance(layer, torch.nn.Conv2d))
+    maps = ((pixels.float() / 255 - 0.1307) / 0.3081).view(-1, 1, SIDE, SIDE)
+    for layer in (first, second):
+        maps = F.max_pool2d(F.relu(layer(maps)), 2)
+    with torch.no_grad():
+        torch.testing.assert_close(module(pixels).logits, module.out(maps.flatten(1)))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_relu_after_the_maximum_is_relu_before_it(layout):
+    torch.manual_seed(4)
+    maps = torch.randn(3, 5, 8, 6).to(memory_format=layout)
+    pooled = mnist.PositiveMaximum()(maps)
+    assert torch.equal(pooled, F.max_pool2d(F.relu(maps), 2))
+    assert pooled.is_contiguous(memory_format=layout)
+
+
 def test_pixels_come_through_as_they_are(pictures):
     documents = DATASETS["mnist-pixels"].load(0, "digit")
-    examples = mnist.pixel_task(None, None).examples(documents, SIDE * SIDE)
+    examples = mnist.PixelTask()(Config(), mnist.network(1)).examples(documents, SIDE * SIDE)
     first = examples.batch(np.arange(1))[0]
     own = np.flatnonzero(pictures.labels == first[0])[0]
     np.testing.assert_array_equal(first[1:], pictures.pixels[own].ravel())
@@ -173,6 +207,28 @@ def test_the_network_learns_by_numbers_alone(tmp_path, pictures):
     assert learned.accuracy > learned.points[0].accuracy + 0.2
     (probe,) = (curve for curve in curves if curve.method == PROBE)
     assert probe.accuracy > 0.9  # a row tells the class
+
+
+def test_sites_train_a_readout_of_the_pictures_by_exact_slopes(tmp_path, pictures):
+    more = {
+        "num-clients": 3, "clients-per-round": 0, "zo-batch-size": 0, "feature-scaling": "auto",
+        "keep-disk": 0, "eval-interval": 10,
+    }  # fmt: skip
+    trial = small(tmp_path, evaluations=20, more=more, methods=("ours: readout",))
+    (curve,) = race(problem_of("mnist"), trial, lambda text: None)[1:]
+    last = curve.points[-1]
+    assert (last.round, last.evaluations, last.examples) == (20, 20, 20 * 50)  # one a round
+    assert last.accuracy > curve.points[0].accuracy + 0.3
+
+
+def test_a_task_says_whether_a_readout_fits_it(pictures, monkeypatch):
+    settings = {**problem_of("mnist").settings, "scope": "head", "features": "first"}
+    config = configure({**settings, "feature-scaling": "none"})
+    spans = Oracle.of(config).replica.model.layout.tensors
+    assert sum(span.stop - span.start for span in spans) == 10 * (mnist.FEATURES + 1)
+    monkeypatch.setitem(TASKS._known, "pictures", mnist.PixelTask(0))
+    with pytest.raises(ConfigError, match="needs task classification or regression"):
+        Oracle.of(config)
 
 
 # --- the linear probe
@@ -233,6 +289,54 @@ def test_the_rate_whose_first_seed_ends_lowest_counts_with_all_its_seeds():
     assert "| mezo | 0.25 (edge) |" in markdown(curves)
 
 
+def test_evaluations_are_counted_to_an_accuracy_too():
+    def curve(method, *accuracies):
+        points = [
+            point(3.0 - at, evaluations=10 * at, accuracy=value)
+            for at, value in enumerate(accuracies)
+        ]
+        return RaceCurve(method, "", 1.0, 1, points)
+
+    curves = [
+        curve("decomfl", 0.1, 0.5, 0.8),
+        curve("fast", 0.1, 0.8, 0.9),
+        curve("slow", 0.1, 0.2, 0.7),
+    ]
+    rows = {row[0]: row for row in table_rows(curves)}
+    assert {name: row[5] for name, row in rows.items()} == {
+        "decomfl": "20", "fast": "10", "slow": "never"
+    }  # fmt: skip
+    assert "evaluations to decomfl's accuracy" in markdown(curves)
+    assert table_rows([curve("decomfl", None)])[0][5] == "–"
+
+
+def test_published_accuracies_stand_where_our_run_of_the_method_was_as_far(tmp_path):
+    points = [
+        replace(point(1.0, evaluations=21.0 * at, accuracy=0.3), round=at) for at in (1, 20, 40)
+    ]
+    curves = [RaceCurve("decomfl", "", 1e-3, 1, points), RaceCurve("other", "", 1.0, 1, points)]
+    problem = problem_of("mnist")
+    bars = bars_of_scores(problem.published_scores, best_curves(curves), "evaluations")
+    assert bars == [(420.0, 0.31, 0.34)]
+    assert bars_of_scores(problem.published_scores, best_curves(curves[1:]), "evaluations") == []
+    draw(problem, curves, tmp_path / "with.png")
+    draw(problem_of("minilm-head"), curves, tmp_path / "without.png")
+    assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+
+
+def test_files_keep_the_curves_of_methods_that_were_raced_before(tmp_path):
+    def write(*methods, loss):
+        points = [point(5.0), point(loss, evaluations=8)]
+        curves = [RaceCurve(name, "", 1.0, 1, points) for name in methods]
+        write_files(problem_of("demo"), curves, tmp_path)
+        written = json.loads((tmp_path / "demo.json").read_text())["curves"]
+        return {curve["method"]: curve["points"][-1]["loss"] for curve in written}
+
+    assert write("mezo", "fzoo", loss=3.0) == {"mezo": 3.0, "fzoo": 3.0}
+    assert write("fzoo", "decomfl", loss=2.0) == {"mezo": 3.0, "fzoo": 2.0, "decomfl": 2.0}
+    assert (tmp_path / "demo.md").read_text().count("\n| mezo |") == 1
+
+
 def test_a_diverged_method_says_so():
     (row,) = table_rows([RaceCurve("decomfl", "", 1.0, 1, [point(inf)])])
     assert row[2] == "diverged"
@@ -259,6 +363,51 @@ def test_a_base_is_trained_once_and_started_from(tmp_path):
     written = base.stat().st_mtime_ns
     race(problem, trial, lambda text: None)
     assert base.stat().st_mtime_ns == written
+
+
+# --- a race that goes on
+
+
+def rounds_of(folder):
+    """Rounds of a run, each with the time at which it was recorded."""
+    with closing(LedgerReader.open(folder / LEDGER)) as ledger:
+        return {row.round: row.timestamp for row in ledger.metrics()}
+
+
+def test_an_interrupted_race_goes_on_where_it_was(tmp_path, monkeypatch):
+    more = {**learning.QUICK, "eval-interval": 2}
+    trial = small(tmp_path, factors=(1.0,), evaluations=12, more=more, methods=["mezo"])
+    lines = list[str]()
+
+    def stop(line):
+        lines.append(line)
+        if "round 4" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        race(problem_of("demo"), trial, stop)
+    folder = tmp_path / "demo" / "mezo" / "0.002-seed-1"
+    before = rounds_of(folder)
+    assert [line.split(",")[0] for line in lines] == [
+        f"mezo at 0.002: round {round_}" for round_ in (0, 2, 4)
+    ]
+    assert list(before) == [1, 2, 3, 4]
+    (curve,) = race(problem_of("demo"), trial, lambda text: None)[1:]
+    after = rounds_of(folder)
+    assert [p.round for p in curve.points] == [0, 2, 4, 6]
+    assert before.items() <= after.items()
+
+    (again,) = race(problem_of("demo"), trial, lambda text: None)[1:]
+    assert (again.points, rounds_of(folder)) == (curve.points, after)  # nothing was run
+
+
+def test_a_folder_of_other_settings_begins_anew(tmp_path):
+    trial = small(tmp_path, factors=(1.0,), evaluations=4, more=learning.QUICK, methods=["mezo"])
+    (first,) = race(problem_of("demo"), trial, lambda text: None)[1:]
+    other = replace(trial, more={**learning.QUICK, "zo-batch-size": 3})
+    (second,) = race(problem_of("demo"), other, lambda text: None)[1:]
+    assert [p.round for p in first.points] == [p.round for p in second.points] == [0, 1, 2]
+    assert second.points[-1].examples == 4 * 3
 
 
 # --- the command
