@@ -20,6 +20,7 @@ from flwr.supercore.retry import http_retry
 from flwr.supercore.superexec import run_superexec
 from flwr.supercore.superexec.executor import ExecutionSpec, SubprocessExecutor, subprocess_executor
 from flwr.supernode import start_client_internal
+from processes import PATIENCE_S
 
 from dandelion.deployment import deploy_home, flower_patches, supervisor
 from dandelion.deployment.deploy_home import CLIENT_APP_MODULES, SERVER_APP_MODULES, Home
@@ -261,12 +262,21 @@ def test_what_a_task_finds_imported_is_there_and_none_of_it_is_ours_or_heavy(loa
 
 
 WAITS = """
-import signal, sys, threading
+import signal, sys, threading, time
 sys.path.insert(0, {folder!r})
 import flower_patches
 {first}
 signal.signal(signal.SIGINT, lambda number, frame: sys.exit(7))
-threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+main = threading.get_ident()
+
+def interrupt():
+    while sys._current_frames()[main].f_code.co_filename != threading.__file__:
+        time.sleep(0.01)
+    time.sleep(0.3)  # the main thread waits, or is about to
+    signal.raise_signal(signal.SIGINT)
+    print("raised", flush=True)
+
+threading.Thread(target=interrupt, daemon=True).start()
 threading.Event().wait()
 """
 
@@ -276,13 +286,14 @@ def test_a_task_whose_parent_is_gone_ends_whatever_it_waits_for():
     codes = []
     for first in ("flower_patches.shorten_waits()", ""):
         script = WAITS.format(folder=str(PATCHES.parent), first=first)
-        process = subprocess.Popen([sys.executable, "-c", script])
-        try:
-            codes.append(process.wait(20 if first else 5))
-        except subprocess.TimeoutExpired:
-            codes.append(None)
-            process.kill()
-            process.wait()
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        with process:
+            process.stdout.readline()  # it has been raised, or the process has ended
+            try:
+                codes.append(process.wait(PATIENCE_S if first else 1))
+            except subprocess.TimeoutExpired:
+                codes.append(None)
+                process.kill()
     assert codes == [7, None]
 
 
