@@ -16,6 +16,7 @@ from dandelion.monitor.notebook import NotebookLine
 from dandelion.monitor.time_left import TimeLeft, time_left_text
 from server.reporting.sample_pages import read_samples, sample_lines
 from server.reporting.status_line import size_text, state_text
+from shared.base.text import quote_command
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.reporting.report import Report
@@ -81,8 +82,9 @@ class RunProgress:
     ) -> None:
         self._progress.stop()
         if kind is not None and self._report is not None:
+            resume = quote_command("dandelion", "run", "--resume", self._report.folder)
             self._console.print(
-                f"stopped; continue with: dandelion run --resume {self._report.folder}",
+                f"stopped; continue with: {resume}",
                 soft_wrap=True,
                 highlight=False,
                 markup=False,

@@ -6,6 +6,7 @@ leaves the ledger or enters a log goes through these functions.
 """
 
 import logging
+import shlex
 from pathlib import Path
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet may take for a formula's start
@@ -40,6 +41,11 @@ def portable(value: object) -> str:
     """A setting's value as another machine may know it: of an absolute path, the last part."""
     text = str(value)
     return Path(text).name if Path(text).is_absolute() else text
+
+
+def quote_command(*words: object) -> str:
+    """A command as one pastes it into a shell: paths with spaces stay whole."""
+    return shlex.join(map(str, words))
 
 
 def escape_record(record: logging.LogRecord) -> bool:

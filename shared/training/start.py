@@ -8,6 +8,7 @@ import xxhash
 from torch import nn
 
 from shared.base.errors import DataError
+from shared.base.text import quote_command
 from shared.config.answer_section import ESTIMATING
 from shared.config.schema import Config
 from shared.config.text_section import CONVERSED
@@ -88,9 +89,11 @@ def start_folder(config: Config) -> Path | None:
     source = folder / "model" if (folder / "model").is_dir() else folder
     file = WEIGHTS_FILE if config.model.app else "config.json"
     if not (source / file).is_file():
+        out = folder / "model"
+        replay = quote_command("dandelion", "ledger", "replay", folder, "--round=N", "--out", out)
         raise DataError(
             f"init-from: {folder} holds no model; a run with save-model = true leaves one, and so "
-            f"does 'dandelion ledger replay {folder} --round N --out {folder / 'model'}'"
+            f"does: {replay}"
         )
     return source
 

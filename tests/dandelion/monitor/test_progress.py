@@ -39,11 +39,11 @@ def clock(monkeypatch):
     return clock
 
 
-def report(loss=4.4321, rounds=100):
+def report(loss=4.4321, rounds=100, folder="/runs/mine"):
     """What RunProgress reads of a report."""
     return SimpleNamespace(
         config=Config(num_rounds=rounds),
-        folder="/runs/mine",
+        folder=folder,
         ledger=SimpleNamespace(
             totals=lambda: Totals(96, 53_700, 1_240_000, 12.0, 3),
             evaluations=lambda: [Evaluation(0, 5.5), Evaluation(10, 4.34567)],
@@ -133,12 +133,13 @@ def test_a_run_that_is_stopped_says_how_to_go_on():
 
     def interrupted():
         with RunProgress(console) as shown:
-            shown(report(), 3)
+            shown(report(folder="/runs & all/mine"), 3)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert "stopped; continue with: dandelion run --resume /runs/mine\n" in console.file.getvalue()
+    said = console.file.getvalue()
+    assert "stopped; continue with: dandelion run --resume '/runs & all/mine'\n" in said
 
 
 def test_a_run_that_never_began_says_nothing_of_going_on():
