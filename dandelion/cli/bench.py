@@ -143,6 +143,14 @@ def engine(json_file: Json = None) -> None:
 
 
 @app.command()
+def idle(json_file: Json = None) -> None:
+    """Measure what the programs of a waiting site hold in memory: Flower's and ours."""
+    from dandelion.deployment.idle_cost import idle_cost
+
+    show("idle", idle_cost(), json_file)
+
+
+@app.command()
 def privacy(json_file: Json = None) -> None:
     """Time a site's part of a private round, and whole rounds with sealed sums, in turns."""
     from dandelion.privacy.cost_in_time import cost_in_time

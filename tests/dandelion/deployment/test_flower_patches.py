@@ -132,6 +132,26 @@ def test_the_installed_flower_is_one_that_the_patches_are_for():
         str(PATCHES), "flower-supernode"]  # fmt: skip
 
 
+def test_a_flower_that_the_patches_cannot_import_is_named_with_the_reason(monkeypatch, tmp_path):
+    broken = tmp_path / "patches.py"
+    broken.write_text("from flwr.supercore.retry import gone\n")
+    monkeypatch.setattr(deploy_home, "PATCHES", broken)
+    deploy_home.missing_names.cache_clear()
+    try:
+        assert re.search(
+            r"Flower [0-9.]+ is not.*cannot import name 'gone'", deploy_home.find_misfit()
+        )
+    finally:
+        deploy_home.missing_names.cache_clear()
+
+
+def test_the_process_that_supervises_does_not_import_flower():
+    code = "import sys; from dandelion.deployment.deploy_home import program_command as p; "
+    code += "p('flower-supernode'); print('flwr' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize(
     ("target", "name", "lacks"),
     [
@@ -144,6 +164,8 @@ def test_another_flower_runs_its_own_programs_and_it_is_said(
     target, name, lacks, monkeypatch, caplog
 ):
     monkeypatch.delattr(target, name)
+    missing = ", ".join(flower_patches.find_missing())
+    monkeypatch.setattr(deploy_home, "missing_names", lambda: missing)
     command = deploy_home.program_command("flower-superexec")
     assert [Path(word).name for word in command] == ["flower-superexec"]
     (said,) = caplog.messages
