@@ -5,7 +5,9 @@ from flwr.clientapp import ClientApp
 
 from client.site.node_config import NodeConfig
 from client.worker.protocol import Work
-from shared.protocol.flower_records import pack, unpack
+from shared.base.errors import DandelionError, WireError
+from shared.protocol.flower_records import pack, rider_of, unpack
+from shared.protocol.sealed_messages import encode_sum_refusal, is_sum_request
 
 app = ClientApp()
 
@@ -18,9 +20,24 @@ def introduce(message: Message, context: Context) -> Message:
 
 @app.train()
 def measure(message: Message, context: Context) -> Message:
-    """Catch up and measure one round; an error becomes Flower's error reply, with its reason."""
-    reply, dense = work_of(context).train(*unpack(message.content))
-    return Message(content=pack(reply, dense=dense), reply_to=message)
+    """Catch up and measure one round; an error becomes Flower's error reply, with its reason.
+
+    A request for a sealed sum of the round before may ride with it, and its answer with the reply.
+    """
+    work, (payload, snapshot) = work_of(context), unpack(message.content)
+    sums = add_up(work, rider) if (rider := rider_of(message.content)) else b""
+    reply, dense = work.train(payload, snapshot)
+    return Message(content=pack(reply, dense=dense, rider=sums), reply_to=message)
+
+
+def add_up(work: Work, rider: bytes) -> bytes:
+    """Return a member's sums, encoded, or why there are none: that does not spoil its round."""
+    try:
+        if not is_sum_request(rider):
+            raise WireError("a request for a sum expected beside that for a round")
+        return work.train(rider, None)[0]
+    except DandelionError as error:
+        return encode_sum_refusal(f"{type(error).__name__}: {error}")
 
 
 def work_of(context: Context) -> Work:

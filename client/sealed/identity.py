@@ -17,6 +17,8 @@ from shared.protocol.site_id import SiteId, site_of
 from shared.sealed.boxes import private_key, public_bytes
 from shared.sealed.committee import Committee, Roster
 
+RUN_BYTES = 16  # of a run's name
+
 
 @dataclass(frozen=True)
 class SealingIdentity:
@@ -42,18 +44,32 @@ class SealingIdentity:
         Raises:
             PolicyError: there is no roster, or it has another key for this site.
         """
-        key = site_key(secret, site)
         if not policy.roster and not simulated:
             refuse("roster", f"site {site.name} has data of its own: sealed sums need a roster")
         try:
-            file = Path(policy.roster) if policy.roster else None
-            roster = Roster.read(file) if file else simulate_roster(secret, simulated)
+            if policy.roster:
+                roster = read_roster(Path(policy.roster), site, secret)
+            else:
+                roster = simulate_roster(secret, simulated)
         except ConfigError as error:
             refuse("roster", str(error))
-        if roster.keys.get(site) != public_bytes(key):
-            detail = f"{public_bytes(key).hex()} of site {site.name} expected in {policy.roster!r}"
-            refuse("roster", detail)
-        return cls(site, key, roster)
+        return cls(site, site_key(secret, site), roster)
+
+    def check_run(self, config: Config, least: int) -> None:
+        """Refuse a run whose sums this site would never add up, before anything is measured.
+
+        Args:
+            config: of the run.
+            least: sites whose numbers a sum has at least.
+
+        Raises:
+            PolicyError: the roster is too small for its committee, or its sums have too few sites.
+        """
+        self.committee(bytes(RUN_BYTES), config)
+        sites = config.federation.clients_per_round or config.federation.num_clients
+        if sites // config.privacy.parts < least:
+            detail = f"{least} sites expected in each of {config.privacy.parts} sums, of {sites}"
+            refuse("min-cohort", detail)
 
     def committee(self, run: bytes, config: Config) -> Committee:
         """The committee of a run.
@@ -66,6 +82,20 @@ class SealingIdentity:
             return Committee.draw(self.roster, run, p.committee, p.colluders)
         except ConfigError as error:
             refuse("roster", str(error))
+
+
+def read_roster(path: Path, site: SiteId, secret: bytes) -> Roster:
+    """Read a roster, and find a site's own key in it.
+
+    Raises:
+        ConfigError: the file is missing or is no roster, or has another key for this site, or none.
+    """
+    roster, own = Roster.read(path), public_bytes(site_key(secret, site))
+    if roster.keys.get(site) != own:
+        raise ConfigError(
+            f"{path}: {own.hex()} of site {site.name} expected, as 'dandelion client key' prints it"
+        )
+    return roster
 
 
 def site_key(secret: bytes, site: SiteId) -> X25519PrivateKey:

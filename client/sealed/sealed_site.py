@@ -161,11 +161,13 @@ def open_sealed(
         privacy: of the run on its data.
 
     Raises:
-        PolicyError: the roster does not allow it, or the file of answers cannot be used.
+        PolicyError: the roster or min-cohort does not allow it, or the file of answers cannot be
+            used.
     """
     if not privacy.config.privacy.is_sealed or privacy.noisy is None:
         return None
     identity = SealingIdentity.open(site, privacy.noisy.secret, policy, simulated)
+    identity.check_run(privacy.config, policy.min_cohort)
     try:
         return SealedSite(identity, privacy.noisy, AnswerStore(privacy_folder(policy)))
     except BudgetError as error:

@@ -109,6 +109,7 @@ class ReplicaHost:
             dtype=str(replica.model.flat.dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
             can_backpropagate=site.can_backpropagate,
+            roster=site.roster,
         )
 
     def train(

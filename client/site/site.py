@@ -44,6 +44,11 @@ class LocalSite:
         is_private = self.config.privacy.is_local
         return self.config.zo.batch_size if is_private else len(self.examples)
 
+    @property
+    def roster(self) -> str:
+        """Digest of the roster that it accepts, hexadecimal; empty: its numbers are not sealed."""
+        return "" if self.sealed is None else self.sealed.identity.roster.digest.hex()
+
     def measure(self, oracle: Oracle, request: Request) -> Measured | Sealed:
         """Return the reply to a request: loss differences, an encoded gradient, or both.
 

@@ -143,11 +143,20 @@ def engine(json_file: Json = None) -> None:
 
 
 @app.command()
-def privacy(json_file: Json = None) -> None:
-    """Time a site's part of a round with privacy = local against a plain one, in turns."""
-    from dandelion.privacy.cost_in_time import cost_in_time
+def idle(json_file: Json = None) -> None:
+    """Measure what the programs of a waiting site hold in memory: Flower's and ours."""
+    from dandelion.deployment.idle_cost import idle_cost
 
-    show("privacy", cost_in_time(), json_file)
+    show("idle", idle_cost(), json_file)
+
+
+@app.command()
+def privacy(json_file: Json = None) -> None:
+    """Time a site's part of a private round, and whole rounds with sealed sums, in turns."""
+    from dandelion.privacy.cost_in_time import cost_in_time
+    from dandelion.privacy.cost_of_sums import cost_of_sums
+
+    show("privacy", [*cost_in_time(), *cost_of_sums()], json_file)
 
 
 @app.command()

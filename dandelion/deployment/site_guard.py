@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from client.privacy.site_secret import load_secret
+from client.sealed.identity import read_roster
 from client.site.node_config import NodeConfig
 from dandelion.deployment.deploy_home import Home
 from dandelion.deployment.supervisor import Program
 from dandelion.engines.flower_simulation import EngineError
 from shared.data.local_folder import check_folder
 from shared.data.resolve import source_of
+from shared.protocol.site_id import site_of
 
 ROOT = Path(__file__).resolve().parents[2]  # of this installation's packages
 PRIVACY_FOLDER = "privacy"  # in a node's home
@@ -38,8 +40,8 @@ def node_config(pairs: list[str], home: Home, app_dir: Path | None = None) -> di
         app_dir: the folder of the problems that runs may import; None: there is none.
 
     Raises:
-        ConfigError: an unknown key, an invalid value, no name of the site, or data that are not
-            here.
+        ConfigError: an unknown key, an invalid value, no name of the site, data that are not here,
+            or a roster without the site's key.
         BudgetError: others can read its secret.
         EngineError: a pair is not ``key=value``.
     """
@@ -56,7 +58,9 @@ def node_config(pairs: list[str], home: Home, app_dir: Path | None = None) -> di
         config[name] = _value(name, text)
     config = {**DEFAULTS, **config}
     node = NodeConfig.of(config)
-    load_secret(Path(node.privacy_home))
+    secret = load_secret(Path(node.privacy_home))
+    if node.roster:
+        read_roster(Path(node.roster), site_of(config), secret)
     for own in filter(None, (node.data, node.bp_data)):
         source_of(own)
         if Path(own).is_dir():

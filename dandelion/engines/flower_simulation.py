@@ -57,7 +57,7 @@ def run_flower(config: Config, console: Console) -> Path:
     from server.ledger.run_folder import run_folder
     from server.run import check_shards
     from shared.training.corpus import Corpus
-    from shared.training.feature_scaling import resolve_feature_scaling
+    from shared.training.server_choices import resolve_choices
     from shared.training.start import load_start
 
     check_unmerged(config, "--engine flower")
@@ -66,7 +66,7 @@ def run_flower(config: Config, console: Console) -> Path:
             "error-feedback with --engine flower: Ray moves sites between processes, and a site's "
             "residual stays behind; use the local engine or a deployment"
         )
-    folder, config = run_folder(config), resolve_feature_scaling(config)
+    folder, config = run_folder(config), resolve_choices(config)
     check_shards(Corpus.of(config, load_start(config)))
     settings = {**config.to_run_config(), "run-name": folder.name, "output-dir": str(folder.parent)}
     with tempfile.TemporaryDirectory(prefix="dandelion-") as home:

@@ -52,9 +52,9 @@ def plan(  # noqa: PLR0913, PLR0917  (options of a command)
         plan_noise,
     )
     from dandelion.settings.gather import gather
-    from shared.training.feature_scaling import resolve_feature_scaling
+    from shared.training.server_choices import resolve_choices
 
-    chosen = resolve_feature_scaling(gather(config, settings or [], None, preset=preset))
+    chosen = resolve_choices(gather(config, settings or [], None, preset=preset))
     if not chosen.zo.batch_size:
         raise ConfigError("zo-batch-size: a number above 0 expected: it is the batches' mean size")
     if slopes or (accuracy and not chosen.privacy.clip):

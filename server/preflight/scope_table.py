@@ -16,8 +16,8 @@ from shared.base.files import write_atomically
 from shared.base.options import Value
 from shared.config.schema import Config
 from shared.training.corpus import Corpus, load_evaluation
-from shared.training.feature_scaling import resolve_feature_scaling
 from shared.training.oracle import Oracle
+from shared.training.server_choices import resolve_choices
 from shared.training.validate import validate
 
 SCOPES_FILE = "scopes.json"
@@ -34,7 +34,9 @@ CANDIDATES: tuple[Settings, ...] = (  # fewest numbers first
     {"scope": "bias"},
     {"scope": "lora", "lora-rank": 1},
     {"scope": "head"},
+    {"scope": "mask:0.1:last:2"},
     {"scope": "last:2"},
+    {"scope": "mask:0.1"},
     {"scope": "full"},
 )
 
@@ -135,7 +137,7 @@ def _words(settings: Settings) -> dict[str, Value]:
 
 def _trial(config: Config) -> tuple[ScopeTrial, int]:
     """A candidate's trial, and how many examples a site of the run has."""
-    config = resolve_feature_scaling(config)
+    config = resolve_choices(config)
     oracle = Oracle.of(config)
     corpus = Corpus.of(config, oracle.language_model)
     rows = load_evaluation(corpus, oracle.language_model)

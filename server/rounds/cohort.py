@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -78,6 +79,22 @@ class Cohort:
         known = {site.node_id for site in self.sites.values()}
         known |= {n for n, node in self.excluded.items() if now < node.again}
         self._ask(grid, sorted(present - known), round_)
+        self._refuse_other_rosters(round_)
+
+    def _refuse_other_rosters(self, round_: int) -> None:
+        """Refuse sites whose roster is not that of most: their numbers have no sum with the others.
+
+        Which roster most have is known once ``min-sites`` sites are there.
+        """
+        counts = Counter(site.hello.roster for site in self.sites.values())
+        if len(counts) < 2 or len(self.sites) < self._config.federation.min_sites:
+            return
+        most = max(counts, key=lambda roster: (counts[roster], roster))
+        for name, site in sorted(self.sites.items()):
+            if site.hello.roster != most:
+                reason = f"other roster than {counts[most]} of {len(self.sites)} sites have"
+                del self.sites[name], self._slots[site.id.slot]
+                self._refuse(round_, site.node_id, name, reason, ASK_AGAIN_S)
 
     def leave_out(self, reasons: Mapping[str, str]) -> None:
         """Do without some sites from now on; their nodes are not asked again.

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from flwr.app import Message
@@ -36,17 +36,20 @@ class Messenger:
         self._run, self._cohort, self._log, self._requests = run, cohort, log, requests
         self._validator = validator
         self.open_rounds: dict[int, OpenRound] = {}  # by round
+        self._gathered: dict[int, list[Reply]] = {}  # by round, before its turn
         self._late, self._resend_policy = (
             LateReplies(log),
             ResendPolicy(run.config.federation.resend_after),
         )
 
     def request_rounds(self, grid: Grid, round_: int) -> None:
-        """Send the requests for a round, and with staleness for the next, unless they are sent."""
+        """Send the requests for a round, and with staleness for the next, unless they are sent.
+
+        If numbers are sealed, the requests for the next are sent by ``carry``.
+        """
         config = self._run.config
-        for each in range(
-            round_, min(round_ + config.federation.staleness, config.training.rounds) + 1
-        ):
+        ahead = 0 if config.privacy.is_sealed else config.federation.staleness
+        for each in range(round_, min(round_ + ahead, config.training.rounds) + 1):
             if each in self.open_rounds:
                 continue
             if each == round_:
@@ -58,20 +61,51 @@ class Messenger:
             messages = self.open_round(grid, each)
             self._send(self.open_rounds[each], messages)
 
-    def open_round(self, grid: Grid, round_: int) -> list[Message]:
+    def carry(self, grid: Grid, round_: int, riders: Mapping[int, bytes]) -> set[int]:
+        """Send the requests for a round before its turn, each with what rides with it.
+
+        Returns:
+            The nodes whose riders are on the way. None are without staleness, if the round is open
+            already, if it is none of the run, or if too few sites are here.
+        """
+        federation, rounds = self._run.config.federation, self._run.config.training.rounds
+        if not federation.staleness or round_ > rounds or round_ in self.open_rounds:
+            return set()
+        self._cohort.meet(grid, round_)
+        if len(self._cohort.sites) < federation.min_sites:
+            return set()
+        messages = self.open_round(grid, round_, riders)
+        self._send(self.open_rounds[round_], messages)
+        return set(riders) & set(self.open_rounds[round_].sites)
+
+    def open_round(
+        self, grid: Grid, round_: int, riders: Mapping[int, bytes] | None = None
+    ) -> list[Message]:
         """Draw the cohort of a round and make one message for each of its sites."""
+        riders = riders or {}
         skips = self._run.ledger.count_skips(round_)
         sites = self._cohort.draw(round_, attempt=skips)
         messages = {
-            site.node_id: self._request(site, round_, self._position(site, round_))
+            site.node_id: self._request(
+                site, round_, self._position(site, round_), riders.get(site.node_id, b"")
+            )
             for site in sites
         }
         reachable = {site.node_id: site for site in sites if messages[site.node_id]}
-        self.open_rounds[round_] = OpenRound(round_, Exchange(grid), reachable)
+        self.open_rounds[round_] = OpenRound(round_, Exchange(grid), reachable, riders)
         return [message for each in messages.values() for message in each]
 
     def gather(self, round_: int) -> list[Reply]:
         """Decode replies as they come; send sites that are behind what they lack."""
+        if round_ in self._gathered:
+            return self._gathered.pop(round_)
+        return self._gather(round_, lambda site, message: None)
+
+    def gather_riders(self, round_: int, take: Callable[[SiteRecord, Message], None]) -> None:
+        """Gather a round before its turn, and hand on each site's messages for what they carry."""
+        self._gathered[round_] = self._gather(round_, take)
+
+    def _gather(self, round_: int, take: Callable[[SiteRecord, Message], None]) -> list[Reply]:
         self._late.collect()
         open_round = self.open_rounds[round_]
         gathered: list[Reply] = []
@@ -84,6 +118,8 @@ class Messenger:
         for message in open_round.exchange.replies(timeout, resend):
             reply = self._receive(message, open_round)
             site, content = reply.site, reply.content
+            if site is not None:
+                take(site, message)
             if not open_round.exchange.was_awaited(message) and reply.is_behind:
                 continue  # the site has a newer request
             if site and isinstance(content, Behind) and retries[site.node_id] < RETRIES:
@@ -101,6 +137,7 @@ class Messenger:
             open_round.exchange.give_up()
             self._late.watch(open_round)
         self.open_rounds.clear()
+        self._gathered.clear()
 
     def collect_late(self) -> None:
         """Log the replies that closed rounds did not get in time."""
@@ -121,13 +158,15 @@ class Messenger:
         )
         return at if is_ahead else site.round
 
-    def _request(self, site: SiteRecord, round_: int, at: int | None) -> list[Message]:
+    def _request(
+        self, site: SiteRecord, round_: int, at: int | None, rider: bytes = b""
+    ) -> list[Message]:
         """Make one message; none if the site cannot be brought to where the round is measured.
 
         That can only happen with staleness, and only until the next snapshot.
         """
         try:
-            return [self._requests.message(site, round_, at)]
+            return [self._requests.message(site, round_, at, rider)]
         except GapError as error:
             name = site.id.name
             LOG.warning("round %d: no request to site %s: %s", round_, name, error)
@@ -153,7 +192,8 @@ class Messenger:
         With staleness it also has a request for the next round, which assumes that it is not
         behind. It cannot answer that one, so it gets a new one too.
         """
-        self._send(open_round, self._request(site, open_round.round, site.round))
+        rider = open_round.riders.get(site.node_id, b"")
+        self._send(open_round, self._request(site, open_round.round, site.round, rider))
         ahead = self.open_rounds.get(open_round.round + 1)
         if ahead is not None and ahead.exchange.supersede(site.node_id):
             at = self._position(site, ahead.round)
@@ -169,4 +209,5 @@ class Messenger:
                     "round %d: site %s has not answered for %.3g s and is asked again",
                     round_, site.id.name, seconds,
                 )  # fmt: skip
-                self._send(open_round, self._request(site, round_, self._position(site, round_)))
+                at, rider = self._position(site, round_), open_round.riders.get(node_id, b"")
+                self._send(open_round, self._request(site, round_, at, rider))

@@ -1,6 +1,7 @@
 """Rounds that were requested and are not closed, and what becomes of replies that are overdue.
 
-With ``staleness = 1`` two rounds are open at once.
+With ``staleness = 1`` two rounds are open at once. If their numbers are sealed, the second carries
+the requests for the sums of the first, and is gathered before the first is closed.
 """
 
 import time
@@ -24,6 +25,7 @@ class OpenRound:
     round: int
     exchange: Exchange
     sites: Mapping[int, SiteRecord]  # by node id
+    riders: Mapping[int, bytes] = field(default_factory=dict)  # by node id: requests for sums
     since: float = field(default_factory=time.monotonic)
 
     def site_of(self, message: Message) -> SiteRecord | None:

@@ -38,8 +38,10 @@ class RequestBuilder:
             tuple[int, int | None, bool, int], EncodedRequest
         ] = {}  # of open rounds
 
-    def message(self, site: SiteRecord, round_: int, at: int | None) -> Message:
+    def message(self, site: SiteRecord, round_: int, at: int | None, rider: bytes = b"") -> Message:
         """Build the request for a site whose replica is at round ``at``; None: it has none.
+
+        ``rider`` is a request for a sum that goes with it.
 
         Raises:
             GapError: neither entries nor a snapshot can bring the replica to where it measures.
@@ -47,7 +49,7 @@ class RequestBuilder:
         compare = self.compares(round_, site.id.slot)
         payload, snapshot, dense = self._encode(at, round_, compare)
         return Message(
-            content=pack(payload, snapshot, dense),
+            content=pack(payload, snapshot, dense, rider),
             dst_node_id=site.node_id,
             message_type=MessageType.TRAIN,
             group_id=str(round_),

@@ -30,7 +30,7 @@ from shared.modes.estimators import estimator_of
 from shared.modes.mode import parameters_round
 from shared.modes.step_rule import PLAIN, step_rule_of, why_plain
 from shared.protocol.entry import Entry
-from shared.protocol.flower_records import Transfer
+from shared.protocol.transfers import Transfer
 
 LOG = logging.getLogger("dandelion")
 
@@ -65,7 +65,7 @@ class ScalarStrategy(Strategy):
         self._validator = ReplyValidator(run, self._requests, log)
         self._messenger = Messenger(run, cohort, log, self._requests, self._validator)
         self._combiner = Combiner(run.config, run.oracle.replica)
-        self._sums = SumCollector(run, cohort, log, self._validator)
+        self._sums = SumCollector(run, cohort, log, self._validator, self._messenger)
         self._committed = 0.0  # when the last round was (``time.monotonic``)
 
     def start(  # noqa: PLR0913, PLR0917  (Flower's signature)

@@ -1,10 +1,16 @@
-"""The second step of a sealed round: a committee adds up, and its sums are opened."""
+"""The second step of a sealed round: a committee adds up, and its sums are opened.
+
+With ``staleness = 1`` the requests for the sums ride with those for the next round, and the sums
+with its replies, so that a round is one message to each site and back. Members that the next round
+does not ask, or whose sums are still needed after it, are asked alone.
+"""
 
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from flwr.app import Message, MessageType
 
@@ -12,17 +18,18 @@ from server.ledger.records import Contribution, SumRow
 from server.ledger.run_folder import OpenRun
 from server.rounds.cohort import Cohort, SiteRecord
 from server.rounds.exchange import Exchange
+from server.rounds.messenger import Messenger
 from server.rounds.open_round import OpenRound
 from server.rounds.replies import ReplyValidator
 from server.rounds.round_log import RoundLog
 from server.sealed.cohorts import SealedCohort, agree_on_committee, divide, go_on
 from server.sealed.sums import find_wrong_form, open_sums, pool
 from shared.base.errors import WireError
-from shared.protocol.flower_records import pack, unpack
+from shared.protocol.flower_records import pack, rider_of, unpack
 from shared.protocol.sealed_messages import (
     SumReply,
     cohort_digest,
-    decode_sum_reply,
+    decode_sum_answer,
     encode_sum_request,
 )
 
@@ -46,9 +53,15 @@ class SumCollector:
     """Commits cohorts and collects the sums of their members."""
 
     def __init__(
-        self, run: OpenRun, cohort: Cohort, log: RoundLog, validator: ReplyValidator
+        self,
+        run: OpenRun,
+        cohort: Cohort,
+        log: RoundLog,
+        validator: ReplyValidator,
+        messenger: Messenger,
     ) -> None:
         self._run, self._cohort, self._log, self._validator = run, cohort, log, validator
+        self._messenger = messenger
 
     def collect(self, open_round: OpenRound, replies: Sequence[Contribution]) -> SealedRound:
         """Add up the sealed numbers of valid replies, which are in slot order.
@@ -99,14 +112,19 @@ class SumCollector:
         asking = AskedCommittee(exchange, cohort, self._members(cohort), self._run)
         if len(asking.members) < cohort.needed:
             return []
-        self._send(asking, asking.members)
+        following = cohort.round + 1
+        carried = self._messenger.carry(exchange.grid, following, asking.riders())
+        self._send(asking, asking.members.keys() - carried)
+        if carried:
+            self._messenger.gather_riders(following, partial(self._take_rider, asking))
+            self._send(asking, asking.still_needed(carried))
         timeout = self._run.config.federation.round_timeout
         for message in exchange.replies(timeout, lambda: self._send(asking, asking.overdue())):
             self._receive(message, asking)
         return [asking.rows[slot] for slot in sorted(asking.rows)]
 
     def _send(self, asking: "AskedCommittee", nodes: Iterable[int]) -> None:
-        for message in asking.exchange.send([asking.message(node) for node in nodes]):
+        for message in asking.exchange.send([asking.message(node) for node in sorted(nodes)]):
             name = asking.members[message.metadata.dst_node_id].id.name
             self._log.add_sent(message, asking.cohort.round, name)
 
@@ -121,10 +139,28 @@ class SumCollector:
         elif message.has_error():
             self._validator.refuse(round_, name, "error", message.error.reason or "")
         else:
-            try:
-                asking.take(site.id.slot, decode_sum_reply(unpack(message.content)[0]))
-            except WireError as error:
-                self._validator.refuse(round_, name, "wrong sum", str(error))
+            self._take(asking, site, lambda: unpack(message.content)[0])
+
+    def _take_rider(self, asking: "AskedCommittee", site: SiteRecord, message: Message) -> None:
+        """Keep the sums that came with a site's reply to the next round, if it is a member."""
+        rider = b"" if message.has_error() else rider_of(message.content)
+        if rider and site.node_id in asking.members and site.node_id not in asking.answered:
+            self._take(asking, site, lambda: rider)
+
+    def _take(
+        self, asking: "AskedCommittee", site: SiteRecord, payload: Callable[[], bytes]
+    ) -> None:
+        """Keep a member's sums, or count why there are none."""
+        round_, name = asking.cohort.round, site.id.name
+        asking.answered.add(site.node_id)
+        try:
+            answer = decode_sum_answer(payload())
+            if isinstance(answer, str):
+                self._validator.refuse(round_, name, "error", answer)
+            else:
+                asking.take(site.id.slot, answer)
+        except WireError as error:
+            self._validator.refuse(round_, name, "wrong sum", str(error))
 
     def _members(self, cohort: SealedCohort) -> dict[int, SiteRecord]:
         """The members that are here, by node id; the others are counted as missing."""
@@ -149,15 +185,29 @@ class AskedCommittee:
     members: Mapping[int, SiteRecord]  # by node id
     run: OpenRun
     rows: dict[int, SumRow] = field(default_factory=dict)  # by slot
+    answered: set[int] = field(default_factory=set)  # nodes that have sent sums, or refused to
     _start: float = field(default_factory=time.monotonic)
     _until: float = math.inf  # when those that are not needed are given up
     _resends: Counter[int] = field(default_factory=Counter)
 
+    def riders(self) -> dict[int, bytes]:
+        """The request to each member, by node, encoded."""
+        return {node: self._encode(node) for node in self.members}
+
+    def still_needed(self, nodes: Iterable[int]) -> list[int]:
+        """Those of some nodes that are asked again: they were silent, and sums are missing."""
+        if len(self.rows) >= self.cohort.needed:
+            return []
+        return [node for node in nodes if node not in self.answered]
+
+    def _encode(self, node: int) -> bytes:
+        slot = self.members[node].id.slot
+        return encode_sum_request(self.cohort.request(slot, self.run.name, self.run.code))
+
     def message(self, node: int) -> Message:
-        """The request to a member."""
-        request = self.cohort.request(self.members[node].id.slot, self.run.name, self.run.code)
+        """The request to a member, alone."""
         return Message(
-            content=pack(encode_sum_request(request)),
+            content=pack(self._encode(node)),
             dst_node_id=node,
             message_type=MessageType.TRAIN,
             group_id=str(self.cohort.round),

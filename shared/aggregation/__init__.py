@@ -12,8 +12,9 @@ A new rule is one module of this package, or of a plug-in (entry points ``dandel
 
 A rule with options is a frozen dataclass whose fields are made by ``shared.base.options.option``
 and whose ``__call__`` has that signature. If it has a plain field ``min_replies``, it gets the
-run's setting of that name. A property ``fewest_vectors`` says how many vectors it needs (1 if it
-has none), an attribute ``keeps_whole_vectors`` that it chooses among sites, not coordinates.
+run's setting of that name, or the number of parts whose sealed sums it compares. A property
+``fewest_vectors`` says how many vectors it needs (1 if it has none), an attribute
+``keeps_whole_vectors`` that it chooses among sites, not coordinates.
 """
 
 from collections.abc import Callable
@@ -44,7 +45,8 @@ def rule_of(config: Config) -> Rule:
         return cast(Rule, kind)
     arguments = dict(arguments_of(kind, config.options))
     if is_dataclass(kind) and "min_replies" in {field.name for field in fields(kind)}:
-        arguments["min_replies"] = config.federation.min_replies
+        parts = config.privacy.parts if config.privacy.is_sealed else 0
+        arguments["min_replies"] = parts or config.federation.min_replies
     return cast(Rule, kind(**arguments))
 
 

@@ -9,13 +9,8 @@ from dataclasses import dataclass
 
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.base.options import option, options_of
+from shared.config.scope_names import LINEAR_SCOPES, MASK_SCOPE, check_scope
 
-SCOPES = ("full", "lora", "bias", "reduced", "head", "words", "prior")
-LINEAR_SCOPES = ("words", "prior")  # and head, if it has features
-ANY_SCOPE = "regex:"
-LAST_SCOPE, FEW = "last:", ":bias"  # last:K trains the last K blocks, last:K:bias few numbers there
-LAST_FORMS = (f"{LAST_SCOPE}<blocks>", f"{LAST_SCOPE}<blocks>{FEW}")
-FORMS = (f"{ANY_SCOPE}<pattern>", *LAST_FORMS)
 AUTO = "auto"
 OBJECTIVES = ("loss", "accuracy", "f1", "margin")
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
@@ -63,7 +58,8 @@ class DataSettings(Section):
                        "language-modelling; classification by a head or by words after a prompt; "
                        "instruction: responses to prompts; generation: these, judged by writing; "
                        "multiple-choice: one of a question's own choices; regression: a number")
-    label_words: str = option("", "a word for each class, with commas, in their order",
+    label_words: str = option("", "a word for each class, with commas, in their order; "
+                             "a class with a comma in it stands in quotation marks",
                               used_by="classification")
     label_scoring: str = option(
         "auto", "of a causal model: the logit of a label's first token, or the log-likelihood of "
@@ -131,7 +127,11 @@ class ModelSettings(Section):
         "", "a run folder or a model folder to start from; empty: the model untrained", path=True)
     scope: str = option("full",
                         "what is trained: full, lora, bias, reduced, head, last:<blocks>, "
-                        "last:<blocks>:bias, words, prior, or regex:<pattern>")
+                        "last:<blocks>:bias, words, prior, regex:<pattern>, mask:<share>, or "
+                        "mask:<share>:<scope>")
+    mask: str = option(
+        "auto", "the addresses that are trained, chosen at a run's start by squared gradients of "
+        "the server's own examples (auto)", used_by="scope mask")
     features: str = option(
         "", "parts of the kept feature vector, joined by +: last, mean, first, layer:<k>:<pooling>",
         used_by="scopes words and prior; head: a new linear head on them")
@@ -150,10 +150,7 @@ class ModelSettings(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scope.startswith(LAST_SCOPE):
-            last_of(self.scope)
-        elif self.scope not in SCOPES and not self.scope.startswith(ANY_SCOPE):
-            raise UnknownNameError("scope", self.scope, (*SCOPES, *FORMS))
+        check_scope(self.scope)
         if self.features and self.scope not in (*LINEAR_SCOPES, "head"):
             raise ConfigError(
                 f"features {self.features!r} need scope words, prior or head, got {self.scope!r}"
@@ -163,6 +160,11 @@ class ModelSettings(Section):
     def is_linear(self) -> bool:
         """Whether logits are linear in all that is trained, on features that stay the same."""
         return self.scope in LINEAR_SCOPES or (self.scope == "head" and bool(self.features))
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether only the addresses of a fixed mask are trained."""
+        return self.scope.startswith(MASK_SCOPE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,18 +258,6 @@ class OptimizerSettings(Section):
                            key="lr-schedule", choices=("constant", "linear", "cosine"))
     warmup_rounds: int = option(0, "over which the learning rate rises from zero", unit="rounds")
 # fmt: on
-
-
-def last_of(scope: str) -> tuple[int, bool]:
-    """The K of ``last:K``, and whether only few numbers are meant, as in ``last:K:bias``.
-
-    Raises:
-        ConfigError: K is no whole number, or something else follows it.
-    """
-    number = scope.removeprefix(LAST_SCOPE).removesuffix(FEW)
-    if not (number.isdecimal() and number.isascii()) or len(number) > 4:
-        raise ConfigError(f"scope: {LAST_FORMS[0]} or {LAST_FORMS[1]} expected, got {scope!r}")
-    return int(number), scope.endswith(FEW)
 
 
 def weight_of(text: str) -> float | None:

@@ -1,8 +1,7 @@
 """Messages as Flower's records, and the number of bytes that each of them takes."""
 
 import copy
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.serde import message_to_proto
@@ -10,36 +9,26 @@ from flwr.common.serde import message_to_proto
 from shared.base.errors import WireError
 from shared.protocol.messages import is_behind_reply
 
-Direction = Literal["up", "down"]
-Kind = Literal["scalars", "gradient", "snapshot", "control"]
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """The bytes of one message: of our payload, and of the message as Flower serialises it."""
-
-    round: int
-    site: str
-    direction: Direction  # up: from a site to the server
-    kind: Kind  # scalars: loss differences and entries; control: introductions and refusals
-    payload: int
-    message: int
-
-
+PAYLOAD, RIDER = "b", "r"  # what a record holds: a payload, and a message that rides with it
 DENSE = "g"  # the record of a payload that holds a gradient
 STAND_IN = 1 << 21  # bytes from which on a length takes as many bytes as that of any longer one
 RAW = "bytes"  # the serialisation type of Flower's arrays: the bytes as they are
 
 
-def pack(payload: bytes, snapshot: bytes | None = None, dense: bool = False) -> RecordDict:
+def pack(
+    payload: bytes, snapshot: bytes | None = None, dense: bool = False, rider: bytes = b""
+) -> RecordDict:
     """Return records that carry ``payload`` and a snapshot, which Flower sends in chunks.
 
-    A payload with gradients (``dense``) is sent in chunks too; ``is_dense`` recognises it.
+    A payload with gradients (``dense``) is sent in chunks too; ``is_dense`` recognises it. A
+    ``rider`` is a second small message in the same record; a payload with gradients has none.
     """
     if dense:
+        assert not rider, "rounds with gradients have no sealed sums"
         content = RecordDict({DENSE: ArrayRecord({DENSE: _to_array(payload)})})
     else:
-        content = RecordDict({"d": ConfigRecord({"b": payload})})
+        riding = {RIDER: rider} if rider else {}
+        content = RecordDict({"d": ConfigRecord({PAYLOAD: payload, **riding})})
     if snapshot is not None:
         content["s"] = ArrayRecord({"s": _to_array(snapshot)})
     return content
@@ -61,12 +50,24 @@ def unpack(content: RecordDict) -> tuple[bytes, bytes | None]:
         WireError: these are not the records that ``pack`` returns.
     """
     record, arrays = content.get("d"), content.get("s")
-    payload = record.get("b") if isinstance(record, ConfigRecord) and len(record) == 1 else None
+    payload = record.get(PAYLOAD) if isinstance(record, ConfigRecord) and _is_ours(record) else None
     if DENSE in content:
         payload = _unpack_array(content, DENSE)
     if not isinstance(payload, bytes) or len(content) != 1 + (arrays is not None):
         raise WireError(f"a record 'd' with bytes 'b' expected, got {sorted(content)}")
     return payload, None if arrays is None else _unpack_array(content, "s")
+
+
+def _is_ours(record: ConfigRecord) -> bool:
+    """Whether a record holds a payload and perhaps a rider, both bytes, and nothing else."""
+    return record.keys() <= {PAYLOAD, RIDER} and isinstance(record.get(RIDER, b""), bytes)
+
+
+def rider_of(content: RecordDict) -> bytes:
+    """Return the message that rides with the payload of ``content``; empty: there is none."""
+    record = content.get("d")
+    rider = record.get(RIDER, b"") if isinstance(record, ConfigRecord) else b""
+    return rider if isinstance(rider, bytes) else b""
 
 
 def _unpack_array(content: RecordDict, name: str) -> bytes:

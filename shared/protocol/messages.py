@@ -46,6 +46,7 @@ NOT_SENT = math.nan  # a loss on the wire that the site keeps to itself
 UNKNOWN = bytes(16)  # a request's digest if the server's own replica is not at the round
 MISSING, DIVERGED = 0, 1  # reasons of a site that is behind: entries lack, digests differ
 LONGEST_HELLO, LONGEST_TEXT = 4096, 200  # bytes of an introduction, characters of its texts
+MAY_BE_EMPTY = "run", "roster"  # texts of an introduction
 HELLO_NUMBERS = 1 << 31  # all numbers of an introduction are below it
 
 
@@ -104,6 +105,7 @@ class Hello:
     dtype: str
     threads: int
     can_backpropagate: bool
+    roster: str = ""  # digest of its roster, hexadecimal; empty: its numbers are not sealed
 
 
 def encode_request(request: Request) -> bytes:
@@ -261,5 +263,9 @@ def decode_hello(data: bytes) -> Hello:
 def _sensible(name: str, value: str | int | bool) -> bool:
     """Tell whether a value can go into logs, the ledger, and the words of a key."""
     if isinstance(value, str):
-        return len(value) <= LONGEST_TEXT and value.isprintable() and bool(value or name == "run")
+        return (
+            len(value) <= LONGEST_TEXT
+            and value.isprintable()
+            and bool(value or name in MAY_BE_EMPTY)
+        )
     return (name == "slot") <= value < HELLO_NUMBERS

@@ -22,12 +22,15 @@ from shared.protocol.frames import close_frame, magic_of, open_frame
 #              digest 16 | run 16 | code 16 | sites x (| slot u32 | part u32 | request 32 |) |
 #              sites x box (8 x numbers + 16) | crc32 u32
 # sum reply:   | magic u16 | parts u16 | round u32 | attempt u32 | numbers u32 | cohort 32 |
-#              parts x numbers x u64 | crc32 u32                                  little-endian
+#              parts x numbers x u64 | crc32 u32
+# sum refused: | magic u16 | zero u16 | reason, UTF-8 | crc32 u32                    little-endian
 SEALED = struct.Struct("<HHIIII16s16s32s")
 SUM_REQUEST = struct.Struct("<HHIIII16s16s16s")
 SUM_REPLY = struct.Struct("<HHIII32s")
+SUM_REFUSED = struct.Struct("<HH")
 SITE = struct.Struct("<II32s")
-MAGIC_SEALED, MAGIC_SUM_REQUEST, MAGIC_SUM_REPLY = 0xDE14, 0xDE15, 0xDE16
+MAGIC_SEALED, MAGIC_SUM_REQUEST, MAGIC_SUM_REPLY, MAGIC_SUM_REFUSED = 0xDE14, 0xDE15, 0xDE16, 0xDE17
+LONGEST_REASON = 2000  # characters of a refusal
 NUMBER_BYTES, TAG_BYTES = 8, 16
 
 
@@ -177,6 +180,24 @@ def decode_sum_reply(data: bytes) -> SumReply:
     _check_length(body, SUM_REPLY.size + NUMBER_BYTES * parts * numbers)
     sums = np.frombuffer(body, "<u8", parts * numbers, SUM_REPLY.size).astype(np.uint64)
     return SumReply(round_, attempt, cohort, sums.reshape(parts, numbers))
+
+
+def encode_sum_refusal(reason: str) -> bytes:
+    """Return the bytes by which a member says why it does not add up, beside a round's reply."""
+    header = SUM_REFUSED.pack(MAGIC_SUM_REFUSED, 0)
+    return close_frame(header + reason[:LONGEST_REASON].encode(errors="replace"))
+
+
+def decode_sum_answer(data: bytes) -> SumReply | str:
+    """Read a member's sums, or the reason for which there are none.
+
+    Raises:
+        WireError: the bytes are damaged or are neither.
+    """
+    if magic_of(data) != MAGIC_SUM_REFUSED:
+        return decode_sum_reply(data)
+    body = open_frame(data, SUM_REFUSED, MAGIC_SUM_REFUSED)
+    return body[SUM_REFUSED.size :].decode(errors="replace")[:LONGEST_REASON]
 
 
 def _check_length(body: bytes, size: int) -> None:

@@ -20,6 +20,7 @@ from shared.estimation.perturber import Perturber
 from shared.features.cut import KeptPrefix
 from shared.features.prefix import count_frozen_blocks
 from shared.features.readout import BIAS, WEIGHT, LinearBatch
+from shared.masks.masked_module import mask_
 from shared.models.adapters import adapt_
 from shared.models.model import LanguageModel
 from shared.objectives.objective import Objective, check_objective, objective_of
@@ -80,6 +81,8 @@ class Oracle:
         add_readout_(model, config)
         if config.model.scope == "lora":
             model = adapt_(model, config.model, config.training.seed)
+        if config.model.is_masked:
+            model = mask_(model, config.model.mask)
         module = model.module.to(config.run.device)
         if config.model.app:
             module = module.to(getattr(torch, config.model.dtype))  # buffers too

@@ -62,7 +62,7 @@ def _check_problem(c: Config) -> None:
             f"{given[0]} = {values[given[0]]!r} with app {app!r}: the problem itself says its "
             "model, examples and loss; leave the setting out"
         )
-    if c.model.scope in OF_LANGUAGE_MODELS:
+    if c.model.scope in OF_LANGUAGE_MODELS or c.model.is_masked:
         raise ConfigError(
             f"scope {c.model.scope!r} with app {app!r}: a model of transformers with a tokenizer "
             "is needed, and a problem has neither; use full, bias, last:<blocks> or "
@@ -237,19 +237,19 @@ def _check_objective(c: Config) -> None:
 
 
 def _check_model(c: Config) -> None:
-    if c.zo.parallel_queries > 1 and c.model.dtype != "float32":
+    if c.zo.parallel_queries > 1 and (c.model.dtype != "float32" or c.model.is_masked):
         raise ConfigError(
-            f"parallel-queries = {c.zo.parallel_queries} with dtype {c.model.dtype!r}: only "
-            "float32 is batched over directions; use 1"
+            f"parallel-queries = {c.zo.parallel_queries} with {c.model.dtype!r} and scope "
+            f"{c.model.scope!r}: only float32 and no mask is batched over directions; use 1"
         )
-    if c.model.scope != "lora" and c.model.lora_blocks:
-        raise ConfigError(
-            f"lora-blocks = {c.model.lora_blocks} needs scope lora, got {c.model.scope!r}"
-        )
-    if c.model.scope != "lora" and c.model.lora_targets:
-        raise ConfigError(
-            f"lora-targets {c.model.lora_targets!r} need scope lora, got {c.model.scope!r}"
-        )
+    lora = c.model.scope == "lora"
+    for key, scope, fits in (
+        ("lora-blocks", "lora", lora),
+        ("lora-targets", "lora", lora),
+        ("mask", "mask:<share>", c.model.is_masked),
+    ):
+        if not fits and (value := c.to_run_config()[key]) != settings()[key].default:
+            raise ConfigError(f"{key} = {value!r:.60} needs scope {scope}, got {c.model.scope!r}")
 
 
 def _check_merging(c: Config) -> None:

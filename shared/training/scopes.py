@@ -1,4 +1,4 @@
-"""Scopes: a run trains all parameters, last blocks, biases, adapters, a head, or a pattern's.
+"""Scopes: a run trains all parameters, last blocks, biases, adapters, a head, or what a mask says.
 
 Frozen parameters are the same at every site, since the digest of the untrained model covers them.
 """
@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from shared.base.errors import ConfigError
-from shared.config.sections import LAST_SCOPE, last_of
+from shared.config.scope_names import LAST_SCOPE, MASK_SCOPE, last_of
 from shared.features.readout import BIAS, WEIGHT
+from shared.masks.masked_module import names_of_values
 from shared.models.blocks import last_blocks
 from shared.models.model import CLASSIFIER, READOUT
 
@@ -34,6 +35,8 @@ def trainable(scope: str, module: nn.Module) -> Callable[[str], bool]:
         return PARTS[scope](module).__contains__
     if scope.startswith(LAST_SCOPE):
         return last(module, *last_of(scope)).__contains__
+    if scope.startswith(MASK_SCOPE):
+        return names_of_values(module).__contains__
     try:
         pattern = re.compile(scope.removeprefix("regex:"))
     except re.error as error:

@@ -1,55 +1,38 @@
-"""The guide to sealed sums (sealed-sums.md), with its settings: five hospitals, five secrets."""
+"""The guide to sealed sums (sealed-sums.md), with its settings: four hospitals, four secrets."""
 
-import json
-import re
 from pathlib import Path
 
+import grpc
 import pytest
 from federation import Network, federate, ledger_of
+from sealed_nodes import NAMES, make_notes, typed_settings, write_roster
 from small_config import small_config
-from typer.testing import CliRunner
 
+from client.guard.process import Guard
+from client.privacy.node_policy import refuse
+from client.sealed.sealed_site import SealedSite
 from client.site.node_config import NodeConfig
 from client.site.replica_host import _hosts
 from dandelion.api.ledgers import verify_ledger
-from dandelion.cli.app import app
 from shared.base.errors import StalledError
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "sealed-sums.md"
-NAMES = [f"ward-{number}" for number in range(1, 6)]
-
-
-def settings_of(command):
-    """The ``--set`` pairs of a command on the page."""
-    line = next(line for line in PAGE.read_text().splitlines() if line.startswith(command))
-    pairs = (text.partition("=") for text in re.findall(r"--set (\S+)", line))
-    return {key: json.loads(v) if v[0].isdigit() else v for key, _, v in pairs}
-
-
-def key_line(folder, name):
-    """What ``dandelion client key`` prints at a hospital."""
-    words = ["client", "key", name, "--home", str(folder / name)]
-    return CliRunner().invoke(app, words).output.strip()
 
 
 @pytest.fixture
 def nodes(tmp_path, monkeypatch):
-    """The configs of five hospitals with own data, own secrets, and a roster that they brought."""
+    """The configs of four hospitals with own data, own secrets, and a roster that they brought."""
     pytest.importorskip("dp_accounting")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr("server.rounds.sums.PATIENCE_S", 0.05)
     _hosts.clear()
-    roster = tmp_path / "roster.toml"
-    roster.write_text("[sites]\n" + "\n".join(key_line(tmp_path, name) for name in NAMES))
+    homes = {name: tmp_path / name for name in NAMES}
+    roster = write_roster(tmp_path / "roster.toml", homes)
     configs = []
     for name in NAMES:
-        data = tmp_path / f"data-{name}"
-        data.mkdir()
-        for number in range(12):
-            words = f"{name} patient {number} was seen on day {number * 7} and went home. " * 2
-            (data / f"note-{number}.txt").write_text(words)
-        own = settings_of("dandelion client join") | {"site": name, "data": str(data)}
-        own |= {"roster": str(roster), "privacy-home": str(tmp_path / name / "privacy")}
+        own = typed_settings(PAGE, "dandelion client join") | {"site": name}
+        own |= {"data": str(make_notes(tmp_path / f"data-{name}")), "roster": str(roster)}
+        own |= {"privacy-home": str(homes[name] / "privacy")}
         NodeConfig.of(own)
         configs.append(own)
     yield configs
@@ -58,7 +41,7 @@ def nodes(tmp_path, monkeypatch):
 
 def run(folder, nodes, name="run", **changes):
     """Train with the page's settings."""
-    own = settings_of("dandelion server run") | {"num-rounds": 2, "round-timeout": 0.3}
+    own = typed_settings(PAGE, "dandelion server run") | {"num-rounds": 2, "round-timeout": 0.3}
     config = small_config(folder, name, **{**own, "max-samples": 0, **changes})
     network = Network(config)
     for context, node in zip(network._contexts.values(), nodes, strict=True):
@@ -67,23 +50,38 @@ def run(folder, nodes, name="run", **changes):
     return config, federate(config, network)
 
 
-def test_five_hospitals_train_on_sums_alone(tmp_path, nodes):
+def test_four_hospitals_train_on_sums_alone(tmp_path, nodes):
     config, result = run(tmp_path, nodes)
     assert result.rows["refusals"] == []
     assert {row[6] for row in result.rows["contributions"]} == {b""}
     with ledger_of(config) as ledger:
         assert verify_ledger(ledger).sums == 2
-        assert {row.needed for row in ledger.sum_rows(1)} == {4}
+        assert {row.needed for row in ledger.sum_rows(1)} == {3}
 
 
-def test_a_hospital_with_another_roster_is_left_out(tmp_path, nodes):
+@pytest.fixture
+def misread(tmp_path, nodes):
+    """The fourth hospital has read a line too much."""
     other = tmp_path / "other.toml"
     other.write_text((tmp_path / "roster.toml").read_text() + f'\n"ward-9" = "{"ab" * 32}"\n')
-    nodes[4]["roster"] = str(other)
-    _, result = run(tmp_path, nodes)
+    nodes[3]["roster"] = str(other)
+    return nodes
+
+
+def test_a_hospital_with_another_roster_is_named_before_the_first_round(tmp_path, misread):
+    with pytest.raises(StalledError, match="other roster"):
+        run(tmp_path, misread)
+
+
+def test_a_hospital_with_another_roster_measures_nothing(tmp_path, misread):
+    """Three suffice here: its data pay for nothing, and the others train."""
+    _, result = run(tmp_path, misread, min_sites=3)
     assert len(result.entries) == 2
-    assert ("ward-5", "other roster") in {(row[2], row[3]) for row in result.rows["refusals"]}
-    assert {row[2] for row in result.rows["contributions"]} == set(NAMES[:4])
+    refused = {(row[2], row[3]): row[4] for row in result.rows["refusals"]}
+    assert refused["ward-4", "introduction"] == "other roster than 3 of 4 sites have"
+    assert {reason for _, reason in refused} == {"introduction", "no sum"}  # it is a member
+    assert {row[2] for row in result.rows["contributions"]} == set(NAMES[:3])
+    assert {row[2] for row in result.rows["traffic"] if row[4] == "scalars"} == set(NAMES[:3])
 
 
 def test_without_rosters_nothing_is_sent(tmp_path, nodes, caplog):
@@ -96,4 +94,51 @@ def test_without_rosters_nothing_is_sent(tmp_path, nodes, caplog):
 
 def test_a_run_without_sealed_sums_is_refused(tmp_path, nodes):
     with pytest.raises(StalledError, match="refused by policy: privacy"):
-        run(tmp_path, nodes, privacy="local", privacy_colluders=1)
+        run(tmp_path, nodes, privacy="local", privacy_committee=0)
+
+
+class RefusedCall(grpc.RpcError):
+    """What a relay sees of a guard's error."""
+
+    def __init__(self, reason):
+        super().__init__(reason)
+        self.reason = reason
+
+    def code(self):
+        return grpc.StatusCode.ABORTED
+
+    def details(self):
+        return self.reason
+
+
+@pytest.fixture
+def guarded(nodes, monkeypatch):
+    """The configs that code of the run sees: sockets, behind which guards have those of nodes."""
+    guards = {f"unix:/run/{node['site']}.sock": Guard(node, 60.0) for node in nodes}
+
+    def send_call(address, call, frame, timeout_s):
+        try:
+            return guards[address].answer(frame)
+        except Exception as error:  # the process boundary, as in the guard itself
+            raise RefusedCall(guards[address].reason(error)) from error
+
+    monkeypatch.setattr("client.guard.relay.send_call", send_call)
+    monkeypatch.setattr("server.ledger.run_folder.secrets.token_bytes", lambda count: b"r" * count)
+    return [{"guard": address.removeprefix("unix:")} for address in guards]
+
+
+def test_sums_ride_through_guards_with_the_same_bits(tmp_path, nodes, guarded, monkeypatch):
+    """The code of the run relays bytes; a refusal comes back by the name of its key."""
+    _, expected = run(tmp_path, nodes, "open", staleness=1)
+    real = SealedSite.add_up
+
+    def add_up(self, request):
+        if self.identity.site.name == "ward-2":
+            refuse("one-cohort", "in this test")
+        return real(self, request)
+
+    monkeypatch.setattr(SealedSite, "add_up", add_up)
+    _, result = run(tmp_path, guarded, "guarded", staleness=1)
+    assert (result.digest, result.entries) == (expected.digest, expected.entries)
+    refused = {(row[2], row[3], row[4]) for row in result.rows["refusals"]}
+    assert refused == {("ward-2", "error", "PolicyError: refused by policy: one-cohort")}

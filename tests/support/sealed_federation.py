@@ -9,7 +9,7 @@ from small_config import small_config
 
 from client.sealed.sealed_site import SealedSite
 from client.site.replica_host import _hosts
-from shared.protocol.flower_records import pack, unpack
+from shared.protocol.flower_records import RIDER, pack, rider_of, unpack
 from shared.protocol.sealed_messages import (
     MAGIC_SUM_REPLY,
     decode_sum_reply,
@@ -69,21 +69,45 @@ def lie(message, by=1):
     return twin
 
 
-class Silence(Network):
-    """A network on which some sites get no request for a sum any more, from some time on."""
+def rider_in(message):
+    return b"" if message.has_error() else rider_of(message.content)
 
-    def __init__(self, config, silent, attempts=None):
+
+def lie_on_the_way(message, by=1):
+    """A reply whose sum, which rides with it, has another first number."""
+    twin, sums = copy.deepcopy(message), decode_sum_reply(rider_in(message))
+    sums.sums[0, 0] ^= np.uint64(by)
+    twin.content = pack(payload_of(message), rider=encode_sum_reply(sums))
+    return twin
+
+
+class Silence(Network):
+    """A network on which some sites get no request for a sum: in some attempts, of some rounds."""
+
+    def __init__(self, config, silent, attempts=None, rounds=None):
         super().__init__(config)
-        self.silent, self.attempts, self.sum_requests = silent, attempts, []
+        self.silent, self.attempts, self.rounds, self.sum_requests = silent, attempts, rounds, []
 
     def _deliver(self, message):
         site = message.metadata.dst_node_id - 2
-        payload = payload_of(message)
-        if is_sum_request(payload):
-            self.sum_requests.append((site, payload))
-            attempt = int.from_bytes(payload[8:12], "little")
-            if site in self.silent and attempt in (self.attempts or (attempt,)):
-                name = f"lost-{next(self._numbers)}"
-                message.metadata.__dict__["_message_id"] = name
-                return name
+        if self._is_lost(site, rider := rider_in(message)):
+            message = copy.deepcopy(message)
+            del message.content["d"][RIDER]
+        self.sum_requests += [
+            (site, each) for each in (rider, payload_of(message)) if is_sum_(each)
+        ]
+        if self._is_lost(site, payload_of(message)):
+            name = f"lost-{next(self._numbers)}"
+            message.metadata.__dict__["_message_id"] = name
+            return name
         return super()._deliver(message)
+
+    def _is_lost(self, site, payload):
+        if not is_sum_(payload) or site not in self.silent:
+            return False
+        round_, attempt = (int.from_bytes(payload[at : at + 4], "little") for at in (4, 8))
+        return attempt in (self.attempts or (attempt,)) and round_ in (self.rounds or (round_,))
+
+
+def is_sum_(payload):
+    return len(payload) > 2 and is_sum_request(payload)

@@ -29,8 +29,8 @@ from shared.base.errors import StalledError, UnknownNameError
 from shared.config.schema import Config
 from shared.modes.estimators import cost, with_estimator
 from shared.modes.mode import plan_of
-from shared.training.feature_scaling import resolve_feature_scaling
 from shared.training.oracle import Oracle
+from shared.training.server_choices import resolve_choices
 from shared.training.site_data import SiteData
 from shared.training.validate import configure
 
@@ -114,7 +114,7 @@ def race(problem: RaceTask, trial: Trial, say: Callable[[str], None]) -> list[Ra
     for seed in range(1, trial.seeds + 1):
         config = configuration(problem, Method(PROBE, "", {}, rate=""), None, seed, trial)
         read = config.federation.num_clients * _batch(config) * trial.budget_of(problem)
-        points = probe_points(resolve_feature_scaling(config), read)
+        points = probe_points(resolve_choices(config), read)
         curves.append(RaceCurve(PROBE, PROBE_SOURCE, None, seed, points))
     left = MinuteBudget.of(trial, methods)
     for method in methods:
@@ -218,7 +218,7 @@ def _batch(config: Config) -> int:
     """Examples of one evaluation at a site: its batch, or all of them."""
     if config.zo.batch_size:
         return config.zo.batch_size
-    data = SiteData.of(config, Oracle.of(resolve_feature_scaling(config)).language_model)
+    data = SiteData.of(config, Oracle.of(resolve_choices(config)).language_model)
     return len(data.shard(0, config.federation.num_clients).queries)
 
 

@@ -23,8 +23,8 @@ from shared.protocol.flower_records import unpack
 from shared.protocol.messages import Request, decode_reply
 from shared.randomness.streams import direction_keys
 from shared.training.corpus import Corpus
-from shared.training.feature_scaling import resolve_feature_scaling
 from shared.training.oracle import Oracle
+from shared.training.server_choices import resolve_choices
 from shared.training.site_data import SiteData
 
 PRIVATE = {"privacy": "local", "privacy_noise": 1.0, "privacy_clip": 40.0}
@@ -143,7 +143,7 @@ def test_exact_slopes_of_examples_average_to_the_batchs(tmp_path, folders):
     config = small_config(
         tmp_path, **{**CLASSES, **PRIVATE}, model=str(folders["words"]), scope="words"
     )
-    config = resolve_feature_scaling(config)
+    config = resolve_choices(config)
     oracle = Oracle.of(config)
     rows = torch.from_numpy(Corpus.of(config, oracle.language_model).training.batch(np.arange(6)))
     from shared.estimation.exact import exact_differences

@@ -255,10 +255,28 @@ def test_a_site_without_a_sound_roster_sends_nothing(federation, tmp_path, refus
     for file, text in (
         ("", "has data of its own: sealed sums need a roster"),
         (str(tmp_path / "none.toml"), "FileNotFoundError"),
-        (mine, "of site ward-0 expected in"),
-        (stolen, "of site ward-0 expected in"),
+        (mine, "of site ward-0 expected, as 'dandelion client key' prints it"),
+        (stolen, "of site ward-0 expected, as 'dandelion client key' prints it"),
     ):
         refusal("roster", text, lambda file=file: open_site(federation, tmp_path, file))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "text"),
+    [
+        ({"num_clients": 5, "privacy_committee": 5}, "roster", "a roster of at least 5 sites"),
+        ({"num_clients": 3}, "min-cohort", "4 sites expected in each of 1 sums, of 3"),
+        ({"num_clients": 9, "clients_per_round": 3}, "min-cohort", "in each of 1 sums, of 3"),
+        ({"num_clients": 9, "privacy_parts": 3}, "min-cohort", "in each of 3 sums, of 9"),
+    ],
+)
+def test_a_run_that_it_would_never_add_up_is_refused_before_it_measures(
+    federation, tmp_path, refusal, changes, key, text
+):  # fmt: skip
+    """An unknown member's roster, and too small a cohort: nothing is sealed or paid for."""
+    settings = {"privacy": "shared", "privacy_noise": 1.0, "privacy_clip": 40.0, **changes}
+    config = small_config(tmp_path, **settings)
+    refusal(key, text, lambda: federation.sites[SITES[0]].identity.check_run(config, 4))
 
 
 def test_a_store_that_cannot_be_used_is_refused(federation, tmp_path, refusal):

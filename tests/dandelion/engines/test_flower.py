@@ -57,6 +57,13 @@ def test_rates_that_follow_falls_are_those_of_the_local_engine(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_mask_is_chosen_once_and_is_that_of_the_local_engine(tmp_path):
+    here = digest(run_local(config(tmp_path, "here", scope="mask:0.1")))
+    there = run_flower(config(tmp_path, "there", scope="mask:0.1"), Console(quiet=True))
+    assert digest(there) == here
+
+
+@pytest.mark.slow
 def test_flwr_run_in_the_checkout_gives_the_digest_of_the_local_engine(tmp_path, expected):
     environment = flower_environment(tmp_path / "home") | {
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port())

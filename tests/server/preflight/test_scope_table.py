@@ -46,15 +46,15 @@ def test_a_readout_is_named_where_words_tell_classes_apart(folders, tmp_path):
 
 def test_what_is_named_is_measured_again_by_a_run_of_its_settings(folders):
     """The settings that a row names make a run of so many trained numbers."""
-    from shared.training.feature_scaling import resolve_feature_scaling
     from shared.training.oracle import Oracle
+    from shared.training.server_choices import resolve_choices
 
     config = configure({**SHORT, "model": folders["head"]})
     table = compare_scopes(config, 0.1)
     assert {"head mean", "head first", "head", "bias"} <= {each.scope for each in table.rows}
     for each in table.rows:
         chosen = configure({**SHORT, "model": folders["head"], **each.settings})
-        oracle = Oracle.of(resolve_feature_scaling(chosen))
+        oracle = Oracle.of(resolve_choices(chosen))
         assert oracle.replica.model.layout.parameters == each.parameters
 
 

@@ -23,8 +23,8 @@ from shared.protocol.messages import Request
 from shared.protocol.site_id import SiteId
 from shared.randomness.streams import direction_keys
 from shared.training.corpus import Corpus, load_evaluation
-from shared.training.feature_scaling import resolve_feature_scaling
 from shared.training.oracle import Oracle, evaluate
+from shared.training.server_choices import resolve_choices
 from shared.training.validate import configure
 
 KINDS = {
@@ -47,7 +47,7 @@ def chosen(request, folders):
 
 
 def configured(chosen, **changes):
-    return resolve_feature_scaling(configure({**chosen, "threads": 1, **changes}))
+    return resolve_choices(configure({**chosen, "threads": 1, **changes}))
 
 
 def rows_of(oracle):

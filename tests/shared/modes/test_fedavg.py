@@ -65,7 +65,7 @@ def test_a_site_that_cannot_backpropagate_is_refused_with_the_reason(tmp_path):
         ({"mode": "instruct", "aggregation": "krum", "min_clients": 4}, "keeps whole replies"),
         ({"mode": "instruct", "guidance": "reuse", "instruct_directions": "masked"}, "use tilted"),
         ({"error_feedback": True}, "nothing is lost"),
-        ({"lora_targets": "c_attn"}, "need scope lora, got 'full'"),
+        ({"lora_targets": "c_attn"}, "needs scope lora, got 'full'"),
         ({"split_bp_zo_data": True, "bp_dataset": "stdlib"}, "these are apart already"),
         ({"bp_weight": "half"}, "auto or a number from 0 to 1 expected, got 'half'"),
         ({"bp_weight": "1.5"}, "auto or a number from 0 to 1 expected, got '1.5'"),

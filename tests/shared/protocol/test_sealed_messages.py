@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shared.base.errors import WireError
+from shared.protocol.flower_records import pack, rider_of, unpack
 from shared.protocol.frames import close_frame
 from shared.protocol.messages import Request, decode_reply, decode_request, encode_request
 from shared.protocol.sealed_messages import (
@@ -15,9 +16,11 @@ from shared.protocol.sealed_messages import (
     SumRequest,
     cohort_digest,
     decode_sealed,
+    decode_sum_answer,
     decode_sum_reply,
     decode_sum_request,
     encode_sealed,
+    encode_sum_refusal,
     encode_sum_reply,
     encode_sum_request,
     is_sum_request,
@@ -82,6 +85,29 @@ def test_damaged_bytes_are_refused(data, decode):
 def test_a_committee_that_cannot_be_is_refused(change):
     with pytest.raises(WireError, match="distinct members in order"):
         decode_sealed(encode_sealed(dataclasses.replace(REPLY, **change)))
+
+
+def test_an_answer_is_sums_or_the_reason_why_there_are_none():
+    assert decode_sum_answer(encode_sum_reply(SUMS)).cohort == SUMS.cohort
+    reason = "PolicyError: refused by policy: min-cohort"
+    data = encode_sum_refusal(reason)
+    assert decode_sum_answer(data) == reason
+    assert len(decode_sum_answer(encode_sum_refusal("ä" * 9999))) == 2000
+    for damaged in (data[:-1], data[:3], b"", encode_sealed(REPLY)):
+        with pytest.raises(WireError):
+            decode_sum_answer(damaged)
+
+
+def test_a_request_for_a_sum_rides_in_the_record_of_another():
+    content = pack(b"payload", b"snapshot", rider=b"rider")
+    assert unpack(content) == (b"payload", b"snapshot")
+    assert rider_of(content) == b"rider"
+    assert rider_of(pack(b"payload")) == rider_of(pack(b"payload", dense=True)) == b""
+    for key, value in (("r", 7), ("x", b"more")):
+        content = pack(b"payload")
+        content["d"][key] = value
+        with pytest.raises(WireError, match="a record 'd' with bytes 'b' expected"):
+            unpack(content)
 
 
 def test_a_cohort_that_cannot_be_is_refused():

@@ -32,7 +32,7 @@ from server.ledger.run_folder import LEDGER
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.base.flat import Layout
 from shared.config.schema import Config
-from shared.config.sections import SCOPES
+from shared.config.scope_names import SCOPES
 from shared.data.documents import DATASETS
 from shared.data.sets.pictures import Pictures
 from shared.directions import DIRECTIONS

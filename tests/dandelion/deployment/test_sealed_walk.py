@@ -1,0 +1,146 @@
+"""Sealed sums between real processes over TLS: the walk-through, and what is killed on the way.
+
+The commands are those of docs/how-to/sealed-sums.md, typed at a server and four hospitals. Batches,
+noise and shares follow from secrets, so a twin in this process must end with the same digest.
+"""
+
+import re
+import time
+
+import pytest
+from hazards import Chaos
+from machines import ROOT, Federation, descendants, destroy, last_round, named, rows
+from processes import until
+from sealed_nodes import NAMES, SMALL, make_notes, run_twin, typed_settings, write_roster
+
+pytestmark = pytest.mark.deployment
+PAGE = ROOT / "docs" / "how-to" / "sealed-sums.md"
+WAIT_S = 1200
+COHORTS = "SELECT round, attempt, slot, request FROM cohorts ORDER BY round, attempt, slot"
+NEWEST = "SELECT coalesce(max(round), 0) FROM cohorts"
+
+
+class Hospitals:
+    """Four sites with notes, secrets and rosters of their own, joined to a server."""
+
+    def __init__(self, folder):
+        pytest.importorskip("dp_accounting")
+        self.federation = Federation(folder)
+        self.homes = {name: folder / name for name in NAMES}
+        self.notes = {name: make_notes(folder / f"notes-{name}") for name in NAMES}
+        self.roster = write_roster(folder / "roster.toml", self.homes)
+
+    def join(self, name, roster=None):
+        own = typed_settings(PAGE, "dandelion client join")
+        own |= {"site": name, "data": self.notes[name], "roster": roster or self.roster}
+        words = (word for key, value in own.items() for word in ("--set", f"{key}={value}"))
+        self.federation.join(name, *words)
+
+    def start(self, name, **changes):
+        """Type the page's run, small."""
+        settings = typed_settings(PAGE, "dandelion server run") | SMALL | {"dataset": "topics"}
+        more = {key.replace("_", "-"): value for key, value in changes.items()}
+        return self.federation.run(name, {**settings, **more})
+
+    def run(self, name, **changes):
+        code = self.start(name, **changes).wait(WAIT_S)
+        assert code == 0, self.federation.output_of(name)
+
+    def twin(self, folder, name, **more):
+        """The same run in this process, with the hospitals' own secrets."""
+        nodes = [
+            {"site": name, "data": str(self.notes[name]), "roster": str(self.roster),
+             "privacy-home": str(self.homes[name] / "privacy")}
+            for name in NAMES
+        ]  # fmt: skip
+        return run_twin(folder, self.federation.runs / name, nodes, **more)
+
+
+@pytest.fixture(scope="module")
+def hospitals(tmp_path_factory):
+    started = Hospitals(tmp_path_factory.mktemp("hospitals"))
+    try:
+        started.federation.up()
+        for name in NAMES:
+            started.join(name)
+        yield started
+    finally:
+        started.federation.end()
+
+
+def test_a_sealed_run_over_tls_has_the_digest_of_the_local_engine(hospitals, tmp_path):
+    hospitals.run("plain", num_rounds=2)
+    folder = hospitals.federation.runs / "plain"
+    assert hospitals.federation.digest("plain") == hospitals.twin(tmp_path, "plain").digest
+    assert rows(folder, "SELECT DISTINCT length(differences) FROM contributions") == [(0,)]
+    assert rows(folder, "SELECT count(*) FROM refusals") == [(0,)]
+    done = hospitals.federation.command("ledger", "verify", str(folder))
+    assert "2 rounds follow from the sums of their committees" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_what_is_killed_changes_no_bit(hospitals, tmp_path, staleness):
+    """A member's guard, and the server after a cohort is committed and before its entry is."""
+    federation, name = hospitals.federation, f"killed-{staleness}"
+    folder = federation.runs / name
+    hospitals.start(name, num_rounds=6, staleness=staleness, min_replies=4)
+    until(lambda: last_round(folder) >= 1, "round 1")
+    destroy(federation.workers("ward-2"))
+    before = kill_between_the_steps(federation, folder)
+    assert federation.resume(name).wait(WAIT_S) == 0, federation.output_of(name)
+    assert set(before) <= set(rows(folder, COHORTS))  # no second cohort for any attempt
+    assert federation.digest(name) == hospitals.twin(tmp_path, name).digest
+
+
+def kill_between_the_steps(federation, folder):
+    """SIGKILL the server once a cohort is there without its entry; return the cohorts so far."""
+    for _ in range(4):
+        until(lambda: server_of(federation), "the server process is there")
+        server, deadline = server_of(federation), time.monotonic() + 300
+        while rows(folder, NEWEST)[0][0] <= last_round(folder):
+            assert time.monotonic() < deadline, "no cohort without its entry was seen"
+            time.sleep(0.002)
+        destroy(server)
+        if rows(folder, NEWEST)[0][0] > last_round(folder):
+            return rows(folder, COHORTS)
+        federation.resume(folder.name)
+    raise AssertionError("the server was never killed between the steps")
+
+
+def server_of(federation):
+    """The process of the run's ServerApp, if it runs."""
+    return named(descendants(federation.server.pid), "flwr-serverapp")
+
+
+def test_a_hospital_that_is_gone_is_in_no_later_sum(hospitals, tmp_path):
+    """Three of four members suffice; what was committed is the sum of those who were there."""
+    federation, folder = hospitals.federation, hospitals.federation.runs / "away"
+    command = hospitals.start("away", num_rounds=3, round_timeout=40)
+    until(lambda: last_round(folder) >= 1, "round 1")
+    federation.kill("ward-4")
+    assert command.wait(WAIT_S) == 0, federation.output_of("away")
+    sites = rows(folder, "SELECT round, site FROM contributions")
+    there = {round_: {site for r, site in sites if r == round_} for round_ in (1, 2, 3)}
+    assert there[3] == set(NAMES[:3])
+    lost = {(r, number) for r in there for number, name in enumerate(NAMES) if name not in there[r]}
+    twin = hospitals.twin(tmp_path, "away", grid=lambda config: Chaos(config, lost))
+    assert federation.digest("away") == twin.digest
+    hospitals.join("ward-4")
+
+
+def test_another_roster_is_refused_by_name_before_the_first_round(hospitals, tmp_path):
+    """Of a hospital that has read one key wrongly; a roster without one's own key does not join."""
+    federation, text = hospitals.federation, hospitals.roster.read_text()
+    other, foreign = tmp_path / "other.toml", tmp_path / "foreign.toml"
+    other.write_text(re.sub(r'("ward-1" = )"[0-9a-f]+"', rf'\1"{"ab" * 32}"', text))
+    foreign.write_text(re.sub(r'("ward-4" = )"[0-9a-f]+"', rf'\1"{"ab" * 32}"', text))
+    federation.nodes.pop("ward-4").terminate()
+    hospitals.join("ward-4", roster=foreign)
+    assert federation.nodes.pop("ward-4").wait(WAIT_S) == 2
+    assert "roster" in federation.output_of("ward-4")
+    hospitals.join("ward-4", roster=other)
+    command = hospitals.start("mixed", num_rounds=2, wait_timeout=200)
+    assert command.wait(WAIT_S) == 2
+    assert last_round(federation.runs / "mixed") == 0
+    assert "other roster" in federation.output_of("mixed")
+    assert rows(federation.runs / "mixed", NEWEST) == [(0,)]
