@@ -146,6 +146,14 @@ def engine(json_file: Json = None) -> None:
 
 
 @app.command()
+def idle(json_file: Json = None) -> None:
+    """Measure what the programs of a waiting site hold in memory: Flower's and ours."""
+    from dandelion.deployment.idle_cost import idle_cost
+
+    show("idle", idle_cost(), json_file)
+
+
+@app.command()
 def privacy(
     attacks: Annotated[
         bool, typer.Option("--attacks", help="What each attack reads, with privacy and without.")

@@ -17,11 +17,10 @@ from server.pages.facts import (
     SettingRow,
     identity,
     name_of_data,
-    portable,
     setting_rows,
 )
 from shared.base.files import write_atomically
-from shared.base.text import escape_text
+from shared.base.text import escape_text, portable
 from shared.config.schema import Config
 from shared.models.packaged import PACKAGED
 from shared.modes.mode import mode_of

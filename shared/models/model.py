@@ -1,7 +1,7 @@
 """Models with their tokenizers, and the table of those that can be built without a download."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,7 +59,7 @@ class LanguageModel:
     """A causal language model, or an encoder with a head; in evaluation mode, without dropout."""
 
     name: str
-    module: Any  # a transformers PreTrainedModel
+    module: Any  # a transformers PreTrainedModel, or a light module that can be made one
     tokenizer: Tokenizer
     state: Callable[[Any], dict[str, Tensor]] | None = None  # what ``save`` writes of the module
 
@@ -94,7 +94,7 @@ class LanguageModel:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # type: ignore[no-untyped-call]
-        module = self._pretrained
+        module = to_transformers(self._pretrained)
         state = self.state(module) if self.state else None
         if (readout := getattr(module, READOUT, None)) is not None:
             whole = module.state_dict() if state is None else state
@@ -113,6 +113,10 @@ class LanguageModel:
                 return 0 if padding is None else int(padding) + 1
         return 0
 
+    def in_transformers(self) -> "LanguageModel":
+        """The same model, whose module is transformers' own; it has the very same parameters."""
+        return replace(self, module=to_transformers(self.module))
+
     @property
     def _pretrained(self) -> Any:  # noqa: ANN401
         if getattr(self.module, "config", None) is None:
@@ -121,6 +125,15 @@ class LanguageModel:
                 f"got {type(self.module).__name__}"
             )
         return self.module
+
+
+def to_transformers(module: Any) -> Any:  # noqa: ANN401
+    """Return what a light module is in transformers, or any other module itself.
+
+    The two share their parameters: what writes them changes both.
+    """
+    light = getattr(module, "to_transformers", None)
+    return module if light is None else light()
 
 
 # The argument is the seed of the initialisation.

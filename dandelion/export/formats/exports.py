@@ -6,10 +6,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from dandelion.export.formats.gguf_file import write_gguf
-from server.pages.facts import portable
 from server.pages.model_card import CARD, base_model_of, license_of
 from shared.base.errors import ConfigError
 from shared.base.files import translate_tensor_errors, write_atomically
+from shared.base.text import portable
 from shared.config.schema import Config
 from shared.models.model import LanguageModel
 

@@ -116,11 +116,6 @@ def test_what_only_some_cells_can_use_is_no_reason_to_refuse_the_sweep(tmp_path)
         check_plan(SweepPlan(["queries=1,2"], [], 1, plan.base))
 
 
-def test_values_that_would_share_a_folder_are_refused():
-    with pytest.raises(ConfigError, match="only in characters"):
-        cells_of({"model": ["a/b", "a b"]})
-
-
 def test_places_share_cores_and_gpus_evenly():
     slots = make_slots(2, ["0", "1"], [0, 1, 2, 3])
     assert [slot.cores for slot in slots] == [(0, 1), (2, 3)]
