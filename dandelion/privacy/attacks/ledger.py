@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from client.privacy.example_differences import example_differences
 from dandelion.engines.local import run_local
-from dandelion.privacy.attacks.membership import LikelihoodRatio, Members, clipped
+from dandelion.privacy.attacks.membership import LikelihoodRatio, Members, clip_each
 from dandelion.privacy.attacks.protection import Array
 from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import LEDGER
@@ -39,13 +39,13 @@ class LedgerAttack:
         folder: of the run.
         config: of the run, which the ledger has too.
         site: number of the attacked site.
-        asked: texts of a private site in question at most, and as many foreign ones.
+        most: texts of a private site in question at most, and as many foreign ones.
     """
 
     folder: Path
     config: Config
     site: int = 0
-    asked: int = 40
+    most: int = 40
 
     def attack(self) -> Members:
         """The scores of texts that the site has drawn, or that it has, and of foreign ones."""
@@ -66,7 +66,7 @@ class LedgerAttack:
     def _score(self, oracle: Oracle, round_: int, sent: Array) -> tuple[Array, Array]:
         """The scores of one round's candidates: the site's own, and foreign ones."""
         c, texts = self.config, self._texts
-        rows, first = np.arange(min(self.asked, len(texts.inside), len(texts.foreign))), 0
+        rows, first = np.arange(min(self.most, len(texts.inside), len(texts.foreign))), 0
         if not self._is_private:
             key = query_batch_key(c.training.seed, round_, self._slot, 0)
             rows = draw(key, len(texts.inside), c.zo.batch_size)
@@ -76,7 +76,7 @@ class LedgerAttack:
         noise = 0.0
         if self._is_private:
             clip = c.privacy.clip_of_differences(c.zo.eps, c.zo.queries)
-            members, others, known = (clipped(part, clip) for part in (members, others, known))
+            members, others, known = (clip_each(part, clip) for part in (members, others, known))
             noise = self._noise * clip / c.zo.batch_size
         test = LikelihoodRatio(known, c.zo.batch_size, noise)
         return test.scores(sent, members), test.scores(sent, others)

@@ -86,7 +86,7 @@ class LedgerOfImages:
             if noise:
                 rows = site.rows(count, seed * self.rounds + round_)
                 sent = site.send(each[0][:, rows], self.batch, seed * self.rounds + round_)
-                each = [clipped(numbers, clip) for numbers in each]
+                each = [clip_each(numbers, clip) for numbers in each]
             else:
                 rows = random.choice(count, self.batch, replace=False)
                 sent = each[0][:, rows].mean(1)
@@ -97,6 +97,6 @@ class LedgerOfImages:
         return Members(*scores)
 
 
-def clipped(numbers: Array, clip: float) -> Array:
+def clip_each(numbers: Array, clip: float) -> Array:
     """Numbers (q, n), those of each example no longer than ``clip``."""
     return np.asarray(numbers * np.minimum(1, clip / np.linalg.norm(numbers, axis=0)))
