@@ -53,16 +53,17 @@ class Account:
                 used.
         """
         try:
-            if not self.budget.has(event.data, event.request):
-                self._check_numbers(event)
-                self._check_epsilon(event)
-            self.budget.spend(event)
+            self.budget.spend(event, lambda: self._check(event))
         except BudgetError as error:
             refuse("budget", str(error))
         last = event.round == self.config.training.rounds
         if event.noise and (event.run not in self._runs or last):
             self._runs.add(event.run)
             LOG.warning("%s", self.statement(event.run))
+
+    def _check(self, event: Event) -> None:
+        self._check_numbers(event)
+        self._check_epsilon(event)
 
     def _check_numbers(self, event: Event) -> None:
         most, sent = self.policy.max_numbers, self.budget.numbers(event.data)

@@ -14,7 +14,7 @@ import fcntl
 import sqlite3
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
@@ -137,8 +137,13 @@ class BudgetLedger:
                 raise BudgetError(f"{new.name}: these documents are known already")
             return self._add_set(replace(new, parent=same[-1].id))
 
-    def spend(self, event: Event) -> bool:
+    def spend(self, event: Event, check: Callable[[], None] = lambda: None) -> bool:
         """Commit an event, durably; return False if the same answer was paid for already.
+
+        Args:
+            event: what leaves.
+            check: raises if the answer may not leave. No other process spends between it and the
+                commit, so what it reads here still holds then.
 
         Raises:
             BudgetError: the ledger is damaged or was rolled back while it was open.
@@ -148,6 +153,7 @@ class BudgetLedger:
             query = "SELECT 1 FROM events WHERE data = ? AND request = ?"
             if self._execute(query, (event.data, event.request)):
                 return False
+            check()
             number, before = self._last()
             row = self._row(number + 1, event)
             chain = sha256(before + repr(row).encode() + self._lineage_text(event.data)).digest()
@@ -155,11 +161,6 @@ class BudgetLedger:
             self._execute(f"INSERT INTO events VALUES ({marks})", (*row, chain))
             self._write_counter(number + 1, chain)
             return True
-
-    def has(self, data: int, request: bytes) -> bool:
-        """Whether an answer was paid for already."""
-        query = "SELECT 1 FROM events WHERE data = ? AND request = ?"
-        return bool(self._execute(query, (data, request)))
 
     def spent(self, data: int, run: str = "") -> list[Rounds]:
         """The events of a set and of those that it grew from, by kind; or those of one run."""

@@ -66,9 +66,11 @@ class NodePolicy:
         "", "public keys of those who may start runs here, with commas; empty: anyone"
     )
     eps_range: str = option("", "smoothing radii, as 1e-5..1e-1; empty: all")
-    min_batch: int = option(0, "examples of a batch at least")
-    max_queries: int = option(0, "directions of a round at most; 0: no limit")
-    max_numbers: int = option(0, "numbers of these data over all runs at most; 0: no limit")
+    min_batch: int = option(0, "examples of a batch at least", at_least=0)
+    max_queries: int = option(0, "directions of a round at most; 0: no limit", at_least=0)
+    max_numbers: int = option(
+        0, "numbers of these data over all runs at most; 0: no limit", at_least=0
+    )
     roster: str = option("", "file with names and keys of the sites that sealed sums may be of")
     min_cohort: int = option(3, "sites whose numbers a sealed sum has at least", at_least=2)
     min_colluders: int = option(
@@ -76,6 +78,13 @@ class NodePolicy:
     )
     allow_snapshots: bool = option(True, "false: parameters come from ledger entries alone")
     allow_evaluation: bool = option(True, "false: no outcome on held-out examples is sent")
+    answer_raster: float = option(
+        0.0,
+        "a guard's answers leave at multiples of this after a call; 0: at once",
+        unit="s",
+        at_least=0,
+        at_most=10,
+    )
 
     @property
     def range_of_eps(self) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from dandelion.api.given import plain_settings, restore_threads
+from dandelion.api.given import plain_settings, plain_torch
 from dandelion.api.run_record import Run, load_run
 from shared.base.errors import ConfigError, UnknownNameError
 from shared.config.schema import flat_settings
@@ -137,7 +137,7 @@ def compare(  # noqa: PLR0913  (all but one by name)
             raise UnknownNameError("method", method, rows_of(methods, suite))
         given += _method_settings(method, own)
     console = Console(stderr=True, quiet=not progress)
-    with restore_threads():
+    with plain_torch():
         _, (file, *_) = run_comparison(
             plan, given, lambda text: console.print(text, markup=False, highlight=False)
         )

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from shared.base.errors import ConfigError
@@ -51,12 +51,24 @@ def _plain_value(value: object) -> object:
 
 
 @contextmanager
-def restore_threads() -> Iterator[None]:
-    """Give PyTorch its number of threads back at the end: a run sets that of its own."""
+def plain_torch() -> Iterator[None]:
+    """Have PyTorch work as in a new process, and give its number of threads back at the end.
+
+    What a caller has switched on around us would change what is computed, or stop it: no gradients,
+    inference mode, autocast to 16 bits, a default device.
+    """
     import torch
 
     threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

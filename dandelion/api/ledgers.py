@@ -205,7 +205,8 @@ def replay_ledger(ledger: LedgerReader, round_: int) -> ReplayedModel:
     model = oracle.language_model
     name = oracle.replica.digest().hex()
     card = model_card(ledger.path.parent, ledger, read_config(ledger), round_)
-    return ReplayedModel(round_, name, model.module, model.tokenizer, oracle, card)
+    module = model.in_transformers().module
+    return ReplayedModel(round_, name, module, model.tokenizer, oracle, card)
 
 
 def _ranges(rounds: Iterable[int]) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dandelion.api.given import config_of, restore_threads
+from dandelion.api.given import config_of, plain_torch
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.preflight.judge import Preflight
@@ -43,7 +43,7 @@ def preflight(
         ('doubtful', ['learning-rate'])
     """
     console = Console(stderr=True, quiet=not progress)
-    with restore_threads():
+    with plain_torch():
         outcome, _ = try_settings(config_of(config, settings), console)
     return outcome
 

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dandelion.api.given import restore_threads
+from dandelion.api.given import plain_torch
 from dandelion.api.ledgers import (
     ReplayedModel,
     Verification,
@@ -131,7 +131,7 @@ class Run:
             >>> model.round, sum(each.numel() for each in model.parameters.values())
             (1, 124864)
         """
-        with restore_threads(), ledger_of(self.folder) as ledger:
+        with plain_torch(), ledger_of(self.folder) as ledger:
             return replay_ledger(ledger, round)
 
     def export(
@@ -178,7 +178,7 @@ class Run:
             >>> check.rounds, check.digests
             (2, 3)
         """
-        with restore_threads(), ledger_of(self.folder) as ledger:
+        with plain_torch(), ledger_of(self.folder) as ledger:
             return verify_ledger(ledger)
 
     def plot(self, path: str | Path | None = None) -> "Figure":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dandelion.api.given import config_of, restore_threads
+from dandelion.api.given import config_of, plain_torch
 from dandelion.api.run_record import Run, load_run
 from shared.base.errors import UnknownNameError
 
@@ -109,5 +109,5 @@ ENGINES: dict[str, Engine] = {"local": train_local, "flower": train_flower}
 
 
 def _train(config: "Config", train: Engine, progress: bool) -> Run:
-    with restore_threads():
+    with plain_torch():
         return load_run(train(config, Console(stderr=True, quiet=not progress)))

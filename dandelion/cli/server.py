@@ -41,6 +41,7 @@ from dandelion.engines.flower_simulation import EngineError, app_folder, program
 from dandelion.monitor.tables import all_rows
 from dandelion.settings.command_options import check_common, common_settings
 from shared.base.options import Value
+from shared.base.text import quote_command
 from shared.config.schema import Config, to_toml
 
 app = typer.Typer(no_args_is_help=True, help="Commands of a federation's server.")
@@ -100,7 +101,7 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
         Path | None, typer.Option(help="Sign the run with the key in this file.")
     ] = None,
     valid_hours: Annotated[
-        float, typer.Option(help="Sites refuse the signature after so many hours.", min=0.0)
+        float, typer.Option(help="Sites refuse the signature after so many hours.")
     ] = 168.0,
 ) -> None:
     """Train with the connected nodes; status 0 only if the run completed."""
@@ -121,8 +122,10 @@ def run(  # noqa: PLR0913, PLR0917  (options of a command)
     try:
         status, details = _wait(home, run_id)
     except KeyboardInterrupt:
-        say(f"The run goes on without this command. Follow it with: dandelion status {run_path}")
-        say(f"End it with: dandelion server stop --home {home.folder} --run {run_id}")
+        follow = quote_command("dandelion", "status", run_path)
+        end = quote_command("dandelion", "server", "stop", "--home", home.folder, "--run", run_id)
+        say(f"The run goes on without this command. Follow it with: {follow}")
+        say(f"End it with: {end}")
         raise typer.Exit(INTERRUPTED) from None
     if status != "finished:completed":
         raise EngineError(failure_text(run_id, status, details, home.log("superexec")))
@@ -144,7 +147,8 @@ def _start(
     file.write_text(to_toml(config.to_run_config()))
     words = ("run", str(app_folder(home.folder)), CONNECTION, "--run-config", str(file))
     run_id = str(_flwr(home, *words)["run-id"])
-    say(f"Flower run {run_id}, run folder {folder}; follow it with: dandelion status {folder}")
+    follow = quote_command("dandelion", "status", folder)
+    say(f"Flower run {run_id}, run folder {folder}; follow it with: {follow}")
     return run_id, folder
 
 

@@ -17,6 +17,7 @@ from dandelion.cli.console import (
 from dandelion.settings.command_options import check_common, common_settings
 from shared.base.errors import ConfigError
 from shared.base.options import Value
+from shared.base.text import quote_command
 
 if TYPE_CHECKING:  # the session needs torch, which takes a second
     from dandelion.sweeps.cells import CellResult
@@ -85,7 +86,8 @@ def _train(folder: Path, plan: "SweepPlan", parallel: int, cards: list[str]) -> 
         try:
             session.run(parallel, cards, bars)
         except KeyboardInterrupt:
-            say(f"stopped; continue with: dandelion sweep --resume {folder}")
+            resume = quote_command("dandelion", "sweep", "--resume", folder)
+            say(f"stopped; continue with: {resume}")
             raise typer.Exit(CANCELLED) from None
         finally:
             report = session.report()

@@ -3,10 +3,11 @@
 import logging
 import os
 import secrets
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from dandelion.engines.flower_simulation import (
 CONNECTION = "federation"
 TASK_POLL_S = "0.05"  # Flower's default is 1
 PATCHES = Path(__file__).with_name("flower_patches.py")
-PATCHES_MODULE = f"{__package__}.{PATCHES.stem}"
+CHECK = "--check"  # has the patches print what they miss
 LOG = logging.getLogger("dandelion")
 CLIENT_APP_MODULES = "flwr.supernode.cli,flwr.cli.install,flwr.clientapp,grpc"
 SERVER_APP_MODULES = "flwr.superlink.cli,flwr.serverapp"  # imported before an app runs
@@ -119,10 +120,27 @@ def find_misfit() -> str:
     """Why our patches do not fit the installed release of Flower; empty if they do."""
     installed = f"Flower {version('flwr')} is not the one that our patches are for"
     try:
-        missing = import_module(PATCHES_MODULE).find_missing()
+        missing = missing_names()
     except ImportError as error:
         return f"{installed}: {error}"
-    return f"{installed}: it lacks {', '.join(missing)}" if missing else ""
+    return f"{installed}: it lacks {missing}" if missing else ""
+
+
+@cache
+def missing_names() -> str:
+    """The names that our patches replace and the installed release of Flower lacks, with commas.
+
+    A process of its own looks for them: Flower's programs take 100 MB, which the process that
+    supervises them would hold as long as it runs.
+
+    Raises:
+        ImportError: a module of Flower is not there.
+    """
+    command = [sys.executable, "-P", str(PATCHES), CHECK]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ImportError((done.stderr.strip().splitlines() or ["it cannot be imported"])[-1])
+    return done.stdout.strip()
 
 
 def programs(home: Home, commands: Mapping[str, list[str]], loaded: str) -> dict[str, Program]:

@@ -6,8 +6,9 @@ handshake breaks off, as happens when a server behind a balancer restarts. With 
 processes are forked from one that has imported Flower, the sleeps begin short and grow to Flower's
 own, and a handshake is tried again. Messages, processes and checks stay Flower's.
 
-``python -P flower_patches.py PROGRAM OPTION ...`` runs a program with its options. This file is
-run by its path, so that no package of ours is imported before the app's own.
+``python -P flower_patches.py PROGRAM OPTION ...`` runs a program with its options, and ``--check``
+prints what they replace and the installed Flower lacks. This file is run by its path, so that no
+package of ours is imported before the app's own.
 """
 
 import importlib
@@ -219,7 +220,10 @@ def _make_executor(*_: object, **__: object) -> Executor:
 
 
 def main() -> None:
-    """Run the program that the first argument names."""
+    """Run the program that the first argument names, or print what the installed Flower lacks."""
+    if sys.argv[1:] == ["--check"]:
+        print(", ".join(find_missing()))
+        return
     from flwr.supercore.superexec import run_superexec
     from flwr.supernode import start_client_internal
 

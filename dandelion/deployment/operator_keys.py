@@ -18,6 +18,7 @@ from shared.protocol.run_request import KEY_BYTES, Claim, config_digest, sign
 
 KEY_FILE = "operator.key"  # in a server's home: 32 bytes, hexadecimal
 HOUR_S = 3600
+LONGEST_H = 876_600  # a century
 FileOption = Annotated[
     Path | None, typer.Option("--key", help="The file of the key; by default in the home.")
 ]
@@ -96,7 +97,12 @@ def sign_run(config: Config, private: bytes, run: bytes, valid_h: float) -> str:
         private: 32 bytes, the operator's key.
         run: 16 bytes that name the run on the wire.
         valid_h: hours after which sites refuse it.
+
+    Raises:
+        ConfigError: ``valid_h`` is negative, more than a century, or no number.
     """
+    if not 0 <= valid_h <= LONGEST_H:
+        raise ConfigError(f"--valid-hours: 0 to {LONGEST_H:,} expected, got {valid_h:g}")
     now, code = int(time.time()), source_digest(config.model.app, config.run.app_dir)
     digest = config_digest(config.to_run_config())
     return sign(Claim(run.hex(), digest, code.hex(), now, now + int(valid_h * HOUR_S)), private)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,11 +16,12 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from server.reporting.report import Report
 from server.run import serve
-from shared.base.errors import interruption_of
+from shared.base.errors import StalledError, interruption_of
 from shared.config.schema import Config
 from shared.protocol.flower_records import unpack
 from shared.training.server_choices import resolve_choices
 
+LOG = logging.getLogger("dandelion")
 LOCAL_RUN, SERVER_NODE = 1, 1
 ERROR_IN_CLIENT = 2  # what a SuperNode reports when a ClientApp raises
 
@@ -36,6 +38,9 @@ class LocalGrid(Grid):
 
     Messages are copied both ways, as on a wire, because a handler may change its argument.
     ``before`` gets messages that are sent together before any of them is delivered.
+
+    Attributes:
+        failure: what a node raised last; the reply has its text alone, as on a wire.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class LocalGrid(Grid):
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, LOCAL_RUN, SERVER_NODE
         self._client, self._contexts, self._before = client, dict(contexts), before
         self._inbox: dict[str, Message] = {}
+        self.failure: Exception | None = None
         self._numbers = itertools.count(1)
 
     def set_run(self, run: Run) -> None:
@@ -103,6 +109,8 @@ class LocalGrid(Grid):
         except Exception as failure:  # the process boundary: a SuperNode reports these as errors
             if (stop := interruption_of(failure)) is not None:
                 raise stop from None
+            self.failure = failure
+            LOG.debug("node %d failed", message.metadata.dst_node_id, exc_info=failure)
             reason = f"{type(failure).__name__}: {failure}"
             reply = Message(Error(code=ERROR_IN_CLIENT, reason=reason), reply_to=message)
         self._inbox[name] = copy_message(reply)
@@ -174,6 +182,9 @@ def run_local(
     Args:
         config: of the run.
         on_round: called after every round, with 0 before the first.
+
+    Raises:
+        StalledError: too few sites answered; its cause is what a site raised, if one did.
     """
     from client.app import app
     from client.site.replica_host import forget_hosts
@@ -184,4 +195,8 @@ def run_local(
     grid = LocalGrid(
         app, contexts, merge_requests(contexts) if config.federation.merge_clients else None
     )
-    return serve(grid, config, on_round, all_dealt=True)
+    try:
+        return serve(grid, config, on_round, all_dealt=True)
+    except StalledError as error:
+        error.__cause__ = grid.failure
+        raise

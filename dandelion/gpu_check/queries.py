@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dandelion.bench.query import CAPTURED, CLONE, EPS, IN_PLACE, PLAIN, QUERY, ways
+from dandelion.bench.query import CAPTURED, CLONE, EPS, IN_PLACE, LIGHT, PLAIN, QUERY, ways
 from dandelion.gpu_check.records import StepTask
 from dandelion.gpu_check.timing import fill_, peak_bytes, profile, ratio, take_turns
 from shared.base.flat import FlatModel, flatten
@@ -67,7 +67,7 @@ def _measure(task: StepTask, case: DeviceCase, may_profile: bool) -> bool:
     seconds = sorted(times[PLAIN])[REPEATS // 2]
     note = f"two plain forwards: {1e3 * seconds:.3g} ms"
     task.row(f"{QUERY}, {case}", over, at_most=GOAL, note=note)
-    for other in (CAPTURED, IN_PLACE, CLONE):
+    for other in (LIGHT, CAPTURED, IN_PLACE, CLONE):
         if other in times:
             task.row(f"{other}, {case}", ratio(times, other, PLAIN))
     _memory(task, case, model, ways(model, blocks))

@@ -13,8 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from dandelion.monitor.notebook import NotebookLine
+from dandelion.monitor.time_left import TimeLeft, time_left_text
 from server.reporting.sample_pages import read_samples, sample_lines
 from server.reporting.status_line import size_text, state_text
+from shared.base.text import quote_command
 
 if TYPE_CHECKING:  # torch takes a second, and ``--help`` needs none of it
     from server.reporting.report import Report
@@ -64,7 +66,7 @@ class RunProgress:
         )
         self._task = self._progress.add_task("starting", total=None)
         self._cell = NotebookLine() if console.is_jupyter and not console.quiet else None
-        self._first: tuple[int, float] | None = None  # round and time of the first call
+        self._left: TimeLeft | None = None
         self._printed_at = 0.0
         self._report: Report | None = None
 
@@ -80,8 +82,9 @@ class RunProgress:
     ) -> None:
         self._progress.stop()
         if kind is not None and self._report is not None:
+            resume = quote_command("dandelion", "run", "--resume", self._report.folder)
             self._console.print(
-                f"stopped; continue with: dandelion run --resume {self._report.folder}",
+                f"stopped; continue with: {resume}",
                 soft_wrap=True,
                 highlight=False,
                 markup=False,
@@ -90,7 +93,10 @@ class RunProgress:
     def __call__(self, report: "Report", round_: int) -> None:
         """Show the state after ``round_``."""
         self._report, rounds, now = report, report.config.training.rounds, time.monotonic()
-        left = self._remaining(round_, rounds, now)
+        if self._left is None:
+            self._left = TimeLeft(rounds, report.config.evaluation.interval)
+        self._left.note(round_, now)
+        left = time_left_text(self._left)
         text = f"round {round_}/{rounds}  {state_text(report, round_)}  {left}".rstrip()
         self._progress.update(self._task, completed=round_, total=rounds, description=text)
         if self._cell is not None:
@@ -109,17 +115,6 @@ class RunProgress:
             return
         for line in (f"samples of round {round_}", *sample_lines(newest)):
             self._console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-    def _remaining(self, round_: int, rounds: int, now: float) -> str:
-        """Time left at the pace so far; rounds before a resumption do not count."""
-        if self._first is None:
-            self._first = round_, now
-        first, since = self._first
-        if first == round_ or round_ >= rounds:
-            return ""
-        minutes, seconds = divmod(round((now - since) / (round_ - first) * (rounds - round_)), 60)
-        hours = f"{minutes // 60}:{minutes % 60:02}" if minutes >= 60 else str(minutes)
-        return f"{hours}:{seconds:02} left"
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Settings from the command line: a file, then single values, then what a resumed run recorded."""
 
+import logging
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from shared.config.schema import RESUMABLE, Config, flat_key, flat_settings, wit
 from shared.training.components import option_of, parse
 from shared.training.validate import check_data, configure
 
+LOG = logging.getLogger("dandelion")
 FOLDERS = ("output-dir", "resume", "app-dir")  # always paths
 PATHS = ("model", "init-from", "dataset", "eval-dataset", "bp-dataset")  # or names of something
 
@@ -83,7 +85,7 @@ def resolve_paths(settings: Mapping[str, object]) -> dict[str, object]:
     """The same settings with absolute paths of what is there, and with ``~`` for the home folder.
 
     A run may then be looked at from another folder, and its processes may start in others. A name
-    that is known keeps its meaning, whatever folder has the same name.
+    that is known keeps its meaning, whatever folder has the same name; the log says so.
     """
     return {
         key: _resolve(key, value) if isinstance(value, str) and value else value
@@ -95,8 +97,12 @@ def _resolve(key: str, value: str) -> str:
     if key not in (*FOLDERS, *PATHS):
         return value
     path = Path(value).expanduser()
-    if key not in FOLDERS and (not path.exists() or value in _names_of(key)):
+    if key not in FOLDERS and not path.exists():
         return str(path) if value.startswith("~") else value
+    if key not in FOLDERS and value in _names_of(key):
+        LOG.warning("%s = %s is what Dandelion knows by this name; the one here is ./%s",
+                    key, value, value)  # fmt: skip
+        return value
     return str(path.absolute())
 
 

@@ -1,8 +1,10 @@
 """The grid of a sweep: axes of listed values, and cells that are all their combinations."""
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 from dandelion.settings.presets import expand_preset
 from shared.base.errors import ConfigError
@@ -44,9 +46,10 @@ def axes_of(texts: Sequence[str]) -> dict[str, list[Value]]:
         parts = [part.strip() for part in values.split(",") if part.strip()]
         if not key or not parts:
             raise ConfigError(f"--grid key=value,value,… expected, got {text!r}")
-        if key in axes or len(set(parts)) < len(parts):
+        parsed = [parse(key, part) for part in parts]
+        if key in axes or len(set(parsed)) < len(parsed):
             raise ConfigError(f"--grid {text!r}: each key and each value once expected")
-        axes[key] = [parse(key, part) for part in parts]
+        axes[key] = parsed
     return axes
 
 
@@ -66,16 +69,17 @@ def check_key(key: str, option: str, text: str) -> str:
 def cells_of(axes: Mapping[str, Sequence[Value]]) -> list[Cell]:
     """All combinations of the axes' values; the last axis varies fastest.
 
-    Raises:
-        ConfigError: two cells would have the same name.
+    Cells whose names would be the same, cut short or in characters that files may have, get a mark
+    of their own settings.
     """
-    cells = []
-    for values in itertools.product(*axes.values()):
-        settings = dict(zip(axes, values, strict=True))
-        cells.append(Cell(name_of(settings), settings))
-    if len({cell.name for cell in cells}) < len(cells):
-        raise ConfigError("--grid: cells that differ only in characters that no file name can have")
-    return cells
+    combinations = [
+        dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
+    ]
+    count = Counter(map(name_of, combinations))
+    return [
+        Cell(name if count[name := name_of(each)] == 1 else f"{name}-{_mark(each)}", each)
+        for each in combinations
+    ]
 
 
 def name_of(settings: Mapping[str, Value]) -> str:
@@ -83,6 +87,10 @@ def name_of(settings: Mapping[str, Value]) -> str:
     words = ",".join(f"{key}={_text(value)}" for key, value in settings.items()) or "all"
     safe = "".join(c if c.isalnum() or c in "=,.-_+" else "-" for c in words)
     return safe[:LONGEST_NAME]
+
+
+def _mark(settings: Mapping[str, Value]) -> str:
+    return sha256(repr(sorted(settings.items())).encode()).hexdigest()[:8]
 
 
 def _text(value: Value) -> str:

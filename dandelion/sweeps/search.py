@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dandelion.sweeps.cells import CellFiles
-from dandelion.sweeps.grid import Cell, check_key, name_of
+from dandelion.sweeps.grid import Cell, check_key
 from shared.base.errors import ConfigError
 from shared.base.extras import import_extra
 from shared.base.options import Value
@@ -114,7 +114,7 @@ class SearchedCells:
         if search.begun >= self.trials:
             return None
         search.begun += 1
-        stem = name_of(search.cell.settings) + "," if search.cell.settings else ""
+        stem = f"{search.cell.name}," if search.cell.settings else ""
         name = f"{stem}trial={search.begun:03d}"
         if settings := self._read_settings(name):
             search.study.enqueue_trial(settings)

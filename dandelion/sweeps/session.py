@@ -13,7 +13,7 @@ from dandelion.sweeps.pictures import draw
 from dandelion.sweeps.plan import SweepPlan, source_of
 from dandelion.sweeps.runner import Runner, RunningCell, make_slots
 from dandelion.sweeps.table import summary, write_csv, write_summary
-from shared.base.text import LINES, escape_text
+from shared.base.text import LINES, escape_text, quote_command
 
 CSV_FILE = "sweep.csv"
 
@@ -63,7 +63,8 @@ class SweepSession:
         ]
         table = self._folder / CSV_FILE
         write_csv(results, self._keys, table)
-        text = summary(results, self._keys, f"dandelion sweep --resume {self._folder}")
+        resume = quote_command("dandelion", "sweep", "--resume", self._folder)
+        text = summary(results, self._keys, resume)
         file = write_summary(text, self._folder)
         return SweepReport(results, text, [table, file, *draw(results, self._keys, self._folder)])
 

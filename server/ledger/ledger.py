@@ -25,8 +25,8 @@ from server.ledger.records import (
 from server.ledger.verify import SEAL, chain_hash, has_table, lasting_payload, rows_of_sums, seal
 from shared.base.errors import GapError, LedgerError
 from shared.protocol.entry import MAGIC_DENSE, Entry
-from shared.protocol.flower_records import Transfer
 from shared.protocol.messages import Hello
+from shared.protocol.transfers import Transfer
 
 TRANSFER = attrgetter(*(field.name for field in fields(Transfer)))  # astuple copies, and is slow
 DETAIL_CHARACTERS = 500  # a refusal's detail may come from a site, and is cut to this length

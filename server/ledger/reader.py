@@ -26,7 +26,7 @@ from server.ledger.summaries import RunSummaries
 from server.ledger.verify import SEAL, check, has_table
 from shared.base.errors import LedgerError
 from shared.protocol.entry import MAGIC_REWIND, Entry
-from shared.protocol.flower_records import Transfer
+from shared.protocol.transfers import Transfer
 
 
 class LedgerReader(RunSummaries):

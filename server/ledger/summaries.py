@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from server.ledger.database import Database
 from server.ledger.records import SERVER, Metrics
 from shared.base.text import escape_text
-from shared.protocol.flower_records import Direction
+from shared.protocol.transfers import Direction
 
 SCORE = "(SELECT value FROM scores s WHERE s.round = {}.round AND s.site = ? AND s.name = '{}')"
 SUM = "coalesce(sum(t.payload * (t.direction = '{}')), 0)"

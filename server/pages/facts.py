@@ -11,6 +11,7 @@ from typing import Any
 from server.ledger.reader import LedgerReader
 from shared.base.errors import ConfigError
 from shared.base.options import Value
+from shared.base.text import portable
 from shared.config.schema import Config, settings
 from shared.privacy.accounting import Rounds, epsilon_of, noise_for, rate_bits_of
 from shared.training.components import effective_options, options_in_use
@@ -54,12 +55,6 @@ def setting_rows(config: Config) -> list[SettingRow]:
 def name_of_data(config: Config) -> str:
     """The data set as others may know it: a folder without the path on this machine."""
     return config.model.app or portable(config.data.dataset)
-
-
-def portable(value: object) -> str:
-    """A setting's value as another machine may know it: of an absolute path, the last part."""
-    text = str(value)
-    return Path(text).name if Path(text).is_absolute() else text
 
 
 def identity(

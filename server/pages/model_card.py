@@ -17,17 +17,22 @@ from server.pages.facts import (
     SettingRow,
     identity,
     name_of_data,
-    portable,
     setting_rows,
 )
 from shared.base.files import write_atomically
-from shared.base.text import escape_text
+from shared.base.text import escape_text, portable
 from shared.config.schema import Config
 from shared.models.packaged import PACKAGED
+from shared.modes.mode import mode_of
 
 CARD = "README.md"
-TAGS = ["dandelion", "federated-learning", "zeroth-order-optimization"]
-PIPELINES = {"language-modelling": "text-generation", "classification": "text-classification"}
+TAGS = ["dandelion", "federated-learning"]
+MEASURED = "zeroth-order-optimization"  # the tag of a run that measures differences
+PIPELINES = {
+    **dict.fromkeys(("language-modelling", "instruction", "generation"), "text-generation"),
+    **dict.fromkeys(("classification", "regression"), "text-classification"),
+    "multiple-choice": "multiple-choice",
+}  # the hub's name of each task
 NOT_SETTINGS_OF_A_MODEL = (*OF_THIS_MACHINE, "save-model", "model-license")
 LIMITS = """The losses and scores above are all that was measured. Nobody has examined what the
 model says of people, in other languages, or outside the kind of text that it was trained on; its
@@ -89,7 +94,8 @@ def front_matter(run: Path, ledger: LedgerReader, config: Config, round_: int) -
         "model_name": run.absolute().name,
         "eval_results": _eval_results(config, scores) or None,
     }
-    data = ModelCardData(tags=TAGS, **facts)
+    tags = [*TAGS, MEASURED] if mode_of(config).measures else TAGS
+    data = ModelCardData(tags=tags, **facts)
     return str(data.to_yaml()).strip()
 
 

@@ -45,9 +45,7 @@ class ScopeRow:
     scope: str
     settings: dict[str, Value]  # that the run would need for it
     parameters: int
-    signal: (
-        float  # squared norm of the gradient that two batches share, along DIRECTIONS; may be < 0
-    )
+    signal: float  # |gradient|² that two batches share, along DIRECTIONS; may be below 0
     curvature: float  # trace of the Hessian, along the same
     fall_per_pass: float  # of the loss by a forward pass over a batch, in the first round
     seconds_per_pass: float

@@ -7,14 +7,8 @@ from flwr.app import Message, MessageType
 from server.ledger.ledger import Ledger
 from server.ledger.records import Refusal
 from shared.base.text import escape_text
-from shared.protocol.flower_records import (
-    Direction,
-    Kind,
-    Transfer,
-    is_dense,
-    message_bytes,
-    payload_bytes,
-)
+from shared.protocol.flower_records import is_dense, message_bytes, payload_bytes
+from shared.protocol.transfers import Direction, Kind, Transfer
 
 
 class RoundLog:

@@ -30,7 +30,7 @@ from shared.modes.estimators import estimator_of
 from shared.modes.mode import parameters_round
 from shared.modes.step_rule import PLAIN, step_rule_of, why_plain
 from shared.protocol.entry import Entry
-from shared.protocol.flower_records import Transfer
+from shared.protocol.transfers import Transfer
 
 LOG = logging.getLogger("dandelion")
 

@@ -19,7 +19,7 @@ from shared.apps.records import AppReply, AppRequest, kind_of, pack_request, unp
 from shared.base.errors import WireError
 from shared.base.files import code_digest
 from shared.base.text import escape_text
-from shared.protocol.flower_records import Direction, Transfer, message_bytes, payload_bytes
+from shared.protocol.flower_records import message_bytes, payload_bytes
 from shared.protocol.messages import (
     DIVERGED,
     Behind,
@@ -29,6 +29,7 @@ from shared.protocol.messages import (
     encode_request,
 )
 from shared.protocol.sealed_messages import Sealed
+from shared.protocol.transfers import Direction, Transfer
 
 LOG = logging.getLogger("dandelion")
 

@@ -10,6 +10,7 @@ from shared.base.extras import import_extra
 EXPERIMENT = "dandelion"  # unless MLFLOW_EXPERIMENT_NAME says another
 FOLDER = "mlruns"
 RUN_TAG = "dandelion.run"  # our id of the run, by which it is found again
+LONGEST = 6000  # characters of a parameter that MLflow takes
 LAST_TAG = "dandelion.last_round"  # the last round that was logged
 
 
@@ -42,7 +43,9 @@ class MlflowStore:
             return int(former[0].data.tags.get(LAST_TAG, -1))
         tags = {RUN_TAG: run.id}
         self._id = self._client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
-        parameters = [self._entities.Param(key, str(value)) for key, value in run.settings.items()]
+        parameters = [
+            self._entities.Param(key, str(value)[:LONGEST]) for key, value in run.settings.items()
+        ]
         for first in range(0, len(parameters), 100):  # as many as a server takes at once
             self._client.log_batch(self._id, params=parameters[first : first + 100])
         return -1

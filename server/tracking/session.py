@@ -9,6 +9,7 @@ from server.ledger.reader import LedgerReader
 from server.tracking.points import LedgerPoints
 from server.tracking.tracker import TRACKERS, TrackedRun, Tracker
 from shared.base.errors import interruption_of
+from shared.base.text import portable
 from shared.config.schema import Config
 
 LOG = logging.getLogger("dandelion")
@@ -32,9 +33,14 @@ def track(
 ) -> Iterator[Callable[[], None]]:
     """Start trackers; yield what hands them all new rounds; finish them at the end, however it is.
 
-    A tracker that raises an error is left out from then on, with a warning.
+    Of a folder of this machine, such as that of the data, they get the last part alone. A tracker
+    that raises an error is left out from then on, with a warning.
     """
-    settings = {k: v for k, v in config.to_run_config().items() if k not in OF_PLACES}
+    settings = {
+        key: portable(value) if isinstance(value, str) else value
+        for key, value in config.to_run_config().items()
+        if key not in OF_PLACES
+    }
     run = TrackedRun(folder.name, ledger.header("run").hex(), folder, settings)
     feeds = [_Feed(name, tracker) for name, tracker in trackers.items()]
     for feed in feeds:

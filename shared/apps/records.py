@@ -17,9 +17,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from torch import Tensor
 
 from shared.base.errors import WireError
-from shared.protocol.flower_records import RAW, Kind
+from shared.protocol.flower_records import RAW
 from shared.protocol.messages import HELLO_NUMBERS, LONGEST_TEXT
 from shared.protocol.site_id import SiteId
+from shared.protocol.transfers import Kind
 
 OURS, METRICS = "dandelion", "metrics"
 SNAPSHOT, FROZEN = "dandelion.snapshot", "dandelion.frozen"

@@ -27,6 +27,21 @@ def cache_folder() -> Path:
     return Path(own_home).expanduser() / "dandelion"
 
 
+@contextmanager
+def translate_tensor_errors(folder: Path) -> Iterator[None]:
+    """Within it, what safetensors raises while it writes, such as for a full disk, is an OSError.
+
+    Raises:
+        OSError: names the folder, and says what safetensors said.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{folder}: {error}") from error
+
+
 def state_folder() -> Path:
     """Return ``dandelion`` in the user's state folder (XDG), for what must outlive a run."""
     given = os.environ.get(STATE, "")

@@ -120,7 +120,10 @@ def class_scores(confusion: Counts) -> ClassScores:
 
 
 def number_sums(numbers: Shares, estimates: Shares) -> dict[str, float]:
-    """What the scores of estimates (n,) of numbers (n,) are made of; sums of parts add up."""
+    """What the scores of estimates (n,) of numbers (n,) are made of; sums of parts add up.
+
+    Both may be taken less the same constant, which no score depends on.
+    """
     error = estimates - numbers
     return {
         ABSOLUTE: float(np.abs(error).sum()),

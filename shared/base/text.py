@@ -1,4 +1,4 @@
-"""Text that a peer sent, made safe for terminals, logs, tables and spreadsheets.
+"""Text made safe: a peer's for terminals, logs and tables, this machine's paths for others.
 
 A name or an error's reason comes from another machine. ``ESC c`` would reset a terminal, a new line
 would forge a line of a log, and ``=cmd|…`` would be a formula in a spreadsheet. Whatever of a peer
@@ -6,6 +6,8 @@ leaves the ledger or enters a log goes through these functions.
 """
 
 import logging
+import shlex
+from pathlib import Path
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet may take for a formula's start
 LINES = frozenset("\n\t")  # what a text of several lines keeps
@@ -33,6 +35,17 @@ def spreadsheet_cell(value: object) -> object:
         return value
     text = escape_text(value)
     return QUOTE + text if value.startswith(FORMULA) else text
+
+
+def portable(value: object) -> str:
+    """A setting's value as another machine may know it: of an absolute path, the last part."""
+    text = str(value)
+    return Path(text).name if Path(text).is_absolute() else text
+
+
+def quote_command(*words: object) -> str:
+    """A command as one pastes it into a shell: paths with spaces stay whole."""
+    return shlex.join(map(str, words))
 
 
 def escape_record(record: logging.LogRecord) -> bool:

@@ -58,7 +58,8 @@ class DataSettings(Section):
                        "language-modelling; classification by a head or by words after a prompt; "
                        "instruction: responses to prompts; generation: these, judged by writing; "
                        "multiple-choice: one of a question's own choices; regression: a number")
-    label_words: str = option("", "a word for each class, with commas, in their order",
+    label_words: str = option("", "a word for each class, with commas, in their order; "
+                             "a class with a comma in it stands in quotation marks",
                               used_by="classification")
     label_scoring: str = option(
         "auto", "of a causal model: the logit of a label's first token, or the log-likelihood of "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shared.base.errors import ConfigError, DataError
-from shared.data.conversations import conversations_of, plain_text, speech_columns
+from shared.data.conversations import SPEECH, conversations_of, plain_text, speech_columns
 from shared.data.documents import UNLABELLED, Documents
 from shared.data.tables.choices import ChoiceColumns, choice_names, read_choices
 from shared.data.tables.numbers import number_column, read_numbers
@@ -82,8 +82,8 @@ def documents_from(dataset: Any, by: str, name: str, columns: Columns | None = N
         groups = [f"part-{row * count // total:03d}" for row in range(total)]
     else:
         raise ConfigError(f"partition-by: {name} has columns {', '.join(names)}, got {by!r}")
-    has_classes = not columns.converse and columns.number is None and parts is None
-    labels = classes_of(dataset, name, columns.label) if has_classes else Labels()
+    classless = columns.converse or columns.number is not None or parts is not None
+    labels = Labels() if classless else classes_of(dataset, name, columns.label)
     documents = Documents(
         _texts_of(dataset, wanted) if turns is None else [plain_text(text) for text in turns],
         groups,
@@ -153,7 +153,7 @@ def text_columns(columns: Sequence[str], name: str, given: str = "") -> tuple[st
         if set(wanted) <= set(columns):
             return wanted
     known = "; ".join(" + ".join(wanted) for wanted in TEXTS)
-    remedy = "set text-column"
+    remedy = "set text-column" + ", or task to instruction" * bool(SPEECH & set(columns))
     if mark := next((mark for mark in MARKS if any(mark in column for column in columns)), ""):
         remedy = f"cells are parted by {mark!r}: save the table with commas, or as .tsv"
     raise DataError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shared.base.errors import ConfigError
 from shared.config.text_section import TextSettings
-from shared.models.model import Tokenizer
+from shared.models.model import Tokenizer, to_transformers
 
 Ids = NDArray[np.int64]
 TOGETHER = 16  # prompts of one batch
@@ -41,6 +41,7 @@ class Writer:
         Raises:
             ConfigError: the module cannot generate.
         """
+        module = to_transformers(module)
         if not hasattr(module, "generate"):
             raise ConfigError(
                 f"a model of transformers that generates expected, got {type(module).__name__}"

@@ -32,6 +32,7 @@ def adapt_(model: LanguageModel, settings: ModelSettings, seed: int) -> Language
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    model = model.in_transformers()  # PEFT knows its layers
     module: nn.Module = model.module
     targets = [name.strip() for name in settings.lora_targets.split(",") if name.strip()]
     lora = LoraConfig(

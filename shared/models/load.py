@@ -12,8 +12,21 @@ from shared.models.model import MODELS, LanguageModel
 from shared.models.packaged import PACKAGED, model_names
 
 
+def load_light(name: str, seed: int) -> LanguageModel:
+    """Build a registered model as a module of ours, or load another with transformers.
+
+    Who asks it for the logits of next tokens alone need not import transformers.
+
+    Raises:
+        ConfigError, DataError: as by ``load_model``.
+    """
+    return MODELS[name](seed) if name in MODELS.names() else load_model(name, seed)
+
+
 def load_model(name: str, seed: int, labels: Sequence[str] = ()) -> LanguageModel:
     """Build a registered model, or load a packaged one, a local folder, or a name on a hub.
+
+    Its module is transformers' own.
 
     Args:
         name: of the model.
@@ -26,7 +39,7 @@ def load_model(name: str, seed: int, labels: Sequence[str] = ()) -> LanguageMode
         DataError: it cannot be had here; says what to download and where to put it.
     """
     if name in MODELS.names():
-        return MODELS[name](seed)
+        return MODELS[name](seed).in_transformers()
     check_name(name)
     source = str(PACKAGED[name].folder()) if name in PACKAGED else name
     return load_pretrained(name, source, seed, labels)

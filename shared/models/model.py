@@ -1,7 +1,7 @@
 """Models with their tokenizers, and the table of those that can be built without a download."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.base.errors import ConfigError
+from shared.base.files import translate_tensor_errors
 from shared.base.registry import Registry
 
 CLASSIFIER = "ForSequenceClassification"  # the end of the class name of a model with a head
@@ -58,7 +59,7 @@ class LanguageModel:
     """A causal language model, or an encoder with a head; in evaluation mode, without dropout."""
 
     name: str
-    module: Any  # a transformers PreTrainedModel
+    module: Any  # a transformers PreTrainedModel, or a light module that can be made one
     tokenizer: Tokenizer
     state: Callable[[Any], dict[str, Tensor]] | None = None  # what ``save`` writes of the module
 
@@ -88,18 +89,20 @@ class LanguageModel:
 
         Raises:
             ConfigError: the module is no model of transformers.
+            OSError: the disk is full, or the folder cannot be written.
         """
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # type: ignore[no-untyped-call]
-        module = self._pretrained
+        module = to_transformers(self._pretrained)
         state = self.state(module) if self.state else None
         if (readout := getattr(module, READOUT, None)) is not None:
             whole = module.state_dict() if state is None else state
             state = {k: v for k, v in whole.items() if not k.startswith(f"{READOUT}.")}
-        module.save_pretrained(folder, state_dict=state)
-        if readout is not None:
-            readout.save(folder)
+        with translate_tensor_errors(folder):
+            module.save_pretrained(folder, state_dict=state)
+            if readout is not None:
+                readout.save(folder)
         self.tokenizer.save(folder)
 
     def _first_position(self) -> int:
@@ -110,6 +113,10 @@ class LanguageModel:
                 return 0 if padding is None else int(padding) + 1
         return 0
 
+    def in_transformers(self) -> "LanguageModel":
+        """The same model, whose module is transformers' own; it has the very same parameters."""
+        return replace(self, module=to_transformers(self.module))
+
     @property
     def _pretrained(self) -> Any:  # noqa: ANN401
         if getattr(self.module, "config", None) is None:
@@ -118,6 +125,15 @@ class LanguageModel:
                 f"got {type(self.module).__name__}"
             )
         return self.module
+
+
+def to_transformers(module: Any) -> Any:  # noqa: ANN401
+    """Return what a light module is in transformers, or any other module itself.
+
+    The two share their parameters: what writes them changes both.
+    """
+    light = getattr(module, "to_transformers", None)
+    return module if light is None else light()
 
 
 # The argument is the seed of the initialisation.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import translate_tensor_errors
 from shared.models.initial_weights import fill_normal_
 from shared.models.model import UNLIMITED, LanguageModel, Tokenizer
 from shared.problem.problem import OWN, SEEDED, Problem
@@ -56,7 +57,8 @@ class ProblemModel(LanguageModel):
             name: tensor.detach().to("cpu", copy=True).contiguous()
             for name, tensor in self.module.state_dict().items()
         }
-        save_file(tensors, folder / WEIGHTS_FILE, {"app": self.name})
+        with translate_tensor_errors(folder):
+            save_file(tensors, folder / WEIGHTS_FILE, {"app": self.name})
 
 
 def problem_model(app: str, problem: Problem, seed: int, start: Path | None = None) -> ProblemModel:

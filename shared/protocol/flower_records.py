@@ -1,30 +1,13 @@
 """Messages as Flower's records, and the number of bytes that each of them takes."""
 
 import copy
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.serde import message_to_proto
 
 from shared.base.errors import WireError
 from shared.protocol.messages import is_behind_reply
-
-Direction = Literal["up", "down"]
-Kind = Literal["scalars", "gradient", "snapshot", "control"]
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """The bytes of one message: of our payload, and of the message as Flower serialises it."""
-
-    round: int
-    site: str
-    direction: Direction  # up: from a site to the server
-    kind: Kind  # scalars: loss differences and entries; control: introductions and refusals
-    payload: int
-    message: int
-
 
 PAYLOAD, RIDER = "b", "r"  # what a record holds: a payload, and a message that rides with it
 DENSE = "g"  # the record of a payload that holds a gradient

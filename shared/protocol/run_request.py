@@ -53,7 +53,7 @@ class RunRequest:
             read = json.loads(body)
             claim = Claim(*(each.type(read[each.name]) for each in fields(Claim)))  # type: ignore[operator]
             return cls(bytes.fromhex(key), claim, body, bytes.fromhex(signature))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise WireError(
                 f"{SETTING}: key.claim.signature expected, got {setting[:80]!r}"
             ) from error

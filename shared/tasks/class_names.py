@@ -1,6 +1,6 @@
 """The order of classes: data, label words and a model's head must mean the same by a number."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,8 +28,8 @@ def number_classes(documents: Documents, words: Sequence[str]) -> Documents:
     if numbers is None:
         if documents.alphabetical or _contradict(names, words):
             raise DataError(
-                f"classes must be called as label-words says, {', '.join(words)}, or all by "
-                f"their numbers, 0 to {len(words) - 1}; got {', '.join(names.values())}"
+                f"classes must be called as label-words says, {_list_names(words)}, or all by "
+                f"their numbers, 0 to {len(words) - 1}; got {_list_names(names.values())}"
             )
         return documents
     if all(label == number for label, number in numbers.items()):
@@ -77,6 +77,11 @@ def _contradict(names: Mapping[int, str], words: Sequence[str]) -> bool:
     """Whether a word names a class of another number than its own."""
     known = {_plain(word): number for number, word in enumerate(words)}
     return any(known.get(_plain(name), label) != label for label, name in names.items())
+
+
+def _list_names(names: Iterable[str]) -> str:
+    """Names as ``label-words`` has them: one with a comma stands in quotation marks."""
+    return ", ".join(f'"{name}"' if "," in name else name for name in names)
 
 
 def _plain(name: str) -> str:

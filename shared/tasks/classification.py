@@ -1,5 +1,6 @@
 """Classification: a model scores each class, by its head or by the logit of the class's word."""
 
+import csv
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -126,10 +127,13 @@ def _by_words(config: Config, model: LanguageModel, words: tuple[str, ...]) -> C
 def label_words(settings: DataSettings) -> tuple[str, ...]:
     """The classes' words in the order of their numbers.
 
+    As in a CSV file, a class whose name has a comma stands in quotation marks.
+
     Raises:
         ConfigError: fewer than two, or one twice.
     """
-    words = tuple(word.strip() for word in settings.label_words.split(",") if word.strip())
+    cells = next(csv.reader([settings.label_words], skipinitialspace=True), [])
+    words = tuple(cell.strip() for cell in cells if cell.strip())
     if len(words) < 2 or len(set(words)) != len(words):
         raise ConfigError(
             "label-words: a word for each class expected, with commas, in the order of the "

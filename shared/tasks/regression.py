@@ -66,11 +66,14 @@ class Regression(LabelledTexts):
         return rows[:, 0].contiguous().view(torch.float64)
 
     def outcome(self, module: nn.Module, rows: Tensor) -> EvalSums:
-        """Loss, and sums of errors and of what correlations are made of, in the numbers' unit."""
-        estimates = self.predict(module, rows)[:, 0].double()
-        numbers = self.labels(rows)
-        total = ((estimates - numbers) / self.scale).square().sum()
-        pairs = torch.stack([numbers, estimates], 1).cpu().numpy()
+        """Loss, and sums of errors and of what correlations are made of, in the numbers' unit.
+
+        Numbers and estimates are taken less ``mean``: squares of dates, say, leave no digits to
+        their spread.
+        """
+        estimates, numbers = self._estimate(module, rows).double(), self._standard(rows)
+        total = (estimates - numbers).square().sum()
+        pairs = self.scale * torch.stack([numbers, estimates], 1).cpu().numpy()
         return EvalSums(float(total), len(rows), sums=number_sums(*pairs.T), pairs=pairs)
 
     def linear_batch(self, module: nn.Module, rows: Tensor) -> LinearBatch:

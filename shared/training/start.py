@@ -8,12 +8,15 @@ import xxhash
 from torch import nn
 
 from shared.base.errors import DataError
+from shared.base.text import quote_command
 from shared.config.answer_section import ESTIMATING
 from shared.config.schema import Config
+from shared.config.text_section import CONVERSED
 from shared.features.readout import attach_readout_
 from shared.features.readout_logits import readout_settings
-from shared.models.load import load_model, with_number_head
+from shared.models.load import load_light, load_model, with_number_head
 from shared.models.model import LanguageModel
+from shared.objectives.reward import is_reward
 from shared.problem.load import load_problem
 from shared.problem.model import WEIGHTS_FILE, problem_model, without_frozen
 from shared.problem.task import ProblemTask
@@ -22,6 +25,7 @@ from shared.tasks.classification import label_words
 from shared.tasks.task import TASKS, Task, task_of
 from shared.training.scopes import trainable
 
+PREDICTING = "language-modelling"  # name of the task
 OUTPUT = ("number",)  # the name of the only output of a head that estimates
 
 
@@ -57,10 +61,20 @@ def load_start(config: Config) -> LanguageModel:
         loaded = load_problem(config.model.app, config.run.app_dir)
         return problem_model(loaded.app, loaded.problem, config.training.seed, start)
     name = config.model.name if start is None else str(start)
+    if _needs_logits_alone(config):
+        return load_light(name, config.training.seed)
     model = load_model(name, config.training.seed, labels)
     if config.data.task == ESTIMATING and not model.has_head:
         return with_number_head(model, config.training.seed)
     return model
+
+
+def _needs_logits_alone(config: Config) -> bool:
+    """Whether all that a run asks of its model is the logits of next tokens.
+
+    A reward may call it, or let it generate, in any way that transformers' models know.
+    """
+    return config.data.task in (PREDICTING, *CONVERSED) and not is_reward(config.zo.objective)
 
 
 def start_folder(config: Config) -> Path | None:
@@ -75,9 +89,11 @@ def start_folder(config: Config) -> Path | None:
     source = folder / "model" if (folder / "model").is_dir() else folder
     file = WEIGHTS_FILE if config.model.app else "config.json"
     if not (source / file).is_file():
+        out = folder / "model"
+        replay = quote_command("dandelion", "ledger", "replay", folder, "--round=N", "--out", out)
         raise DataError(
             f"init-from: {folder} holds no model; a run with save-model = true leaves one, and so "
-            f"does 'dandelion ledger replay {folder} --round N --out {folder / 'model'}'"
+            f"does: {replay}"
         )
     return source
 

@@ -240,7 +240,7 @@ def test_two_starts_at_once_make_one_worker(runtime):
     result = ensure_worker(place, 60)
     assert result["pid"] in [process.pid for process in both]
     end(place)
-    assert [process.wait(10) for process in both] == [0, 0]
+    assert [process.wait(60) for process in both] == [0, 0]
     assert not place.socket.exists()
 
 

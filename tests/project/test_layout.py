@@ -230,6 +230,15 @@ def test_importing_every_module_says_nothing_and_sets_nothing_up():
     assert done == (0, "", "")
 
 
+def test_the_command_line_imports_neither_torch_nor_flower():
+    done = python(
+        "import dandelion.cli.app",
+        "heavy = {'torch', 'transformers', 'numba', 'matplotlib', 'pandas', 'flwr'}",
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)",
+    )
+    assert done == (0, "", "")
+
+
 def test_the_client_app_does_not_import_torch():
     done = python(
         "import client.app",

@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from dandelion.bench.learning.race_points import RacePoint
 from shared.config.schema import Config
+from shared.models.model import to_transformers
 from shared.training.corpus import Corpus, load_evaluation
 from shared.training.oracle import Oracle
 
@@ -146,7 +147,7 @@ def features_of(oracle: Oracle, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _features(oracle: Oracle, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    module: Any = oracle.language_model.module
+    module: Any = to_transformers(oracle.language_model.module)
     for batch in torch.split(rows, BATCH):
         labels = oracle.task.labels(batch)
         if hasattr(module, "features"):

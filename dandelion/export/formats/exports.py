@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from dandelion.export.formats.gguf_file import write_gguf
 from server.pages.model_card import CARD, base_model_of, license_of
 from shared.base.errors import ConfigError
-from shared.base.files import write_atomically
+from shared.base.files import translate_tensor_errors, write_atomically
+from shared.base.text import portable
 from shared.config.schema import Config
 from shared.models.model import LanguageModel
 
@@ -29,6 +32,10 @@ class RoundModel(Protocol):
     @property
     def language_model(self) -> LanguageModel:
         """Module and tokenizer together."""
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The trained parameters by name."""
 
     def save(self, folder: str | Path) -> Path:
         """Write it whole, with its card."""
@@ -79,25 +86,32 @@ def export_folder(model: RoundModel, config: Config, folder: Path, merge: bool) 
         )
     if merge or not has_adapters:
         return model.save(folder)
-    save_adapters(model.language_model, config, folder)
+    save_adapters(model, config, folder)
     write_atomically(folder / CARD, model.card.encode())
     return folder
 
 
-def save_adapters(model: LanguageModel, config: Config, folder: Path) -> None:
-    """Write adapters as PEFT does: ``PeftModel.from_pretrained(base, folder)`` reads them."""
+def save_adapters(model: RoundModel, config: Config, folder: Path) -> None:
+    """Write adapters as PEFT does: ``PeftModel.from_pretrained(base, folder)`` reads them.
+
+    A classifier's head is trained with its adapters, and goes with them.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    module: Any = model.module
+    module: Any = model.language_model.module
+    head = {name: value for name, value in model.parameters.items() if ".lora_" not in name}
     settings = module.peft_config["default"]
-    settings.base_model_name_or_path = base_model_of(config) or config.model.name
-    settings.inference_mode, settings.task_type = True, "CAUSAL_LM"
+    state = head | get_peft_model_state_dict(module, save_embedding_layers=False)
+    settings.base_model_name_or_path = base_model_of(config) or portable(config.model.name)
+    settings.modules_to_save = sorted({name.rpartition(".")[0] for name in head}) or None
+    settings.task_type = None if model.language_model.has_head else "CAUSAL_LM"
+    settings.inference_mode = True
+    folder.mkdir(parents=True, exist_ok=True)
     settings.save_pretrained(folder)
-    state = get_peft_model_state_dict(module, save_embedding_layers=False)
     tensors = {f"base_model.model.{k}": v.detach().cpu().contiguous() for k, v in state.items()}
-    save_file(tensors, folder / ADAPTERS, {"format": "pt"})
+    with translate_tensor_errors(folder):
+        save_file(tensors, folder / ADAPTERS, {"format": "pt"})
 
 
 def export_gguf(model: RoundModel, config: Config, path: Path, dtype: str) -> Path:

@@ -42,6 +42,7 @@ def write_gguf(model: LanguageModel, path: Path, dtype: str, name: str, license_
 
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype: one of {', '.join(DTYPES)} expected, got {dtype!r}")
+    model = model.in_transformers()
     config = model.module.config
     check_architecture(model.module)
     vocabulary = vocabulary_of(model.tokenizer, config.vocab_size)

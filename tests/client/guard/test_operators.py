@@ -4,6 +4,7 @@ The commands are those of docs/explanation/guard.md.
 """
 
 import time
+from base64 import urlsafe_b64encode
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,21 @@ def test_a_claim_that_was_changed_has_no_signature(caplog):
     with pytest.raises(PolicyError, match="operators"):
         check_operator(NODE, config.replace(run_request=f"{key}.{other}.{signature}"), CODE, RUN)
     assert "the signature is not that of its key" in caplog.text
+
+
+@pytest.mark.parametrize("claim", ['{"signed": Infinity}', "[" * 100_000, "7", ""], ids=repr)
+def test_a_claim_that_is_none_is_refused_by_the_key(claim, caplog):
+    claim = claim.replace("{", '{"run": "", "config": "", "code": "", "expires": 1, ')
+    setting = f"{'00' * 32}.{urlsafe_b64encode(claim.encode()).decode()}.{'00' * 64}"
+    with pytest.raises(PolicyError, match="operators"):
+        check_operator(NODE, Config(run={"request": setting}), CODE, RUN)
+    assert "key.claim.signature expected" in caplog.text
+
+
+@pytest.mark.parametrize("hours", [-1.0, float("inf"), float("nan")])
+def test_a_signature_that_never_ends_is_refused(hours):
+    with pytest.raises(ConfigError, match=r"--valid-hours: 0 to 876,600 expected"):
+        sign_run(Config(), b"k" * 32, b"r" * 16, hours)
 
 
 def test_a_key_is_made_once_for_its_owner_alone(tmp_path):

@@ -1,5 +1,6 @@
 """The budget ledger: rows before replies, kill -9, roll-back, damage, and data that changed."""
 
+import fcntl
 import signal
 import sqlite3
 import subprocess
@@ -11,8 +12,18 @@ from shutil import copytree
 
 import pytest
 
-from client.privacy.budget import BUDGET_FILE, COUNTER_FILE, BudgetLedger, DataSet, Event
-from shared.base.errors import BudgetError
+from client.privacy.account import Account
+from client.privacy.budget import (
+    BUDGET_FILE,
+    COUNTER_FILE,
+    LOCK_FILE,
+    BudgetLedger,
+    DataSet,
+    Event,
+)
+from client.privacy.node_policy import NodePolicy
+from shared.base.errors import BudgetError, PolicyError
+from shared.config.schema import Config
 from shared.privacy.accounting import Rounds
 
 ROOT = Path(__file__).parents[3]
@@ -64,6 +75,28 @@ def test_two_open_budgets_do_not_lose_a_row(budget):
         for number in range(1, 9):
             (budget, other)[number % 2].spend(event(number))
     assert budget.spent(1) == [Rounds(8, 1.0, 3)]
+
+
+def test_no_other_process_spends_between_the_check_of_an_answer_and_its_row(budget, monkeypatch):
+    free, numbers = [], BudgetLedger.numbers
+
+    def numbers_of(own, data):
+        with (own.path.parent / LOCK_FILE).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free.append(True)
+            except BlockingIOError:
+                free.append(False)
+        return numbers(own, data)
+
+    monkeypatch.setattr(BudgetLedger, "numbers", numbers_of)
+    account = Account("ward", budget, budget.sets()[0], NodePolicy(max_numbers=16), Config())
+    account.pay(event(1, noise=0.0))
+    account.pay(event(1, noise=0.0))  # the same answer
+    with pytest.raises(PolicyError, match="max-numbers"):
+        account.pay(event(2, noise=0.0))
+    assert free == [False, False]
+    assert budget.numbers(1) == 16
 
 
 def test_a_copy_from_before_is_refused(tmp_path):

@@ -107,6 +107,19 @@ def test_a_run_leaves_the_threads_of_the_process_alone(tmp_path):
         torch.set_num_threads(before)
 
 
+def test_what_a_caller_has_switched_on_in_torch_changes_no_run(tmp_path):
+    settings = SMALL_RUN | {"num_rounds": 2, "mode": "fo", "output_dir": tmp_path}
+    expected = dandelion.run(name="plain", **settings).summary["digest"]
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"):
+        assert dandelion.run(name="inside", **settings).summary["digest"] == expected
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.is_inference_mode_enabled()
+        assert torch.get_default_device().type == "meta"
+    with torch.no_grad():
+        assert dandelion.load_run(tmp_path / "plain").verify().digest == expected
+        assert not torch.is_grad_enabled()
+
+
 def test_a_run_is_plotted_into_a_file_and_into_a_figure(run, tmp_path):
     figure = run.plot(tmp_path / "loss.svg")
     assert (tmp_path / "loss.svg").read_text().startswith("<?xml")

@@ -8,10 +8,11 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from dandelion.bench import bandwidth, cut, growth, parallel, prefix_cache, replay
+from dandelion.bench import bandwidth, cut, growth, parallel, prefix_cache, query, replay
 from dandelion.cli.bench import app
 from shared.base.errors import ConfigError
-from shared.models.gpt2 import Shape
+from shared.models.gpt2 import Shape, build
+from shared.models.next_token import next_token_loss
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +34,20 @@ def test_the_replay_is_timed_in_every_way():
     ]
     assert rows[0].ratio == 1
     assert all(row.seconds > 0 and "per second and core" in row.note for row in rows)
+
+
+def test_a_query_is_timed_against_transformers_own_forwards_and_ours():
+    rows = query.query(1, (query.QueryCase("byte-gpt", 2, 16),))
+    named = [(row.name.partition(",")[0], row.note) for row in rows]
+    assert [name for name, _ in named][:3] == [query.PLAIN, query.LIGHT, query.QUERY]
+    assert named[-1] == (query.QUERY, f"to {query.LIGHT}")
+    assert {note for _, note in named[:-1]} == {f"to {query.PLAIN}"}
+    assert rows[0].ratio == 1
+
+
+def test_the_plain_forward_of_a_query_computes_the_same_loss():
+    module, blocks = build("byte-gpt", 1).module, torch.arange(40).view(2, 20) % 259
+    assert query.plain_loss(module.to_transformers(), blocks) == next_token_loss(module, blocks)
 
 
 def test_batched_queries_are_timed_against_one_by_one_and_plain():

@@ -20,6 +20,7 @@ from flwr.supercore.retry import http_retry
 from flwr.supercore.superexec import run_superexec
 from flwr.supercore.superexec.executor import ExecutionSpec, SubprocessExecutor, subprocess_executor
 from flwr.supernode import start_client_internal
+from processes import PATIENCE_S
 
 from dandelion.deployment import deploy_home, flower_patches, supervisor
 from dandelion.deployment.deploy_home import CLIENT_APP_MODULES, SERVER_APP_MODULES, Home
@@ -131,6 +132,26 @@ def test_the_installed_flower_is_one_that_the_patches_are_for():
         str(PATCHES), "flower-supernode"]  # fmt: skip
 
 
+def test_a_flower_that_the_patches_cannot_import_is_named_with_the_reason(monkeypatch, tmp_path):
+    broken = tmp_path / "patches.py"
+    broken.write_text("from flwr.supercore.retry import gone\n")
+    monkeypatch.setattr(deploy_home, "PATCHES", broken)
+    deploy_home.missing_names.cache_clear()
+    try:
+        assert re.search(
+            r"Flower [0-9.]+ is not.*cannot import name 'gone'", deploy_home.find_misfit()
+        )
+    finally:
+        deploy_home.missing_names.cache_clear()
+
+
+def test_the_process_that_supervises_does_not_import_flower():
+    code = "import sys; from dandelion.deployment.deploy_home import program_command as p; "
+    code += "p('flower-supernode'); print('flwr' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize(
     ("target", "name", "lacks"),
     [
@@ -143,6 +164,8 @@ def test_another_flower_runs_its_own_programs_and_it_is_said(
     target, name, lacks, monkeypatch, caplog
 ):
     monkeypatch.delattr(target, name)
+    missing = ", ".join(flower_patches.find_missing())
+    monkeypatch.setattr(deploy_home, "missing_names", lambda: missing)
     command = deploy_home.program_command("flower-superexec")
     assert [Path(word).name for word in command] == ["flower-superexec"]
     (said,) = caplog.messages
@@ -239,12 +262,21 @@ def test_what_a_task_finds_imported_is_there_and_none_of_it_is_ours_or_heavy(loa
 
 
 WAITS = """
-import signal, sys, threading
+import signal, sys, threading, time
 sys.path.insert(0, {folder!r})
 import flower_patches
 {first}
 signal.signal(signal.SIGINT, lambda number, frame: sys.exit(7))
-threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+main = threading.get_ident()
+
+def interrupt():
+    while sys._current_frames()[main].f_code.co_filename != threading.__file__:
+        time.sleep(0.01)
+    time.sleep(0.3)  # the main thread waits, or is about to
+    signal.raise_signal(signal.SIGINT)
+    print("raised", flush=True)
+
+threading.Thread(target=interrupt, daemon=True).start()
 threading.Event().wait()
 """
 
@@ -254,13 +286,14 @@ def test_a_task_whose_parent_is_gone_ends_whatever_it_waits_for():
     codes = []
     for first in ("flower_patches.shorten_waits()", ""):
         script = WAITS.format(folder=str(PATCHES.parent), first=first)
-        process = subprocess.Popen([sys.executable, "-c", script])
-        try:
-            codes.append(process.wait(20 if first else 5))
-        except subprocess.TimeoutExpired:
-            codes.append(None)
-            process.kill()
-            process.wait()
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        with process:
+            process.stdout.readline()  # it has been raised, or the process has ended
+            try:
+                codes.append(process.wait(PATIENCE_S if first else 1))
+            except subprocess.TimeoutExpired:
+                codes.append(None)
+                process.kill()
     assert codes == [7, None]
 
 

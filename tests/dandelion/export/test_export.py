@@ -12,7 +12,8 @@ import pytest
 import torch
 from federation import config
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from tiny_reviews import CLASSES, folders, reviews  # noqa: F401  (fixtures)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import dandelion
@@ -49,9 +50,9 @@ def export(*words):
     return done.output
 
 
-def logits(module):
+def logits(module, block=BLOCK):
     with torch.inference_mode():
-        return module.eval()(BLOCK).logits
+        return module.eval()(block).logits
 
 
 def test_a_folder_and_a_gguf_file_are_the_model_of_the_round(plain, tmp_path):
@@ -80,6 +81,22 @@ def test_adapters_go_alone_and_peft_puts_them_on_the_base_model(adapted, tmp_pat
     small = sum(path.stat().st_size for path in (tmp_path / "adapters").glob("*.safetensors"))
     assert small < 0.2 * (tmp_path / "whole" / "model.safetensors").stat().st_size
     assert (tmp_path / "adapters" / "README.md").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # in PEFT
+def test_the_head_that_is_trained_with_adapters_goes_with_them(folders, reviews, tmp_path):
+    own = {**CLASSES, "model": folders["head"], "scope": "lora", "lora_rank": 2, "mode": "fo"}
+    run = run_local(config(tmp_path, name="heads", num_rounds=2, bp_learning_rate=0.5, **own))
+    export(run, "--out", tmp_path / "adapters")
+    export(run, "--out", tmp_path / "whole", "--merge")
+    base = AutoModelForSequenceClassification.from_pretrained(folders["head"])
+    block = BLOCK[:, :8] % base.config.vocab_size
+    whole = logits(AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole"), block)
+    assert (logits(base, block) - whole).abs().max() > 1e-3
+    together = PeftModel.from_pretrained(base, tmp_path / "adapters")
+    torch.testing.assert_close(logits(together, block), whole, rtol=0, atol=1e-5)
+    settings = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == Path(folders["head"]).name  # no path leaves
 
 
 def test_a_gguf_file_has_the_adapters_merged(adapted, tmp_path):

@@ -52,12 +52,16 @@ def test_folders_to_come_are_too(here, key):
     assert resolve_paths({key: "runs"}) == {key: str(here / "runs")}
 
 
-def test_names_keep_their_meaning_and_other_settings_are_no_paths(here):
+def test_names_keep_their_meaning_and_other_settings_are_no_paths(here, caplog):
     given = {"model": "byte-gpt", "dataset": "topics", "run-name": "notes", "mode": "zo",
              "eval-dataset": "owner/name", "bp-dataset": ""}  # fmt: skip
+    assert resolve_paths(given) == given
+    assert not caplog.text
     for name in ("byte-gpt", "topics"):
         (here / name).mkdir()
     assert resolve_paths(given) == given
+    assert "the one here is ./topics" in caplog.text
+    assert "the one here is ./byte-gpt" in caplog.text
 
 
 def test_settings_of_a_file_and_of_the_home_folder_are_resolved(here):

@@ -59,11 +59,27 @@ def test_a_grid_is_every_combination_with_values_of_their_types():
 
 
 @pytest.mark.parametrize(
+    "grid",
+    [
+        [f"dataset=/srv/{'long/' * 30}notes", "queries=1,2"],
+        ["learning-rate=0.010000001,0.010000002"],
+        ["model=owner/model,owner:model"],
+    ],
+)
+def test_cells_whose_names_would_be_the_same_have_each_their_own(grid):
+    cells = cells_of(axes_of(grid))
+    assert len({cell.name for cell in cells}) == 2
+    assert all(len(cell.name) < 140 and "/" not in cell.name for cell in cells)
+    assert cells == cells_of(axes_of(grid))  # as a sweep that is resumed finds them
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("queries", "key=value,value,… expected"),
         ("queris=1", "unknown setting 'queris'; did you mean queries"),
         ("queries=1,1", "each value once"),
+        ("learning-rate=1e-3,0.001", "each value once"),
         ("queries=1,x", "int expected, got 'x'"),
         ("run-name=a,b", "run-name names a run, and each cell has its own"),
     ],
@@ -100,9 +116,14 @@ def test_what_only_some_cells_can_use_is_no_reason_to_refuse_the_sweep(tmp_path)
         check_plan(SweepPlan(["queries=1,2"], [], 1, plan.base))
 
 
-def test_values_that_would_share_a_folder_are_refused():
-    with pytest.raises(ConfigError, match="only in characters"):
-        cells_of({"model": ["a/b", "a b"]})
+def test_a_private_run_is_followed_by_its_evaluations_alone(tmp_path):
+    files = CellFiles(tmp_path, "cell")
+    files.run.mkdir(parents=True)
+    rows = "round,loss,evaluation loss\n1,,\n2,,4.5\n3,,\n"
+    (files.run / "metrics.csv").write_text(rows)
+    assert files.progress() == (3, None, [(2, 4.5)])
+    (files.run / "metrics.csv").write_text(rows + "4,5.25,4.25\n")
+    assert files.progress() == (4, 5.25, [(2, 4.5), (4, 4.25)])
 
 
 def test_places_share_cores_and_gpus_evenly():

@@ -18,7 +18,7 @@ from server.ledger.run_folder import LOCK, run_folder
 from server.ledger.run_folder import open_run as at_run
 from shared.base.errors import ConfigError, GapError, LedgerError
 from shared.protocol.entry import Entry, SlotDifferences
-from shared.protocol.flower_records import Transfer
+from shared.protocol.transfers import Transfer
 
 HEADER = {"run": b"r" * 16, "config": b"seed = 1\n" * 40, "base": b"b" * 16, "code": b"c" * 16}
 ROUNDS = 6

@@ -15,8 +15,16 @@ from server.ledger.ledger import Ledger
 from server.ledger.reader import LedgerReader
 from server.ledger.records import Refusal
 from server.ledger.run_folder import LEDGER, read_config
-from server.pages.model_card import base_model_of, license_of, model_card
+from server.pages.model_card import (
+    MEASURED,
+    PIPELINES,
+    base_model_of,
+    front_matter,
+    license_of,
+    model_card,
+)
 from shared.config.schema import Config
+from shared.tasks.task import TASKS
 
 SITE = "Clinic of Dr X"
 
@@ -56,6 +64,18 @@ def test_the_hub_reads_the_front_matter(folder):
         assert ledger.chain(2).hex() in card.text
         assert ledger.digest(2).hex() in card.text
         assert ledger.header("base").hex() in card.text
+
+
+@pytest.mark.parametrize("task", list(TASKS.names()))
+def test_every_task_has_its_name_on_the_hub(task):
+    assert PIPELINES[task]
+
+
+def test_a_run_that_measures_nothing_is_not_tagged_as_zeroth_order(folder):
+    with closing(LedgerReader.open(folder / LEDGER)) as ledger:
+        config = read_config(ledger)
+        assert MEASURED in front_matter(folder, ledger, config, 2)
+        assert MEASURED not in front_matter(folder, ledger, config.replace(mode="fo"), 2)
 
 
 def test_a_card_names_neither_a_site_nor_a_folder_of_this_machine(folder):

@@ -146,7 +146,7 @@ def test_a_refused_node_is_asked_again_after_a_while_and_when_its_rival_is_gone(
 
 
 def test_a_newcomer_that_takes_long_to_answer_delays_no_round(tmp_path, log):
-    chosen = config(tmp_path, round_timeout=60.0)
+    chosen = config(tmp_path, round_timeout=900.0)
     withheld = []
     network = Network(chosen, change=lambda reply: [reply] if not is_of(reply, 1) else withheld)
     late, cohort = network._contexts.pop(3), Cohort(chosen, lambda hello: "", b"r" * 16, log)
@@ -154,7 +154,7 @@ def test_a_newcomer_that_takes_long_to_answer_delays_no_round(tmp_path, log):
     network._contexts[3] = late
     begun = time.monotonic()
     cohort.meet(network, 2)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 300
     assert sorted(cohort.sites) == ["0", "2"]
     assert not log.refusals
     network.change = lambda reply: [reply]

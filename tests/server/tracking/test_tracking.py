@@ -17,7 +17,7 @@ from server.ledger.reader import LedgerReader
 from server.ledger.records import Metrics
 from server.ledger.run_folder import LEDGER, read_config
 from server.tracking.points import LedgerPoints
-from server.tracking.session import make_trackers
+from server.tracking.session import make_trackers, track
 from server.tracking.tracker import TRACKERS
 from server.tracking.weights_and_biases import is_online
 from shared.base.errors import ConfigError, UnknownNameError
@@ -122,6 +122,18 @@ def test_a_tracker_gets_no_folder_of_this_machine(notebook, tmp_path, monkeypatc
     run_local(config(tmp_path, num_rounds=1, trackers="notebook"))
     assert tracker.settings["queries"] == 2
     assert not [v for v in tracker.settings.values() if str(tmp_path) in str(v)]
+
+
+def test_a_tracker_learns_the_name_of_a_folder_and_not_where_it_lies(notebook, tmp_path):
+    folder = run_local(config(tmp_path, num_rounds=1))
+    with closing(LedgerReader.open(folder / LEDGER)) as ledger:
+        own = read_config(ledger).replace(dataset=str(tmp_path / "notes"), init_from="/srv/start")
+        tracker = notebook()
+        with track({"notebook": tracker}, folder, ledger, own) as hand_on:
+            hand_on()
+    assert tracker.settings["dataset"] == "notes"
+    assert tracker.settings["init-from"] == "start"
+    assert [point.round for point in tracker.points] == [0, 1]
 
 
 def test_what_no_tracker_is_called_or_is_not_installed_is_refused_before_a_run(

@@ -4,9 +4,18 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+import pytest
+import torch
 import xxhash
+from safetensors.torch import save_file
 
-from shared.base.files import READ_BYTES, atomic_folder, code_digest, file_hash
+from shared.base.files import (
+    READ_BYTES,
+    atomic_folder,
+    code_digest,
+    file_hash,
+    translate_tensor_errors,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,3 +55,11 @@ def test_the_code_digest_covers_names_and_contents_of_all_that_must_agree():
         for path in sorted((ROOT / package).rglob("*.py")):
             digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     assert code_digest() == digest.digest()[:16]
+
+
+def test_tensors_that_cannot_be_written_are_an_error_of_the_system(tmp_path):
+    with (
+        pytest.raises(OSError, match="there: Error while serializing"),
+        translate_tensor_errors(tmp_path / "there"),
+    ):
+        save_file({"x": torch.zeros(4)}, tmp_path / "nowhere" / "x.safetensors")

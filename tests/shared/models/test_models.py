@@ -14,7 +14,7 @@ from shared.base.flat import flatten
 from shared.models.gpt2 import SHAPES, Shape, hollow
 from shared.models.initial_weights import TASK_WEIGHTS, fill_normal_
 from shared.models.load import load_model
-from shared.models.model import FORWARDS, MODELS, LanguageModel
+from shared.models.model import MODELS, LanguageModel
 from shared.models.tokenizers import ByteTokenizer, HubTokenizer
 from shared.randomness.philox import words
 from shared.randomness.streams import model_weights_key
@@ -107,17 +107,6 @@ def test_building_leaves_the_global_generator_alone():
 
 def test_the_output_head_is_the_embedding(model):
     assert model.module.lm_head.weight is model.module.transformer.wte.weight
-
-
-@pytest.mark.parametrize("shape", [SHAPES["byte-gpt"], Shape(48, 3, 3, 64, 300)])
-def test_the_short_forward_equals_the_modules_own_to_the_bit(shape, blocks):
-    module = hollow(shape)
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    with torch.inference_mode():
-        short = FORWARDS["GPT2LMHeadModel"](module, blocks)
-        assert torch.equal(short, module(blocks).logits)
 
 
 # --- folders

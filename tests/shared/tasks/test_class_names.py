@@ -112,3 +112,9 @@ def test_an_order_that_the_data_give_holds_unless_the_words_contradict_it():
 def test_classes_that_are_not_used_are_not_asked_for():
     some = Documents(["a"], ["g"], [1], ("neutral", "good"))
     assert number_classes(some, ("bad", "good")).labels == [1]
+
+
+def test_a_class_with_a_comma_is_named_as_it_is_written():
+    documents = Documents(["x"], ["x"], [0], ("sent home, well",), alphabetical=True)
+    with pytest.raises(DataError, match=r'says, sent home, well, or .* got "sent home, well"'):
+        number_classes(documents, ("sent home", "well"))

@@ -23,6 +23,7 @@ from server.ledger.records import ALL_SITES
 from shared.base.errors import ConfigError, DataError, WireError
 from shared.base.flat import flatten
 from shared.base.metrics import EvalSums, accuracy, confusion_of, f1
+from shared.config.sections import DataSettings
 from shared.data.documents import Documents
 from shared.data.examples import examples_with_labels
 from shared.directions import DIRECTIONS
@@ -32,7 +33,7 @@ from shared.models.load import load_model
 from shared.protocol.messages import Measured, decode_reply, encode_reply
 from shared.protocol.site_id import SiteId
 from shared.randomness.streams import Key
-from shared.tasks.classification import Classification
+from shared.tasks.classification import Classification, label_words
 from shared.tasks.verbaliser import Verbaliser
 from shared.training.oracle import Oracle, evaluate
 from shared.training.site_data import SiteData
@@ -218,6 +219,19 @@ def test_words_that_begin_alike_are_refused():
 def test_label_words_are_required(words, folders, tmp_path):
     with pytest.raises(ConfigError, match="label-words: a word for each class expected"):
         Oracle.of(config(tmp_path, model=folders["words"], **{**CLASSES, "label_words": words}))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rotten, fresh", ("rotten", "fresh")),
+        ("card lost,card arrival,", ("card lost", "card arrival")),
+        ('heart failure, "no diagnosis, sent home"', ("heart failure", "no diagnosis, sent home")),
+        ('"a ""b""", 5" bed', ('a "b"', '5" bed')),
+    ],
+)
+def test_a_class_with_a_comma_stands_in_quotation_marks(text, words):
+    assert label_words(DataSettings(label_words=text)) == words
 
 
 # --- scores

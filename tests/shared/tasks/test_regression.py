@@ -9,11 +9,14 @@ import pytest
 import torch
 from federation import config, federate, ledger_of, replayed
 from tiny_reviews import folders  # noqa: F401  (fixture)
+from torch import nn
 
 from shared.base.errors import ConfigError, DataError
 from shared.base.metrics import EvalSums, number_sums, rank_correlation
 from shared.data.columns import Columns
 from shared.data.local_folder import documents_in
+from shared.tasks.regression import Regression
+from shared.tasks.text_rules import check_text
 from shared.training.corpus import Corpus
 from shared.training.oracle import Oracle, evaluate
 
@@ -73,6 +76,21 @@ def test_scores_are_those_of_the_definition_and_add_up():
     assert "spearman" not in scores  # ranks need all pairs, which sums are not
     same = EvalSums(0.0, 2, sums=number_sums(np.ones(2), np.array([1.0, 2.0])))
     assert same.scores()["pearson"] == 0.0
+
+
+def test_scores_of_numbers_far_from_zero_keep_their_digits():
+    random = np.random.default_rng(1)
+    standard, noise = random.normal(0, 1, (2, 40))
+    numbers = 1.7e9 + 60.0 * standard  # seconds of a day in 2023
+    output = torch.from_numpy(standard + 0.5 * noise).float()
+    rows = torch.stack([torch.from_numpy(numbers).view(torch.int64), torch.ones(40).long()], 1)
+    task = Regression(lambda text, most: text, lambda *_: output[:, None], 1.7e9, 60.0)
+    scores = task.outcome(nn.Identity(), rows).scores()
+    error = 60 * (output.double().numpy() - standard)
+    assert scores["rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-6)
+    assert scores["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-6)
+    expected = np.corrcoef(standard, output.double().numpy())[0, 1]
+    assert scores["pearson"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_ranks_are_compared_over_all_batches_and_ties_share_theirs():
@@ -141,6 +159,20 @@ def test_a_result_is_a_start_and_a_trained_block_changes_nothing(task, folders, 
 def test_what_has_no_head_of_one_output_is_refused(task, folders, tmp_path):
     with pytest.raises(ConfigError, match="a head for MambaForCausalLM expected"):
         Oracle.of(config(tmp_path, model=families.saved(tmp_path / "m", "mamba"), **task))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"target_column": "days"}, "target-column = days needs task regression, got 'language"),
+        ({"target_mean": 3.0}, "target-mean = 3.0 needs task regression"),
+        ({"answer_column": "gold"}, "answer-column = gold needs task multiple-choice"),
+        ({"choice_columns": "a,b"}, "choice-columns = a,b needs task multiple-choice"),
+    ],
+)
+def test_settings_of_answers_without_their_task_are_refused(setting, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        check_text(config(tmp_path, **setting))
 
 
 def test_cells_that_are_no_numbers_are_named_and_empty_ones_left_out(task, folders, tmp_path):

@@ -82,7 +82,7 @@ def test_the_last_blocks_are_trained_with_what_follows_them_but_no_output_matrix
 
 @pytest.mark.parametrize("scope", ["last:0", "last:3", "last:99", "last:99:bias"])
 def test_a_number_of_blocks_that_the_model_has_not_is_refused_with_its_number(scope, tmp_path):
-    with pytest.raises(ConfigError, match="from 1 to 2 blocks expected, as many as GPT2LMHead"):
+    with pytest.raises(ConfigError, match="from 1 to 2 blocks expected, as many as LightGPT2"):
         Oracle.of(config(tmp_path, scope=scope))
 
 
