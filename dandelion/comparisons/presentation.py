@@ -43,7 +43,7 @@ const chart = document.getElementById("chart");
 const GREY = "rgba(128, 136, 150, 0.55)";
 const layout = axis => ({{
   xaxis: {{title: {{text: comparison.axes[axis]}}, rangemode: "tozero", gridcolor: GREY}},
-  yaxis: {{title: {{text: "held-out loss (nats per token)"}}, gridcolor: GREY}},
+  yaxis: {{title: {{text: "held-out loss"}}, gridcolor: GREY}},
   margin: {{t: 10}}, legend: {{orientation: "h", y: 1.12}}, paper_bgcolor: "transparent",
   plot_bgcolor: "transparent", font: {{color: getComputedStyle(document.body).color}},
   shapes: [{{type: "line", xref: "paper", x0: 0, x1: 1, y0: comparison.target_loss,
@@ -161,7 +161,7 @@ def _draw(comparison: Mapping[str, Any], axis: str, path: Path) -> Path:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 10k, 1M instead of powers of ten
         target = comparison["target_loss"]
         axes.axhline(target, lw=1, ls=":", color="#333a44", label=f"target {target:.3g}")
-        axes.set(xlabel=comparison["axes"][axis], ylabel="held-out loss (nats per token)")
+        axes.set(xlabel=comparison["axes"][axis], ylabel="held-out loss")
         axes.legend(frameon=False)
         figure.savefig(path, dpi=140)
     return path

@@ -13,7 +13,7 @@ from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import LEDGER
 from server.reporting.loss_plot import STYLE, smooth
 
-LOSS = "held-out loss (nats per token)"
+LOSS = "held-out loss"
 MOST_CURVES = 40  # in one picture: those of the best cells
 LOG_AXIS_FROM = 30.0  # ratio of the largest to the smallest value
 

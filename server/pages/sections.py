@@ -13,7 +13,7 @@ from server.pages.facts import SettingRow, privacy_rows
 from server.pages.html import Html, PagePart, element, join, part, prose, table
 from server.reporting.class_choices import CLASSES_CSV, CONFUSION_PNG
 from server.reporting.data_distribution import COLOURS, ShardSummary
-from server.reporting.loss_plot import SMOOTHED_FROM, Curves, smooth
+from server.reporting.loss_plot import SMOOTHED_FROM, Curves, loss_title, smooth
 from server.reporting.round_worth import verdict_of, worth_of_run
 from server.reporting.status_line import size_text
 from shared.config.schema import Config
@@ -49,8 +49,7 @@ def show_curves(ledger: LedgerReader, curves: Curves, config: Config) -> PagePar
     sites = Series(title, "sites", dict(zip(curves.rounds, losses, strict=True)))
     held_out = dict(zip(curves.evaluated, curves.held_out, strict=True))
     series = [sites, Series("held out", "held-out", held_out)]
-    unit = f"loss (nats per {'example' if curves.accuracy else 'token'})"
-    figures = [Figure("Loss", unit, series, curves.spent, rewinds)]
+    figures = [Figure("Loss", loss_title(config), series, curves.spent, rewinds)]
     for name, values in ledger.scores().items():
         score = Series("held out", "held-out", dict(values))
         figures.append(Figure(name.capitalize(), name, [score], curves.spent, rewinds))

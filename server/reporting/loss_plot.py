@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from server.ledger.reader import LedgerReader
+from server.ledger.run_folder import read_config
+from shared.config.answer_section import CHOOSING, ESTIMATING
+from shared.config.schema import Config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +31,10 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.color": "#e4e7ec",
     "axes.axisbelow": True,
+}
+UNITS = {  # of a loss by task; of others it is nats per token
+    **dict.fromkeys(("classification", CHOOSING), "nats per example"),
+    ESTIMATING: "squared error in units of target-scale",
 }
 SMOOTHED_FROM = 20  # rounds: a shorter curve is drawn as it is
 
@@ -99,12 +106,17 @@ def loss_figure(ledger: LedgerReader) -> "Figure":
         left, right = figure.subplots(1, 2, sharey=True)
         _draw(left, curves, list(range(len(curves.spent))))
         _draw(right, curves, [spent / size for spent in curves.spent])
-        of = "example" if curves.accuracy else "token"
-        left.set(xlabel="round", ylabel=f"loss (nats per {of})")
+        left.set(xlabel="round", ylabel=loss_title(read_config(ledger)))
         right.set(xlabel=f"payload per client, up and down ({unit})")
         left.legend(frameon=False, loc="upper right")
         figure.suptitle(f"{ledger.path.absolute().parent.name}\n{curves.headline}", fontsize=12)
     return figure
+
+
+def loss_title(config: Config) -> str:
+    """The loss with its unit; that of a problem of one's own is as it says."""
+    unit = UNITS.get(config.data.task, "nats per token")
+    return "loss" if config.model.app else f"loss ({unit})"
 
 
 def unit_of(count: float) -> tuple[str, float]:

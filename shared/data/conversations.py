@@ -7,6 +7,7 @@ which is the response. Rows of the forms of Alpaca (instruction, input, output),
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ MESSAGES = ("messages", "conversations", "conversation")
 PROMPTS = (("instruction", "input"), ("instruction",), ("prompt",), ("question",), ("query",))
 RESPONSES = ("response", "output", "answer", "completion")
 SPEECH = {*MESSAGES, *RESPONSES}  # a table with one of these may hold conversations
-ROLES = {"human": USER, "gpt": ASSISTANT}  # ShareGPT's names
+ROLES = {"human": USER, **dict.fromkeys(("gpt", "bot", "model"), ASSISTANT)}  # others' names
 NAMES = {"system": "System", USER: "User", ASSISTANT: "Assistant"}  # in the plain form
 
 
@@ -139,7 +140,8 @@ def _conversation(row: Mapping[str, Any], columns: SpeechColumns, where: str) ->
         while turns and turns[-1][ROLE] != ASSISTANT:
             turns.pop()
     else:
-        prompt = "\n".join(_text(row[each], where) for each in columns.prompt if row[each])
+        parts = [_text(row[each], where) for each in columns.prompt]
+        prompt = "\n".join(part for part in parts if part)
         turns = exchange(prompt, _text(row[columns.response], where)) if prompt.strip() else []
     if len(turns) < 2 or not turns[-1][CONTENT].strip():
         return ""
@@ -164,6 +166,7 @@ def _turn(message: object, where: str) -> Turn:
         role = message.get(ROLE) or message.get("from")
         content = message.get(CONTENT) if message.get(ROLE) else message.get("value")
         if isinstance(role, str):
+            role = role.strip().lower()
             return {ROLE: ROLES.get(role, role), CONTENT: _text(content, where)}
     raise DataError(
         f"{where}: messages with role and content, or from and value, expected, got {message!r:.60}"
@@ -176,8 +179,8 @@ def _text(cell: object, where: str) -> str:
     Raises:
         DataError: it is something else.
     """
-    if cell is None:
-        return ""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""  # a column of numbers has NaN where a cell is empty
     if isinstance(cell, list) and all(isinstance(part, Mapping) for part in cell):
         texts = [part.get("text") for part in cell]
         if all(isinstance(text, str) for text in texts):

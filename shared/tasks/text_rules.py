@@ -1,28 +1,23 @@
-"""What cannot work together of prompts, responses and samples."""
+"""What cannot work together of prompts, responses, answers and samples."""
 
 from shared.base.errors import ConfigError
 from shared.base.options import options_of
-from shared.config.answer_section import CHOOSING
+from shared.config.answer_section import AnswerSettings
 from shared.config.schema import Config
 from shared.config.text_section import CONVERSED, TextSettings
-from shared.generation.prompt_frame import CHAT
 
 ANYWHERE = ("sample_prompts", "sample_tokens", "temperature", "top_p", "stop_words")
 
 WRITING = ("language-modelling", *CONVERSED)
-PROMPTED = ("classification", CHOOSING)  # tasks that put a prompt around a text
 
 
 def check_text(c: Config) -> None:
-    """Refuse settings of conversations for a task that has none, and what packing excludes.
+    """Refuse settings of other tasks than the run's, and what packing excludes.
 
     Raises:
         ConfigError: says which settings, and what to set instead.
     """
-    if c.answer.prompt_form == CHAT and c.data.task not in PROMPTED:
-        raise ConfigError(
-            f"prompt-form = chat needs task {' or '.join(PROMPTED)}, got {c.data.task!r}"
-        )
+    _check_answers(c)
     if c.data.task not in CONVERSED:
         _check_unused(c)
     if c.text.sample_prompts and (c.model.app or c.data.task not in WRITING):
@@ -36,6 +31,16 @@ def check_text(c: Config) -> None:
             f"packing with task {c.data.task!r}: rows of several conversations have no response "
             "of their own to be compared; use task instruction, or packing = false"
         )
+
+
+def _check_answers(c: Config) -> None:
+    """Settings of questions and numbers: whoever gives one and no task would train on texts."""
+    for name, each in options_of(AnswerSettings).items():
+        tasks, value = each.used_by.split(", "), getattr(c.answer, name)
+        if value != each.default and c.data.task not in tasks:
+            raise ConfigError(
+                f"{each.key} = {value} needs task {' or '.join(tasks)}, got {c.data.task!r}"
+            )
 
 
 def _check_unused(c: Config) -> None:

@@ -184,6 +184,7 @@ def draw(problem: RaceTask, curves: Sequence[RaceCurve], path: Path) -> None:
             if problem.published_scores and score == "accuracy":
                 _draw_published(axes, problem.published_scores, best, axis)
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
             axes.set_xlabel(AXES[axis].partition(" (")[0])
             axes.set_ylabel(f"held-out {score}")
         axes.legend(fontsize=9, frameon=False)

@@ -106,7 +106,10 @@ def _choices_of(cells: Sequence[Any], place: str) -> tuple[tuple[str, ...], tupl
             f"{place}: a list of choices expected, got {cells!r:.60}; several columns are named "
             "with commas in choice-columns"
         )
-    texts = tuple(str(cell).strip() for cell in cells if cell is not None)
+    there = [at for at, cell in enumerate(cells, 1) if cell is not None]
+    texts = tuple(
+        "" if cell is None else str(cell).strip() for cell in cells[: max(there, default=0)]
+    )
     if not 2 <= len(texts) <= MOST_CHOICES or not all(texts):
         raise DataError(
             f"{place}: 2 to {MOST_CHOICES} choices that are not empty expected, got "

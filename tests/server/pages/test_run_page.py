@@ -10,6 +10,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 from federation import config
+from small_tasks import task_settings
 from typer.testing import CliRunner
 
 from dandelion.cli.app import app
@@ -24,6 +25,8 @@ from server.pages.sections import show_privacy
 from server.reporting.class_choices import ClassChoices
 from shared.config.schema import Config
 from shared.privacy.accounting import Rounds, epsilon_of
+from shared.tasks.task import TASKS
+from shared.tasks.text_rules import WRITING
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NAME = "<script>alert('site')</script>"
@@ -149,19 +152,42 @@ def test_what_privacy_cost_is_that_of_the_rounds_in_the_ledger(tmp_path, monkeyp
     assert "no value" in text_of(folder)  # private sites send no loss
 
 
+def complaints(file, tmp_path, width=1280):
+    """What the console of a browser says of a page, which is then drawn as a picture."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+               f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
+               "--host-resolver-rules=MAP * ~NOTFOUND", f"--screenshot={tmp_path / 'page.png'}",
+               file.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 @pytest.mark.parametrize("width", [400, 1280])
 def test_a_browser_shows_it_and_complains_of_nothing(folder, tmp_path, width):
     file = tmp_path / "page.html"
     file.write_text(text_of(folder))
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-               f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
-               "--host-resolver-rules=MAP * ~NOTFOUND", f"--screenshot={tmp_path / 'page.png'}",
-               file.as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr
-    assert (tmp_path / "page.png").stat().st_size > 10_000
+    assert complaints(file, tmp_path, width) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("task", TASKS.names())
+def test_a_browser_shows_the_report_of_every_task(task, tmp_path):
+    """Scores, samples and the picture of a confusion table are in it, as the task has them."""
+    given = {key.replace("-", "_"): value for key, value in task_settings(task, tmp_path).items()}
+    if task in WRITING:
+        given |= {"sample_prompts": "1", "sample_tokens": 4}
+    folder = run_local(config(tmp_path, **{**given, "num_clients": 2, "site_eval_fraction": 0.3}))
+    text = (folder / "report.html").read_text()
+    assert ("Samples" in text) == (task in WRITING)
+    assert (folder / "confusion.png").is_file() == (task == "classification")
+    unit = {"regression": "squared error", "language-modelling": "nats per token"}
+    assert f"loss ({unit.get(task, 'nats per')}" in text
+    assert complaints(folder / "report.html", tmp_path) == []
 
 
 def test_of_sealed_sums_no_cost_is_computed(folder):

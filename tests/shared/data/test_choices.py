@@ -71,6 +71,7 @@ def test_a_number_that_is_a_choice_is_its_text(tmp_path):
         ({"choices": ["red"]}, r"2 to 64 choices that are not empty expected, got \['red'\]"),
         ({"choices": ["red", ""]}, "choices that are not empty expected"),
         ({"choices": None}, "a list of choices expected, got None"),
+        ({"choices": ["red", None, "blue"]}, "choices that are not empty expected"),
     ],
 )
 def test_a_wrong_row_is_named(change, message, tmp_path):

@@ -82,6 +82,34 @@ def test_forms_that_people_have_are_one_conversation(tmp_path, row):
     assert turns == exchange("hi", "yes?")
 
 
+def said(first, second):
+    return [{"role": first, "content": "hi"}, {"role": second, "content": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([{"question": 0, "answer": 1}], [exchange("0", "1")]),
+        ([{"question": "hi", "answer": 1.5}, {"question": "ho", "answer": None}], [("hi", "1.5")]),
+        ([{"messages": said(" User", "ASSISTANT")}], [("hi", "x")]),
+        ([{"messages": said("user", "model")}], [("hi", "x")]),
+        ([{"messages": []}, {"messages": TURNS[1:3]}], [("hi", "yes?")]),
+        ([{"prompt": "hi", "response": "x"}] * 2, [("hi", "x")] * 2),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_odd_cells_are_read_as_meant(tmp_path, kind, rows, expected):
+    """Numbers, also 0 and a missing one; roles in other words; an empty list; a row twice."""
+    pairs = [pair if isinstance(pair, list) else exchange(*pair) for pair in expected]
+    assert list(conversations(write(tmp_path / "data", rows, kind))) == pairs
+
+
+def test_what_is_no_number_is_an_empty_cell(tmp_path):
+    rows = [{"question": "hi", "answer": 1.5}, {"question": "ho", "answer": float("nan")}]
+    (turns,) = conversations(write(tmp_path / "data", rows, "parquet"))
+    assert turns == exchange("hi", "1.5")
+
+
 def test_turns_after_the_last_response_are_dropped_and_those_before_stay(tmp_path):
     (turns,) = conversations(write(tmp_path / "data", [{"messages": TURNS}]))
     assert turns == TURNS[:3]

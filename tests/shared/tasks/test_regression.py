@@ -16,6 +16,7 @@ from shared.base.metrics import EvalSums, number_sums, rank_correlation
 from shared.data.columns import Columns
 from shared.data.local_folder import documents_in
 from shared.tasks.regression import Regression
+from shared.tasks.text_rules import check_text
 from shared.training.corpus import Corpus
 from shared.training.oracle import Oracle, evaluate
 
@@ -158,6 +159,20 @@ def test_a_result_is_a_start_and_a_trained_block_changes_nothing(task, folders, 
 def test_what_has_no_head_of_one_output_is_refused(task, folders, tmp_path):
     with pytest.raises(ConfigError, match="a head for MambaForCausalLM expected"):
         Oracle.of(config(tmp_path, model=families.saved(tmp_path / "m", "mamba"), **task))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"target_column": "days"}, "target-column = days needs task regression, got 'language"),
+        ({"target_mean": 3.0}, "target-mean = 3.0 needs task regression"),
+        ({"answer_column": "gold"}, "answer-column = gold needs task multiple-choice"),
+        ({"choice_columns": "a,b"}, "choice-columns = a,b needs task multiple-choice"),
+    ],
+)
+def test_settings_of_answers_without_their_task_are_refused(setting, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        check_text(config(tmp_path, **setting))
 
 
 def test_cells_that_are_no_numbers_are_named_and_empty_ones_left_out(task, folders, tmp_path):
