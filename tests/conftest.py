@@ -6,6 +6,7 @@ Temporary folders are in memory if there is room: a run syncs its files some thi
 """
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from shutil import disk_usage
@@ -23,8 +24,14 @@ MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # bytes; the folders of a session take
 
 
 def takes_folders(memory: Path) -> bool:
-    """Whether temporary folders can be there: it has room, and programs may be run from it."""
+    """Whether temporary folders can be there: it has room, and programs may be run from it.
+
+    What it may take at most says nothing of what the machine has left, so that is asked as well.
+    """
     if not memory.is_dir() or disk_usage(memory).free < ROOM:
+        return False
+    left = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    if left is None or int(left[1]) << 10 < ROOM:
         return False
     return not os.statvfs(memory).f_flag & os.ST_NOEXEC
 

@@ -10,10 +10,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+import grpc
+
+from client.site.node_config import NodeConfig
 from client.worker.paths import WorkerPaths
 from client.worker.protocol import decode_frame
 from client.worker.server import POLL_STOP_S, Worker, answer_with, serve
@@ -31,8 +35,32 @@ class Guard(Worker):
 
     def __init__(self, node_config: Mapping[str, object], idle_s: float) -> None:
         super().__init__(idle_s)
-        self._node = dict(node_config)
+        self._node, self._raster_s = dict(node_config), NodeConfig.of(node_config).answer_raster
         self.rests = False  # whether it should begin anew, without model and data in memory
+
+    def hello(self, frame: bytes, context: grpc.ServicerContext) -> bytes:
+        """Answer with an introduction, on the raster."""
+        with self._on_raster():
+            return super().hello(frame, context)
+
+    def train(self, frame: bytes, context: grpc.ServicerContext) -> bytes:
+        """Answer a request with a reply or a refusal, on the raster."""
+        with self._on_raster():
+            return super().train(frame, context)
+
+    @contextmanager
+    def _on_raster(self) -> Iterator[None]:
+        """Let a call, or its error, end a multiple of ``answer-raster`` after its beginning.
+
+        How long an exact draw of noise takes depends on its value (Jin et al. 2021,
+        https://arxiv.org/abs/2112.05307), and whether a batch is large or empty shows too.
+        """
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            if self._raster_s:
+                time.sleep((began - time.monotonic()) % self._raster_s)
 
     def answer(self, frame: bytes) -> bytes:
         """Do the work of one call on this node's own config; nothing that the call says of it."""

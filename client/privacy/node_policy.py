@@ -78,6 +78,13 @@ class NodePolicy:
     )
     allow_snapshots: bool = option(True, "false: parameters come from ledger entries alone")
     allow_evaluation: bool = option(True, "false: no outcome on held-out examples is sent")
+    answer_raster: float = option(
+        0.0,
+        "a guard's answers leave at multiples of this after a call; 0: at once",
+        unit="s",
+        at_least=0,
+        at_most=10,
+    )
 
     @property
     def range_of_eps(self) -> tuple[float, float]:

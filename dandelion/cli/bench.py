@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.table import Table
@@ -15,6 +15,9 @@ from dandelion.gpu_check.__main__ import main as check_on_device
 from dandelion.gpu_check.runner import MINUTES
 from dandelion.gpu_check.steps import STEPS
 from shared.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dandelion.privacy.attacks.report import AttackRow
 
 app = typer.Typer(help="Measure speed and memory as ratios.")
 LEARNING_FOLDER = Path("runs/bench-learning")
@@ -151,12 +154,29 @@ def idle(json_file: Json = None) -> None:
 
 
 @app.command()
-def privacy(json_file: Json = None) -> None:
+def privacy(
+    attacks: Annotated[
+        bool, typer.Option("--attacks", help="What each attack reads, with privacy and without.")
+    ] = False,
+    guard: Annotated[
+        bool, typer.Option("--guard", help="Time rounds through a guard against a worker.")
+    ] = False,
+    json_file: Json = None,
+) -> None:
     """Time a site's part of a private round, and whole rounds with sealed sums, in turns."""
+    if attacks:
+        from dandelion.privacy.attacks.report import measure_attacks
+
+        shown = (lambda line: None) if json_file == STDOUT else say
+        return show_attacks(measure_attacks(shown), json_file)
+    if guard:
+        from dandelion.privacy.guard_time import cost_of_guard
+
+        return show("privacy", cost_of_guard(), json_file)
     from dandelion.privacy.cost_in_time import cost_in_time
     from dandelion.privacy.cost_of_sums import cost_of_sums
 
-    show("privacy", [*cost_in_time(), *cost_of_sums()], json_file)
+    return show("privacy", [*cost_in_time(), *cost_of_sums()], json_file)
 
 
 @app.command()
@@ -216,6 +236,18 @@ def gpu_check(  # noqa: PLR0913, PLR0917  (options of a command)
     words += ["--tiny"] * tiny + ["--json"] * as_json
     words += ["--replay", str(replay_file)] if replay_file else []
     raise typer.Exit(check_on_device(words))
+
+
+def show_attacks(rows: "Sequence[AttackRow]", json_file: Path | None) -> None:
+    """Print what attacks read as a table, or as JSON; write it as JSON if a file is given."""
+    if json_file == STDOUT:
+        return show_json([asdict(row) for row in rows])
+    table = Table("attack", "measure", "without privacy", "epsilon 2", "at most")
+    for row in rows:
+        table.add_row(row.attack, row.measure, row.plain, row.private, row.bound)
+    show_table(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 
 
 def show(title: str, rows: Sequence[BenchRow], json_file: Path | None) -> None:

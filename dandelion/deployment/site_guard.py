@@ -20,12 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]  # of this installation's packages
 PRIVACY_FOLDER = "privacy"  # in a node's home
 READY = "is ready"  # in the log of a guard that has started well
 NOTHING = "!*"
-DEFAULTS: Mapping[str, str] = {  # of a site that a server can reach; engines allow all
+DEFAULTS: Mapping[str, object] = {  # of a site that a server can reach; engines allow all
     "allow-modes": "zo",
     "allow-scopes": "!regex:*",
     "allow-paths": NOTHING,
     "allow-apps": NOTHING,
     "eps-range": "1e-5..1e-1",
+    "answer-raster": 0.05,  # exact draws take longer for some values: the last digits are noise
 }
 
 

@@ -1,5 +1,6 @@
 """``dandelion privacy``: what a promise costs, before a run is made."""
 
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,20 +42,22 @@ def plan(  # noqa: PLR0913, PLR0917  (options of a command)
     accuracy: Annotated[
         bool, typer.Option("--accuracy", help="Train at each promise on the server's own data.")
     ] = False,
+    rates: Annotated[
+        str, typer.Option(help="Learning rates with commas; each promise takes its best.")
+    ] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each promise; the median counts.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
 ) -> None:
     """Show the noise that each epsilon needs, and what is learned with it."""
-    from dandelion.privacy.plan import (
-        draw_table,
-        examples_of_site,
-        median_slope,
-        plan_accuracy,
-        plan_noise,
-    )
+    from dandelion.privacy.plan import draw_table, examples_of_site, median_slope, plan_noise
+    from dandelion.privacy.trials import Trials
     from dandelion.settings.gather import gather
     from shared.training.server_choices import resolve_choices
 
-    chosen = resolve_choices(gather(config, settings or [], None, preset=preset))
+    tried = read_numbers("--rates", rates) if rates else []
+    promises = read_numbers("--epsilon", epsilon)
+    pairs = as_private_run(settings or [])
+    chosen = resolve_choices(gather(config, pairs, None, preset=preset))
     if not chosen.zo.batch_size:
         raise ConfigError("zo-batch-size: a number above 0 expected: it is the batches' mean size")
     if slopes or (accuracy and not chosen.privacy.clip):
@@ -63,23 +66,33 @@ def plan(  # noqa: PLR0913, PLR0917  (options of a command)
         if not chosen.privacy.clip:
             chosen = chosen.replace(privacy_clip=float(f"{median:.2g}"))
     count = examples or examples_of_site(chosen)
-    rows = plan_noise(chosen, count, read_epsilons(epsilon))
+    rows = plan_noise(chosen, count, promises)
     if accuracy:
         with TemporaryDirectory() as folder:
-            rows = [plan_accuracy(chosen, row, Path(folder)) for row in rows]
+            trials = Trials(chosen, Path(folder), seeds, tried)
+            rows = [trials.measure(row) for row in rows]
     print_table(console, draw_table(chosen, count, rows), as_json)
 
 
-def read_epsilons(text: str) -> list[float]:
-    """The numbers of a list with commas.
+def as_private_run(pairs: Sequence[str]) -> list[str]:
+    """The pairs of settings; with a ``privacy-clip`` they are those of a private run.
+
+    Each row of the plan has a promise of its own, so the settings need not have one.
+    """
+    has_clip = any(pair.startswith("privacy-clip=") for pair in pairs)
+    return [*(["privacy=local", "privacy-epsilon=1"] if has_clip else []), *pairs]
+
+
+def read_numbers(option: str, text: str) -> list[float]:
+    """The numbers above 0 of a list with commas.
 
     Raises:
-        ConfigError: one is no number above 0.
+        ConfigError: one is none; names the option.
     """
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = [0.0]
     if not all(0 < value <= inf for value in values):
-        raise ConfigError(f"--epsilon: numbers above 0 with commas expected, got {text!r}")
+        raise ConfigError(f"{option}: numbers above 0 with commas expected, got {text!r}")
     return values

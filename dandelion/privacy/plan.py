@@ -1,23 +1,14 @@
-"""What a promise of (ε, δ) costs: noise for the numbers, and accuracy on the server's own data."""
+"""What a promise of (ε, δ) costs in noise, and the table of it."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
 
 from client.privacy.example_differences import example_differences, root_mean_square_slopes
-from dandelion.engines.local import run_local
-from server.ledger.reader import LedgerReader
-from server.ledger.run_folder import LEDGER
-from shared.base.files import STATE
-from shared.config.privacy_section import LOCAL
 from shared.config.schema import Config
 from shared.privacy.accounting import noise_for, rate_bits_of
 from shared.randomness.streams import probe_keys
@@ -35,8 +26,9 @@ class PlanRow:
     noise: float  # in clips, on a batch's sum
     rate_bits: int
     share: float  # noise on the mean of a number, in privacy-clip
-    loss: float | None = None  # held out, if a run was made
-    accuracy: float | None = None
+    rate: float = 0.0  # learning rate of the runs that were made
+    losses: tuple[float, ...] = ()  # held out at the end of each run, one for each seed
+    accuracies: tuple[float, ...] = ()
 
 
 def plan_noise(config: Config, examples: int, epsilons: Sequence[float]) -> list[PlanRow]:
@@ -78,42 +70,6 @@ def median_slope(config: Config) -> float:
     return float(np.median(np.concatenate(slopes)))
 
 
-def plan_accuracy(config: Config, row: PlanRow, folder: Path) -> PlanRow:
-    """Train a run with the privacy of a row in the local engine; return the row with its scores.
-
-    Args:
-        config: of the run; its data are the server's own, dealt to virtual sites.
-        row: one of ``plan_noise``.
-        folder: for the run folder.
-    """
-    # without privacy, what only a private run uses would be refused
-    privacy: dict[str, Any] = {"privacy_clip": 0.0, "privacy_unit": "example"}
-    if row.epsilon < inf:
-        privacy = {"privacy": LOCAL, "privacy_epsilon": row.epsilon}
-    own = {"output_dir": str(folder), "run_name": f"epsilon-{row.epsilon:g}", "save_model": False}
-    with _own_state(folder / "state"):
-        path = run_local(config.replace(**own, **privacy))
-    with closing(LedgerReader.open(path / LEDGER)) as ledger:
-        accuracy = ledger.scores().get("accuracy", [])
-        loss = ledger.evaluations()[-1].loss
-    last = accuracy[-1][1] if accuracy else None
-    return PlanRow(row.epsilon, row.noise, row.rate_bits, row.share, loss, last)
-
-
-@contextmanager
-def _own_state(folder: Path) -> Iterator[None]:
-    """Let virtual sites keep secret and budget in ``folder``: a trial pays for no real data."""
-    before = os.environ.get(STATE)
-    os.environ[STATE] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[STATE]
-        else:
-            os.environ[STATE] = before
-
-
 def draw_table(config: Config, examples: int, rows: Sequence[PlanRow]) -> Table:
     """The rows as a table; the batch's own deviation of a mean stands in its title."""
     batch, title = config.zo.batch_size, (
@@ -123,13 +79,23 @@ def draw_table(config: Config, examples: int, rows: Sequence[PlanRow]) -> Table:
     )  # fmt: skip
     own = f"beside {1 / sqrt(batch):.2g} of the batch's own"
     titles = ["epsilon", "privacy-noise", "rate", f"noise on a mean, in clips ({own})"]
-    measured = any(row.loss is not None for row in rows)
-    table = Table(*titles, *(["held-out loss", "accuracy"] if measured else []), title=title)
+    measured = any(row.losses for row in rows)
+    more = ["learning-rate", "held-out loss", "accuracy"] if measured else []
+    table = Table(*titles, *more, title=title)
     for row in rows:
         cells = [f"{row.epsilon:g}", f"{row.noise:.3g}", f"1/{1 << row.rate_bits}"]
         scores = [
-            "-" if row.loss is None else f"{row.loss:.4f}",
-            "-" if row.accuracy is None else f"{row.accuracy:.1%}",
-        ]
+            f"{row.rate:g}", spread_text(row.losses, ".4f"), spread_text(row.accuracies, ".1%")
+        ]  # fmt: skip
         table.add_row(*cells, f"{row.share:.2g}", *(scores if measured else []))
     return table
+
+
+def spread_text(values: Sequence[float], form: str) -> str:
+    """The median of runs, with the least and the greatest of several."""
+    if not values:
+        return "-"
+    middle = f"{float(np.median(values)):{form}}"
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({min(values):{form}} to {max(values):{form}})"

@@ -66,11 +66,14 @@ class CellFiles:
         return (named or lines or ["ended without any output"])[-1]
 
     def progress(self) -> tuple[int, float | None, list[tuple[int, float]]]:
-        """The last round, the sites' loss in it, and the evaluations so far (round, loss)."""
+        """The last round, the sites' loss in it, and the evaluations so far (round, loss).
+
+        The sites of a private run send no loss; it is None then.
+        """
         round_, loss, evaluations = 0, None, list[tuple[int, float]]()
         with suppress(OSError, ValueError), (self.run / "metrics.csv").open() as file:
             for row in csv.DictReader(file):
-                round_, loss = int(row["round"]), float(row["loss"])
+                round_, loss = int(row["round"]), float(row["loss"]) if row["loss"] else None
                 if row["evaluation loss"]:
                     evaluations.append((round_, float(row["evaluation loss"])))
         return round_, loss, evaluations

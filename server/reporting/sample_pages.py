@@ -15,7 +15,8 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
     file = folder / SAMPLES_JSONL
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    with file.open(encoding="utf-8") as lines:  # a model may write what splitlines() splits at
+        return [json.loads(line) for line in lines]
 
 
 def sample_lines(record: Mapping[str, Any]) -> list[str]:

@@ -118,7 +118,7 @@ def texts_of(given: str) -> list[str]:
             f"sample-prompts: no file {given!r} is here; a file with a prompt per line expected, "
             f"texts separated by {SEPARATOR}, or a number of held-out prompts"
         )
-    lines = path.read_text(encoding="utf-8").splitlines() if is_file else given.split(SEPARATOR)
+    lines = path.read_text(encoding="utf-8").split("\n") if is_file else given.split(SEPARATOR)
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise ConfigError(f"sample-prompts: a prompt at least expected, {given!r} has none")

@@ -7,7 +7,9 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -171,6 +173,33 @@ def test_a_guard_that_is_away_is_an_error_that_says_so(runtime, monkeypatch):
     monkeypatch.setattr("client.guard.relay.START_S", 0.2)
     with pytest.raises(WorkerError, match=r"the guard has not answered Train for 0\.2 s"):
         GuardRelay({}, str(runtime / "none.sock")).train(b"", None)
+
+
+@pytest.mark.parametrize(
+    ("policy", "taken", "slept"),
+    [
+        ([], 0.03, 0.02), ([], 0.13, 0.02), (["answer-raster=1"], 0.25, 0.75),
+        (["answer-raster=0"], 0.03, None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("fails", [False, True])
+def test_answers_and_refusals_leave_on_a_raster(policy, taken, slept, fails, home, monkeypatch):
+    """Their time would tell how long the draws of noise took, and how large a batch was."""
+    guard, now, pauses = guard_of(home, *policy), [100.0], []
+
+    def work(frame, context):
+        now[0] += taken
+        if fails:
+            raise PolicyError("min-batch")
+        return b"answer"
+
+    monkeypatch.setattr(guard, "_work", work)
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=pauses.append)
+    monkeypatch.setattr("client.guard.process.time", clock)
+    for call in (guard.train, guard.hello):
+        with pytest.raises(PolicyError) if fails else nullcontext():
+            assert call(b"", None) == b"answer"
+    assert pauses == ([] if slept is None else [pytest.approx(slept)] * 2)
 
 
 def test_a_call_that_hangs_ends_the_guard_and_not_the_node(home, monkeypatch):

@@ -6,7 +6,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from federation import Network, federate
+from federation import Network, federate, resumed
+from hazards import Cut, cut_at
 from small_config import small_config
 from tiny_reviews import CLASSES, folders, reviews  # noqa: F401  (fixtures)
 
@@ -109,6 +110,26 @@ def test_any_other_request_gets_fresh_noise_and_is_paid_for(tmp_path):
         names.add(other.name(oracle, request()))
     assert len(names) == 7
     assert [r.times for r in noisy.account.budget.spent(1)] == [2]
+
+
+def test_a_run_that_was_cut_off_and_resumed_has_paid_for_each_answer_that_left(tmp_path, home):
+    """The round that was cut off is asked for again: the same bits, and no other payment."""
+    config, answers = small_config(tmp_path, **PRIVATE), set()
+
+    def note(reply):
+        if reply.has_content() and reply.metadata.message_type == "train":
+            answers.add((reply.metadata.src_node_id, unpack(reply.content)[0]))
+        return [reply]
+
+    with pytest.raises(Cut):
+        federate(config, Network(config, change=note), cut_at(1))
+    forget_hosts()
+    again = resumed(config)
+    federate(again, Network(again, change=note))
+    with closing(BudgetLedger(home)) as budget:
+        spent = [sum(each.times for each in budget.spent(data.id)) for data in budget.sets()]
+    assert spent == [3, 3, 3]
+    assert len(answers) == 9
 
 
 def test_noise_is_what_is_paid_for(tmp_path):

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from dandelion import bench
 from dandelion.bench.rows import BenchRow, alternate
 from dandelion.cli.bench import app, show
+from dandelion.privacy.attacks.report import AttackRow
 from shared.base.errors import ConfigError
 
 ROWS = [
@@ -59,6 +60,19 @@ def test_a_command_shows_what_its_benchmark_measured(command, monkeypatch):
     done = CliRunner().invoke(app, [name.replace("_", "-")])
     assert done.exit_code == 0
     assert "theirs" in done.output
+
+
+def test_attacks_and_guards_are_options_of_the_benchmark_of_privacy(tmp_path, monkeypatch):
+    row = AttackRow("inversion", "image error", "0.007", "0.9", "mean image: 0.57")
+    report = "dandelion.privacy.attacks.report.measure_attacks"
+    monkeypatch.setattr(report, lambda say: [row])
+    monkeypatch.setattr("dandelion.privacy.guard_time.cost_of_guard", lambda: ROWS)
+    shown = CliRunner().invoke(app, ["privacy", "--attacks", "--json", str(tmp_path / "rows")])
+    assert "mean image" in shown.output
+    assert json.loads((tmp_path / "rows").read_text())[0]["private"] == "0.9"
+    printed = CliRunner().invoke(app, ["privacy", "--attacks", "--json", "-"])
+    assert json.loads(printed.stdout)[0]["plain"] == "0.007"
+    assert "theirs" in CliRunner().invoke(app, ["privacy", "--guard"]).output
 
 
 @pytest.mark.parametrize("option", [["--device", "cuda"], ["--json", "rows.json"]])

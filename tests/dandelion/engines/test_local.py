@@ -9,7 +9,7 @@ from small_config import small_config
 from client.app import app
 from dandelion.engines.local import LocalGrid, contexts_of, run_local
 from server.run import serve
-from shared.base.errors import interruption_of
+from shared.base.errors import StalledError, interruption_of
 
 
 class Interrupted:
@@ -46,6 +46,24 @@ def test_an_interrupted_run_ends_and_is_resumed_to_the_same_bits(error, tmp_path
         assert ledger.last_round == 1
         assert not list(ledger.refusals())
     assert digest(run_local(resumed(config))) == digest(whole)
+
+
+def test_what_a_site_raised_is_the_cause_if_too_few_answer(tmp_path, monkeypatch, caplog):
+    mistake, left = ValueError("a mistake in somebody's loss"), iter(range(3))  # introductions
+
+    def fail(message, context):
+        if next(left, None) is None:
+            raise mistake
+        return app(message, context)
+
+    monkeypatch.setattr("client.app.app", fail)
+    with (
+        caplog.at_level("DEBUG", "dandelion"),
+        pytest.raises(StalledError, match="a mistake in somebody's loss") as stalled,
+    ):
+        run_local(small_config(tmp_path))
+    assert stalled.value.__cause__ is mistake
+    assert any(record.exc_info and record.exc_info[1] is mistake for record in caplog.records)
 
 
 def test_what_an_error_came_up_in_is_known():

@@ -116,6 +116,16 @@ def test_what_only_some_cells_can_use_is_no_reason_to_refuse_the_sweep(tmp_path)
         check_plan(SweepPlan(["queries=1,2"], [], 1, plan.base))
 
 
+def test_a_private_run_is_followed_by_its_evaluations_alone(tmp_path):
+    files = CellFiles(tmp_path, "cell")
+    files.run.mkdir(parents=True)
+    rows = "round,loss,evaluation loss\n1,,\n2,,4.5\n3,,\n"
+    (files.run / "metrics.csv").write_text(rows)
+    assert files.progress() == (3, None, [(2, 4.5)])
+    (files.run / "metrics.csv").write_text(rows + "4,5.25,4.25\n")
+    assert files.progress() == (4, 5.25, [(2, 4.5), (4, 4.25)])
+
+
 def test_places_share_cores_and_gpus_evenly():
     slots = make_slots(2, ["0", "1"], [0, 1, 2, 3])
     assert [slot.cores for slot in slots] == [(0, 1), (2, 3)]

@@ -14,6 +14,7 @@ from dandelion.monitor.progress import RunProgress
 from server.reporting.sample_pages import page_of, read_samples, sample_lines
 from server.reporting.samples import texts_of
 from shared.base.errors import ConfigError
+from shared.generation.writer import Writer
 from shared.models.load import load_model
 from shared.training.oracle import Oracle
 
@@ -38,6 +39,18 @@ def test_held_out_prompts_are_written_after_at_each_evaluation(tmp_path):
     assert page.index("Round 3") < page.index("Round 0")
     for record in records:
         assert f"samples of round {record['round']}" in printed.getvalue()
+
+
+def test_what_a_model_writes_breaks_no_line_of_the_file(tmp_path, monkeypatch):
+    """``str.splitlines`` splits at more than the ends of lines."""
+    text = "one\u2028two\u2029three\x85four\x1cfive\r\nsix\vseven"
+    monkeypatch.setattr(Writer, "text", lambda writer, tokens: text)
+    folder = run_local(config(tmp_path, **DOCS, sample_prompts="hi", num_rounds=2))
+    records = read_samples(folder)
+    assert [record["round"] for record in records] == [0, 2]
+    assert [each["samples"][0]["text"] for each in records] == [text, text]
+    (folder / "prompts.txt").write_text("a\u2028b\n\nc\n", encoding="utf-8")
+    assert texts_of(str(folder / "prompts.txt")) == ["a\u2028b", "c"]
 
 
 def test_samples_are_of_the_replicas_parameters(tmp_path):

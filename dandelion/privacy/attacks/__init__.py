@@ -1,0 +1,1 @@
+"""Attacks that read data out of what a site sends: without privacy, and with it."""
