@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import sqrt
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,12 +97,21 @@ class Affine(nn.Module):
 
 
 class LightAttention(nn.Module):
-    """The parameters of causal self-attention; the block computes with them."""
+    """Causal self-attention."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.c_attn, self.c_proj = Affine(width, 3 * width), Affine(width, width)
         self.heads, self.size, self.scale = heads, width // heads, (width // heads) ** -0.5
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return what each of hidden states (B, T, C) takes from those before it."""
+        batch, length, width = hidden.shape
+        qkv = _affine(self.c_attn, hidden.view(-1, width))
+        parts = qkv.view(batch, length, 3, self.heads, self.size).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.unbind(0)  # each (B, heads, T, size)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+        return _affine(self.c_proj, mixed.transpose(1, 2).reshape(-1, width)).view(hidden.shape)
 
     def extra_repr(self) -> str:
         """The number of heads, which no parameter's shape says."""
@@ -110,11 +119,16 @@ class LightAttention(nn.Module):
 
 
 class LightMLP(nn.Module):
-    """The parameters of a block's two-layer perceptron; the block computes with them."""
+    """A block's perceptron of two layers."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.c_fc, self.c_proj = Affine(width, 4 * width), Affine(4 * width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return what each of hidden states (B, T, C) becomes."""
+        inner = _affine(self.c_fc, hidden.view(-1, hidden.shape[-1]))
+        return _affine(self.c_proj, F.gelu(inner, approximate="tanh")).view(hidden.shape)
 
 
 class LightBlock(nn.Module):
@@ -127,22 +141,12 @@ class LightBlock(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the next hidden states (B, T, C)."""
-        batch, length, width = hidden.shape
-        attn, mlp, rows = self.attn, self.mlp, hidden.view(-1, width)
-        qkv = _affine(attn.c_attn, _norm(self.ln_1, rows))
-        q, k, v = qkv.view(batch, length, 3, attn.heads, attn.size).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attn.scale)
-        rows = rows + _affine(attn.c_proj, mixed.transpose(1, 2).reshape(-1, width))
-        inner = F.gelu(_affine(mlp.c_fc, _norm(self.ln_2, rows)), approximate="tanh")
-        return (rows + _affine(mlp.c_proj, inner)).view(hidden.shape)
+        hidden = hidden + self.attn(self.ln_1(hidden))
+        return hidden + cast(Tensor, self.mlp(self.ln_2(hidden)))
 
 
 def _affine(layer: Affine, rows: Tensor) -> Tensor:
     return torch.addmm(layer.bias, rows, layer.weight)
-
-
-def _norm(layer: nn.LayerNorm, rows: Tensor) -> Tensor:
-    return F.layer_norm(rows, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
 
 
 class LightBody(nn.Module):

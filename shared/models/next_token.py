@@ -44,6 +44,8 @@ def _token_losses(module: nn.Module, blocks: Tensor) -> Tensor:
 def losses_of(rows: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy (n,) float32 of targets (n,) by logits (n, V); 0 where IGNORED."""
     size = max(1, chunk_logits(rows) // rows.shape[1])
+    if len(rows) <= size:
+        return F.cross_entropy(rows.float(), targets, ignore_index=IGNORED, reduction="none")
     losses = [
         F.cross_entropy(part.float(), target, ignore_index=IGNORED, reduction="none")
         for part, target in zip(torch.split(rows, size), torch.split(targets, size), strict=True)

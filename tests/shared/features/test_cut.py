@@ -60,7 +60,6 @@ def counted(oracle):
     """The number of sequences that each pass through the first block's attention has."""
     block, sizes = first_block(oracle), []
     attention = next(part for name, part in block.named_children() if "att" in name)
-    attention = getattr(attention, "c_attn", attention)  # our short forward of GPT-2 calls this
     attention.register_forward_pre_hook(
         lambda _, args, named: sizes.append(len(args[0] if args else named["hidden_states"])),
         with_kwargs=True,
