@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from processes import of_flower_home
 from rich.console import Console
+from small_tasks import task_settings
 
 from dandelion.engines.flower_simulation import ROOT, flower_environment, free_port, run_flower
 from dandelion.engines.local import run_local
@@ -94,3 +95,16 @@ def test_flwr_run_in_the_checkout_gives_the_digest_of_the_local_engine(tmp_path,
     finally:
         for pid in of_flower_home(tmp_path / "home" / "flwr"):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_answers_are_learned_and_judged_alike_in_flowers_simulation(tmp_path):
+    """A chat model and a file of messages; the sites write answers too, and their scores travel."""
+    pytest.importorskip("rouge_score", reason="the extra generation is not installed")
+    chats = {**task_settings("generation", tmp_path), "site-eval-fraction": 0.3}
+    here = run_local(config(tmp_path, "here", **chats))
+    there = run_flower(config(tmp_path, "there", **chats), Console(quiet=True))
+    ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (here, there))
+    for name in ("digest", "evaluation_rouge-l_last", "sites_rouge-l_last", "sites_token-f1_last"):
+        assert theirs[name] == ours[name], name
+    assert theirs["refused_replies"] == 0
