@@ -26,6 +26,7 @@ PUBLIC = Path("dandelion", "__init__.py")  # of an app too
 INSTALLED_PROJECT = Path(__file__).with_name("flower_app.toml")  # the same file, in a wheel
 CONNECTION = "simulation"
 START_TIMEOUT_S = 90.0
+TOKEN_LOST = "Runtime task-token authentication failed"  # in a SuperLink's log
 POLL_S = 3.0  # each status query costs a second of a core
 
 
@@ -82,8 +83,22 @@ def run_flower(config: Config, console: Console) -> Path:
             copy = folder / "flower.log"
             folder.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(log.read_bytes())
-            raise EngineError(f"Flower run {run_id} ended as {status}; its log: {copy}")
+            why = explain_failure(copy.read_text(errors="replace"))
+            raise EngineError(f"Flower run {run_id} ended as {status}; its log: {copy}{why}")
     return folder
+
+
+def explain_failure(log: str) -> str:
+    """Why a run failed, if Flower's log shows that this machine was too busy; else nothing.
+
+    Flower takes its token from a process that has not begun within 30 s or is silent for 60 s.
+    """
+    if TOKEN_LOST not in log:
+        return ""
+    return (
+        "; one of Flower's processes was too slow: it gets 30 s to begin and may be silent for "
+        "60 s; end other programs on this machine and start the run again"
+    )
 
 
 def flower_environment(home: Path) -> dict[str, str]:

@@ -15,7 +15,13 @@ from processes import of_flower_home
 from rich.console import Console
 from small_tasks import task_settings
 
-from dandelion.engines.flower_simulation import ROOT, flower_environment, free_port, run_flower
+from dandelion.engines.flower_simulation import (
+    ROOT,
+    explain_failure,
+    flower_environment,
+    free_port,
+    run_flower,
+)
 from dandelion.engines.local import run_local
 from shared.config.schema import Config
 
@@ -108,3 +114,10 @@ def test_answers_are_learned_and_judged_alike_in_flowers_simulation(tmp_path):
     for name in ("digest", "evaluation_rouge-l_last", "sites_rouge-l_last", "sites_token-f1_last"):
         assert theirs[name] == ours[name], name
     assert theirs["refused_replies"] == 0
+
+
+def test_a_failure_of_a_busy_machine_is_explained():
+    """The line is of Flower 1.42, whose ``flwr-simulation`` was made to begin 45 s late."""
+    line = "[/v1/runtime/push-task-output][ApiError:1008] Runtime task-token authentication failed."
+    assert "end other programs on this machine" in explain_failure(f"INFO started\n{line}\n")
+    assert explain_failure("ERROR ServerApp failed: 3 sites needed, 2 came\n") == ""
