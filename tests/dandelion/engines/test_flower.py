@@ -117,7 +117,7 @@ def test_answers_are_learned_and_judged_alike_in_flowers_simulation(tmp_path):
 
 
 def test_a_failure_of_a_busy_machine_is_explained():
-    """The line is of Flower 1.42, whose ``flwr-simulation`` was made to begin 45 s late."""
+    """The line is of Flower 1.41, whose ``flwr-simulation`` was made to begin 45 s late."""
     line = "[/v1/runtime/push-task-output][ApiError:1008] Runtime task-token authentication failed."
     assert "end other programs on this machine" in explain_failure(f"INFO started\n{line}\n")
     assert explain_failure("ERROR ServerApp failed: 3 sites needed, 2 came\n") == ""
