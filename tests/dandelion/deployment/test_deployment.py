@@ -1,17 +1,9 @@
 """A federation over the wire: TLS, node keys, three nodes, and ``kill -9`` of each of its parts."""
 
-import json
-import random
-
 import pytest
-import small_models
 from machines import last_round
 from processes import Watch, mapped, until
-from rich.console import Console
 from three_nodes import SETTINGS, local_digest, partition, three_nodes
-
-from dandelion.engines.flower_simulation import run_flower
-from shared.config.schema import Config
 
 pytestmark = pytest.mark.deployment
 KILLS = {**SETTINGS, "num-rounds": 10, "staleness": 1}
@@ -32,32 +24,6 @@ def test_a_run_over_the_wire_has_the_digest_of_the_local_engine(federation, tmp_
     assert not set().union(*watch.seen.values())
     (guard,) = federation.workers("n0")
     assert "libtorch" in mapped(guard)
-
-
-@pytest.fixture
-def reviews(tmp_path):
-    """Settings of a readout on a tiny language model, with a folder of its texts."""
-    drawn, words = random.Random(1), ("the", "film", "was", "it", "and", "plot", "a")
-    lines = ["text,label"]
-    for number in range(48):
-        label = ("bad", "good")[number % 2]
-        lines.append(f"{' '.join(drawn.choices(words, k=5))} {label},{label}")
-    (tmp_path / "reviews").mkdir()
-    (tmp_path / "reviews" / "train.csv").write_text("\n".join(lines) + "\n")
-    of_data = {"task": "classification", "label-words": "bad, good", "block-size": 16}
-    readout = {"scope": "words", "queries": 8, "zo-batch-size": 0, "step": "auto"}
-    model, texts = small_models.causal(tmp_path / "model"), str(tmp_path / "reviews")
-    given = {"model": model, "dataset": texts, "max-samples": 0, "keep-disk": 0}
-    return {**SETTINGS, **of_data, **readout, **given}
-
-
-def test_a_readout_on_kept_features_has_one_digest_on_every_engine(federation, reviews, tmp_path):
-    """Exact slopes of features that each process computes for itself: none is off by a bit."""
-    assert federation.run("readout", reviews).wait(400) == 0, federation.output_of("readout")
-    config = Config.from_run_config({**reviews, "output-dir": str(tmp_path), "run-name": "flower"})
-    simulated = json.loads((run_flower(config, Console(quiet=True)) / "summary.json").read_text())
-    assert simulated["digest"] == federation.digest("readout") == local_digest(tmp_path, reviews)
-    assert simulated["rounds"] == SETTINGS["num-rounds"]
 
 
 def test_what_is_killed_changes_no_bit(federation, tmp_path):
