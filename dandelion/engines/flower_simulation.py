@@ -27,6 +27,10 @@ INSTALLED_PROJECT = Path(__file__).with_name("flower_app.toml")  # the same file
 CONNECTION = "simulation"
 START_TIMEOUT_S = 90.0
 TOKEN_LOST = "Runtime task-token authentication failed"  # in a SuperLink's log
+TOO_SLOW = (
+    "a process of Flower's was too slow: it has 30 s to begin and may be silent for 60 s; "
+    "end other programs on this machine"
+)
 POLL_S = 3.0  # each status query costs a second of a core
 
 
@@ -83,22 +87,24 @@ def run_flower(config: Config, console: Console) -> Path:
             copy = folder / "flower.log"
             folder.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(log.read_bytes())
-            why = explain_failure(copy.read_text(errors="replace"))
+            why = f"; {TOO_SLOW}" * (TOKEN_LOST in copy.read_text(errors="replace"))
             raise EngineError(f"Flower run {run_id} ended as {status}; its log: {copy}{why}")
     return folder
 
 
-def explain_failure(log: str) -> str:
-    """Why a run failed, if Flower's log shows that this machine was too busy; else nothing.
+def progress_lines(log: str) -> list[str]:
+    """What a run says of its progress, and once, if Flower's log shows it, that it is too slow.
 
-    Flower takes its token from a process that has not begun within 30 s or is silent for 60 s.
+    Flower takes its token from a process that has not begun within 30 s or is silent for 60 s. One
+    that has not begun is started anew, without end; one that is silent ends the run.
     """
-    if TOKEN_LOST not in log:
-        return ""
-    return (
-        "; one of Flower's processes was too slow: it gets 30 s to begin and may be silent for "
-        "60 s; end other programs on this machine and start the run again"
-    )
+    lines: list[str] = []
+    for line in log.splitlines():
+        if PREFIX in line:
+            lines.append(line.partition(PREFIX)[2])
+        elif TOKEN_LOST in line and TOO_SLOW not in lines:
+            lines.append(TOO_SLOW)
+    return lines
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -269,9 +275,9 @@ def _wait(run_id: str, environment: Mapping[str, str], log: Path, console: Conso
     shown = 0
     while True:
         time.sleep(POLL_S)
-        lines = [line for line in log.read_text(errors="replace").splitlines() if PREFIX in line]
+        lines = progress_lines(log.read_text(errors="replace"))
         for line in lines[shown:]:
-            console.print(line.partition(PREFIX)[2], soft_wrap=True, highlight=False, markup=False)
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
         shown = len(lines)
         answer = run_flwr(["ls", CONNECTION, "--run-id", run_id], environment)
         try:

@@ -16,10 +16,12 @@ from rich.console import Console
 from small_tasks import task_settings
 
 from dandelion.engines.flower_simulation import (
+    PREFIX,
     ROOT,
-    explain_failure,
+    TOO_SLOW,
     flower_environment,
     free_port,
+    progress_lines,
     run_flower,
 )
 from dandelion.engines.local import run_local
@@ -116,8 +118,9 @@ def test_answers_are_learned_and_judged_alike_in_flowers_simulation(tmp_path):
     assert theirs["refused_replies"] == 0
 
 
-def test_a_failure_of_a_busy_machine_is_explained():
+def test_a_machine_that_is_too_busy_for_flower_is_told_so_once():
     """The line is of Flower 1.41, whose ``flwr-simulation`` was made to begin 45 s late."""
-    line = "[/v1/runtime/push-task-output][ApiError:1008] Runtime task-token authentication failed."
-    assert "end other programs on this machine" in explain_failure(f"INFO started\n{line}\n")
-    assert explain_failure("ERROR ServerApp failed: 3 sites needed, 2 came\n") == ""
+    lost = "[/v1/runtime/push-task-output][ApiError:1008] Runtime task-token authentication failed."
+    log = [f"{PREFIX}round 1", lost, "INFO other", lost, f"{PREFIX}round 2", lost]
+    assert progress_lines("\n".join(log)) == ["round 1", TOO_SLOW, "round 2"]
+    assert progress_lines(f"{log[0]}\n{log[2]}") == ["round 1"]
