@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from server.reporting.status_line import PREFIX
+from dandelion.engines.flower_reports import failure_text, progress_lines
 from shared.base.errors import ConfigError, DandelionError
 from shared.base.files import OWN_PACKAGES
 from shared.config.schema import Config, to_toml
@@ -26,11 +26,6 @@ PUBLIC = Path("dandelion", "__init__.py")  # of an app too
 INSTALLED_PROJECT = Path(__file__).with_name("flower_app.toml")  # the same file, in a wheel
 CONNECTION = "simulation"
 START_TIMEOUT_S = 90.0
-TOKEN_LOST = "Runtime task-token authentication failed"  # in a SuperLink's log
-TOO_SLOW = (
-    "a process of Flower's was too slow: it has 30 s to begin and may be silent for 60 s; "
-    "end other programs on this machine"
-)
 POLL_S = 3.0  # each status query costs a second of a core
 
 
@@ -82,29 +77,13 @@ def run_flower(config: Config, console: Console) -> Path:
         with run_superlink(Path(home), environment) as log:
             run_id = _start(app_folder(Path(home)), file, config, environment)
             console.print(f"Flower run {run_id}; log {log}", soft_wrap=True, highlight=False)
-            status = _wait(run_id, environment, log, console)
+            status, details = _wait(run_id, environment, log, console)
         if status != "finished:completed":
             copy = folder / "flower.log"
             folder.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(log.read_bytes())
-            why = f"; {TOO_SLOW}" * (TOKEN_LOST in copy.read_text(errors="replace"))
-            raise EngineError(f"Flower run {run_id} ended as {status}; its log: {copy}{why}")
+            raise EngineError(failure_text(run_id, status, details, copy))
     return folder
-
-
-def progress_lines(log: str) -> list[str]:
-    """What a run says of its progress, and once, if Flower's log shows it, that it is too slow.
-
-    Flower takes its token from a process that has not begun within 30 s or is silent for 60 s. One
-    that has not begun is started anew, without end; one that is silent ends the run.
-    """
-    lines: list[str] = []
-    for line in log.splitlines():
-        if PREFIX in line:
-            lines.append(line.partition(PREFIX)[2])
-        elif TOKEN_LOST in line and TOO_SLOW not in lines:
-            lines.append(TOO_SLOW)
-    return lines
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -270,8 +249,10 @@ def _start(app: Path, file: Path, config: Config, environment: Mapping[str, str]
         raise EngineError(f"flwr run did not start: {answer}") from error
 
 
-def _wait(run_id: str, environment: Mapping[str, str], log: Path, console: Console) -> str:
-    """Print the run's progress until it has finished; return its last status."""
+def _wait(
+    run_id: str, environment: Mapping[str, str], log: Path, console: Console
+) -> tuple[str, str]:
+    """Print the run's progress until it has finished; return its last status and the details."""
     shown = 0
     while True:
         time.sleep(POLL_S)
@@ -281,8 +262,9 @@ def _wait(run_id: str, environment: Mapping[str, str], log: Path, console: Conso
         shown = len(lines)
         answer = run_flwr(["ls", CONNECTION, "--run-id", run_id], environment)
         try:
-            status = str(answer["runs"][0]["status"])
+            row = answer["runs"][0]
+            status = str(row["status"])
         except (KeyError, IndexError) as error:
             raise EngineError(f"flwr ls failed: {answer}") from error
         if status.startswith("finished"):
-            return status
+            return status, str(row.get("status-details", ""))

@@ -15,13 +15,17 @@ from processes import of_flower_home
 from rich.console import Console
 from small_tasks import task_settings
 
-from dandelion.engines.flower_simulation import (
+from dandelion.engines.flower_reports import (
     PREFIX,
-    ROOT,
+    TOKEN_LOST,
     TOO_SLOW,
+    failure_text,
+    progress_lines,
+)
+from dandelion.engines.flower_simulation import (
+    ROOT,
     flower_environment,
     free_port,
-    progress_lines,
     run_flower,
 )
 from dandelion.engines.local import run_local
@@ -124,3 +128,14 @@ def test_a_machine_that_is_too_busy_for_flower_is_told_so_once():
     log = [f"{PREFIX}round 1", lost, "INFO other", lost, f"{PREFIX}round 2", lost]
     assert progress_lines("\n".join(log)) == ["round 1", TOO_SLOW, "round 2"]
     assert progress_lines(f"{log[0]}\n{log[2]}") == ["round 1"]
+
+
+def test_a_failed_run_is_reported_with_its_error_and_a_slow_process(tmp_path):
+    log, details = tmp_path / "flower.log", "Traceback:\n  raise x\nValueError: 3 expected, got 2\n"
+    assert "ended as finished:failed: ValueError: 3 expected, got 2; its log:" in failure_text(
+        "7", "finished:failed", details, log
+    )
+    log.write_text(f"ERROR {TOKEN_LOST}.\n")
+    text = failure_text("7", "finished:failed", "No heartbeat received from the task", log)
+    assert "No heartbeat received from the task" in text
+    assert text.endswith(TOO_SLOW)
