@@ -1,7 +1,6 @@
 """``dandelion server``: keeps Flower's server programs running, and starts runs on them."""
 
 import os
-import re
 import secrets
 import signal
 import time
@@ -37,6 +36,7 @@ from dandelion.deployment.deploy_home import (
 )
 from dandelion.deployment.operator_keys import keys_app, load_key, sign_run
 from dandelion.deployment.supervisor import Keeper, find_process, quote, write_pid
+from dandelion.engines.flower_reports import failure_text
 from dandelion.engines.flower_simulation import EngineError, app_folder, program_path, run_flwr
 from dandelion.monitor.tables import all_rows
 from dandelion.settings.command_options import check_common, common_settings
@@ -50,7 +50,6 @@ MOST_DEATHS = 5  # of one program in a row
 UP_S, STOP_S = 90.0, 30.0
 RUN_FILE = "run.toml"  # the settings of the run that was started last
 INTERRUPTED = 130  # the exit status of a command that ^C ended
-ERROR_LINE = re.compile(r"(\w+\.)*\w*(Error|Exception|Interrupt|Exit)\b")
 POLL_FIRST_S, POLL_LAST_S = 1.0, 10.0  # each look is a process of Flower's: a second of a core
 
 
@@ -175,14 +174,6 @@ def _check_task(config: Config) -> None:
     from shared.training.start import load_start
 
     task_of(config, load_start(config))
-
-
-def failure_text(run_id: str, status: str, details: str, log: Path) -> str:
-    """Why a run ended: the error of its ServerApp, which Flower keeps as the status' details."""
-    lines = [line.strip() for line in details.splitlines() if line.strip()]
-    named = [line for line in lines if ERROR_LINE.match(line)]
-    reason = (named or lines or ["the ServerApp gave no reason"])[-1]
-    return f"Flower run {run_id} ended as {status}: {reason}; its log: {log}"
 
 
 @app.command()

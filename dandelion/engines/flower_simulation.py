@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from server.reporting.status_line import PREFIX
+from dandelion.engines.flower_reports import failure_text, progress_lines
 from shared.base.errors import ConfigError, DandelionError
 from shared.base.files import OWN_PACKAGES
 from shared.config.schema import Config, to_toml
@@ -77,12 +77,12 @@ def run_flower(config: Config, console: Console) -> Path:
         with run_superlink(Path(home), environment) as log:
             run_id = _start(app_folder(Path(home)), file, config, environment)
             console.print(f"Flower run {run_id}; log {log}", soft_wrap=True, highlight=False)
-            status = _wait(run_id, environment, log, console)
+            status, details = _wait(run_id, environment, log, console)
         if status != "finished:completed":
             copy = folder / "flower.log"
             folder.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(log.read_bytes())
-            raise EngineError(f"Flower run {run_id} ended as {status}; its log: {copy}")
+            raise EngineError(failure_text(run_id, status, details, copy))
     return folder
 
 
@@ -249,19 +249,22 @@ def _start(app: Path, file: Path, config: Config, environment: Mapping[str, str]
         raise EngineError(f"flwr run did not start: {answer}") from error
 
 
-def _wait(run_id: str, environment: Mapping[str, str], log: Path, console: Console) -> str:
-    """Print the run's progress until it has finished; return its last status."""
+def _wait(
+    run_id: str, environment: Mapping[str, str], log: Path, console: Console
+) -> tuple[str, str]:
+    """Print the run's progress until it has finished; return its last status and the details."""
     shown = 0
     while True:
         time.sleep(POLL_S)
-        lines = [line for line in log.read_text(errors="replace").splitlines() if PREFIX in line]
+        lines = progress_lines(log.read_text(errors="replace"))
         for line in lines[shown:]:
-            console.print(line.partition(PREFIX)[2], soft_wrap=True, highlight=False, markup=False)
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
         shown = len(lines)
         answer = run_flwr(["ls", CONNECTION, "--run-id", run_id], environment)
         try:
-            status = str(answer["runs"][0]["status"])
+            row = answer["runs"][0]
+            status = str(row["status"])
         except (KeyError, IndexError) as error:
             raise EngineError(f"flwr ls failed: {answer}") from error
         if status.startswith("finished"):
-            return status
+            return status, str(row.get("status-details", ""))

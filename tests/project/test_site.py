@@ -1,18 +1,17 @@
 """The documentation site builds strictly, and reads without a network."""
 
 import re
-import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
 
 import pytest
+from browser import needs_browser, open_page
 from pages import PAGES, ROOT
 
 pytestmark = pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed")
 LOADED = re.compile(r"""<(?:script|img|iframe|link(?![^>]+rel="?canonical))[^>]*?\s
                         (?:src|href)=["']?(?:https?:)?//[^"'\s>]+""", re.VERBOSE)  # fmt: skip
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 STYLE = re.compile(r"(?:url\(|@import\s+)[\"']?(?:https?:)?//[^\"')]+")
 
 
@@ -49,14 +48,12 @@ def test_the_search_needs_no_server(site):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+@needs_browser
 def test_a_browser_searches_in_a_page_that_was_opened_from_disk(site, tmp_path):
     address = f"{(site / 'how-to' / 'sweep.html').as_uri()}?q=ledger"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
-    words = [BROWSER, *options, "--virtual-time-budget=15000", "--dump-dom", address]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
-    assert re.search(r"[1-9]\d* matching documents", done.stdout), done.stdout[-2000:]
-    assert "ledger-layout.html" in done.stdout
+    opened = open_page(address, tmp_path, "--virtual-time-budget=15000", "--dump-dom")
+    assert re.search(r"[1-9]\d* matching documents", opened.output), opened.output[-2000:]
+    assert "ledger-layout.html" in opened.output
 
 
 def test_the_patterns_find_what_is_loaded_from_elsewhere():

@@ -28,7 +28,9 @@ FENCE, CODE = (
 LINK, HEADING = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)"), re.compile(r"^#{1,6} +(.+?)\s*$", re.M)
 OURS = re.compile(r"(?:server|client|shared|dandelion|deploy|docs|tests|examples)/[\w./@*-]*")
 COMMAND = re.compile(r"(?:^|bin/)dandelion (?=[a-z])(.*)")
-ENDS = re.compile(r"\s(?:#|\||&&|;)(?:\s|$)")  # of a command: a comment, or the shell's own words
+WORDS = re.compile(  # of a command, up to a comment or the shell's own words outside quotes
+    r"""(?:"[^"]*"|'[^']*'|(?!\s(?:\#|\||&&|;)(?:\s|$)).)*"""
+)
 
 
 class Command(NamedTuple):
@@ -84,5 +86,5 @@ def commands(page: str) -> list[Command]:
     """The ``dandelion`` commands of a page, in blocks and in backticks."""
     lines = [line for block in blocks(page) for line in block.replace("\\\n", " ").splitlines()]
     matches = (COMMAND.search(line.strip()) for line in [*lines, *CODE.findall(prose(page))])
-    texts = [ENDS.split(match.group(1))[0] for match in matches if match]
+    texts = [WORDS.match(match.group(1))[0] for match in matches if match]
     return [Command(tuple(shlex.split(text))) for text in texts]

@@ -27,17 +27,25 @@ def local_digest(folder: Path, settings: dict[str, object]) -> str:
     return json.loads((run_local(config) / "summary.json").read_text())["digest"]
 
 
+def public_folder(federation: Federation) -> Path:
+    """Where models and data lie that the policy of every node lets a run name."""
+    return federation.folder / "public"
+
+
 @contextmanager
 def three_nodes(folder: Path) -> Iterator[Federation]:
     """A server and three nodes that have joined, each with its third of the data.
 
-    The last node runs Flower's programs unpatched.
+    The last node runs Flower's programs unpatched. Runs may name what is in ``public_folder``.
     """
     federation = Federation(folder)
+    allowed = ["--set", f"allow-paths={public_folder(federation)}/*"]
     try:
         federation.up()
         for number in range(3):
-            federation.join(f"n{number}", *partition(number), *["--stock"] * (number == 2))
+            federation.join(
+                f"n{number}", *partition(number), *allowed, *["--stock"] * (number == 2)
+            )
         yield federation
     finally:
         federation.end()

@@ -7,6 +7,7 @@ and bytes that no code of ours has checked. A refusal names its key, and no numb
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from shared.config.schema import Config
 from shared.problem.source import source_digest
 from shared.protocol.entry import Entry, SlotDifferences
 from shared.protocol.messages import Behind, Measured, Request, decode_reply, encode_request
+from shared.protocol.run_request import RunRequest, sign
 from shared.replica.snapshot import encode_snapshot
 from shared.training.oracle import Oracle
 
@@ -195,8 +197,9 @@ def test_a_run_that_no_operator_has_signed(tmp_path):
     assert isinstance(site.ask(own), Measured)
     site.refuses("operators", own, run=OTHER_RUN)
     site.refuses("operators", own | {"queries": 64})
-    stale = config.replace(run_request=sign_run(config, KEY, RUN, -1.0)).to_run_config()
-    site.refuses("operators", stale)
+    claim = RunRequest.decode(own["run-request"]).claim
+    stale = sign(replace(claim, expires=claim.signed - 3600), KEY)
+    site.refuses("operators", own | {"run-request": stale})
     foreign = config.replace(run_request=sign_run(config, bytes(32), RUN, 1.0)).to_run_config()
     site.refuses("operators", foreign)
 

@@ -1,10 +1,9 @@
 """A comparison runs every method from one start, says what each cost, and makes a page."""
 
 import json
-import shutil
-import subprocess
 
 import pytest
+from browser import needs_browser, open_page
 from fleet import config
 from typer.testing import CliRunner
 
@@ -33,7 +32,6 @@ from shared.config.schema import Config
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 KEYS = ("dataset", "max-samples", "partitioner", "block-size", "eval-blocks", "num-clients",
         "queries", "zo-batch-size", "bp-batch-size", "bp-interval", "round-timeout",
         "wait-timeout")  # fmt: skip
@@ -240,16 +238,15 @@ PROBE = """<script>addEventListener("load", async () => {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+@needs_browser
 def test_the_page_works_in_a_browser(comparisons, tmp_path):
-    """It draws, each button changes the axis, and the legend hides a method."""
+    """It draws, buttons change the axis, the legend hides a method, the console is empty."""
     file = tmp_path / "page.html"
     file.write_text((comparisons[0] / "comparison.html").read_text().replace("</body>", PROBE))
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-               "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}",
-               "--virtual-time-budget=20000", file.as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
-    said = json.loads(done.stdout.partition('<pre id="said">')[2].partition("</pre>")[0])
+    options = ("--dump-dom", "--virtual-time-budget=20000")
+    opened = open_page(file.as_uri(), tmp_path / "profile", *options)
+    assert opened.complaints == []
+    said = json.loads(opened.output.partition('<pre id="said">')[2].partition("</pre>")[0])
     assert said.pop("points") == len(METHODS)
     assert said.pop("hidden") == "legendonly"
     assert said == dict.fromkeys(comparisons[1]["axes"], True)

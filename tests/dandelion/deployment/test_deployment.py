@@ -1,9 +1,12 @@
 """A federation over the wire: TLS, node keys, three nodes, and ``kill -9`` of each of its parts."""
 
+import json
+
 import pytest
 from machines import last_round
 from processes import Watch, mapped, until
-from three_nodes import SETTINGS, local_digest, partition, three_nodes
+from small_tasks import task_settings
+from three_nodes import SETTINGS, local_digest, partition, public_folder, three_nodes
 
 pytestmark = pytest.mark.deployment
 KILLS = {**SETTINGS, "num-rounds": 10, "staleness": 1}
@@ -43,3 +46,16 @@ def test_what_is_killed_changes_no_bit(federation, tmp_path):
     assert commands[-1].wait(400) == 0, federation.output_of("killed")
     assert federation.digest("killed") == local_digest(tmp_path, KILLS)
     assert [command.wait(120) for command in commands[:2]] == [2, 2]  # Flower noticed, and said so
+
+
+def test_answers_are_learned_and_judged_over_the_wire(federation, tmp_path):
+    """A chat model and a file of messages; sites write answers to their own held-out prompts."""
+    pytest.importorskip("rouge_score", reason="the extra generation is not installed")
+    public = public_folder(federation)
+    public.mkdir()
+    chats = {**SETTINGS, **task_settings("generation", public), "site-eval-fraction": 0.3}
+    assert federation.run("answers", chats).wait(400) == 0, federation.output_of("answers")
+    assert federation.digest("answers") == local_digest(tmp_path, chats)
+    summary = json.loads((federation.runs / "answers" / "summary.json").read_text())
+    assert summary["refused_replies"] == 0
+    assert 0 <= summary["sites_rouge-l_last"] <= 1

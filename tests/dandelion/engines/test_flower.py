@@ -14,8 +14,21 @@ import pytest
 import small_models
 from processes import of_flower_home
 from rich.console import Console
+from small_tasks import task_settings
 
-from dandelion.engines.flower_simulation import ROOT, flower_environment, free_port, run_flower
+from dandelion.engines.flower_reports import (
+    PREFIX,
+    TOKEN_LOST,
+    TOO_SLOW,
+    failure_text,
+    progress_lines,
+)
+from dandelion.engines.flower_simulation import (
+    ROOT,
+    flower_environment,
+    free_port,
+    run_flower,
+)
 from dandelion.engines.local import run_local
 from shared.config.schema import Config
 
@@ -120,3 +133,35 @@ def test_what_is_kept_of_a_text_is_the_same_in_processes_of_their_own(tmp_path, 
     }
     here = digest(run_local(config(tmp_path, "here", **chosen)))
     assert digest(run_flower(config(tmp_path, "there", **chosen), Console(quiet=True))) == here
+
+
+@pytest.mark.slow
+def test_answers_are_learned_and_judged_alike_in_flowers_simulation(tmp_path):
+    """A chat model and a file of messages; the sites write answers too, and their scores travel."""
+    pytest.importorskip("rouge_score", reason="the extra generation is not installed")
+    chats = {**task_settings("generation", tmp_path), "site-eval-fraction": 0.3}
+    here = run_local(config(tmp_path, "here", **chats))
+    there = run_flower(config(tmp_path, "there", **chats), Console(quiet=True))
+    ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (here, there))
+    for name in ("digest", "evaluation_rouge-l_last", "sites_rouge-l_last", "sites_token-f1_last"):
+        assert theirs[name] == ours[name], name
+    assert theirs["refused_replies"] == 0
+
+
+def test_a_machine_that_is_too_busy_for_flower_is_told_so_once():
+    """The line is of Flower 1.41, whose ``flwr-simulation`` was made to begin 45 s late."""
+    lost = "[/v1/runtime/push-task-output][ApiError:1008] Runtime task-token authentication failed."
+    log = [f"{PREFIX}round 1", lost, "INFO other", lost, f"{PREFIX}round 2", lost]
+    assert progress_lines("\n".join(log)) == ["round 1", TOO_SLOW, "round 2"]
+    assert progress_lines(f"{log[0]}\n{log[2]}") == ["round 1"]
+
+
+def test_a_failed_run_is_reported_with_its_error_and_a_slow_process(tmp_path):
+    log, details = tmp_path / "flower.log", "Traceback:\n  raise x\nValueError: 3 expected, got 2\n"
+    assert "ended as finished:failed: ValueError: 3 expected, got 2; its log:" in failure_text(
+        "7", "finished:failed", details, log
+    )
+    log.write_text(f"ERROR {TOKEN_LOST}.\n")
+    text = failure_text("7", "finished:failed", "No heartbeat received from the task", log)
+    assert "No heartbeat received from the task" in text
+    assert text.endswith(TOO_SLOW)

@@ -3,12 +3,12 @@
 import json
 import re
 import shutil
-import subprocess
 from base64 import b64decode
 from contextlib import closing
 
 import numpy as np
 import pytest
+from browser import needs_browser, open_page
 from federation import config
 from small_tasks import task_settings
 from typer.testing import CliRunner
@@ -28,7 +28,6 @@ from shared.privacy.accounting import Rounds, epsilon_of
 from shared.tasks.task import TASKS
 from shared.tasks.text_rules import WRITING
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NAME = "<script>alert('site')</script>"
 
 
@@ -154,17 +153,23 @@ def test_what_privacy_cost_is_that_of_the_rounds_in_the_ledger(tmp_path, monkeyp
 
 def complaints(file, tmp_path, width=1280):
     """What the console of a browser says of a page, which is then drawn as a picture."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-               f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
-               "--host-resolver-rules=MAP * ~NOTFOUND", f"--screenshot={tmp_path / 'page.png'}",
-               file.as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
-    assert (tmp_path / "page.png").stat().st_size > 10_000
-    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    picture = tmp_path / "page.png"
+    options = (f"--window-size={width},900", f"--screenshot={picture}")
+    opened = open_page(file.as_uri(), tmp_path / "profile", *options)
+    assert picture.stat().st_size > 10_000
+    return opened.complaints
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+@needs_browser
+def test_a_browser_complains_of_a_script_that_the_policy_of_a_report_refuses(folder, tmp_path):
+    file = tmp_path / "page.html"
+    file.write_text(text_of(folder).replace("</body>", "<script>alert()</script></body>"))
+    assert any("Content Security Policy" in line for line in complaints(file, tmp_path))
+
+
+@pytest.mark.slow
+@needs_browser
 @pytest.mark.parametrize("width", [400, 1280])
 def test_a_browser_shows_it_and_complains_of_nothing(folder, tmp_path, width):
     file = tmp_path / "page.html"
@@ -173,7 +178,7 @@ def test_a_browser_shows_it_and_complains_of_nothing(folder, tmp_path, width):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+@needs_browser
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("task", TASKS.names())
 def test_a_browser_shows_the_report_of_every_task(task, tmp_path):
