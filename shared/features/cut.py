@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from shared.base.flat import FlatModel
 from shared.config.run_sections import RunSettings
 from shared.features.kept_features import Progress
-from shared.features.prefix import FrozenPrefix, NoPrefixError, count_frozen_blocks, find_prefix
 from shared.features.passes import split_into_passes
+from shared.features.prefix import FrozenPrefix, NoPrefixError, count_frozen_blocks, find_prefix
 from shared.features.store import KeptTensors, example_keys, features_name
 
 LOG = logging.getLogger("dandelion")
