@@ -10,6 +10,7 @@ from shared.base.files import code_digest
 from shared.config.schema import RESUMABLE, Config
 from shared.data.examples import Examples
 from shared.data.resolve import documents_of
+from shared.modes.estimators import with_estimator
 from shared.protocol.messages import Request
 from shared.training.corpus import columns_of
 from shared.training.oracle import Oracle
@@ -45,9 +46,11 @@ def fingerprint_request(oracle: Oracle, request: Request, config: Config, *more:
     """SHA-256 of what a site is asked: run, round, settings, code, and the parameters themselves.
 
     The parameters enter by a SHA-256 of their own: whoever chooses them can forge the digest that
-    sites and server compare. ``more`` names what else the answer depends on.
+    sites and server compare. ``more`` names what else the answer depends on. A run that is resumed
+    has the estimator that it has recorded in place of ``auto``: that is no other request.
     """
-    decisive = {k: v for k, v in config.to_run_config().items() if k not in RESUMABLE}
+    recorded = with_estimator(config).to_run_config()
+    decisive = {k: v for k, v in recorded.items() if k not in RESUMABLE}
     flat = oracle.replica.model.flat.detach().cpu().contiguous()
     parts = (
         request.run,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shared.base.flat import FlatModel
 from shared.config.run_sections import RunSettings
 from shared.features.kept_features import Progress
+from shared.features.passes import split_into_passes
 from shared.features.prefix import FrozenPrefix, NoPrefixError, count_frozen_blocks, find_prefix
 from shared.features.store import KeptTensors, example_keys, features_name
 
@@ -165,7 +166,9 @@ class KeptPrefix:
         lengths = (tokens >= 0).sum(1).tolist()
         progress = Progress(f"activations of {len(numbers):,} examples", len(numbers))
         most = PASS_TOKENS[self.model.flat.device.type]
-        for part in _batches(sorted(numbers, key=lengths.__getitem__), lengths, most):
+        mixed = self.model.flat.is_cuda
+        for places in split_into_passes([lengths[at] for at in numbers], most, mixed=mixed):
+            part = [numbers[place] for place in places]
             new = self._run_prefix(rows[part])
             dtype = getattr(torch, self.run.keep_dtype)
             rounded = [tensor.to(dtype).float() for tensor in new]  # as it is when it is read
@@ -245,15 +248,3 @@ def _states_of(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
     """The hidden states among a block's arguments."""
     hidden: Tensor = args[0] if args else named["hidden_states"]
     return hidden
-
-
-def _batches(numbers: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Split examples, sorted by length, into batches of at most ``most`` tokens with padding."""
-    batch: list[int] = []
-    for number in numbers:
-        if batch and (len(batch) + 1) * lengths[number] > most:
-            yield batch
-            batch = []
-        batch.append(number)
-    if batch:
-        yield batch

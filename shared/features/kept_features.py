@@ -10,6 +10,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from shared.features.passes import repeat_to_fill, split_into_passes
 from shared.features.store import KeptTensors, example_keys
 
 LOG = logging.getLogger("dandelion")
@@ -79,23 +80,23 @@ class KeptFeatures:
     def _compute_rows(
         self, module: nn.Module, tokens: Tensor, lengths: Tensor, missing: Mapping[bytes, int]
     ) -> dict[bytes, Tensor]:
-        """Compute the texts of some rows, in passes of texts of about one length, and store them.
+        """Compute the texts of some rows, in passes of texts of one length, and store them.
 
         Each pass is stored at once, so that a process that is stopped loses one pass.
         """
         most = CUDA_PASS_TOKENS if tokens.is_cuda else PASS_TOKENS
-        keys = sorted(missing, key=lambda key: -int(lengths[missing[key]]))
+        keys, sizes = [*missing], [int(lengths[number]) for number in missing.values()]
         numbers: dict[bytes, Tensor] = {}
-        total = int(lengths[list(missing.values())].sum())
-        progress = Progress(f"features of {len(keys):,} examples", total)
-        while keys:
-            longest = int(lengths[missing[keys[0]]])
-            part, keys = keys[: max(1, most // longest)], keys[max(1, most // longest) :]
-            chosen = torch.tensor([missing[key] for key in part], device=tokens.device)
+        progress = Progress(f"features of {len(keys):,} examples", sum(sizes))
+        for part in [*split_into_passes(sizes, most, mixed=tokens.is_cuda)][::-1]:
+            longest = sizes[part[-1]]
+            filled = part if tokens.is_cuda else repeat_to_fill(part)
+            chosen = torch.tensor([missing[keys[n]] for n in filled], device=tokens.device)
             with torch.inference_mode():
                 values = self.compute(module, tokens[chosen, :longest], lengths[chosen])
-            numbers |= self._store_rows(part, list(values.float().cpu()))
-            progress.advance(int(lengths[chosen].sum()))
+            kept = list(values[: len(part)].float().cpu())
+            numbers |= self._store_rows([keys[place] for place in part], kept)
+            progress.advance(sum(sizes[place] for place in part))
         return numbers
 
     def _store_rows(self, keys: Sequence[bytes], rows: Sequence[Tensor]) -> dict[bytes, Tensor]:

@@ -18,7 +18,7 @@ from shared.base.files import cache_folder
 from shared.features.tensor_folder import TensorFolder
 from shared.replica.replica import digest_of
 
-FORMAT = 1  # of what is kept; another one is another name
+FORMAT = 2  # of what is kept; another one is another name
 FOLDER = "features"  # of the data cache
 
 

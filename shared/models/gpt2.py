@@ -1,5 +1,6 @@
 """GPT-2 (Radford et al. 2019) in the sizes that are trained from scratch; a size is a row."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import sqrt
@@ -9,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import parametrize
 
 from shared.models.initial_weights import fill_normal_
 from shared.models.model import FORWARDS, MODELS, LanguageModel
@@ -204,13 +206,28 @@ class LightGPT2(nn.Module):
         return self.lm_head
 
     def to_transformers(self) -> Any:  # noqa: ANN401
-        """A ``GPT2LMHeadModel`` without dropout that has the very parameters of this module."""
+        """A ``GPT2LMHeadModel`` without dropout that has the very parameters of this module.
+
+        A parameter of which only a mask's numbers are trained has its present numbers there.
+        """
         module = _transformers_module(self.shape)
-        for name, parameter in self.named_parameters():
+        for name, parameter in _whole_parameters(self):
             path, _, last = name.rpartition(".")
             setattr(module.get_submodule(path), last, parameter)
-        module.lm_head.weight = self.lm_head.weight
+        module.lm_head.weight = module.transformer.wte.weight
         return module.train(self.training)
+
+
+def _whole_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters by name, but the tied one of the output; those with a mask as they are now."""
+    for path, part in module.named_modules():
+        if path == "lm_head" or "parametrizations" in path.split("."):
+            continue
+        for name, parameter in part.named_parameters(recurse=False):
+            yield f"{path}.{name}", parameter
+        if parametrize.is_parametrized(part):
+            for name in getattr(part, "parametrizations"):  # noqa: B009  (torch does not declare it)
+                yield f"{path}.{name}", nn.Parameter(getattr(part, name).detach(), False)
 
 
 def _embedding(count: int, width: int) -> nn.Embedding:

@@ -31,7 +31,7 @@ def bert():
     torch.manual_seed(0)
     return BertModel(
         BertConfig(vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=2,
-                   num_attention_heads=2, intermediate_size=24, max_position_embeddings=32,
+                   num_attention_heads=2, intermediate_size=32, max_position_embeddings=32,
                    initializer_range=0.3, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     )  # fmt: skip
 
@@ -41,7 +41,7 @@ def llama():
 
     torch.manual_seed(0)
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(VOCABULARY), hidden_size=16, intermediate_size=24,
+        LlamaConfig(vocab_size=len(VOCABULARY), hidden_size=16, intermediate_size=32,
                     num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
                     initializer_range=0.3, max_position_embeddings=32, tie_word_embeddings=True)
     )  # fmt: skip

@@ -46,7 +46,10 @@ def test_without_a_file_nothing_is_written(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-ELSEWHERE = {"privacy": ["dandelion.privacy.cost_in_time", "dandelion.privacy.cost_of_sums"]}
+ELSEWHERE = {
+    "privacy": ["dandelion.privacy.cost_in_time", "dandelion.privacy.cost_of_sums"],
+    "idle": ["dandelion.deployment.idle_cost"],
+}
 RATIOS = [each for each in app.registered_commands if each.callback.__name__ != "learning"]
 
 

@@ -22,6 +22,7 @@ from sealed_federation import (  # noqa: F401  (fixtures)
 from client.privacy.budget import BudgetLedger
 from client.site.replica_host import _hosts
 from dandelion.api.ledgers import verify_ledger
+from dandelion.settings.gather import gather
 from server.ledger.ledger import Ledger
 from server.rounds import sums as sums_module
 from server.sealed.sums import OpenedSums
@@ -36,6 +37,7 @@ from shared.protocol.sealed_messages import (
     decode_sum_request,
     is_sum_request,
 )
+from shared.training.validate import configure
 
 
 def spent(home):
@@ -210,6 +212,20 @@ def test_a_server_that_is_killed_between_the_steps_goes_on_with_the_same_cohort(
     never_there = sealed_config(tmp_path, "never there", sites=4, num_rounds=1)
     expected = federate(never_there, Network(never_there, change=without_boxes_of(5)))
     assert (result.digest, result.entries) == (expected.digest, expected.entries)
+
+
+def test_a_run_that_is_resumed_by_its_folder_goes_on_with_the_same_cohort(tmp_path, sealed_home):
+    """As ``--resume`` does: its record names the estimator that ``auto`` stood for."""
+    config = sealed_config(tmp_path, num_rounds=2)
+    with pytest.raises(Crash), crash_at_first_sums():
+        federate(config)
+    folder = folder_of(config)
+    recorded = gather(None, [], folder).to_run_config() | {"resume": str(folder)}
+    assert (config.zo.estimator, recorded["estimator"]) == ("auto", "forward")
+    _hosts.clear()
+    result = federate(configure(recorded))
+    assert result.rows["skips"] == []
+    assert spent(sealed_home) == [2, 2, 2]  # nothing was measured anew
 
 
 def test_a_site_of_the_cohort_that_is_gone_costs_an_attempt(tmp_path):
