@@ -31,17 +31,17 @@ def bert():
     torch.manual_seed(0)
     return BertModel(
         BertConfig(vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=2,
-                   num_attention_heads=2, intermediate_size=32, max_position_embeddings=32,
+                   num_attention_heads=2, intermediate_size=24, max_position_embeddings=32,
                    initializer_range=0.3, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     )  # fmt: skip
 
 
-def llama():
+def llama(inner=24):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(VOCABULARY), hidden_size=16, intermediate_size=32,
+        LlamaConfig(vocab_size=len(VOCABULARY), hidden_size=16, intermediate_size=inner,
                     num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
                     initializer_range=0.3, max_position_embeddings=32, tie_word_embeddings=True)
     )  # fmt: skip
@@ -59,6 +59,6 @@ def encoder(folder):
     return saved(folder, bert(), framed=True)
 
 
-def causal(folder):
+def causal(folder, inner=24):
     """A folder with a tiny Llama."""
-    return saved(folder, llama(), framed=False)
+    return saved(folder, llama(inner), framed=False)

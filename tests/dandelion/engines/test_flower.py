@@ -126,10 +126,11 @@ def reviews(folder):
 @pytest.mark.parametrize("scope", ["words", "last:1"])
 def test_what_is_kept_of_a_text_is_the_same_in_processes_of_their_own(tmp_path, scope):
     """Features of texts that several sites hold, without a cache between the processes."""
+    model = small_models.causal(tmp_path / "model", inner=32)
     chosen = {
         **{"task": "classification", "label-words": "bad, good", "scope": scope, "threads": 1},
-        **{"model": small_models.causal(tmp_path / "model"), "dataset": reviews(tmp_path / "data")},
-        **{"max-samples": 0, "keep-disk": 0, "partitioner": "iid", "step": "auto"},
+        **{"model": model, "dataset": reviews(tmp_path / "data"), "partitioner": "iid"},
+        **{"max-samples": 0, "keep-disk": 0, "step": "auto"},
     }
     here = digest(run_local(config(tmp_path, "here", **chosen)))
     assert digest(run_flower(config(tmp_path, "there", **chosen), Console(quiet=True))) == here

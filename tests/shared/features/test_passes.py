@@ -1,9 +1,12 @@
 """Examples of one length share a pass, so that what is kept of one depends on it alone."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+import small_models
 import torch
-from tiny_reviews import CLASSES, folders, reviews  # noqa: F401  (fixtures)
+from tiny_reviews import CLASSES, reviews  # noqa: F401  (a fixture)
 
 from shared.features.passes import repeat_to_fill, split_into_passes
 from shared.training.oracle import Oracle
@@ -42,10 +45,11 @@ def one_thread():
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", ["head", "words"])
-def test_features_of_a_text_are_the_same_bits_in_any_company(kind, folders, tmp_path, monkeypatch):
+def test_features_of_a_text_are_the_same_bits_in_any_company(kind, tmp_path, monkeypatch):
     """As two sites of one process, two processes, or a cache of another run would have them."""
     features = {"head": "mean", "words": "last+layer:1:mean"}[kind]
-    chosen = {"model": folders[kind], **CLASSES, "scope": kind, "features": features}
+    make = {"head": small_models.encoder, "words": partial(small_models.causal, inner=32)}[kind]
+    chosen = {"model": make(tmp_path / "model"), **CLASSES, "scope": kind, "features": features}
     drawn = np.random.default_rng(1)
     texts = [drawn.integers(1, 11, drawn.integers(3, 12)) for _ in range(40)]
     rows = np.full((len(texts), 12), -1, np.int64)
