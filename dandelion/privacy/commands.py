@@ -49,7 +49,13 @@ def plan(  # noqa: PLR0913, PLR0917  (options of a command)
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
 ) -> None:
     """Show the noise that each epsilon needs, and what is learned with it."""
-    from dandelion.privacy.plan import draw_table, examples_of_site, median_slope, plan_noise
+    from dandelion.privacy.plan import (
+        draw_table,
+        examples_of_site,
+        median_slope,
+        plan_noise,
+        spread_text,
+    )  # fmt: skip
     from dandelion.privacy.trials import Trials
     from dandelion.settings.gather import gather
     from shared.training.server_choices import resolve_choices
@@ -70,7 +76,10 @@ def plan(  # noqa: PLR0913, PLR0917  (options of a command)
     if accuracy:
         with TemporaryDirectory() as folder:
             trials = Trials(chosen, Path(folder), seeds, tried)
-            rows = [trials.measure(row) for row in rows]
+            for place, row in enumerate(rows):
+                rows[place] = trials.measure(row)
+                losses = spread_text(rows[place].losses, ".4f")
+                notes.print(f"epsilon {row.epsilon:g}: held-out loss {losses}", highlight=False)
     print_table(console, draw_table(chosen, count, rows), as_json)
 
 

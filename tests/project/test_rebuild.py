@@ -1,4 +1,4 @@
-"""The page on the ledger's layout is complete: a script written from it rebuilds every round."""
+"""The page on the ledger's layout is complete: a program written from it rebuilds every round."""
 
 import os
 import shutil
@@ -12,14 +12,16 @@ import xxhash
 from federation import config, federate, folder_of, resumed
 from pages import ROOT
 
-from docs.rebuild import LayoutError, main, rebuild, xxh3_128
+from docs.rebuild.__main__ import main, rebuild
+from docs.rebuild.words import LayoutError
+from docs.rebuild.xxh3 import xxh3_128
 
-SCRIPT = ROOT / "docs" / "rebuild.py"
+FOLDER = ROOT / "docs" / "rebuild"
 WATCHED = """
 import runpy, sys
 sys.argv = sys.argv[1:]
 try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    runpy.run_module("rebuild", run_name="__main__")
 finally:
     print(sorted({"torch", "shared", "server", "xxhash"} & sys.modules.keys()))
 """
@@ -89,9 +91,9 @@ def test_a_run_that_went_back_is_rebuilt_the_undone_rounds_included(path_of):
     compare(rebuild(path), 8)
 
 
-def test_the_script_needs_nothing_of_this_project(path_of, tmp_path):
-    alone = shutil.copy(SCRIPT, tmp_path / "rebuild.py")
-    words = [sys.executable, "-P", "-c", WATCHED, str(alone), str(path_of())]
+def test_the_program_needs_nothing_of_this_project(path_of, tmp_path):
+    shutil.copytree(FOLDER, tmp_path / "rebuild")
+    words = [sys.executable, "-c", WATCHED, "rebuild", str(path_of())]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from machines import ROOT, Federation, last_round
 from processes import until
+from sealed_nodes import make_notes
 
 pytestmark = pytest.mark.deployment
 PAGE = ROOT / "docs" / "tutorials" / "private-sites.md"
@@ -37,14 +38,6 @@ def settings_of(command: str) -> list[str]:
     return [word for pair in re.findall(r"--set (\S+)", line) for word in ("--set", pair)]
 
 
-def make_data(folder: Path) -> Path:
-    folder.mkdir()
-    for number in range(12):
-        words = f"{folder.name} patient {number} was seen on day {number * 7} and went home. "
-        (folder / f"note-{number}.txt").write_text(2 * words)
-    return folder
-
-
 @pytest.fixture
 def federation(tmp_path):
     pytest.importorskip("dp_accounting")
@@ -54,7 +47,7 @@ def federation(tmp_path):
         for name in ("ward-3", "ward-4"):
             typed = settings_of("dandelion client join")[1::2]
             words = [pair for pair in typed if not pair.startswith(("site=", "data="))]
-            words += [f"site={name}", f"data={make_data(tmp_path / f'data-{name}')}"]
+            words += [f"site={name}", f"data={make_notes(tmp_path / f'data-{name}')}"]
             started.join(name, *(word for pair in words for word in ("--set", pair)))
         yield started
     finally:

@@ -35,14 +35,6 @@ def test_a_short_pass_is_filled_since_few_rows_are_summed_in_another_order():
     assert repeat_to_fill([7, 9, 8, 6, 1]) == [7, 9, 8, 6, 1]
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", ["head", "words"])
 def test_features_of_a_text_are_the_same_bits_in_any_company(kind, tmp_path, monkeypatch):

@@ -321,7 +321,8 @@ def test_reduced_takes_an_encoders_last_block_and_head(folders, tmp_path):
 
 
 def test_a_run_starts_from_a_head_that_another_trained(folders, tmp_path):
-    first = config(tmp_path, "base", model=folders["head"], mode="fo", scope="head",
+    whole = {"keep_memory": 0, "keep_disk": 0}  # whole passes in both runs: the same bits
+    first = config(tmp_path, "base", model=folders["head"], mode="fo", scope="head", **whole,
                    learning_rate=0.5, num_rounds=4, save_model=True, **CLASSES)  # fmt: skip
     folder = run_local(first)
     second = config(tmp_path, "second", model="", init_from=str(folder), num_rounds=1, **CLASSES)
