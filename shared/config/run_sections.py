@@ -66,11 +66,14 @@ class GuardSettings(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Section):
-    """Processes and files: nothing here changes what is learned, but threads and device may."""
+    """Processes and files: nothing here changes what is learned, but the first three may."""
 
     threads: int = option(
         1, "compute threads of a process; measured losses depend on it, replicas do not",
         at_least=1, at_most=MOST_THREADS)
+    kernels: str = option(
+        "compiled", "what computes the losses of a small GPT-2 of ours on a CPU: a compiled pass, "
+        "or torch, slower and with other last bits", choices=("compiled", "torch"))
     device: str = option("cpu", "where the replicas live: cpu, cuda, cuda:1, ...")
     server_replica: str = option(
         "eager", "the server follows the ledger every round, or only when needed (lazy)",

@@ -36,6 +36,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {  # former keys: each sets all of thes
 OPTIONS = "options"  # what is none of the sections
 FORMER: Mapping[str, Value] = {  # what runs did before these settings were declared
     "estimator": "two-point",
+    "kernels": "torch",
     "max-share": 1.0,
     "step": "plain",
 }

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrize
 
 from shared.models.initial_weights import fill_normal_
-from shared.models.model import FORWARDS, MODELS, LanguageModel
+from shared.models.model import FORWARDS, MODELS, LanguageModel, TokenLosses
 from shared.models.packaged import BPE, gpt2_tokenizer
 from shared.models.tokenizers import ByteTokenizer
 from shared.randomness.streams import model_weights_key
@@ -181,6 +181,7 @@ class LightGPT2(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
+        self.compiled_losses: TokenLosses | None = None  # asked first for losses
         self.transformer = LightBody(shape)
         self.lm_head = nn.Linear(shape.width, shape.vocabulary, bias=False, device="meta")
         self.lm_head.weight = self.transformer.wte.weight

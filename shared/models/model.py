@@ -143,3 +143,7 @@ MODELS: Registry[Callable[[int], LanguageModel]] = Registry("model", "shared.mod
 # of another class is called itself, which gives the same numbers.
 Forward = Callable[[Any, Tensor], Tensor]
 FORWARDS: Registry[Forward] = Registry("forward", "shared.models")
+
+# (module, blocks (B, T)) -> losses (B, T) of the token after each, 0 at the last; None if they are
+# to be made of the module's logits.
+TokenLosses = Callable[[Any, Tensor], Tensor | None]

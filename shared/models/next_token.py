@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from shared.models.model import FORWARDS, Forward
+from shared.models.model import FORWARDS, Forward, TokenLosses
 
 CHUNK_LOGITS = 1 << 22  # logits that cross-entropy treats at once, which bounds its temporaries
 CARD_CHUNK = 1 << 26  # the same on a card, where every chunk starts some kernels: 256 MiB
@@ -36,7 +36,11 @@ def _token_losses(module: nn.Module, blocks: Tensor) -> Tensor:
 
     Targets are shifted, not logits: slicing those would copy them. Cross-entropy goes through the
     rows in chunks: beside the logits, a large vocabulary needs CHUNK_LOGITS numbers, not a copy.
+    A small model of ours may have compiled code for all of it.
     """
+    compiled: TokenLosses | None = getattr(module, "compiled_losses", None)
+    if compiled is not None and (losses := compiled(module, blocks)) is not None:
+        return losses
     rows = logits(module, blocks).flatten(0, 1)  # (B * T, V)
     return losses_of(rows, next_tokens(blocks).view(-1)).view(blocks.shape)
 

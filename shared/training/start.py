@@ -14,6 +14,7 @@ from shared.config.schema import Config
 from shared.config.text_section import CONVERSED
 from shared.features.readout import attach_readout_
 from shared.features.readout_logits import readout_settings
+from shared.models.kernels.compiled_losses import compile_losses_
 from shared.models.load import load_light, load_model, with_number_head
 from shared.models.model import LanguageModel
 from shared.objectives.reward import is_reward
@@ -62,7 +63,10 @@ def load_start(config: Config) -> LanguageModel:
         return problem_model(loaded.app, loaded.problem, config.training.seed, start)
     name = config.model.name if start is None else str(start)
     if _needs_logits_alone(config):
-        return load_light(name, config.training.seed)
+        light = load_light(name, config.training.seed)
+        if config.run.kernels == "compiled":
+            compile_losses_(light.module)
+        return light
     model = load_model(name, config.training.seed, labels)
     if config.data.task == ESTIMATING and not model.has_head:
         return with_number_head(model, config.training.seed)

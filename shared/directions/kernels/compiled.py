@@ -55,7 +55,7 @@ def kernel(signature: str, **options: bool) -> Callable[[Callable[..., Any]], Ca
 
     def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
-            with _use_cache_folder():
+            with _use_cache_folder(Path(function.__code__.co_filename).parent):
                 return njit(signature, cache=True, **options)(function)
         except RuntimeError as error:
             if "cannot cache" not in str(error):
@@ -66,14 +66,16 @@ def kernel(signature: str, **options: bool) -> Callable[[Callable[..., Any]], Ca
 
 
 @contextmanager
-def _use_cache_folder() -> Iterator[None]:
+def _use_cache_folder(sources: Path) -> Iterator[None]:
     """Let numba keep its cache in a folder that is named after all sources that are compiled in.
+
+    These are the modules here, those of folder ``sources``, and two that have what kernels share.
 
     Numba itself looks at the age of one file only, but functions and constants of other files are
     compiled in. A folder that the user names (NUMBA_CACHE_DIR) takes its place.
     """
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = before or str(_folder())
+    numba.config.CACHE_DIR = before or str(_folder(sources))
     try:
         yield
     finally:
@@ -81,11 +83,12 @@ def _use_cache_folder() -> Iterator[None]:
 
 
 @cache
-def _folder() -> Path:
+def _folder(sources: Path) -> Path:
     own = Path(__file__).parent
-    sources = [*sorted(own.glob("*.py")), Path(flat.__file__), Path(philox.__file__)]
-    digest = sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    return own / "__pycache__" / digest[:16]
+    paths = [path for folder in sorted({own, sources}) for path in sorted(folder.glob("*.py"))]
+    every = [*paths, Path(flat.__file__), Path(philox.__file__)]
+    digest = sha256(b"".join(path.read_bytes() for path in every)).hexdigest()
+    return sources / "__pycache__" / digest[:16]
 
 
 @intrinsic
