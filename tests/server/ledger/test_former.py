@@ -37,7 +37,8 @@ def test_what_is_not_recorded_is_what_the_run_did(former):
 
 
 def test_such_a_run_goes_on_to_the_digest_that_it_had(former, tmp_path):
-    whole = federate(config(tmp_path, "whole", num_rounds=1, max_share=1.0, estimator="two-point"))
+    former_defaults = {key.replace("-", "_"): value for key, value in FORMER.items()}
+    whole = federate(config(tmp_path, "whole", num_rounds=1, **former_defaults))
     assert federate(resumed(former)).digest == whole.digest
 
 
