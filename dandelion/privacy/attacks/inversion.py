@@ -18,7 +18,7 @@ from torch import Tensor
 from dandelion.privacy.attacks.protection import Array, Protection
 from dandelion.privacy.attacks.softmax import CLASSES, Softmax
 
-STARTS, STEPS, SHARPNESS = 3, 300, 5.0
+STARTS, STEPS, SHARPNESS = 3, 300, 5.0  # steps for each image: more images take longer
 Labels = NDArray[np.int64]
 
 
@@ -52,15 +52,15 @@ class Inversion:
             along = torch.einsum("qkp,kp->q", z, error.T @ inputs / batch)
             return (along - target).square().mean()
 
-        minimise(free, misfit)
+        minimise(free, misfit, STEPS * batch)
         images = torch.sigmoid(free[:, :pixels]).detach()
         return float(misfit().detach()), images, free[:, pixels:].detach().argmax(1)
 
 
-def minimise(free: Tensor, misfit: Callable[[], Tensor]) -> None:
-    """Bring ``free`` to a minimum of ``misfit()``, by L-BFGS."""
+def minimise(free: Tensor, misfit: Callable[[], Tensor], steps: int) -> None:
+    """Bring ``free`` to a minimum of ``misfit()``, by so many steps of L-BFGS at most."""
     search = torch.optim.LBFGS(
-        [free], max_iter=STEPS, tolerance_grad=1e-14, tolerance_change=1e-16,
+        [free], max_iter=steps, tolerance_grad=1e-14, tolerance_change=1e-16,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
