@@ -3,8 +3,10 @@
 CUDA kernels run by Triton's interpreter; it looks at its variable when triton is first imported.
 No example of Hypothesis has a time limit: on a busy machine it would fail for nothing.
 Temporary folders are in memory if there is room: a run syncs its files some thirty times.
+The garbage collector leaves alone what is imported: to look through it takes half a second.
 """
 
+import gc
 import os
 import re
 import tempfile
@@ -42,6 +44,12 @@ if "TMPDIR" not in os.environ and takes_folders(MEMORY):
 settings.register_profile("dandelion", deadline=None)
 settings.load_profile("dandelion")
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What is there before the first test stays there: a million objects of libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
