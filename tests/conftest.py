@@ -19,8 +19,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
-import torch
-from hypothesis import settings
 
 MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # bytes; the folders of a session take some 600 MB
 
@@ -41,9 +39,18 @@ def takes_folders(memory: Path) -> bool:
 if "TMPDIR" not in os.environ and takes_folders(MEMORY):
     tempfile.tempdir = str(MEMORY)  # of this process, so of pytest's own folders too
 
-settings.register_profile("dandelion", deadline=None)
-settings.load_profile("dandelion")
-torch.set_num_threads(1)
+
+def pytest_sessionstart(session):
+    """Set up a process that runs tests; the one that hands them out imports neither library."""
+    is_worker = hasattr(session.config, "workerinput")
+    if not is_worker and session.config.getoption("dist", "no") != "no":
+        return
+    import torch
+    from hypothesis import settings
+
+    settings.register_profile("dandelion", deadline=None)
+    settings.load_profile("dandelion")
+    torch.set_num_threads(1)
 
 
 def pytest_collection_finish():
@@ -55,6 +62,8 @@ def pytest_collection_finish():
 @pytest.fixture
 def one_thread():
     """One compute thread, unless the test sets another number; put back afterwards."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -53,7 +53,7 @@ def _epsilon(rounds: tuple[Rounds, ...], delta: float) -> float:
 
 
 def _losses(rounds: Rounds) -> Any:  # noqa: ANN401  (the library's class)
-    """The distribution of the privacy loss of equal rounds; whole batches add up to one Gaussian."""
+    """The privacy loss of equal rounds, as a distribution; whole batches are one Gaussian."""
     times, noise, rate_bits = rounds
     if not rate_bits:
         return _losses_of_one(noise / sqrt(times), 0)
