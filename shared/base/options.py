@@ -168,11 +168,11 @@ def options_of(target: object) -> dict[str, Option]:
     A component that is no dataclass itself may have one as its attribute ``options``.
     """
     target = getattr(target, "options", target)
-    return dict(_declared(target)) if isinstance(target, type) and is_dataclass(target) else {}
+    return dict(_read_options(target)) if isinstance(target, type) and is_dataclass(target) else {}
 
 
 @lru_cache(maxsize=256)  # every message to a site has its settings checked
-def _declared(target: type[Any]) -> dict[str, Option]:
+def _read_options(target: type[Any]) -> dict[str, Option]:
     """The settings of a dataclass by field name, which do not change."""
     return {
         each.name: _option(each)
