@@ -42,6 +42,7 @@ def error_of_mean(pixels, others):
     return np.median(np.linalg.norm(pixels - others.mean(0), axis=1) / np.linalg.norm(pixels))
 
 
+@pytest.mark.slow
 def test_eighty_numbers_give_an_image_back_unless_they_are_private():
     pytest.importorskip("dp_accounting")
     pixels, classes = images(500, np.random.default_rng(1))
