@@ -59,6 +59,7 @@ class StepTask:
 FEW: Settings = {"partitioner": "iid", "estimator": "forward", "queries": 15}
 READOUT: Settings = {"queries": 64, "partitioner": "iid"}
 PROMPT: Settings = {**REVIEWS, "model": "smollm2-135m", "label-words": "terrible, great"}
+SHORT: Settings = {"num-clients": 2, "block-size": 32, "max-samples": 164, "eval-blocks": 64}
 STEP_TASKS: Mapping[str, StepTask] = {
     task.name: task
     for task in (
@@ -75,11 +76,10 @@ STEP_TASKS: Mapping[str, StepTask] = {
         StepTask("demo", "byte-level GPT of the demo", 124_864,
                  {**FEW, "block-size": 64, "eval-blocks": 64}, 480, (4, 16), 4e-2),
         StepTask("last-2", "SmolLM2, its last two blocks, from kept activations", 7_080_192,
-                 {**PROMPT, **FEW, "scope": "last:2", "block-size": 32, "max-samples": 400,
-                  "eval-blocks": 128}, 240, (4, 16), 1e-3, ("rotten-tomatoes", "smollm2")),
+                 {**PROMPT, **FEW, **SHORT, "scope": "last:2"}, 160, (4, 16), 1e-3,
+                 ("rotten-tomatoes", "smollm2")),
         StepTask("full", "SmolLM2, all of it", 134_515_008,
-                 {**PROMPT, **FEW, "scope": "full", "queries": 7, "num-clients": 2,
-                  "block-size": 32, "max-samples": 200, "eval-blocks": 64}, 80, (2, 8), 5e-5,
+                 {**PROMPT, **FEW, **SHORT, "scope": "full", "queries": 7}, 64, (2, 8), 5e-5,
                  ("rotten-tomatoes", "smollm2")),
     )
 }  # fmt: skip
