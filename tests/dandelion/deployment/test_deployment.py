@@ -56,7 +56,7 @@ def test_a_readout_over_the_wire_has_the_digest_of_every_engine(federation, tmp_
     """Whole shards by exact slopes on kept features, rates that follow the falls."""
     chosen = {
         **SETTINGS, **kept_settings("words", public_folder(federation) / "readout"),
-        "queries": 8, "zo-batch-size": 0, "num-rounds": 6,
+        "queries": 8, "zo-batch-size": 0,
     }  # fmt: skip
     assert federation.run("readout", chosen).wait(400) == 0, federation.output_of("readout")
     summary = json.loads((federation.runs / "readout" / "summary.json").read_text())
