@@ -22,13 +22,14 @@ from shared.base.files import write_atomically
 FIXED, RULE = "fixed rate", "step = auto"
 FIXED_CURVES, RULE_CURVES = f"{OURS}: {FIXED}", f"{OURS}: {RULE}"
 ENOUGH = 0.85  # of the fall that the best rate brings
+ROWS_FILE = "step-rule.json"
 WHOLE = 0  # a batch of all that a site has
 TITLES = ("task", "numbers", "batch", "rounds", "best rate", "its fall", "fall by the rule",
           "share", "rewinds")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class StepTask:
+class RuleTask:
     """What is trained, along how many directions, and in the middle of which rates."""
 
     name: str
@@ -60,25 +61,25 @@ FEW: Settings = {"partitioner": "iid", "estimator": "forward", "queries": 15}
 READOUT: Settings = {"queries": 64, "partitioner": "iid"}
 PROMPT: Settings = {**REVIEWS, "model": "smollm2-135m", "label-words": "terrible, great"}
 SHORT: Settings = {"num-clients": 2, "block-size": 32, "max-samples": 164, "eval-blocks": 64}
-STEP_TASKS: Mapping[str, StepTask] = {
+STEP_TASKS: Mapping[str, RuleTask] = {
     task.name: task
     for task in (
-        StepTask("minilm-readout", "MiniLM, linear head on mean-pooled states, exact slopes", 770,
+        RuleTask("minilm-readout", "MiniLM, linear head on mean-pooled states, exact slopes", 770,
                  {**MINILM, **READOUT, "scope": "head", "features": "mean"}, 60, (128, WHOLE), 0.25,
                  ("rotten-tomatoes", "minilm")),
-        StepTask("words", "SmolLM2, offset on the label words, exact slopes", 1_154,
+        RuleTask("words", "SmolLM2, offset on the label words, exact slopes", 1_154,
                  {**PROMPT, **READOUT, "scope": "words", "eval-blocks": 1404}, 60, (128, WHOLE),
                  0.25, ("rotten-tomatoes", "smollm2")),
-        StepTask("mnist", "DeComFL's network", 28_938,
+        RuleTask("mnist", "DeComFL's network", 28_938,
                  {**FEW, "task": "pictures", "dataset": "mnist-pixels", "model": mnist.NAME,
                   "block-size": 784, "eval-blocks": 1000, "max-samples": 8000}, 640, (8, 32), 4e-2,
                  ("mnist",), mnist.register),
-        StepTask("demo", "byte-level GPT of the demo", 124_864,
+        RuleTask("demo", "byte-level GPT of the demo", 124_864,
                  {**FEW, "block-size": 64, "eval-blocks": 64}, 480, (4, 16), 4e-2),
-        StepTask("last-2", "SmolLM2, its last two blocks, from kept activations", 7_080_192,
+        RuleTask("last-2", "SmolLM2, its last two blocks, from kept activations", 7_080_192,
                  {**PROMPT, **FEW, **SHORT, "scope": "last:2"}, 160, (4, 16), 1e-3,
                  ("rotten-tomatoes", "smollm2")),
-        StepTask("full", "SmolLM2, all of it", 134_515_008,
+        RuleTask("full", "SmolLM2, all of it", 134_515_008,
                  {**PROMPT, **FEW, **SHORT, "scope": "full", "queries": 7}, 64, (2, 8), 5e-5,
                  ("rotten-tomatoes", "smollm2")),
     )
@@ -110,7 +111,7 @@ class StepRow:
         return median(self.shares) >= ENOUGH and not self.rewinds
 
     @classmethod
-    def of(cls, task: StepTask, batch: int, curves: Sequence[RaceCurve]) -> "StepRow":
+    def of(cls, task: RuleTask, batch: int, curves: Sequence[RaceCurve]) -> "StepRow":
         """From all curves of a race; the best rate is that whose first seed ended lowest."""
         searched = [curve for curve in curves if curve.method == FIXED_CURVES]
         first = sorted((c.rate or 0.0, c.final) for c in searched if c.seed == 1)
@@ -158,7 +159,7 @@ def step_rule(
     return rows
 
 
-def _race(task: StepTask, batch: int, trial: Trial, say: Callable[[str], None]) -> StepRow:
+def _race(task: RuleTask, batch: int, trial: Trial, say: Callable[[str], None]) -> StepRow:
     problem, curves = task.problem(batch), list[RaceCurve]()
     problem.install()
     methods = methods_of(problem, (RULE_CURVES, FIXED_CURVES))
@@ -172,10 +173,21 @@ def _race(task: StepTask, batch: int, trial: Trial, say: Callable[[str], None]) 
 
 
 def write_rows(rows: Sequence[StepRow], folder: Path) -> None:
-    """Write the rows as JSON and as a table in Markdown."""
+    """Write the rows as JSON and as a table in Markdown, behind those of earlier calls."""
+    rows = [*earlier_rows(folder, rows), *rows]
     data = [asdict(row) | {"shares": row.shares} for row in rows]
-    write_atomically(folder / "step-rule.json", (json.dumps(data, indent=1) + "\n").encode())
+    write_atomically(folder / ROWS_FILE, (json.dumps(data, indent=1) + "\n").encode())
     write_atomically(folder / "step-rule.md", markdown_of(rows).encode())
+
+
+def earlier_rows(folder: Path, rows: Sequence[StepRow]) -> list[StepRow]:
+    """The rows of a folder, but those of tasks and batches that have new ones."""
+    if not (folder / ROWS_FILE).is_file():
+        return []
+    fresh = {(row.task, row.batch) for row in rows}
+    written = json.loads((folder / ROWS_FILE).read_text())
+    earlier = [StepRow(**{k: v for k, v in row.items() if k != "shares"}) for row in written]
+    return [row for row in earlier if (row.task, row.batch) not in fresh]
 
 
 def markdown_of(rows: Sequence[StepRow]) -> str:

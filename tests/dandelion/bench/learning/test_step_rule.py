@@ -16,6 +16,7 @@ from dandelion.bench.learning.step_rule import (
     StepRow,
     markdown_of,
     step_rule,
+    write_rows,
 )
 from dandelion.cli.bench import app
 from shared.base.errors import UnknownNameError
@@ -86,6 +87,13 @@ def test_a_small_race_is_run_and_written(tmp_path):
     (written,) = json.loads((tmp_path / "step-rule.json").read_text())
     assert written["shares"] == row.shares
     assert (tmp_path / "step-rule.md").read_text() == markdown_of([row])
+
+
+def test_rows_of_earlier_calls_stay_in_the_table(tmp_path):
+    small, large = (StepRow.of(DEMO, batch, curves()) for batch in (4, 16))
+    write_rows([small, large], tmp_path)
+    write_rows([again := StepRow.of(DEMO, 4, curves((4.0, 4.0, 4.0)))], tmp_path)
+    assert (tmp_path / "step-rule.md").read_text() == markdown_of([large, again])
 
 
 def test_a_task_that_is_not_known_is_refused_by_name(tmp_path):
