@@ -15,8 +15,11 @@ from processes import of_flower_home
 from rich.console import Console
 from small_tasks import kept_settings, task_settings
 
+from dandelion.engines import flower_simulation
 from dandelion.engines.flower_reports import (
+    NO_NODE,
     PREFIX,
+    RAY_LATE,
     TOKEN_LOST,
     TOO_SLOW,
     failure_text,
@@ -24,6 +27,8 @@ from dandelion.engines.flower_reports import (
 )
 from dandelion.engines.flower_simulation import (
     ROOT,
+    STARTS,
+    EngineError,
     flower_environment,
     free_port,
     run_flower,
@@ -148,3 +153,33 @@ def test_a_failed_run_is_reported_with_its_error_and_a_slow_process(tmp_path):
     text = failure_text("7", "finished:failed", "No heartbeat received from the task", log)
     assert "No heartbeat received from the task" in text
     assert text.endswith(TOO_SLOW)
+    log.write_text(f"Exception: {NO_NODE}. This could happen\n")
+    assert failure_text("7", "finished:failed", "Simulation failed", log).endswith(RAY_LATE)
+
+
+@pytest.mark.parametrize("has_ledger", [False, True])
+def test_a_run_whose_ray_is_late_is_started_again(tmp_path, monkeypatch, has_ledger):
+    """Ray 2.55 gives up if an agent of its own has not begun within 15 s (ray issue 65983)."""
+    chosen, starts = config(tmp_path, "late"), []
+
+    def fail(given, folder, console):
+        starts.append(given.run.resume)
+        if has_ledger:
+            folder.mkdir(exist_ok=True)
+            (folder / "ledger.sqlite").touch()
+        return f"ended as finished:failed; {RAY_LATE}" if len(starts) < STARTS else ""
+
+    monkeypatch.setattr(flower_simulation, "_train_once", fail)
+    assert run_flower(chosen, Console(quiet=True)) == tmp_path / "late"
+    assert starts == ["", *([str(tmp_path / "late") if has_ledger else ""] * (STARTS - 1))]
+
+
+@pytest.mark.parametrize(("reason", "starts"), [(RAY_LATE, STARTS), ("ValueError: 3", 1)])
+def test_other_failures_end_a_run_at_once_and_a_late_ray_in_the_end(
+    tmp_path, monkeypatch, reason, starts
+):
+    answers = iter([f"ended as finished:failed; {reason}"] * starts)
+    monkeypatch.setattr(flower_simulation, "_train_once", lambda *_: next(answers))
+    with pytest.raises(EngineError, match=reason):
+        run_flower(config(tmp_path, "fails"), Console(quiet=True))
+    assert next(answers, None) is None
