@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_models
 from processes import of_flower_home
 from rich.console import Console
-from small_tasks import task_settings
+from small_tasks import kept_settings, task_settings
 
 from dandelion.engines import flower_simulation
 from dandelion.engines.flower_reports import (
@@ -32,6 +31,7 @@ from dandelion.engines.flower_simulation import (
     EngineError,
     flower_environment,
     free_port,
+    ray_folder,
     run_flower,
 )
 from dandelion.engines.local import run_local
@@ -115,28 +115,11 @@ def test_flwr_run_in_the_checkout_gives_the_digest_of_the_local_engine(tmp_path,
             os.kill(pid, signal.SIGKILL)
 
 
-def reviews(folder):
-    """A folder with a table of texts of two classes, some of them at several sites."""
-    folder.mkdir()
-    lines = []
-    for number in range(60):
-        label = ("bad", "good")[number % 2]
-        text = f"the film was {label}{' and the plot' * (number // 2 % 5)}"
-        lines.append(json.dumps({"text": text, "label": label}))
-    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
-    return str(folder)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["words", "last:1"])
 def test_what_is_kept_of_a_text_is_the_same_in_processes_of_their_own(tmp_path, scope):
     """Features of texts that several sites hold, without a cache between the processes."""
-    model = small_models.causal(tmp_path / "model", inner=32)
-    chosen = {
-        **{"task": "classification", "label-words": "bad, good", "scope": scope, "threads": 1},
-        **{"model": model, "dataset": reviews(tmp_path / "data"), "partitioner": "iid"},
-        **{"max-samples": 0, "keep-disk": 0, "step": "auto"},
-    }
+    chosen = kept_settings(scope, tmp_path / "reviews")
     here = digest(run_local(config(tmp_path, "here", **chosen)))
     assert digest(run_flower(config(tmp_path, "there", **chosen), Console(quiet=True))) == here
 
@@ -152,6 +135,13 @@ def test_answers_are_learned_and_judged_alike_in_flowers_simulation(tmp_path):
     for name in ("digest", "evaluation_rouge-l_last", "sites_rouge-l_last", "sites_token-f1_last"):
         assert theirs[name] == ours[name], name
     assert theirs["refused_replies"] == 0
+
+
+def test_rays_files_go_with_the_runs_own_if_a_socket_there_can_be_named(tmp_path):
+    assert ray_folder("/tmp/dandelion-abcdefgh") == {"RAY_TMPDIR": "/tmp/dandelion-abcdefgh"}
+    socket = "/ray/session_2026-11-28_17-54-15_703656_4194304/sockets/plasma_store"
+    assert len(socket) + flower_simulation.RAY_ROOM <= 107
+    assert ray_folder(str(tmp_path / ("long" * 9))) == {}
 
 
 def test_a_machine_that_is_too_busy_for_flower_is_told_so_once():
