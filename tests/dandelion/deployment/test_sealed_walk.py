@@ -141,7 +141,7 @@ def server_of(federation):
 def test_a_hospital_that_is_gone_is_in_no_later_sum(hospitals, tmp_path):
     """Three of four members suffice; what was committed is the sum of those who were there."""
     federation, folder = hospitals.federation, hospitals.federation.runs / "away"
-    command = hospitals.start("away", num_rounds=3, min_sites=3, round_timeout=40)
+    command = hospitals.start("away", num_rounds=3, min_sites=3, round_timeout=120)
     until(lambda: last_round(folder) >= 1, "round 1")
     federation.kill("ward-4")
     assert command.wait(WAIT_S) == 0, federation.output_of("away")
