@@ -25,7 +25,8 @@ PROJECT = "pyproject.toml"
 PUBLIC = Path("dandelion", "__init__.py")  # of an app too
 INSTALLED_PROJECT = Path(__file__).with_name("flower_app.toml")  # the same file, in a wheel
 CONNECTION = "simulation"
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 300.0  # one that ends is noticed at once; a busy machine takes minutes
+RAY_ROOM = 30  # bytes of a folder's path; a socket's has at most 107, and Ray adds up to 77
 STARTS = 3  # of a run whose Ray is late: at most so many
 POLL_S = 3.0  # each status query costs a second of a core
 
@@ -83,9 +84,10 @@ def run_flower(config: Config, console: Console) -> Path:
 def _train_once(config: Config, folder: Path, console: Console) -> str:
     """Train on a SuperLink of the run's own; return why the run failed, or nothing."""
     settings = {**config.to_run_config(), "run-name": folder.name, "output-dir": str(folder.parent)}
-    with tempfile.TemporaryDirectory(prefix="dandelion-") as home:
+    # Ray's processes may write their logs a little longer than they are waited for.
+    with tempfile.TemporaryDirectory(prefix="dandelion-", ignore_cleanup_errors=True) as home:
         # An empty folder: Ray puts the daemon's working folder before the app's own code.
-        environment = flower_environment(Path(home)) | _search_path(config)
+        environment = flower_environment(Path(home)) | _search_path(config) | ray_folder(home)
         file = Path(home, "run.toml")
         file.write_text(to_toml(settings))
         with run_superlink(Path(home), environment) as log:
@@ -119,6 +121,11 @@ def flower_environment(home: Path) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
+
+
+def ray_folder(home: str) -> dict[str, str]:
+    """The variable that puts Ray's files, which it never removes, into ``home``: if sockets fit."""
+    return {"RAY_TMPDIR": home} if len(os.fsencode(home)) <= RAY_ROOM else {}
 
 
 def _search_path(config: Config) -> dict[str, str]:

@@ -31,6 +31,7 @@ from dandelion.engines.flower_simulation import (
     EngineError,
     flower_environment,
     free_port,
+    ray_folder,
     run_flower,
 )
 from dandelion.engines.local import run_local
@@ -134,6 +135,13 @@ def test_answers_are_learned_and_judged_alike_in_flowers_simulation(tmp_path):
     for name in ("digest", "evaluation_rouge-l_last", "sites_rouge-l_last", "sites_token-f1_last"):
         assert theirs[name] == ours[name], name
     assert theirs["refused_replies"] == 0
+
+
+def test_rays_files_go_with_the_runs_own_if_a_socket_there_can_be_named(tmp_path):
+    assert ray_folder("/tmp/dandelion-abcdefgh") == {"RAY_TMPDIR": "/tmp/dandelion-abcdefgh"}
+    socket = "/ray/session_2026-11-28_17-54-15_703656_4194304/sockets/plasma_store"
+    assert len(socket) + flower_simulation.RAY_ROOM <= 107
+    assert ray_folder(str(tmp_path / ("long" * 9))) == {}
 
 
 def test_a_machine_that_is_too_busy_for_flower_is_told_so_once():
