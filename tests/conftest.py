@@ -3,8 +3,10 @@
 CUDA kernels run by Triton's interpreter; it looks at its variable when triton is first imported.
 No example of Hypothesis has a time limit: on a busy machine it would fail for nothing.
 Temporary folders are in memory if there is room: a run syncs its files some thirty times.
+The garbage collector leaves alone what is imported: to look through it takes half a second.
 """
 
+import gc
 import os
 import re
 import tempfile
@@ -17,8 +19,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
-import torch
-from hypothesis import settings
 
 MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # bytes; the folders of a session take some 600 MB
 
@@ -39,14 +39,31 @@ def takes_folders(memory: Path) -> bool:
 if "TMPDIR" not in os.environ and takes_folders(MEMORY):
     tempfile.tempdir = str(MEMORY)  # of this process, so of pytest's own folders too
 
-settings.register_profile("dandelion", deadline=None)
-settings.load_profile("dandelion")
-torch.set_num_threads(1)
+
+def pytest_sessionstart(session):
+    """Set up a process that runs tests; the one that hands them out imports neither library."""
+    is_worker = hasattr(session.config, "workerinput")
+    if not is_worker and session.config.getoption("dist", "no") != "no":
+        return
+    import torch
+    from hypothesis import settings
+
+    settings.register_profile("dandelion", deadline=None)
+    settings.load_profile("dandelion")
+    torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What is there before the first test stays there: a million objects of libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
 def one_thread():
     """One compute thread, unless the test sets another number; put back afterwards."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dandelion.privacy.attacks.report import AttackRow
 
 app = typer.Typer(help="Measure speed and memory as ratios.")
-LEARNING_FOLDER = Path("runs/bench-learning")
+LEARNING_FOLDER, STEP_FOLDER = Path("runs/bench-learning"), Path("runs/bench-step-rule")
 STEP_NAMES = ", ".join(step.name for step in STEPS)
 STDOUT = Path("-")
 Json = Annotated[
@@ -215,6 +215,41 @@ def learning(  # noqa: PLR0913, PLR0917  (options of a command)
         return show_json({name: [asdict(each) for each in races[name]] for name in races})
     for name, curves in races.items():
         say(f"\n{name}\n{markdown(curves)}")
+
+
+@app.command("step-rule")
+def step_rule(  # noqa: PLR0913, PLR0917  (options of a command)
+    task: Annotated[
+        list[str] | None, typer.Option(help="Task; repeatable. Default: all at hand.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=0, help="Batch size; 0: all. Default: two of each task.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of the rule and of the best rate.")] = 3,
+    rates: Annotated[int, typer.Option(min=1, max=5, help="Rates that are tried.")] = 5,
+    evaluations: Annotated[
+        int, typer.Option(min=0, help="Budget of each run per site; 0: the task's.")
+    ] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Of all runs; repeatable."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of runs and files.")] = STEP_FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold step = auto to the best of five rates, on tasks of all sizes."""
+    from dandelion.bench.learning.methods import FACTORS, Settings
+    from dandelion.bench.learning.race import Trial
+    from dandelion.bench.learning.step_rule import markdown_of
+    from dandelion.bench.learning.step_rule import step_rule as measure
+    from dandelion.settings.gather import read_pairs
+
+    more = cast(Settings, read_pairs(settings or []))
+    trial = Trial(out.resolve(), seeds, 0.0, FACTORS[:rates], (), evaluations, more)
+    rows = measure(task or [], batch or [], trial, say)
+    if as_json:
+        return show_json([asdict(row) | {"shares": row.shares} for row in rows])
+    say(f"\n{markdown_of(rows)}")
 
 
 def gpu_check(  # noqa: PLR0913, PLR0917  (options of a command)

@@ -10,6 +10,8 @@ TOO_SLOW = (
     "a process of Flower's was too slow: it has 30 s to begin and may be silent for 60 s; "
     "end other programs on this machine"
 )
+NO_NODE = "The current node timed out during startup"  # Ray's, in the log of the run's processes
+RAY_LATE = "Ray did not begin in time; it gives its own processes 15 s, on a busy machine too few"
 ERROR_LINE = re.compile(r"(\w+\.)*\w*(Error|Exception|Interrupt|Exit)\b")
 
 
@@ -34,5 +36,5 @@ def failure_text(run_id: str, status: str, details: str, log: Path) -> str:
     named = [line for line in lines if ERROR_LINE.match(line)]
     reason = (named or lines or ["the ServerApp gave no reason"])[-1]
     text = log.read_text(errors="replace") if log.is_file() else ""
-    busy = f"; {TOO_SLOW}" * (TOKEN_LOST in text)
+    busy = f"; {TOO_SLOW}" * (TOKEN_LOST in text) + f"; {RAY_LATE}" * (NO_NODE in text)
     return f"Flower run {run_id} ended as {status}: {reason}; its log: {log}{busy}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dandelion.engines.flower_reports import failure_text, progress_lines
+from dandelion.engines.flower_reports import RAY_LATE, failure_text, progress_lines
 from shared.base.errors import ConfigError, DandelionError
 from shared.base.files import OWN_PACKAGES
 from shared.config.schema import Config, to_toml
@@ -25,7 +25,9 @@ PROJECT = "pyproject.toml"
 PUBLIC = Path("dandelion", "__init__.py")  # of an app too
 INSTALLED_PROJECT = Path(__file__).with_name("flower_app.toml")  # the same file, in a wheel
 CONNECTION = "simulation"
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 300.0  # one that ends is noticed at once; a busy machine takes minutes
+RAY_ROOM = 30  # bytes of a folder's path; a socket's has at most 107, and Ray adds up to 77
+STARTS = 3  # of a run whose Ray is late: at most so many
 POLL_S = 3.0  # each status query costs a second of a core
 
 
@@ -54,7 +56,7 @@ def run_flower(config: Config, console: Console) -> Path:
         EngineError: the run did not complete.
     """
     # torch takes a second, and ``--help`` needs none of it
-    from server.ledger.run_folder import run_folder
+    from server.ledger.run_folder import LEDGER, run_folder
     from server.run import check_shards
     from shared.training.corpus import Corpus
     from shared.training.server_choices import resolve_choices
@@ -68,22 +70,44 @@ def run_flower(config: Config, console: Console) -> Path:
         )
     folder, config = run_folder(config), resolve_choices(config)
     check_shards(Corpus.of(config, load_start(config)))
+    for left in reversed(range(STARTS)):
+        if not (failure := _train_once(config, folder, console)):
+            break
+        if not left or RAY_LATE not in failure:
+            raise EngineError(failure)
+        console.print(f"{RAY_LATE}: the run is started again", soft_wrap=True, highlight=False)
+        if (folder / LEDGER).exists():
+            config = config.replace(resume=str(folder))
+    return folder
+
+
+def _train_once(config: Config, folder: Path, console: Console) -> str:
+    """Train on a SuperLink of the run's own; return why the run failed, or nothing."""
     settings = {**config.to_run_config(), "run-name": folder.name, "output-dir": str(folder.parent)}
-    with tempfile.TemporaryDirectory(prefix="dandelion-") as home:
+    # Ray's processes may write their logs a little longer than they are waited for.
+    with tempfile.TemporaryDirectory(prefix="dandelion-", ignore_cleanup_errors=True) as home:
         # An empty folder: Ray puts the daemon's working folder before the app's own code.
-        environment = flower_environment(Path(home)) | _search_path(config)
+        environment = flower_environment(Path(home)) | _search_path(config) | ray_folder(home)
         file = Path(home, "run.toml")
         file.write_text(to_toml(settings))
         with run_superlink(Path(home), environment) as log:
             run_id = _start(app_folder(Path(home)), file, config, environment)
             console.print(f"Flower run {run_id}; log {log}", soft_wrap=True, highlight=False)
             status, details = _wait(run_id, environment, log, console)
-        if status != "finished:completed":
-            copy = folder / "flower.log"
-            folder.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(log.read_bytes())
-            raise EngineError(failure_text(run_id, status, details, copy))
-    return folder
+            if status == "finished:completed":
+                return ""
+            of_run = _log_of_run(run_id, environment)
+        copy = folder / "flower.log"
+        folder.mkdir(parents=True, exist_ok=True)
+        copy.write_text(log.read_text(errors="replace") + of_run)
+    return failure_text(run_id, status, details, copy)
+
+
+def _log_of_run(run_id: str, environment: Mapping[str, str]) -> str:
+    """What the processes of a run have said: Flower keeps it out of the SuperLink's own log."""
+    words = [program_path("flwr"), "log", run_id, CONNECTION, "--show"]
+    done = subprocess.run(words, env=dict(environment), capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -97,6 +121,11 @@ def flower_environment(home: Path) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
+
+
+def ray_folder(home: str) -> dict[str, str]:
+    """The variable that puts Ray's files, which it never removes, into ``home``: if sockets fit."""
+    return {"RAY_TMPDIR": home} if len(os.fsencode(home)) <= RAY_ROOM else {}
 
 
 def _search_path(config: Config) -> dict[str, str]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 from unicodedata import category
 
@@ -167,8 +168,12 @@ def options_of(target: object) -> dict[str, Option]:
     A component that is no dataclass itself may have one as its attribute ``options``.
     """
     target = getattr(target, "options", target)
-    if not (isinstance(target, type) and is_dataclass(target)):
-        return {}
+    return dict(_read_options(target)) if isinstance(target, type) and is_dataclass(target) else {}
+
+
+@lru_cache(maxsize=256)  # every message to a site has its settings checked
+def _read_options(target: type[Any]) -> dict[str, Option]:
+    """The settings of a dataclass by field name, which do not change."""
     return {
         each.name: _option(each)
         for each in fields(target)

@@ -25,6 +25,10 @@ class AnswerSettings(Section):
         "text", "how a causal model reads prompt or choice-prompt: as it stands (text), or as "
         "turns 'system: …', 'user: …', 'assistant: …', separated by |, by its chat template",
         choices=("text", "chat"), used_by=f"classification, {CHOOSING}")
+    more_prompts: str = option(
+        "", "further prompts, with || between them; features of a text after the second prompt "
+        "are last@2, layer:<k>:<pooling>@2; one that begins with a role is turns of a chat",
+        used_by="classification")
     target_column: str = option("", "of a folder of tables: the column of numbers; empty: known "
                                 "names", used_by=ESTIMATING)
     target_mean: float = option(

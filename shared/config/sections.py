@@ -66,7 +66,8 @@ class DataSettings(Section):
         "all its tokens, summed or their mean; auto: first if these differ, else sum",
         choices=("auto", "first", "sum", "mean"), used_by="classification, multiple-choice")
     prompt: str = option("{text} It was",
-                         "what a causal model reads before it chooses among the words",
+                         "what a causal model reads before it chooses among the words; the text "
+                         "may stand in it twice",
                          used_by="classification")
     dataset: str = option(
         "stdlib", "a name of dandelion data list, a folder, or owner/name[:config] on the hub",
@@ -133,7 +134,8 @@ class ModelSettings(Section):
         "auto", "the addresses that are trained, chosen at a run's start by squared gradients of "
         "the server's own examples (auto)", used_by="scope mask")
     features: str = option(
-        "", "parts of the kept feature vector, joined by +: last, mean, first, layer:<k>:<pooling>",
+        "", "parts of the kept feature vector, joined by +: last, mean, first, "
+        "layer:<k>:<pooling>; with @2, of the text in the first of more-prompts",
         used_by="scopes words and prior; head: a new linear head on them")
     feature_scaling: str = option(
         "auto", "mean and deviation of the features, computed at a run's start (auto); "

@@ -2,10 +2,11 @@
 
 A setting such as ``last+layer:22:mean`` names the parts of a feature vector, which are joined. Each
 part has a layer (the last one, unless it says ``layer:k``) and a pooling over the tokens of a text.
+With ``@2`` it is of the text in the second prompt, the first of the setting ``more-prompts``.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
 
@@ -17,6 +18,7 @@ from shared.base.errors import ConfigError, UnknownNameError
 FIRST, LAST, MEAN = "first", "last", "mean"
 POOLINGS = (LAST, MEAN, FIRST)
 LAYER = "layer"
+MOST_PROMPTS = 100  # no number of a prompt has more than two digits
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class FeaturePart:
 
     pooling: str
     layer: int | None = None  # 1-based block whose output is pooled; None: the last hidden state
+    prompt: int = field(default=1, repr=False)  # in which the text is read
+
+    def __str__(self) -> str:
+        place = "" if self.layer is None else f"{LAYER}:{self.layer}:"
+        return f"{place}{self.pooling}{f'@{self.prompt}' * (self.prompt > 1)}"
 
 
 def parse_features(text: str, usual: str) -> tuple[FeaturePart, ...]:
@@ -35,13 +42,20 @@ def parse_features(text: str, usual: str) -> tuple[FeaturePart, ...]:
         usual: the pooling of a part that names none.
 
     Raises:
-        ConfigError: a part is not ``[layer:k:]pooling``.
+        ConfigError: a part is not ``[layer:k:]pooling[@prompt]``.
         UnknownNameError: there is no such pooling.
     """
     return tuple(_parse_part(part.strip(), usual) for part in (text or usual).split("+"))
 
 
-def _parse_part(part: str, usual: str) -> FeaturePart:
+def _parse_part(text: str, usual: str) -> FeaturePart:
+    part, at, number = text.partition("@")
+    if at and not (number.isdecimal() and 0 < int(number) < MOST_PROMPTS):
+        raise ConfigError(f"features: the number of a prompt expected after @, got {text!r}")
+    return replace(_parse_place(part, usual), prompt=int(number) if at else 1)
+
+
+def _parse_place(part: str, usual: str) -> FeaturePart:
     if not part.startswith(LAYER):
         if part not in POOLINGS:
             raise UnknownNameError("features", part, (*POOLINGS, f"{LAYER}:<number>:<pooling>"))

@@ -22,6 +22,7 @@ from shared.features.pooling import (
 )
 from shared.features.readout import LinearBatch, Readout, ReadoutSettings
 from shared.features.store import KeptTensors, features_name
+from shared.generation.more_prompts import MorePrompts
 from shared.models.model import READOUT, LanguageModel
 
 MIB = 1 << 20
@@ -42,6 +43,7 @@ class ReadoutLogits:
     tokenizer: str  # its identity
     config: Config
     scores: Scores | None = None  # what gives the model's own logits instead of columns
+    prompts: MorePrompts | None = None  # in which texts are read besides
 
     def __call__(self, module: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Logits (B, k) of texts (B, T) of some lengths (B,)."""
@@ -60,7 +62,7 @@ class ReadoutLogits:
     def compute(self, module: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Features and the model's own logits side by side (B, f + k), float32."""
         states, scores = run_with_states(module, tokens, lengths, self.pad)
-        features = pool(self.parts, states, lengths)
+        features = torch.cat(self._pool(module, tokens, lengths, states), 1)
         if self.scores is not None:
             base = self.scores(module, tokens, lengths)
         elif self.columns:
@@ -68,6 +70,17 @@ class ReadoutLogits:
         else:
             base = features.new_zeros(len(tokens), _readout(module).classes)
         return torch.cat([features, base], 1)
+
+    def _pool(
+        self, module: nn.Module, tokens: Tensor, lengths: Tensor, states: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Each part's features (B, h); ``states`` are those after the first prompt."""
+        after = {1: (states, lengths)}
+        for number in sorted({part.prompt for part in self.parts} - {1}):
+            assert self.prompts is not None
+            read, longer = self.prompts.read(number, tokens, lengths)
+            after[number] = run_with_states(module, read, longer, self.pad)[0], longer
+        return [pool((part,), *after[part.prompt]) for part in self.parts]
 
     @cached_property
     def kept(self) -> KeptFeatures:
@@ -100,6 +113,9 @@ class ReadoutLogits:
         run = self.config.run
         frozen = [name for name, _ in module.named_parameters() if self._matters(module, name)]
         what = f"features {self.parts} and logits {self.scores or self.columns}"
+        if self.prompts is not None and len(self.prompts) > 1:
+            prompts = [[piece.tolist() for piece in each] for each in self.prompts.others]
+            what += f", in prompts {[part.prompt for part in self.parts]} of {prompts}"
         name = features_name(module, frozen, self.tokenizer, what, without=READOUT)
         dtype = getattr(torch, run.keep_dtype)
         return KeptTensors(name, run.keep_memory * MIB, run.keep_disk * MIB, dtype)
@@ -131,6 +147,7 @@ def readout_logits(
     config: Config,
     columns: Sequence[int],
     scores: Scores | None = None,
+    prompts: MorePrompts | None = None,
 ) -> ReadoutLogits | None:
     """The logits of a model by its readout; None if it has none.
 
@@ -139,12 +156,32 @@ def readout_logits(
         config: of the run.
         columns: of a causal model's scores, one for each class; none for an encoder.
         scores: computes a causal model's own logits of the classes if no columns are these.
+        prompts: in which a causal model reads the texts.
+
+    Raises:
+        ConfigError: features of a prompt that there is not, or a prompt whose features none are.
     """
     if not hasattr(model.module, READOUT):
         return None
-    parts = parse_features(_readout(model.module).features, LAST)
-    tokenizer = model.tokenizer
-    return ReadoutLogits(parts, tuple(columns), tokenizer.pad, tokenizer.identity, config, scores)
+    parts, name = parse_features(_readout(model.module).features, LAST), model.tokenizer.identity
+    _check_prompts(parts, 1 if prompts is None else len(prompts))
+    pad = model.tokenizer.pad
+    return ReadoutLogits(parts, tuple(columns), pad, name, config, scores, prompts)
+
+
+def _check_prompts(parts: Sequence[FeaturePart], count: int) -> None:
+    """Check that features are of the prompts that there are, and each further one has some."""
+    numbers = {part.prompt for part in parts}
+    if not numbers <= {*range(1, count + 1)}:
+        raise ConfigError(
+            f"features @1 to @{count} expected, as many prompts as prompt and more-prompts have, "
+            f"got @{max(numbers)}"
+        )
+    if unread := {*range(2, count + 1)} - numbers:
+        raise ConfigError(
+            f"more-prompts: features of each expected, such as last@{min(unread)}, got features "
+            f"{'+'.join(map(str, parts))!r}"
+        )
 
 
 def readout_settings(config: Config, model: LanguageModel, classes: int) -> ReadoutSettings | None:
@@ -171,9 +208,6 @@ def readout_settings(config: Config, model: LanguageModel, classes: int) -> Read
         raise ConfigError(f"scope {settings.scope!r}: {model.name!r} is {kind}; use {advice}")
     usual = MEAN if model.has_head else LAST
     parts = parse_features(settings.features, usual)
-    text = "+".join(
-        part.pooling if part.layer is None else f"layer:{part.layer}:{part.pooling}"
-        for part in parts
-    )
+    text = "+".join(map(str, parts))
     count = count_features(parts, model.module)
     return ReadoutSettings(text, classes, count, settings.feature_scaling)

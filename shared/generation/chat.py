@@ -40,8 +40,8 @@ class ChatForm(Protocol):
     def closing(self) -> int:
         """The token that ends the content of a response."""
 
-    def frame(self, turns: Sequence[Turn]) -> tuple[Ids, Ids]:
-        """The tokens of ``prompt(turns)`` before and after the text that TEXT stands for.
+    def frame(self, turns: Sequence[Turn]) -> tuple[Ids, ...]:
+        """The tokens of ``prompt(turns)`` before, between and after the places of TEXT.
 
         Raises:
             DataError: the template does not take the turns.
@@ -79,11 +79,9 @@ class PlainForm:
         """The end-of-text token."""
         return self.tokenizer.end
 
-    def frame(self, turns: Sequence[Turn]) -> tuple[Ids, Ids]:
-        """The plain form of the turns, in two parts."""
-        before, _, after = plain_prompt(turns).partition(TEXT)
-        start = np.concatenate([self.tokenizer.start, self.tokenizer.encode(before)])
-        return start, self.tokenizer.encode(after)
+    def frame(self, turns: Sequence[Turn]) -> tuple[Ids, ...]:
+        """The plain form of the turns, in parts."""
+        return encode_pieces(self.tokenizer, plain_prompt(turns).split(TEXT))
 
     def prompt(self, turns: Sequence[Turn]) -> Ids:
         """The start token if the model expects one, the turns, and ``Assistant:``."""
@@ -117,10 +115,10 @@ class TemplateForm:
         _, response = self.encode(exchange("a", "b"))
         return int(response[-1])
 
-    def frame(self, turns: Sequence[Turn]) -> tuple[Ids, Ids]:
-        """What the template makes of the turns and writes before a response, in two parts."""
-        before, _, after = self._render(turns, opens=True).partition(TEXT)
-        return self.tokenizer.encode_marked(before), self.tokenizer.encode_marked(after)
+    def frame(self, turns: Sequence[Turn]) -> tuple[Ids, ...]:
+        """What the template makes of the turns and writes before a response, in parts."""
+        pieces = self._render(turns, opens=True).split(TEXT)
+        return tuple(self.tokenizer.encode_marked(piece) for piece in pieces)
 
     def prompt(self, turns: Sequence[Turn]) -> Ids:
         """The turns, and what the template writes before a response."""
@@ -181,6 +179,12 @@ class TemplateForm:
                 parts += [self.tokenizer.encode_marked(before), self.tokenizer.encode(content)]
                 rest = after
         return np.concatenate([*parts, self.tokenizer.encode_marked(rest)])
+
+
+def encode_pieces(tokenizer: Tokenizer, pieces: Sequence[str]) -> tuple[Ids, ...]:
+    """The tokens of each piece of a prompt; the model's start token goes before the first."""
+    first, *rest = (tokenizer.encode(piece) for piece in pieces)
+    return np.concatenate([tokenizer.start, first]), *rest
 
 
 def chat_form(tokenizer: Tokenizer) -> ChatForm:

@@ -1,4 +1,8 @@
-"""What stands around a text that is asked about: a prompt as it is, or the turns of a chat."""
+"""What stands around a text that is asked about: a prompt as it is, or the turns of a chat.
+
+A prompt may name the text twice. A causal model reads the second copy with all of the first in
+view (Springer et al. 2024, https://arxiv.org/abs/2402.15449).
+"""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +14,7 @@ from numpy.typing import NDArray
 
 from shared.base.errors import ConfigError, DataError
 from shared.data.conversations import ASSISTANT, CONTENT, ROLE, USER, Turn
-from shared.generation.chat import TEXT, ChatForm, chat_form
+from shared.generation.chat import TEXT, ChatForm, chat_form, encode_pieces
 from shared.models.model import Tokenizer
 
 CHAT = "chat"  # of the setting prompt-form
@@ -20,15 +24,11 @@ Ids = NDArray[np.int64]
 
 
 class PromptFrame(Protocol):
-    """The tokens before a text and after it, and those of a label that follows."""
+    """The tokens around a text, and those of a label that follows."""
 
     @property
-    def before(self) -> Ids:
-        """What the model reads before a text."""
-
-    @property
-    def after(self) -> Ids:
-        """What it reads after a text, up to a label."""
+    def around(self) -> tuple[Ids, ...]:
+        """What the model reads before a text, between its copies, and after it up to a label."""
 
     @property
     def end(self) -> int:
@@ -47,16 +47,15 @@ class PlainFrame:
     """A prompt as it stands; the token that the model expects at the start goes before it."""
 
     tokenizer: Tokenizer
-    before: Ids
-    after: Ids
+    around: tuple[Ids, ...]
     ending: str
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, prompt: str) -> "PlainFrame":
         """Make it from a prompt with ``{text}`` in it."""
-        before, _, ending = prompt.partition(TEXT)
-        start = np.concatenate([tokenizer.start, tokenizer.encode(before)])
-        return cls(tokenizer, start, tokenizer.encode(ending), ending)
+        pieces = prompt.split(TEXT)
+        around = encode_pieces(tokenizer, pieces)
+        return cls(tokenizer, around, pieces[-1])
 
     @property
     def end(self) -> int:
@@ -67,7 +66,7 @@ class PlainFrame:
         """The tokens of a label, which follows the prompt after a space."""
         space = "" if self.ending[-1:].isspace() else " "
         whole = self.tokenizer.encode(f"{self.ending}{space}{text}")
-        return _rest(whole, self.after, text, self.ending)
+        return _rest(whole, self.around[-1], text, self.ending)
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ class ChatFrame:
     form: ChatForm
     turns: tuple[Turn, ...]  # before the assistant's
     lead: str  # what the assistant's turn begins with, before a label
-    before: Ids
-    after: Ids
+    around: tuple[Ids, ...]
     opening: Ids  # the tokens of ``lead``
 
     @classmethod
@@ -91,12 +89,12 @@ class ChatFrame:
         form, turns = chat_form(tokenizer), parse_turns(prompt)
         lead = turns.pop()[CONTENT].strip() if turns[-1][ROLE] == ASSISTANT else ""
         try:
-            before, after = form.frame(turns)
-            opening = _without_ends(form, [*turns, _answer(lead)]) if lead else after[:0]
+            *first, last = form.frame(turns)
+            opening = _without_ends(form, [*turns, _answer(lead)]) if lead else last[:0]
         except DataError as error:
             raise ConfigError(f"prompt {prompt!r}: {error}") from error
-        after = np.concatenate([after, opening])
-        return cls(form, tuple(turns), lead, before, after, opening)
+        around = (*first, np.concatenate([last, opening]))
+        return cls(form, tuple(turns), lead, around, opening)
 
     @property
     def end(self) -> int:

@@ -9,7 +9,7 @@ Doroshenko et al. 2022), which the extra ``privacy`` installs.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from math import log
+from math import log, sqrt
 from typing import Any, NamedTuple
 
 from shared.base.errors import ConfigError
@@ -46,13 +46,24 @@ def epsilon_of(rounds: Sequence[Rounds], delta: float) -> float:
 
 @lru_cache(maxsize=256)
 def _epsilon(rounds: tuple[Rounds, ...], delta: float) -> float:
-    events, accountant = _library()
+    together = _library().identity()
     for each in rounds:
-        event = events.GaussianDpEvent(each.noise)
-        if each.rate_bits:
-            event = events.PoissonSampledDpEvent(2.0**-each.rate_bits, event)
-        accountant.compose(events.SelfComposedDpEvent(event, each.times))
-    return float(accountant.get_epsilon(delta))
+        together = together.compose(_losses(each))
+    return float(together.get_epsilon_for_delta(delta))
+
+
+def _losses(rounds: Rounds) -> Any:  # noqa: ANN401  (the library's class)
+    """The privacy loss of equal rounds, as a distribution; whole batches are one Gaussian."""
+    times, noise, rate_bits = rounds
+    if not rate_bits:
+        return _losses_of_one(noise / sqrt(times), 0)
+    return _losses_of_one(noise, rate_bits).self_compose(times)
+
+
+@lru_cache(maxsize=8)  # of some megabytes each; a site asks for the same one round after round
+def _losses_of_one(noise: float, rate_bits: int) -> Any:  # noqa: ANN401
+    """The distribution for one round: most of what a count of (ε, δ) costs in time."""
+    return _library().from_gaussian_mechanism(noise, sampling_prob=2.0**-rate_bits)
 
 
 def affordable(spent: Sequence[Rounds], more: Rounds, epsilon: float, delta: float) -> int:
@@ -134,7 +145,6 @@ def rate_bits_of(batch: int, count: int) -> int:
     return bits
 
 
-def _library() -> tuple[Any, Any]:
-    """The module of events, and a fresh accountant for units that are added or removed."""
-    events = import_extra("privacy", COUNTING, "dp_accounting.dp_event")
-    return events, import_extra("privacy", COUNTING, "dp_accounting.pld").PLDAccountant()
+def _library() -> Any:  # noqa: ANN401  (a module)
+    """The module of privacy loss distributions, for units that are added or removed."""
+    return import_extra("privacy", COUNTING, "dp_accounting.pld.privacy_loss_distribution")

@@ -21,6 +21,7 @@ from shared.data.examples import Examples, examples_with_labels
 from shared.features.labelled_texts import LabelledTexts, texts_of
 from shared.features.readout import LinearBatch
 from shared.features.readout_logits import ReadoutLogits, readout_logits
+from shared.generation.more_prompts import MorePrompts
 from shared.generation.prompt_frame import CHAT, prompt_frame
 from shared.likelihood.continuations import reads_trees
 from shared.models.model import LanguageModel
@@ -113,14 +114,15 @@ def classification(config: Config, model: LanguageModel) -> Classification:
 def _by_words(config: Config, model: LanguageModel, words: tuple[str, ...]) -> Classification:
     """Classify by what a causal model says after the prompt."""
     frame = prompt_frame(model.tokenizer, config.data.prompt, config.answer.prompt_form)
+    prompts = MorePrompts.of(config, model, frame)
     if labels := whole_labels(frame, config.data.label_scoring, words):
         empty = Verbaliser.of(model.tokenizer, frame, ())
         verbaliser = replace(empty, reserve=labels.longest - 1)
         reads_trees(model.module)  # tried now, at parameters that nobody has moved
-        readout = readout_logits(model, config, (), labels)
+        readout = readout_logits(model, config, (), labels, prompts)
         return Classification(len(words), verbaliser.encode, readout or labels, readout)
     verbaliser = Verbaliser.of(model.tokenizer, frame, words)
-    readout = readout_logits(model, config, verbaliser.words)
+    readout = readout_logits(model, config, verbaliser.words, prompts=prompts)
     return Classification(len(words), verbaliser.encode, readout or verbaliser.logits, readout)
 
 

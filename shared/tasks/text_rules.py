@@ -18,6 +18,7 @@ def check_text(c: Config) -> None:
         ConfigError: says which settings, and what to set instead.
     """
     _check_answers(c)
+    _check_prompts(c)
     if c.data.task not in CONVERSED:
         _check_unused(c)
     if c.text.sample_prompts and (c.model.app or c.data.task not in WRITING):
@@ -41,6 +42,15 @@ def _check_answers(c: Config) -> None:
             raise ConfigError(
                 f"{each.key} = {value} needs task {' or '.join(tasks)}, got {c.data.task!r}"
             )
+
+
+def _check_prompts(c: Config) -> None:
+    """Further prompts are read for the features of label words alone."""
+    if c.answer.more_prompts and c.model.scope != "words":
+        raise ConfigError(
+            f"more-prompts with scope {c.model.scope!r}: only kept features are of several "
+            "prompts; use scope words with features such as last+last@2, or leave it out"
+        )
 
 
 def _check_unused(c: Config) -> None:

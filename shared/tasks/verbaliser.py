@@ -28,8 +28,7 @@ class Verbaliser:
     """The prompt's tokens around a text, and the first token of each class's word."""
 
     tokenizer: Tokenizer
-    before: Ids
-    after: Ids
+    around: tuple[Ids, ...]  # before a text, between its copies, and after it
     words: tuple[int, ...]  # (k,)
     reserve: int = 0  # tokens that stay free for what is read after the prompt
 
@@ -48,21 +47,25 @@ class Verbaliser:
                 "choose other words (with tokens of bytes, end the prompt in a space), or "
                 "label-scoring = sum"
             )
-        return cls(tokenizer, frame.before, frame.after, firsts)
+        return cls(tokenizer, frame.around, firsts)
 
     def encode(self, text: str, length: int) -> Ids:
         """The tokens of the prompt with the text in it, cut to ``length`` tokens less the reserve.
 
+        Each copy of the text is cut alike.
+
         Raises:
             ConfigError: the prompt leaves no room for a text.
         """
-        room = length - len(self.before) - len(self.after) - self.reserve
-        if room < 1:
+        first, *rest = self.around
+        room = length - sum(map(len, self.around)) - self.reserve
+        if room < len(rest):
             raise ConfigError(
-                f"block-size above {length - room} expected, the length of the prompt"
-                f"{' and the longest label' * bool(self.reserve)}; got {length}"
+                f"block-size above {length - room + len(rest) - 1} expected, the length of the "
+                f"prompt{' and the longest label' * bool(self.reserve)}; got {length}"
             )
-        return np.concatenate([self.before, self.tokenizer.encode(text)[:room], self.after])
+        tokens = self.tokenizer.encode(text)[: room // len(rest)]
+        return np.concatenate([first, *(part for piece in rest for part in (tokens, piece))])
 
     def logits(self, module: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
         """The words' logits (B, k) after the last token of each text."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pages import ROOT
+from processes import PATIENCE_S
 
 from dandelion.engines.flower_simulation import (
     CONNECTION,
@@ -82,7 +83,7 @@ def test_flwr_run_executes_it(version, tmp_path):
 def wait(run_id, environment):
     import time
 
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         time.sleep(3)
         answer = run_flwr(["ls", CONNECTION, "--run-id", run_id], environment)

@@ -51,9 +51,15 @@ def run_settings():
     return keys
 
 
+@cache
+def whole_command():
+    """``dandelion`` with everything under it; to build it takes 80 ms."""
+    return typer.main.get_command(app)
+
+
 def resolve(words):
     """The command that these words call, its name, and the words that are left for it."""
-    command, name = typer.main.get_command(app), []
+    command, name = whole_command(), []
     while words and words[0] in getattr(command, "commands", {}):
         command, name, words = command.commands[words[0]], [*name, words[0]], words[1:]
     return command, tuple(name), words

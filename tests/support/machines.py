@@ -112,7 +112,7 @@ class Federation:
         words = ["--host", self.net.host, "--port", str(self.net.port)]
         words += ["--certificates", str(self.certificates), "--home", str(self.home)]
         self.server = self.start(self.net.server(), "server", "up", *words, log="up")
-        until(lambda: self.command("server", "status").returncode == 0, "server is up", 120)
+        until(lambda: self.command("server", "status").returncode == 0, "server is up")
 
     def make_certificates(self, name: str = "certificates") -> Path:
         """An authority, and a certificate for the server's addresses; the folder with both."""

@@ -2,6 +2,7 @@
 
 import json
 
+import small_models
 from small_chats import chat_model
 
 GROUPS = 4
@@ -43,4 +44,25 @@ def task_settings(task, folder):
     return {
         "task": task, "dataset": str(data), "model": str(folder / "chat"), "max-samples": 0,
         "partitioner": "natural", "block-size": 24, **OF_TASK.get(task, {}),
+    }  # fmt: skip
+
+
+def kept_settings(scope, folder):
+    """Settings of a run of a causal model on kept features, or on activations at a cut.
+
+    Some texts are at several sites. Its widths are multiples of 16, so that a text has the same
+    bits in a batch of any size.
+    """
+    data = folder / "texts"
+    data.mkdir(parents=True)
+    rows = [
+        {"text": f"the film was {label}{' and the plot' * (number // 2 % 5)}", "label": label}
+        for number, label in enumerate(("bad", "good") * 30)
+    ]
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "task": "classification", "label-words": "bad, good", "dataset": str(data),
+        "model": small_models.causal(folder / "model", inner=32), "scope": scope,
+        "partitioner": "iid", "max-samples": 0, "step": "auto", "threads": 1,
+        "keep-disk": 0,
     }  # fmt: skip

@@ -19,7 +19,7 @@ from dandelion.bench.learning.methods import (
     own_methods,
 )
 from dandelion.bench.learning.problems import COMMON, RaceTask
-from dandelion.bench.learning.race_points import RaceCurve, race_points
+from dandelion.bench.learning.race_points import RaceCurve, RacePoint, race_points
 from dandelion.comparisons.runner import Budget, run_method
 from dandelion.engines.local import run_local
 from server.ledger.reader import LedgerReader
@@ -118,7 +118,7 @@ def race(problem: RaceTask, trial: Trial, say: Callable[[str], None]) -> list[Ra
         curves.append(RaceCurve(PROBE, PROBE_SOURCE, None, seed, points))
     left = MinuteBudget.of(trial, methods)
     for method in methods:
-        for curve in _search(problem, method, trial, left, say):
+        for curve in search(problem, method, trial, left, say):
             say(f"{problem.name}: {method.name} at {curve.rate}, seed {curve.seed}: "
                 f"{curve.final:.4f} {curve.note}")  # fmt: skip
             curves.append(curve)
@@ -145,7 +145,7 @@ class MinuteBudget:
         return Budget(seconds=seconds)
 
 
-def _search(
+def search(
     problem: RaceTask,
     method: Method,
     trial: Trial,
@@ -186,10 +186,15 @@ def _run(
         note = "; ".join(spent)
     except StalledError as error:
         note = f"diverged: {error}"
-    points = race_points(folder, _batch(config)) if (folder / LEDGER).exists() else []
+    points, rewinds = list[RacePoint](), 0
+    if (folder / LEDGER).exists():
+        points = race_points(folder, _batch(config))
+        with closing(LedgerReader.open(folder / LEDGER)) as ledger:
+            rewinds = len(ledger.rewinds())
     if note.startswith("diverged") and points:
         points[-1] = type(points[-1])(**{**vars(points[-1]), "loss": float("inf")})
-    return RaceCurve(method.name, method.source, rate, config.training.seed, points, note)
+    seed = config.training.seed
+    return RaceCurve(method.name, method.source, rate, seed, points, note, rewinds)
 
 
 def go_on(config: Config) -> Config:

@@ -47,6 +47,7 @@ class RaceCurve:
     seed: int
     points: Sequence[RacePoint]
     note: str = ""  # why it ended before its budget, if it did
+    rewinds: int = 0  # of the divergence guard
 
     @property
     def final(self) -> float:

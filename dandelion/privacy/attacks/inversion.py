@@ -18,7 +18,8 @@ from torch import Tensor
 from dandelion.privacy.attacks.protection import Array, Protection
 from dandelion.privacy.attacks.softmax import CLASSES, Softmax
 
-STARTS, STEPS, SHARPNESS = 3, 300, 5.0
+STARTS, SHARPNESS = 3, 5.0
+STEPS, STEPS_AGAIN = 300, 500  # the second for each image of a batch
 Labels = NDArray[np.int64]
 
 
@@ -34,33 +35,51 @@ class Inversion:
         torch.manual_seed(0)
         target = torch.from_numpy(np.asarray(numbers, np.float64))
         tries = [self._fit(target, batch) for _ in range(STARTS)]
+        if batch > 1:  # of one image, the first search finds all that there is
+            tries = [self._fit_images(target, *each[1:]) for each in tries]
         _, images, labels = min(tries, key=lambda each: each[0])
         return images.numpy(), labels.numpy()
 
     def _fit(self, target: Tensor, batch: int) -> tuple[float, Tensor, Tensor]:
         """The misfit from one start, the images, and the labels."""
-        weights, z = torch.from_numpy(self.victim.weights), torch.from_numpy(self.z)
-        pixels = weights.shape[1] - 1
+        pixels = self.victim.weights.shape[1] - 1
         free = 0.1 * torch.randn(batch, pixels + CLASSES, dtype=torch.float64)
         free.requires_grad_()
-        ones = torch.ones(batch, 1, dtype=torch.float64)
 
         def misfit() -> Tensor:
-            inputs = torch.cat([torch.sigmoid(free[:, :pixels]), ones], 1)
             labels = torch.softmax(SHARPNESS * free[:, pixels:], 1)
-            error = torch.softmax(inputs @ weights.T, 1) - labels
-            along = torch.einsum("qkp,kp->q", z, error.T @ inputs / batch)
-            return (along - target).square().mean()
+            return self._misfit(target, torch.sigmoid(free[:, :pixels]), labels)
 
-        minimise(free, misfit)
+        minimise(free, misfit, STEPS)
         images = torch.sigmoid(free[:, :pixels]).detach()
         return float(misfit().detach()), images, free[:, pixels:].detach().argmax(1)
 
+    def _fit_images(
+        self, target: Tensor, images: Tensor, labels: Tensor
+    ) -> tuple[float, Tensor, Tensor]:
+        """The misfit, images and labels once labels are no longer free: fewer unknowns are left."""
+        sure = torch.nn.functional.one_hot(labels, CLASSES).double()
+        free = torch.logit(images, eps=1e-4).requires_grad_()
 
-def minimise(free: Tensor, misfit: Callable[[], Tensor]) -> None:
-    """Bring ``free`` to a minimum of ``misfit()``, by L-BFGS."""
+        def misfit() -> Tensor:
+            return self._misfit(target, torch.sigmoid(free), sure)
+
+        minimise(free, misfit, STEPS_AGAIN * len(images))
+        return float(misfit().detach()), torch.sigmoid(free).detach(), labels
+
+    def _misfit(self, target: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The mean squared error of the numbers (q,) that images with labels (batch, k) send."""
+        weights, z = torch.from_numpy(self.victim.weights), torch.from_numpy(self.z)
+        inputs = torch.cat([images, torch.ones(len(images), 1, dtype=torch.float64)], 1)
+        error = torch.softmax(inputs @ weights.T, 1) - labels
+        along = torch.einsum("qkp,kp->q", z, error.T @ inputs / len(images))
+        return (along - target).square().mean()
+
+
+def minimise(free: Tensor, misfit: Callable[[], Tensor], steps: int) -> None:
+    """Bring ``free`` to a minimum of ``misfit()``, by so many steps of L-BFGS at most."""
     search = torch.optim.LBFGS(
-        [free], max_iter=STEPS, tolerance_grad=1e-14, tolerance_change=1e-16,
+        [free], max_iter=steps, tolerance_grad=1e-14, tolerance_change=1e-16,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
+from processes import until
 from small_config import small_config
 
 from client.guard.process import Guard
@@ -132,11 +133,8 @@ class Running:
             [*command, "--set", "site=a", *self.words],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=self.folder,
         )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while status(self.paths) is None:
-            assert self.process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: self.process.poll() is not None or status(self.paths), "the guard is there")
+        assert self.process.poll() is None
 
     def train(self, run, number=1, **changes):
         reply, _ = GuardRelay(run, str(self.paths.socket)).train(request(number, **changes), None)

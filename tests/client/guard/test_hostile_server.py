@@ -7,6 +7,7 @@ and bytes that no code of ours has checked. A refusal names its key, and no numb
 import os
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from small_config import small_config
 
 from client.guard.process import Guard
+from client.privacy.budget import BudgetLedger
 from client.site.replica_host import _hosts
 from client.worker.protocol import decode_answer, encode_frame
 from dandelion.deployment.deploy_home import Home
@@ -232,9 +234,27 @@ def test_secret_and_budget_that_cannot_be_trusted(damage, tmp_path):
     site.refuses("secret" if damage in {"open", "gone"} else "budget", PRIVATE)
 
 
-def test_a_clip_of_nothing(tmp_path):
-    with pytest.raises(ConfigError, match="privacy-clip: a number above 0 expected"):
-        Site(tmp_path).ask({**PRIVATE, "privacy-clip": 0.0})
+@pytest.mark.parametrize(
+    ("forged", "message"),
+    [
+        ({"privacy-clip": 0.0}, "privacy-clip: a number above 0 expected"),
+        ({"privacy-noise": 0.0}, "privacy-epsilon or privacy-noise: one above 0 expected"),
+        ({"query-data": "fresh"}, "with query-data = 'fresh': use same"),
+        ({"local-steps": 2}, "with local-steps = 2: use 1"),
+        ({"site-eval-fraction": 0.5}, "with site-eval-fraction = 0.5: use 0"),
+        ({"privacy-noise": 1.0, "privacy-epsilon": 0.01}, "^refused by policy: privacy-noise$"),
+    ],
+)  # fmt: skip
+def test_settings_that_would_void_what_a_private_run_promises(forged, message, tmp_path):
+    """No code of ours has checked them at the server; nothing is measured, nothing is paid."""
+    pytest.importorskip("dp_accounting")
+    site = Site(tmp_path)
+    with pytest.raises((ConfigError, PolicyError), match=message):
+        site.ask(PRIVATE | forged)
+    folder = site.home.folder / "privacy"
+    if (folder / "budget.sqlite").exists():
+        with closing(BudgetLedger(folder)) as budget:
+            assert all(budget.numbers(each.id) == 0 for each in budget.sets())
 
 
 SPY = """

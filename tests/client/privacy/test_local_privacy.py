@@ -254,9 +254,9 @@ def test_a_promise_makes_the_noise(tmp_path):
     pytest.importorskip("dp_accounting")
     from shared.privacy.accounting import Rounds, epsilon_of
 
-    config = small_config(tmp_path, **{**PRIVATE, "privacy_noise": 0.0}, privacy_epsilon=4.0)
+    config = small_config(tmp_path, **{**PRIVATE, "privacy_noise": 0.0}, privacy_epsilon=1.0)
     _, noisy = site_of(config, tmp_path / "p")
-    assert epsilon_of([Rounds(3, noisy.noise, noisy.rate_bits)], 1e-5) <= 4.0
+    assert epsilon_of([Rounds(3, noisy.noise, noisy.rate_bits)], 1e-5) <= 1.0
 
 
 def test_numbers_without_noise_are_counted_where_they_are_bounded(tmp_path):

@@ -5,8 +5,12 @@ import json
 import pytest
 from machines import last_round
 from processes import Watch, mapped, until
-from small_tasks import task_settings
+from rich.console import Console
+from small_tasks import kept_settings, task_settings
 from three_nodes import SETTINGS, local_digest, partition, public_folder, three_nodes
+
+from dandelion.engines.flower_simulation import run_flower
+from shared.config.schema import Config
 
 pytestmark = pytest.mark.deployment
 KILLS = {**SETTINGS, "num-rounds": 10, "staleness": 1}
@@ -48,11 +52,26 @@ def test_what_is_killed_changes_no_bit(federation, tmp_path):
     assert [command.wait(120) for command in commands[:2]] == [2, 2]  # Flower noticed, and said so
 
 
+def test_a_readout_over_the_wire_has_the_digest_of_every_engine(federation, tmp_path):
+    """Whole shards by exact slopes on kept features, rates that follow the falls."""
+    chosen = {
+        **SETTINGS, **kept_settings("words", public_folder(federation) / "readout"),
+        "queries": 8, "zo-batch-size": 0,
+    }  # fmt: skip
+    assert federation.run("readout", chosen).wait(400) == 0, federation.output_of("readout")
+    summary = json.loads((federation.runs / "readout" / "summary.json").read_text())
+    assert summary["refused_replies"] == 0
+    assert summary["digest"] == local_digest(tmp_path, chosen)
+    simulated = {**chosen, "output-dir": str(tmp_path), "run-name": "simulated"}
+    folder = run_flower(Config.from_run_config(simulated), Console(quiet=True))
+    assert json.loads((folder / "summary.json").read_text())["digest"] == summary["digest"]
+
+
 def test_answers_are_learned_and_judged_over_the_wire(federation, tmp_path):
     """A chat model and a file of messages; sites write answers to their own held-out prompts."""
     pytest.importorskip("rouge_score", reason="the extra generation is not installed")
     public = public_folder(federation)
-    public.mkdir()
+    public.mkdir(exist_ok=True)
     chats = {**SETTINGS, **task_settings("generation", public), "site-eval-fraction": 0.3}
     assert federation.run("answers", chats).wait(400) == 0, federation.output_of("answers")
     assert federation.digest("answers") == local_digest(tmp_path, chats)

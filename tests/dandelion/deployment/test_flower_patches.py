@@ -237,6 +237,7 @@ def test_who_starts_it_calls_its_variables_as_it_does(tmp_path):
     assert Home.at(tmp_path).environment("one,two")[flower_patches.PRELOAD_VARIABLE] == "one,two"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loaded", [CLIENT_APP_MODULES, SERVER_APP_MODULES])
 def test_what_a_task_finds_imported_is_there_and_none_of_it_is_ours_or_heavy(loaded):
     """The forkserver says nothing of a module that is missing."""
@@ -289,6 +290,7 @@ def test_a_task_whose_parent_is_gone_ends_whatever_it_waits_for():
     assert codes == [7, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", flower_patches.PROGRAMS)
 def test_it_is_flowers_program(name):
     done = subprocess.run(
@@ -300,6 +302,7 @@ def test_it_is_flowers_program(name):
     assert f"Flower version: {version('flwr')}" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_program_that_it_does_not_know_is_refused():
     done = subprocess.run(
         [sys.executable, "-P", PATCHES, "flower-hub"], capture_output=True, text=True, check=False

@@ -47,14 +47,14 @@ def test_a_node_is_cut_off_and_comes_back(kind):
     server = python(net.server(), SERVE, net.host, str(net.port))
     try:
         assert server.stdout.readline() == "ready\n"
-        until(lambda: ask(net, "a") == "hello", "an answer", timeout_s=30)
+        until(lambda: ask(net, "a") == "hello", "an answer")
         assert net.proxies["a"].counted() == (0, 5)
-        until(lambda: ask(net, "b") == "hello", "an answer", timeout_s=30)
+        until(lambda: ask(net, "b") == "hello", "an answer")
         net.cut("a")
         assert ask(net, "a") == ""
         assert ask(net, "b") == "hello"
         net.mend("a")
-        until(lambda: ask(net, "a") == "hello", "an answer", timeout_s=30)
+        until(lambda: ask(net, "a") == "hello", "an answer")
     finally:
         server.kill()
         server.communicate()

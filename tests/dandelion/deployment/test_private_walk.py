@@ -97,4 +97,4 @@ def spy_on(federation: Federation, out: Path) -> None:
         federation.net.server(), "server", "run", "--home", str(federation.home), *pairs,
         log="spy.run", root=copy,
     )  # fmt: skip
-    until(lambda: out.exists() and out.read_text().endswith("}"), "the spy has run", 240)
+    until(lambda: out.exists() and out.read_text().endswith("}"), "the spy has run")

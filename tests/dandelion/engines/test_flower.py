@@ -11,13 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_models
 from processes import of_flower_home
 from rich.console import Console
-from small_tasks import task_settings
+from small_tasks import kept_settings, task_settings
 
+from dandelion.engines import flower_simulation
 from dandelion.engines.flower_reports import (
+    NO_NODE,
     PREFIX,
+    RAY_LATE,
     TOKEN_LOST,
     TOO_SLOW,
     failure_text,
@@ -25,8 +27,11 @@ from dandelion.engines.flower_reports import (
 )
 from dandelion.engines.flower_simulation import (
     ROOT,
+    STARTS,
+    EngineError,
     flower_environment,
     free_port,
+    ray_folder,
     run_flower,
 )
 from dandelion.engines.local import run_local
@@ -110,28 +115,11 @@ def test_flwr_run_in_the_checkout_gives_the_digest_of_the_local_engine(tmp_path,
             os.kill(pid, signal.SIGKILL)
 
 
-def reviews(folder):
-    """A folder with a table of texts of two classes, some of them at several sites."""
-    folder.mkdir()
-    lines = []
-    for number in range(60):
-        label = ("bad", "good")[number % 2]
-        text = f"the film was {label}{' and the plot' * (number // 2 % 5)}"
-        lines.append(json.dumps({"text": text, "label": label}))
-    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
-    return str(folder)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["words", "last:1"])
 def test_what_is_kept_of_a_text_is_the_same_in_processes_of_their_own(tmp_path, scope):
     """Features of texts that several sites hold, without a cache between the processes."""
-    model = small_models.causal(tmp_path / "model", inner=32)
-    chosen = {
-        **{"task": "classification", "label-words": "bad, good", "scope": scope, "threads": 1},
-        **{"model": model, "dataset": reviews(tmp_path / "data"), "partitioner": "iid"},
-        **{"max-samples": 0, "keep-disk": 0, "step": "auto"},
-    }
+    chosen = kept_settings(scope, tmp_path / "reviews")
     here = digest(run_local(config(tmp_path, "here", **chosen)))
     assert digest(run_flower(config(tmp_path, "there", **chosen), Console(quiet=True))) == here
 
@@ -147,6 +135,13 @@ def test_answers_are_learned_and_judged_alike_in_flowers_simulation(tmp_path):
     for name in ("digest", "evaluation_rouge-l_last", "sites_rouge-l_last", "sites_token-f1_last"):
         assert theirs[name] == ours[name], name
     assert theirs["refused_replies"] == 0
+
+
+def test_rays_files_go_with_the_runs_own_if_a_socket_there_can_be_named(tmp_path):
+    assert ray_folder("/tmp/dandelion-abcdefgh") == {"RAY_TMPDIR": "/tmp/dandelion-abcdefgh"}
+    socket = "/ray/session_2026-11-28_17-54-15_703656_4194304/sockets/plasma_store"
+    assert len(socket) + flower_simulation.RAY_ROOM <= 107
+    assert ray_folder(str(tmp_path / ("long" * 9))) == {}
 
 
 def test_a_machine_that_is_too_busy_for_flower_is_told_so_once():
@@ -166,3 +161,33 @@ def test_a_failed_run_is_reported_with_its_error_and_a_slow_process(tmp_path):
     text = failure_text("7", "finished:failed", "No heartbeat received from the task", log)
     assert "No heartbeat received from the task" in text
     assert text.endswith(TOO_SLOW)
+    log.write_text(f"Exception: {NO_NODE}. This could happen\n")
+    assert failure_text("7", "finished:failed", "Simulation failed", log).endswith(RAY_LATE)
+
+
+@pytest.mark.parametrize("has_ledger", [False, True])
+def test_a_run_whose_ray_is_late_is_started_again(tmp_path, monkeypatch, has_ledger):
+    """Ray 2.55 gives up if an agent of its own has not begun within 15 s (ray issue 65983)."""
+    chosen, starts = config(tmp_path, "late"), []
+
+    def fail(given, folder, console):
+        starts.append(given.run.resume)
+        if has_ledger:
+            folder.mkdir(exist_ok=True)
+            (folder / "ledger.sqlite").touch()
+        return f"ended as finished:failed; {RAY_LATE}" if len(starts) < STARTS else ""
+
+    monkeypatch.setattr(flower_simulation, "_train_once", fail)
+    assert run_flower(chosen, Console(quiet=True)) == tmp_path / "late"
+    assert starts == ["", *([str(tmp_path / "late") if has_ledger else ""] * (STARTS - 1))]
+
+
+@pytest.mark.parametrize(("reason", "starts"), [(RAY_LATE, STARTS), ("ValueError: 3", 1)])
+def test_other_failures_end_a_run_at_once_and_a_late_ray_in_the_end(
+    tmp_path, monkeypatch, reason, starts
+):
+    answers = iter([f"ended as finished:failed; {reason}"] * starts)
+    monkeypatch.setattr(flower_simulation, "_train_once", lambda *_: next(answers))
+    with pytest.raises(EngineError, match=reason):
+        run_flower(config(tmp_path, "fails"), Console(quiet=True))
+    assert next(answers, None) is None

@@ -9,6 +9,7 @@ from math import exp
 
 import numpy as np
 import pytest
+import torch
 from small_config import small_config
 
 from dandelion.privacy.attacks.inversion import Inverted, attack_batch, compare
@@ -41,6 +42,7 @@ def error_of_mean(pixels, others):
     return np.median(np.linalg.norm(pixels - others.mean(0), axis=1) / np.linalg.norm(pixels))
 
 
+@pytest.mark.slow
 def test_eighty_numbers_give_an_image_back_unless_they_are_private():
     pytest.importorskip("dp_accounting")
     pixels, classes = images(500, np.random.default_rng(1))
@@ -144,5 +146,14 @@ def test_scores_are_counted_as_the_table_says():
     assert describe(Members(inside, outside), 0.0) == "0.625, 0.25"
 
 
-def test_the_digits_problem_has_650_parameters():
-    assert sum(each.numel() for each in problem.model().parameters()) == 650
+def test_the_digits_problem_is_a_softmax_of_centred_pixels():
+    """By pictures of the server, which no site trains on and which are not evaluated."""
+    model = problem.model()
+    assert sum(each.numel() for each in model.parameters()) == 650
+    training, held_out = problem.examples()[0], problem.evaluation()[0]
+    assert len(training) + 200 + len(held_out) == 1797
+    assert not torch.equal(model.mean, held_out.mean(0))
+    centred = (torch.cat([training, held_out]) - model.mean) / model.deviation
+    assert centred.mean().abs() < 0.05
+    assert centred.square().mean() == pytest.approx(1, abs=0.1)
+    assert torch.equal(model(training[:3]), model.linear(centred[:3]))

@@ -27,9 +27,9 @@ def invoke(*words):
 def test_a_plan_has_the_noise_of_each_promise():
     pytest.importorskip("dp_accounting")
     config = Config(zo_batch_size=16, num_rounds=5, queries=4)
-    plain, private = plan_noise(config, 1000, [float("inf"), 4.0])
+    plain, private = plan_noise(config, 1000, [float("inf"), 1.0])
     assert (plain.noise, plain.share, plain.rate_bits) == (0, 0, 6)
-    assert private.noise == noise_for(4.0, 1e-5, 5, 6)
+    assert private.noise == noise_for(1.0, 1e-5, 5, 6)
     assert private.share == private.noise * sqrt(4) / 16
 
 
@@ -54,7 +54,7 @@ def test_a_trial_of_a_promise_pays_for_no_data_of_this_user(tmp_path, monkeypatc
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     small = {**SMALL, "num-rounds": 1, "privacy-clip": 8, "local-steps": 1, "zo-batch-size": 2}
     config = Config({**small, "output-dir": str(tmp_path)})
-    (row,) = plan_noise(config, 100, [1.0])
+    (row,) = plan_noise(config, 100, [0.5])
     (loss,) = Trials(config, tmp_path / "trial").measure(row).losses
     assert loss > 0
     assert (tmp_path / "trial" / "state" / "dandelion" / "privacy" / "budget.sqlite").exists()

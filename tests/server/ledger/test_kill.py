@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import random
+import select
+import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -33,16 +35,72 @@ SETTINGS = {
 }
 
 
-def start(folder, log):
-    """Begin the run of a folder, or go on with it."""
-    command = [sys.executable, "-m", "dandelion", "run"]
-    if (folder / "ledger.sqlite").exists():
-        command += ["--resume", str(folder)]
-    else:
-        pairs = {**SETTINGS, "output-dir": folder.parent, "run-name": folder.name}
-        command += [word for key, value in pairs.items() for word in ("--set", f"{key}={value}")]
+FORKS = """
+import json, os, sys
+import dandelion.cli.app, dandelion.engines.local, server.run, shared.models.gpt2
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        sys.argv = ["dandelion", *json.loads(line)]
+        dandelion.cli.app.entry()
+    os.write({answers}, f"{{child}}\\n".encode())
+    os.write({answers}, f"{{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}}\\n".encode())
+"""
+
+
+class Commands:
+    """Runs ``dandelion`` in processes, one at a time, whose imports were made once."""
+
+    def __init__(self, process, answers):
+        self.process, self.answers = process, answers
+        self.child, self.code = 0, None
+
+    def start(self, words):
+        """Begin a command."""
+        self.process.stdin.write(json.dumps([*map(str, words)]) + "\n")
+        self.process.stdin.flush()
+        self.child, self.code = int(self.answers.readline()), None
+
+    def has_ended(self):
+        return self.code is not None or bool(select.select([self.answers], [], [], 0)[0])
+
+    def status(self):
+        """Wait for its end; a negative one is the number of the signal that ended it."""
+        if self.code is None:
+            self.code = int(self.answers.readline())
+        return self.code
+
+    def kill(self):
+        """``kill -9``; whether that is what ended it."""
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(self.child, signal.SIGKILL)
+        return self.status() == -signal.SIGKILL
+
+
+@contextmanager
+def commands_in(folder, log):
+    """A process with everything imported, which forks for each command."""
+    answers, writes = os.pipe()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder.parent, env=environment)
+    code = [sys.executable, "-c", FORKS.format(answers=writes)]
+    with (
+        os.fdopen(answers, "rb", buffering=0) as lines,
+        subprocess.Popen(
+            code, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, cwd=folder,
+            env=environment, pass_fds=[writes],
+        ) as process,
+    ):  # fmt: skip
+        os.close(writes)
+        yield Commands(process, lines)
+        process.stdin.close()
+
+
+def words_of(folder):
+    """The command that begins the run of a folder, or goes on with it."""
+    if (folder / "ledger.sqlite").exists():
+        return ["run", "--resume", folder]
+    pairs = {**SETTINGS, "output-dir": folder.parent, "run-name": folder.name}
+    return ["run", *(word for key, value in pairs.items() for word in ("--set", f"{key}={value}"))]
 
 
 def rounds_of(folder):
@@ -51,38 +109,35 @@ def rounds_of(folder):
     return max(0, file.read_text().count("\n") - 1) if file.exists() else 0
 
 
-def kill_somewhere(process, folder, chance):
-    """Kill the process some rounds further on, or before it does any; False where it is done."""
+def kill_somewhere(commands, folder, chance):
+    """Kill the command some rounds further on, or before it does any; False if it is done."""
     target = rounds_of(folder) + chance.choice([0, 1, 2, 5, 8, 12])
-    while rounds_of(folder) < target and process.poll() is None:
+    while rounds_of(folder) < target and not commands.has_ended():
         time.sleep(0.002)
     time.sleep(chance.uniform(0, 0.05))
-    if process.poll() is not None:
-        return False
-    process.kill()
-    process.wait()
-    return True
+    return not commands.has_ended() and commands.kill()
 
 
-def run_to_the_end(folder, log, chance=None):
+def run_to_the_end(commands, folder, log, chance=None):
     """Run, killed by ``chance`` up to KILLS times; return how often it was."""
     kills = 0
     while True:
-        with start(folder, log) as process:
-            if chance and kills < KILLS and kill_somewhere(process, folder, chance):
-                kills += 1
-                continue
-            assert process.wait() == 0, Path(log.name).read_text()[-3000:]
-            return kills
+        commands.start(words_of(folder))
+        if chance and kills < KILLS and kill_somewhere(commands, folder, chance):
+            kills += 1
+            continue
+        assert commands.status() == 0, Path(log.name).read_text()[-3000:]
+        return kills
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_twenty_times_ends_with_the_same_bits(tmp_path):
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    with (tmp_path / "log").open("w+") as log:
-        run_to_the_end(tmp_path / "whole", log)
-        assert run_to_the_end(tmp_path / "killed", log, random.Random(seed)) > KILLS / 2
+    with (tmp_path / "log").open("w+") as log, commands_in(tmp_path, log) as commands:
+        run_to_the_end(commands, tmp_path / "whole", log)
+        chance = random.Random(seed)
+        assert run_to_the_end(commands, tmp_path / "killed", log, chance) > KILLS / 2
     whole, killed = (
         json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "killed")
     )

@@ -31,9 +31,9 @@ pytestmark = [  # the reader of datasets leaves CSV files open
 ]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def no_open_files():
-    """What a reader that failed leaves open is closed with its error, and warns of it then."""
+    """What readers that failed leave open is closed with their errors, and warns of it then."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)

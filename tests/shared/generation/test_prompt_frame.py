@@ -53,7 +53,8 @@ def test_the_template_writes_the_prompt_and_the_label_ends_the_assistants_turn()
     turns = [{"role": "user", "content": "the film good plot"},
              {"role": "assistant", "content": "It was great"}]  # fmt: skip
     whole = tokenizer.inner.apply_chat_template(turns, tokenize=False)
-    ours = [*frame.before, *tokenizer.encode("good plot"), *frame.after, *frame.label("great")]
+    before, after = frame.around
+    ours = [*before, *tokenizer.encode("good plot"), *after, *frame.label("great")]
     assert tokenizer.encode_marked(whole).tolist()[: len(ours)] == ours
     assert len(frame.label("great")) == 1
     assert frame.end == tokenizer.end
@@ -65,15 +66,26 @@ def test_a_prompt_without_roles_is_the_users_turn():
         prompt_frame(tokenizer, prompt, "chat")
         for prompt in ("the {text} it", "user: the {text} it")
     )
-    assert plain.before.tolist() == named.before.tolist()
-    assert plain.after.tolist() == named.after.tolist()
+    assert [*map(list, plain.around)] == [*map(list, named.around)]
     assert plain.label("good film") == tuple(tokenizer.encode("good film").tolist())
+
+
+def test_the_template_writes_a_text_that_is_named_twice():
+    tokenizer = HubTokenizer(chat_tokenizer(), 3)
+    frame = prompt_frame(tokenizer, "user: {text} so {text} | assistant: It was", "chat")
+    before, between, after = frame.around
+    text = tokenizer.encode("good plot")
+    turns = [{"role": "user", "content": "good plot so good plot"},
+             {"role": "assistant", "content": "It was great"}]  # fmt: skip
+    whole = tokenizer.inner.apply_chat_template(turns, tokenize=False)
+    ours = [*before, *text, *between, *text, *after, *frame.label("great")]
+    assert tokenizer.encode_marked(whole).tolist()[: len(ours)] == ours
 
 
 def test_a_system_turn_goes_where_the_template_takes_it():
     prompt = "system: good or bad | user: {text}"
     tokenizer = HubTokenizer(chat_tokenizer(SYSTEM), 3)
-    start = prompt_frame(tokenizer, prompt, "chat").before.tolist()
+    start = prompt_frame(tokenizer, prompt, "chat").around[0].tolist()
     assert start[:5] == tokenizer.encode_marked("[CLS] system good or bad").tolist()
     with pytest.raises(ConfigError, match="takes no conversation of roles system, user: only user"):
         prompt_frame(HubTokenizer(chat_tokenizer(), 3), prompt, "chat")
@@ -82,7 +94,8 @@ def test_a_system_turn_goes_where_the_template_takes_it():
 def test_a_tokenizer_without_a_template_gets_the_plain_form():
     tokenizer = load_model("byte-gpt", 0).tokenizer
     frame = prompt_frame(tokenizer, "system: Judge. | user: {text} | assistant: It was", "chat")
-    text = [frame.before, tokenizer.encode("a film"), frame.after, np.array(frame.label("good"))]
+    before, after = frame.around
+    text = [before, tokenizer.encode("a film"), after, np.array(frame.label("good"))]
     assert tokenizer.decode(np.concatenate(text)) == (
         "System: Judge.\nUser: a film\nAssistant: It was good"
     )

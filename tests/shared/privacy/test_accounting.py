@@ -78,6 +78,6 @@ def test_rates_are_powers_of_two_at_most_what_was_given(batch, count, bits):
 
 
 def test_without_the_library_its_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "dp_accounting.dp_event", None)
+    monkeypatch.setitem(sys.modules, "dp_accounting.pld.privacy_loss_distribution", None)
     with pytest.raises(ConfigError, match=r"needs dp_accounting: .* 'dandelion\[privacy\]'"):
         epsilon_of([Rounds(7, 1.1, 3)], DELTA)

@@ -202,6 +202,20 @@ def test_the_prompt_survives_a_text_that_is_too_long(folders):
         verbaliser.encode("film", 3)
 
 
+def test_a_prompt_may_name_the_text_twice(folders):
+    tokenizer = load_model(folders["words"], 1).tokenizer
+    frame = prompt_frame(tokenizer, "the {text} and {text} It was", "text")
+    verbaliser = Verbaliser.of(tokenizer, frame, ("good", "bad"))
+    the, also, it, was, film, plot = (
+        small_models.VOCABULARY[word] for word in ("the", "and", "It", "was", "film", "plot")
+    )
+    whole = [the, film, plot, also, film, plot, it, was]
+    assert verbaliser.encode("film plot", 64).tolist() == whole
+    assert verbaliser.encode("film plot", 7).tolist() == [the, film, also, film, it, was]
+    with pytest.raises(ConfigError, match="block-size above 5 expected"):
+        verbaliser.encode("film", 5)
+
+
 WORDS = ("great", "good")  # begin with the same byte, and with the same token after a space
 
 
