@@ -89,11 +89,11 @@ class CompiledLosses:
 
     def _provide(self, length: int) -> None:
         """Make room for the packed matrices and for an example of ``length`` tokens."""
-        from shared.models.kernels.gpt2_cpu import packed_size, room_size
+        from shared.models.kernels.gpt2_cpu import pack_size, room_size
 
         layers, width, heads, vocabulary = self._shape
         if not self._packed.numel():
-            self._packed = torch.zeros(packed_size(layers, width, vocabulary))
+            self._packed = torch.zeros(pack_size(layers, width, vocabulary))
         if self._room.numel() < (size := room_size(length, width, heads, vocabulary)):
             self._room = torch.zeros(size)
 

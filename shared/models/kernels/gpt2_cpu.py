@@ -31,7 +31,7 @@ EMBEDDINGS, PER_BLOCK = 2, 12  # tensors, in the module's order
 SIGNATURE = f"int64({'int64, ' * 2}int64[::1], {'int64, ' * 7}int64)"
 
 
-def packed_size(layers, width, vocabulary):
+def pack_size(layers, width, vocabulary):
     """Elements of all matrices, packed."""
     return width * (12 * layers * width + -(-vocabulary // COLUMNS) * COLUMNS)
 
