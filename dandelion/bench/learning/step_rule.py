@@ -72,7 +72,7 @@ STEP_TASKS: Mapping[str, RuleTask] = {
                  0.25, ("rotten-tomatoes", "smollm2")),
         RuleTask("mnist", "DeComFL's network", 28_938,
                  {**FEW, "task": "pictures", "dataset": "mnist-pixels", "model": mnist.NAME,
-                  "block-size": 784, "eval-blocks": 1000, "max-samples": 8000}, 640, (8, 32), 4e-2,
+                  "block-size": 784, "eval-blocks": 1000, "max-samples": 8000}, 640, (8, 32), 2.5e-3,
                  ("mnist",), mnist.register),
         RuleTask("demo", "byte-level GPT of the demo", 124_864,
                  {**FEW, "block-size": 64, "eval-blocks": 64}, 480, (4, 16), 4e-2),
