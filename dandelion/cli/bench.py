@@ -23,6 +23,15 @@ app = typer.Typer(help="Measure speed and memory as ratios.")
 LEARNING_FOLDER, STEP_FOLDER = Path("runs/bench-learning"), Path("runs/bench-step-rule")
 STEP_NAMES = ", ".join(step.name for step in STEPS)
 STDOUT = Path("-")
+# options of the benchmarks that train
+Tasks = Annotated[list[str] | None, typer.Option(help="Task; repeatable. Default: all at hand.")]
+Rates = Annotated[int, typer.Option(min=1, max=5, help="Rates that are tried.")]
+Evaluations = Annotated[
+    int, typer.Option(min=0, help="Budget of each run per site; 0: the task's.")
+]
+SettingsOfRuns = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of all runs; repeatable.")
+]
 Json = Annotated[
     Path | None,
     typer.Option(
@@ -181,23 +190,16 @@ def privacy(
 
 @app.command()
 def learning(  # noqa: PLR0913, PLR0917  (options of a command)
-    task: Annotated[
-        list[str] | None, typer.Option(help="Problem; repeatable. Default: all at hand.")
-    ] = None,
+    task: Tasks = None,
     method: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: all.")] = None,
     quick: Annotated[bool, typer.Option(help="Small, for a test of the whole way.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method at its best rate.")] = 3,
-    rates: Annotated[int, typer.Option(min=1, max=5, help="Rates that are tried.")] = 5,
-    evaluations: Annotated[
-        int, typer.Option(min=0, help="Budget of each run per site; 0: the problem's.")
-    ] = 0,
+    rates: Rates = 5,
+    evaluations: Evaluations = 0,
     minutes: Annotated[
         float, typer.Option(min=0, help="At most so many per problem; 0: no limit.")
     ] = 0.0,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Of all runs; repeatable."),
-    ] = None,
+    settings: SettingsOfRuns = None,
     out: Annotated[Path, typer.Option(help="Folder of runs and files.")] = LEARNING_FOLDER,
     as_json: JsonOption = False,
 ) -> None:
@@ -219,21 +221,14 @@ def learning(  # noqa: PLR0913, PLR0917  (options of a command)
 
 @app.command("step-rule")
 def step_rule(  # noqa: PLR0913, PLR0917  (options of a command)
-    task: Annotated[
-        list[str] | None, typer.Option(help="Task; repeatable. Default: all at hand.")
-    ] = None,
+    task: Tasks = None,
     batch: Annotated[
         list[int] | None, typer.Option(min=0, help="Batch size; 0: all. Default: two of each task.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of the rule and of the best rate.")] = 3,
-    rates: Annotated[int, typer.Option(min=1, max=5, help="Rates that are tried.")] = 5,
-    evaluations: Annotated[
-        int, typer.Option(min=0, help="Budget of each run per site; 0: the task's.")
-    ] = 0,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Of all runs; repeatable."),
-    ] = None,
+    rates: Rates = 5,
+    evaluations: Evaluations = 0,
+    settings: SettingsOfRuns = None,
     out: Annotated[Path, typer.Option(help="Folder of runs and files.")] = STEP_FOLDER,
     as_json: JsonOption = False,
 ) -> None:

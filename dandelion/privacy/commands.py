@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from dandelion.monitor.tables import print_table
 from shared.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dandelion.privacy.plan import PlanRow
+    from shared.config.schema import Config
 
 app = typer.Typer(no_args_is_help=True, help="What privacy costs in noise and in accuracy.")
 console, notes = Console(), Console(stderr=True)
@@ -49,13 +53,7 @@ def plan(  # noqa: PLR0913, PLR0917  (options of a command)
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
 ) -> None:
     """Show the noise that each epsilon needs, and what is learned with it."""
-    from dandelion.privacy.plan import (
-        draw_table,
-        examples_of_site,
-        median_slope,
-        plan_noise,
-        spread_text,
-    )  # fmt: skip
+    from dandelion.privacy.plan import draw_table, examples_of_site, plan_noise
     from dandelion.privacy.trials import Trials
     from dandelion.settings.gather import gather
     from shared.training.server_choices import resolve_choices
@@ -67,20 +65,32 @@ def plan(  # noqa: PLR0913, PLR0917  (options of a command)
     if not chosen.zo.batch_size:
         raise ConfigError("zo-batch-size: a number above 0 expected: it is the batches' mean size")
     if slopes or (accuracy and not chosen.privacy.clip):
-        median = median_slope(chosen)
-        notes.print(f"median slope of the server's examples: {median:.3g}", highlight=False)
-        if not chosen.privacy.clip:
-            chosen = chosen.replace(privacy_clip=float(f"{median:.2g}"))
+        chosen = _measure_clip(chosen)
     count = examples or examples_of_site(chosen)
     rows = plan_noise(chosen, count, promises)
     if accuracy:
         with TemporaryDirectory() as folder:
             trials = Trials(chosen, Path(folder), seeds, tried)
-            for place, row in enumerate(rows):
-                rows[place] = trials.measure(row)
-                losses = spread_text(rows[place].losses, ".4f")
-                notes.print(f"epsilon {row.epsilon:g}: held-out loss {losses}", highlight=False)
+            rows = [_announce(trials.measure(row)) for row in rows]
     print_table(console, draw_table(chosen, count, rows), as_json)
+
+
+def _measure_clip(chosen: "Config") -> "Config":
+    """Say the median slope; it becomes the clip of settings that have none."""
+    from dandelion.privacy.plan import median_slope
+
+    median = median_slope(chosen)
+    notes.print(f"median slope of the server's examples: {median:.3g}", highlight=False)
+    return chosen if chosen.privacy.clip else chosen.replace(privacy_clip=float(f"{median:.2g}"))
+
+
+def _announce(row: "PlanRow") -> "PlanRow":
+    """Say what a promise costs as soon as it is known: all of them take long."""
+    from dandelion.privacy.plan import spread_text
+
+    losses = spread_text(row.losses, ".4f")
+    notes.print(f"epsilon {row.epsilon:g}: held-out loss {losses}", highlight=False)
+    return row
 
 
 def as_private_run(pairs: Sequence[str]) -> list[str]:

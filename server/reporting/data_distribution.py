@@ -133,10 +133,9 @@ def draw(shards: list[ShardSummary], title: str, path: Path) -> None:
         title += f" (the first {MOST_BARS} of {len(shards)} sites)"
     named = [h.classes or h.groups or {"": h.examples} for h in shown]
     names = list(dict.fromkeys(name for pieces in named for name in pieces))
-    height = 1.6 + 0.32 * len(shown)  # inches
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, height))
-        canvas = FigureCanvasAgg(figure)
+        figure = Figure(figsize=(11, 1.6 + 0.32 * len(shown)), layout="constrained")
+        FigureCanvasAgg(figure)
         axes = figure.subplots()
         axes.set(xlabel="examples", ylabel="site", yticks=range(len(shown)))
         axes.set_yticklabels([h.site for h in shown])
@@ -148,15 +147,7 @@ def draw(shards: list[ShardSummary], title: str, path: Path) -> None:
             _bars(axes, pieces, COLOURS)
         else:
             _bars(axes, [_largest(of) for of in named], SHADES)
-        renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
-        widths = (name.get_window_extent(renderer).width for name in axes.get_yticklabels())
-        figure.subplots_adjust(
-            left=(max(widths) / figure.dpi + 0.55) / 11,
-            right=0.985,
-            bottom=0.6 / height,
-            top=1 - 0.5 / height,
-        )
-        figure.suptitle(title, fontsize=12, y=1 - 0.12 / height)
+        figure.suptitle(title, fontsize=12)
         figure.savefig(path, dpi=140)
 
 

@@ -116,11 +116,22 @@ def race(problem: RaceTask, trial: Trial, say: Callable[[str], None]) -> list[Ra
         read = config.federation.num_clients * _batch(config) * trial.budget_of(problem)
         points = probe_points(resolve_choices(config), read)
         curves.append(RaceCurve(PROBE, PROBE_SOURCE, None, seed, points))
-    left = MinuteBudget.of(trial, methods)
+    return curves + search_all(problem, methods, trial, say, lambda curve: curve.final)
+
+
+def search_all(
+    problem: RaceTask,
+    methods: Sequence[Method],
+    trial: Trial,
+    say: Callable[[str], None],
+    outcome: Callable[[RaceCurve], float],
+) -> list[RaceCurve]:
+    """Each method at its rates and seeds; ``outcome`` of a curve is said when it is there."""
+    curves, left = list[RaceCurve](), MinuteBudget.of(trial, methods)
     for method in methods:
-        for curve in search(problem, method, trial, left, say):
+        for curve in _search(problem, method, trial, left, say):
             say(f"{problem.name}: {method.name} at {curve.rate}, seed {curve.seed}: "
-                f"{curve.final:.4f} {curve.note}")  # fmt: skip
+                f"{outcome(curve):.4f} {curve.note}")  # fmt: skip
             curves.append(curve)
     return curves
 
@@ -145,7 +156,7 @@ class MinuteBudget:
         return Budget(seconds=seconds)
 
 
-def search(
+def _search(
     problem: RaceTask,
     method: Method,
     trial: Trial,

@@ -14,7 +14,7 @@ from statistics import median
 from dandelion.bench.learning import mnist
 from dandelion.bench.learning.methods import OURS, Settings
 from dandelion.bench.learning.problems import MINILM, REVIEWS, RaceTask
-from dandelion.bench.learning.race import MinuteBudget, Trial, methods_of, search
+from dandelion.bench.learning.race import Trial, methods_of, search_all
 from dandelion.bench.learning.race_points import RaceCurve
 from shared.base.errors import UnknownNameError
 from shared.base.files import write_atomically
@@ -160,16 +160,10 @@ def step_rule(
 
 
 def _race(task: RuleTask, batch: int, trial: Trial, say: Callable[[str], None]) -> StepRow:
-    problem, curves = task.problem(batch), list[RaceCurve]()
+    problem = task.problem(batch)
     problem.install()
     methods = methods_of(problem, (RULE_CURVES, FIXED_CURVES))
-    left = MinuteBudget.of(trial, methods)
-    for method in methods:
-        for curve in search(problem, method, trial, left, say):
-            say(f"{problem.name}: {method.name} at {curve.rate}, seed {curve.seed}: "
-                f"{fall_of(curve):.4f} {curve.note}")  # fmt: skip
-            curves.append(curve)
-    return StepRow.of(task, batch, curves)
+    return StepRow.of(task, batch, search_all(problem, methods, trial, say, fall_of))
 
 
 def write_rows(rows: Sequence[StepRow], folder: Path) -> None:

@@ -20,12 +20,12 @@ WHOLE_BITS = np.int32(0x4B400000)  # of TO_WHOLE
 SMALLEST = np.float32(-88.0)  # from here on e**x is 0
 LARGEST = np.float32(88.0)
 MASKED = np.float32(-1e30)  # what a softmax gives no weight
-ONE, HALF, ZERO = np.float32(1), np.float32(0.5), np.float32(0)
+ONE, ZERO, NOT_A_NUMBER = np.float32(1), np.float32(0), np.float32("nan")
 # Cephes expf (Moshier 1989): e**f is 1 + f + f² * p(f) up to |f| = ln(2) / 2
 P0, P1, P2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
 P3, P4, P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
 CUBIC = np.float32(0.044715)
-TWICE_ROOT = np.float32(-1.5957691216057308)  # −2·√(2/π)
+MINUS_TWICE_ROOT = np.float32(-1.5957691216057308)  # −2·√(2/π)
 
 
 @intrinsic
@@ -66,7 +66,7 @@ def gelu_(x):
     """Replace x (n,) by its GELU, tanh form: x / (1 + e**(−2u)), u = √(2/π)·(x + 0.044715x³)."""
     for i in range(x.size):
         v = x[i]
-        x[i] = v / (ONE + exponential(TWICE_ROOT * (v + CUBIC * v * v * v)))
+        x[i] = v / (ONE + exponential(MINUS_TWICE_ROOT * (v + CUBIC * v * v * v)))
 
 
 @njit(inline="always")
@@ -86,7 +86,10 @@ def _sum_lanes(x, lanes):
 
 @njit(error_model="numpy")
 def norm_rows(out, x, gain, bias, eps):
-    """Write the layer norm (Ba et al. 2016) of each row of x (m, n): mean 0, variance 1, affine."""
+    """Write the layer norm (Ba et al. 2016) of each row of x (m, n): mean 0, variance 1, affine.
+
+    A row whose variance overflows has no norm: all of it becomes NaN, as in torch.
+    """
     lanes, n = np.empty(LANES, np.float32), x.shape[1]
     share = ONE / np.float32(n)
     for row in range(x.shape[0]):
@@ -94,7 +97,8 @@ def norm_rows(out, x, gain, bias, eps):
         mean = _sum_lanes(source, lanes) * share
         for i in range(n):
             target[i] = (source[i] - mean) * (source[i] - mean)
-        factor = ONE / np.sqrt(_sum_lanes(target, lanes) * share + eps)
+        variance = _sum_lanes(target, lanes) * share
+        factor = ONE / np.sqrt(variance + eps) if np.isfinite(variance) else NOT_A_NUMBER
         for i in range(n):
             target[i] = (source[i] - mean) * factor * gain[i] + bias[i]
 

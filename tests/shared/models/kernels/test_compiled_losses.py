@@ -84,6 +84,22 @@ def test_a_large_loss_is_finite_and_right(module):
     )
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_no_loss_is_finite_where_that_of_torch_is_not(module, value):
+    """A model that has diverged must be seen to have diverged."""
+    blocks, seen = tokens(1, 16), 0
+    for name, parameter in module.named_parameters():
+        last = parameter.data.view(-1)[-1:]
+        before = last.clone()
+        last.fill_(value)
+        with torch.no_grad():
+            is_lost = ~by_torch(module, blocks).isfinite()
+        assert not compiled(module, blocks)[:, :-1][is_lost].isfinite().any(), name
+        seen += bool(is_lost.any())
+        last.copy_(before)
+    assert seen > 10
+
+
 def test_losses_follow_the_parameters(module):
     blocks = tokens(2, 16)
     flat = flatten(module)
