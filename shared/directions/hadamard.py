@@ -29,8 +29,9 @@ from shared.directions import DIRECTIONS
 from shared.directions.backends import check_tensor, kernels_for
 from shared.randomness.streams import Key, number_of, round_signs_key
 
-CPU_BITS = 15  # of a part of 2**15 elements on the CPU: temporaries stay in cache
-DEVICE_BITS = 22  # the same on devices that want long launches
+LEAST_BITS = 11  # of a part of one tile, 2**11 elements
+CPU_BITS = 15  # the most on the CPU: temporaries stay in cache
+DEVICE_BITS = 22  # the most on devices that want long launches
 KEPT = 128  # parts of signs that are kept on the CPU, 16 MiB, of the last rounds and rows each
 
 
@@ -76,7 +77,7 @@ class Hadamard:
         for part in self._parts(flat, start):
             target = flat[part.elements]
             for row, scale in scaled:
-                target += _draw(row, part, target).mul_(scale)
+                target += self._draw(row, part, target).mul_(scale)
 
     @torch.no_grad()
     def perturb_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
@@ -86,7 +87,7 @@ class Hadamard:
         row, factor = self._row(key), float(np.float32(scale))
         for part in self._parts(out, start):
             target = out[part.elements]
-            torch.add(source[part.elements], _draw(row, part, target).mul_(factor), out=target)
+            torch.add(source[part.elements], self._draw(row, part, target).mul_(factor), out=target)
 
     @torch.no_grad()
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
@@ -108,8 +109,7 @@ class Hadamard:
 
     def _parts(self, flat: Tensor, start: int) -> Iterator[Part]:
         """Cut a tensor at ``start`` where tensors begin and where high bits of numbers change."""
-        bits, stop = _bits(flat.device), start + flat.numel()
-        at = start
+        bits, at, stop = self._bits(flat.device), start, start + flat.numel()
         while at < stop:
             tensor = max(bisect_right(self._starts, at) - 1, 0)
             following = self._starts[tensor + 1 : tensor + 2] or [stop]
@@ -119,6 +119,22 @@ class Hadamard:
             yield Part(slice(at - start, at - start + size), at, number)
             at += size
 
+    def _bits(self, device: torch.device) -> int:
+        """Of the numbers that one table of signs is for."""
+        most = CPU_BITS if device.type == "cpu" else DEVICE_BITS
+        return min(max(self.order.bit_length() - 1, LEAST_BITS), most)
+
+    def _draw(self, row: Row, part: Part, target: Tensor) -> Tensor:
+        """Return z of a part as a new tensor, on the device of ``target``."""
+        device, size = target.device, target.numel()
+        is_cpu, bits = device.type == "cpu", self._bits(device)
+        low = (1 << bits) - 1
+        table = (_walsh_once if is_cpu else _walsh)(row.number & low, bits, device)
+        draw = _draw_shared_once if is_cpu else _draw_shared
+        first, odd = part.number & low, (row.number & part.number & ~low).bit_count() % 2
+        z = torch.mul(table[first : first + size], draw(row.shared, part.address, size, device))
+        return z.mul_(-row.sign if odd else row.sign)
+
     def _number(self, addresses: Tensor) -> Tensor:
         """The numbers of the elements at these addresses, int64; padding counts on."""
         if not self._starts:
@@ -126,22 +142,6 @@ class Hadamard:
         starts, numbers = torch.tensor([self._starts, self._numbers], device=addresses.device)
         tensor = torch.bucketize(addresses, starts, right=True) - 1
         return addresses + (numbers - starts)[tensor]
-
-
-def _bits(device: torch.device) -> int:
-    return CPU_BITS if device.type == "cpu" else DEVICE_BITS
-
-
-def _draw(row: Row, part: Part, target: Tensor) -> Tensor:
-    """Return z of a part as a new tensor, on the device of ``target``."""
-    device, size = target.device, target.numel()
-    is_cpu, bits = device.type == "cpu", _bits(target.device)
-    low = (1 << bits) - 1
-    table = (_walsh_once if is_cpu else _walsh)(row.number & low, bits, device)
-    shared = (_draw_shared_once if is_cpu else _draw_shared)(row.shared, part.address, size, device)
-    first = part.number & low
-    odd = (row.number & part.number & ~low).bit_count() % 2
-    return torch.mul(table[first : first + size], shared).mul_(-row.sign if odd else row.sign)
 
 
 def _walsh(row: int, bits: int, device: torch.device) -> Tensor:
