@@ -6,10 +6,9 @@ no less than their number, and n counts modulo D. The signs r and s are random, 
 directions of a round and slot, and independent of those of other rounds.
 
 D successive directions are orthogonal, Σ z·zᵀ = D·I. Along q = D of them slopes give the exact
-gradient. Fewer give an unbiased estimate, because the r are independent. If q divides D, two
-parameters disturb one another only if their numbers are equal modulo q, so the estimate's variance
-is at most (⌈d / q⌉ − 1)·‖g‖², and (d − 1) / q · ‖g‖² with independent signs. The signs s keep
-one-sided differences unbiased once their mean is taken from them; s·zᵀg·z has no s in it otherwise.
+gradient g. Fewer give an unbiased estimate, because the signs r are independent. Its variance is at
+most (D / q − 1)·‖g‖²; it is (d − 1) / q·‖g‖² along independent signs. The signs s do not matter to
+zᵀg·z. They keep one-sided differences unbiased when the mean of all is taken from each.
 
 Source: Choromanski et al. 2018 (https://arxiv.org/abs/1804.02395) for directions, Ailon & Chazelle
 2006 and Tropp 2011 (https://arxiv.org/abs/1011.1595) for signs before a Hadamard matrix.

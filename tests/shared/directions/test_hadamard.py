@@ -1,17 +1,23 @@
 """Orthogonal sign directions: equal to their definition, a tight frame, and exact at q = D."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from federation import config, federate, ledger_of, replayed, resumed
+from own_problem import SETTINGS, write_problem
+from torch.nn.functional import cross_entropy
 
 from shared.base.flat import TILE, Layout
+from shared.config.schema import Config
 from shared.directions import DIRECTIONS, hadamard
 from shared.directions.low_precision import LowPrecision
 from shared.directions.rademacher import signs
 from shared.estimation.exact import exact_differences
 from shared.estimation.forward_differences import centre
+from shared.problem.load import load_problem
 from shared.randomness.streams import Key, direction_keys, probe_keys, round_signs_key
 
 KEY = Key(seed=2**63 + 11, round=5, slot=3, index=7)
@@ -164,3 +170,41 @@ def test_shapes_that_do_not_fit_are_refused():
         family.add_rows_(vector.view(2, 4), torch.tensor([1]), 0, KEY, 1.0)
     with pytest.raises(ValueError, match="contiguous float32"):
         family.add_to_(torch.zeros(16)[::2], [KEY], [1.0])
+
+
+def test_one_step_of_a_federation_along_d_directions_is_the_gradients(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    app = write_problem(tmp_path, "own_hadamard")
+    common = {
+        **{
+            "app": app,
+            "directions": "hadamard",
+            "num-rounds": 1,
+            "num-clients": 2,
+            "step": "plain",
+        },
+        **{"zo-batch-size": 0, "queries": 256, "eps": 0.001, "learning-rate": 0.5},
+    }
+    start = {}
+    run = Config({**SETTINGS, **common, "output-dir": str(tmp_path), "partitioner": "iid"})
+    result = federate(run, on_round=lambda open_run, _: start.update(oracle=open_run.oracle))
+    model, problem = start["oracle"].replica.model, load_problem(app).problem
+    step = replayed(run, None, 0) - result.flat  # learning rate times the gradient, per parameter
+    model.flat.copy_(replayed(run, None, 0))
+    rows = problem.examples()
+    parameters = [p.requires_grad_() for _, p in model.module.named_parameters()]
+    gradients = torch.autograd.grad(cross_entropy(model.module(*rows[:2]), rows[2]), parameters)
+    for span, gradient in zip(model.layout.tensors, gradients, strict=True):
+        ours = step[span.start : span.stop].view(span.shape) / 0.5
+        torch.testing.assert_close(ours, gradient, rtol=0.02, atol=2e-3)
+    assert model.layout.parameters == 190
+
+
+def test_a_run_is_replayed_and_resumed_to_the_bit(tmp_path):
+    changes = {"directions": "hadamard", "seed_schedule": "independent", "local_steps": 2}
+    whole = federate(config(tmp_path, "whole", **changes))
+    with ledger_of(whole.config) as ledger:
+        assert torch.equal(replayed(whole.config, ledger, 3), whole.flat)
+    short = config(tmp_path, "short", num_rounds=2, **changes)
+    assert federate(short).digest != whole.digest
+    assert federate(resumed(short, num_rounds=3)).digest == whole.digest
