@@ -120,9 +120,7 @@ def test_a_changed_number_is_noticed(path_of, capsys):
 
 
 def test_what_the_page_does_not_cover_is_refused_by_name(path_of):
-    with pytest.raises(
-        LayoutError, match="directions: one of rademacher, hadamard, lowrank expected"
-    ):
+    with pytest.raises(LayoutError, match="one of rademacher, hadamard, lowrank expected"):
         rebuild(path_of(directions="gaussian"))
 
 
