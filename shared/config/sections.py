@@ -249,6 +249,9 @@ class OptimizerSettings(Section):
         choices=("plain", "normalised", AUTO))
     learning_rate: float = option(2e-2, "step size, if step is plain or a round backpropagates",
                                   above=0)
+    step_version: int = option(
+        2, "how auto goes; 1 is said of a run of before, whose rates cannot be computed anew",
+        at_least=1, at_most=2, used_by="step auto")
     movement: float = option(
         0.0, "root mean square way of a parameter in a round; 0: by their number", at_least=0,
         below=1, used_by="step normalised; the first round of step auto")

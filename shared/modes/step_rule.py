@@ -16,6 +16,7 @@ StepRule = Literal["plain", "normalised", "auto"]
 PLAIN: StepRule = "plain"
 NORMALISED: StepRule = "normalised"
 AUTO: StepRule = "auto"
+VERSION = 2  # of auto; 1 took the mean signal over the mean of u, which the first rounds governed
 LARGEST_MOVEMENT = 5e-3  # good for the byte-level GPT of 0.12 million parameters
 FITTED = 3e-3, 7.1e6  # a good movement, and of how many parameters: two blocks of SmolLM2
 FALL = 2 / 3  # exponent: then it is 2e-5 at 13 billion, where peers move 2e-5 to 9e-5

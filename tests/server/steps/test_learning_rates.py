@@ -14,7 +14,7 @@ from server.ledger.ledger import Ledger
 from server.ledger.reader import LedgerReader
 from server.ledger.records import OLDEST, VERSION
 from server.ledger.run_folder import read_config
-from server.steps.evidence import energy_of, predict_fall, signal_of
+from server.steps.evidence import agreement_of, energy_of, predict_fall
 from server.steps.learning_rates import LearningRates
 from shared.base.errors import ConfigError, LedgerError
 from shared.modes.step_rule import movement_of, step_rule_of, why_plain
@@ -213,6 +213,8 @@ def test_verification_computes_each_rate_anew(tmp_path):
         other = LearningRates(chosen.replace(movement=1e-4), ledger, parameters)
         with pytest.raises(LedgerError, match=r"row 1: a learning rate of .* follows"):
             other.verify()
+        former = LearningRates(chosen.replace(step_version=1), ledger, parameters)
+        assert former.verify() == 0  # another rule made its rates
 
 
 def test_losses_are_bound_by_the_chain(tmp_path):
@@ -317,9 +319,12 @@ def test_energy_is_the_way_of_a_parameter_whatever_the_slots():
     assert energy_of(two, 0.5, 2) == 2.5
 
 
-def test_signal_is_what_sites_have_in_common():
+def test_agreement_is_the_share_that_sites_have_in_common():
     rng = np.random.default_rng(5)
     common = 2.0 * rng.standard_normal(200_000)
     sites = [common + 3.0 * rng.standard_normal(200_000) for _ in range(3)]
-    assert signal_of(sites, 200_000) == pytest.approx(4.0, rel=0.05)
-    assert signal_of(sites[:1], 200_000) is None
+    agreement = agreement_of(sites)
+    assert agreement.sites == 3
+    assert agreement.value == pytest.approx(4 / 13, rel=0.05)
+    assert agreement_of(sites[:1]) is None
+    assert agreement_of([np.zeros(4)] * 3) is None
