@@ -133,7 +133,7 @@ def test_a_shortened_step_does_not_say_that_the_rate_may_rise():
 
 
 def test_no_step_is_longer_than_is_usual_of_steps_though_slopes_once_were_larger():
-    """Slopes fell and the rate rose meanwhile; then they are large again: the rate was too large."""
+    """Slopes fell and the rate rose meanwhile; large slopes then say that it was too large."""
     evidence = [Evidence(500.0)] * 2 + [Evidence(5.0, ratio=0.97)] * 6 + [Evidence(200.0)]
     states = follow(auto, evidence)
     ways = [s.taken * sqrt(e.energy / 16) for s, e in zip(states, evidence, strict=True)]
