@@ -37,9 +37,7 @@ class LearningRates:
         """The rate of a round by settings alone: ``bp-learning-rate`` if it backpropagates."""
         backpropagates = plan_of(self._config, round_).backpropagate
         of_bp = self._config.bp.learning_rate if backpropagates else 0.0
-        return self._scale(round_) * self._height(
-            round_, of_bp or self._config.optimizer.learning_rate
-        )
+        return self._scale(round_) * self._height(round_, of_bp or self._config.optimizer.rate)
 
     def of_entry(self, entry: Entry, contributions: Sequence[Contribution]) -> float:
         """The rate that a round's entry carries; 1 if the sites' own steps had the rate."""

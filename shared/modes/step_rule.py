@@ -3,7 +3,7 @@
 With ``step = plain`` it is ``learning-rate``. With ``normalised`` the server divides by the size of
 the slopes, so that a parameter moves ``movement`` in a round, whatever the scale of the loss. With
 ``auto`` it then follows how far each step's own batch has fallen against what its slopes predicted
-(``server/steps/rules.py``), where that can be told, and is plain elsewhere.
+(``server/steps/rules.py``), where that can be told, and is plain elsewhere, or if a rate is given.
 """
 
 from typing import Literal, cast
@@ -28,11 +28,21 @@ def step_rule_of(config: Config) -> StepRule:
     return PLAIN if named == AUTO and why_plain(config) else named
 
 
+def rate_set(config: Config) -> float | None:
+    """The learning rate that settings say; None if a rule makes it of what was measured."""
+    return config.optimizer.rate if step_rule_of(config) == PLAIN else None
+
+
 def why_plain(config: Config) -> str:
     """Why ``step = auto`` keeps to ``learning-rate`` with other settings; empty: it does not."""
     if reason := why_not_normalised(config):
         return reason
     reasons = {
+        f"learning-rate {config.optimizer.learning_rate:g} is given": config.optimizer.step_version
+        > 1
+        and config.optimizer.learning_rate > 0,
+        f"privacy {config.privacy.mode!r}: falls of the loss are not sent": config.privacy.is_local,
+        "site-loss 'false': it rests on losses": not config.privacy.site_loss,
         "momentum: a step goes on in later rounds": momentum_of(config) > 0,
         "seed-schedule 'independent': a site's batch also falls along the directions of others, "
         "whose slopes it has not measured": config.zo.seed_schedule == "independent",
