@@ -147,13 +147,13 @@ def share_of(state: StepState) -> float:
 
 def _remember(state: StepState, evidence: Evidence, beta: float) -> StepState:
     """Take a round's numbers in; a round of zeros says nothing, and does not come here."""
-    energy, told = plausible(state, evidence.energy), evidence.agreement
-    if told is not None:
+    energy, agreement = plausible(state, evidence.energy), evidence.agreement
+    if agreement is not None:
         state = replace(
             state,
-            agreement=beta * state.agreement + (1 - beta) * told.value,
+            agreement=beta * state.agreement + (1 - beta) * agreement.value,
             weight=beta * state.weight + (1 - beta),
-            sites=told.sites,
+            sites=agreement.sites,
         )
     return replace(
         state,
