@@ -39,6 +39,7 @@ FORMER: Mapping[str, Value] = {  # what runs did before these settings were decl
     "kernels": "torch",
     "max-share": 1.0,
     "step": "plain",
+    "step-version": 1,
 }
 
 
