@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from shared.config.schema import Config, settings
+from shared.config.schema import Config
 
 SERVERS = (  # no site reads these
     "app-dir", "output-dir", "run-name", "resume", "eval-dataset", "sample-prompts",
@@ -21,21 +21,18 @@ def paths_of_run(config: Config, own: Collection[str] = ()) -> Iterator[str]:
         config: of the run.
         own: settings in whose place the site has something of its own.
     """
-    values, unread = config.to_run_config(), {*SERVERS, *own}
+    unread = {*SERVERS, *own}
     if "dataset" in own and config.bp.dataset == config.data.dataset:
         unread.add("bp-dataset")  # the site's own stand for both
-    for each in settings().values():
-        value = str(values[each.key])
-        if each.path and each.key not in unread and is_path(value):
+    for key, value in config.paths().items():
+        if key not in unread and is_path(value):
             yield os.path.realpath(Path(value).expanduser())
 
 
 def is_path(value: str) -> bool:
     """Whether a value that may also be a name is a path here: it looks like one, or exists."""
-    return (
-        value.startswith(("/", ".", "~"))
-        or ".." in Path(value).parts
-        or (bool(value) and Path(value).exists())
+    return bool(value) and (
+        value.startswith(("/", ".", "~")) or ".." in Path(value).parts or Path(value).exists()
     )
 
 

@@ -56,7 +56,8 @@ class Comparison:
 
         Columns: ``method``; for each axis of cost (``round``; ``payload`` and ``message`` in bytes,
         ``forwards`` and ``seconds``, each per client) what the target cost, or NaN if the method
-        never reached it; ``final_loss`` and ``best_loss`` in nats; ``learning_rate``; ``settled``.
+        never reached it; ``final_loss`` and ``best_loss`` in nats; ``learning_rate``, none if
+        a rule made those of all rounds; ``settled``.
         """
         from pandas import DataFrame
 

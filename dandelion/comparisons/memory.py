@@ -49,7 +49,7 @@ def measure(config: Config) -> tuple[int, int]:
         for round_ in (1, 2):
             before = _status("VmRSS")
             PEAK_RESET.write_text("5")
-            site.measure(oracle, Request(round_, config.optimizer.learning_rate, b"", b"", b""))
+            site.measure(oracle, Request(round_, config.optimizer.rate, b"", b"", b""))
             if is_warm:
                 peak = max(peak, _status("VmHWM"))
                 more = max(more, _status("VmHWM") - before)

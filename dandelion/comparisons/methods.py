@@ -106,7 +106,8 @@ def _of_method(name: str, given: Sequence[tuple[str, str, Value]]) -> Settings:
 
 def rates_around(config: Config, count: int) -> dict[str, Config]:
     """The configuration at ``count`` rates, in steps of RATE_STEP around its own, by run name."""
-    settings, name = config.to_run_config(), config.run.name
+    settings = {**config.to_run_config(), RATES[0]: config.optimizer.rate}
+    name = config.run.name
     rows = {}
     for step in range(-(count // 2), count - count // 2):
         scaled = {key: float(settings[key]) * RATE_STEP**step for key in RATES}

@@ -101,12 +101,17 @@ def table_rows(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]
             method["name"],
             *_costs(method["to_target"], axes),
             _loss_text(method),
-            f"{method['learning_rate']:.3g}",
+            rate_text(method["learning_rate"]),
             _size(method["peak_memory_bytes"]),
         ]
         for method in comparison["methods"]
     ]
     return titles, rows
+
+
+def rate_text(rate: float | None) -> str:
+    """A learning rate for a table; auto if a rule made those of all rounds."""
+    return "auto" if rate is None else f"{rate:.3g}"
 
 
 def _costs(target: Mapping[str, float] | None, axes: list[str]) -> list[str]:

@@ -20,11 +20,13 @@ from dandelion.comparisons.curves import (
 )
 from dandelion.comparisons.memory import client_memory
 from dandelion.comparisons.methods import FIRST_ORDER, rates_around
+from dandelion.comparisons.presentation import rate_text
 from dandelion.engines.local import run_local
 from server.reporting.report import Report
 from shared.base.errors import StalledError
 from shared.base.files import write_atomically
 from shared.config.schema import Config
+from shared.modes.step_rule import rate_set
 from shared.problem.source import source_digest
 
 COMPARISON_FILE = "comparison.json"
@@ -88,7 +90,7 @@ class MethodRun:
         """What is said of a rate that was tried."""
         last = self.points[-1]
         return {
-            "learning_rate": self.config.optimizer.learning_rate,
+            "learning_rate": rate_set(self.config),
             "final_loss": last.loss,
             "settled": is_settled(self.points),
             "forwards": last.forwards,
@@ -156,7 +158,7 @@ def _try_rates(
         runs.append(MethodRun(config, folder, points_of(folder)))
         if len(configs) > 1:
             row = runs[-1].row()
-            say(f"  rate {row['learning_rate']:.3g}: loss {row['final_loss']:.4f}, "
+            say(f"  rate {rate_text(row['learning_rate'])}: loss {row['final_loss']:.4f}, "
                 f"{row['forwards']:,.0f} forward passes, {row['seconds']:.1f} s")  # fmt: skip
     if not runs:
         raise failure
@@ -198,7 +200,7 @@ def _row(
         "first_order": name in FIRST_ORDER,
         "settings": settings,
         "run": best.folder.name,
-        "learning_rate": config.optimizer.learning_rate,
+        "learning_rate": rate_set(config),
         "rates": [run.row() for run in tried],
         "settled": is_settled(points),
         "digest": summary["digest"],

@@ -1,6 +1,5 @@
 """Supervises programs: starts each in its own session, restarts it, ends all together."""
 
-import ctypes
 import os
 import shlex
 import shutil
@@ -10,12 +9,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from dandelion.engines.flower_simulation import end_session
+from dandelion.engines.process_tree import end_session, end_with_parent
 
 SCRATCH_VARIABLE = "DANDELION_SCRATCH"  # names a program's folder for temporary files to it
 RESTART_PAUSE_S = 2.0
@@ -23,8 +21,6 @@ LOOK_S = 0.2  # between two looks at the programs
 LATE_S = 20.0  # a program that has not started well by then is reported
 LARGEST_LOG_BYTES = 32 << 20  # then it becomes ``.log.1``
 ORPHAN_S = 10.0  # for an orphan to end by itself
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
-C_LIBRARY = ctypes.CDLL(None)
 STEADY_S = 20.0  # a program that ran for longer has started well
 
 
@@ -211,12 +207,6 @@ class Keeper:
         if self._reported.get(each.name) != text:
             self._say(text)
             self._reported[each.name] = text
-
-
-def end_with_parent() -> None:
-    """Have this process get SIGTERM when its parent is gone; only Linux can do that."""
-    with suppress(AttributeError):
-        C_LIBRARY.prctl(DIE_WITH_PARENT, signal.SIGTERM)
 
 
 def write_pid(file: Path, pid: int) -> None:

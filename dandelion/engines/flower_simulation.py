@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from dandelion.engines.flower_reports import RAY_LATE, failure_text, progress_lines
+from dandelion.engines.process_tree import end_tree, start_tree
 from shared.base.errors import ConfigError, DandelionError
 from shared.base.files import OWN_PACKAGES
 from shared.config.schema import Config, to_toml
@@ -197,34 +198,12 @@ def run_superlink(home: Path, environment: Mapping[str, str]) -> Iterator[Path]:
         "--disable-runtime-dependency-installation",
     ]
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=empty,
-            env=dict(environment),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = start_tree(command, empty, environment, file)
     try:
         _await_port(port, process, log)
         yield log
     finally:
-        end_session(process)
-
-
-def end_session(process: "subprocess.Popen[bytes]") -> None:
-    """End a process that leads its own session, and its children: by SIGTERM, then SIGKILL."""
-    import signal
-
-    for kind in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, kind)
-            process.wait(timeout=10)
-        except ProcessLookupError:
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait(timeout=10)
+        end_tree(process)
 
 
 def free_port() -> int:

@@ -67,7 +67,7 @@ def _measure(oracle: Oracle, config: Config, round_: int) -> Entry:
     keys = direction_keys(config.training.seed, round_, SHARED_SLOT, 0, queries)
     measured = two_point(lambda query: oracle.loss(blocks), oracle.perturber, keys, config.zo.eps)
     slot = SlotDifferences(SHARED_SLOT, measured)
-    return Entry(round_, config.optimizer.learning_rate, (slot,))
+    return Entry(round_, config.optimizer.rate, (slot,))
 
 
 def replay(recording: Recording, device: str) -> list[str]:

@@ -34,7 +34,7 @@ SETTINGS = {
 }  # fmt: skip
 SEALED_TOO = {"privacy": "shared", "privacy-noise": 1.0, "privacy-clip": 40.0}
 WAYS: Mapping[str, Mapping[str, object]] = {
-    "plain": {},
+    "plain": {"step": "plain"},
     "shared": SEALED_TOO,
     "shared, staleness = 1": {**SEALED_TOO, "staleness": 1},
 }

@@ -44,7 +44,7 @@ class Trials:
         The seeds are that of the configuration and those after it.
         """
         first = self.config.training.seed
-        rates = self.rates or [self.config.optimizer.learning_rate]
+        rates = self.rates or [self.config.optimizer.rate]
         scores = {rate: self._train(row.epsilon, rate, first) for rate in rates}
         best = min(scores, key=lambda rate: scores[rate].loss)
         further = [self._train(row.epsilon, best, first + k) for k in range(1, self.seeds)]

@@ -28,6 +28,7 @@ class Recipe:
 
 LINEAR: Settings = {  # a readout on kept features: exact slopes of whole shards, no rate to search
     "step": "auto",
+    "learning-rate": 0.0,
     "queries": 64,
     "zo-batch-size": 0,
     "bp-batch-size": 64,
@@ -38,6 +39,7 @@ LINEAR: Settings = {  # a readout on kept features: exact slopes of whole shards
 BLOCKS: Settings = {  # the last blocks on kept activations: forward differences, no rate to search
     "estimator": "forward",
     "step": "auto",
+    "learning-rate": 0.0,
     "queries": 16,
     "zo-batch-size": 32,
     "num-rounds": 60,

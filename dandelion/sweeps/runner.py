@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dandelion.engines.flower_simulation import ROOT, end_session
+from dandelion.engines.flower_simulation import ROOT
+from dandelion.engines.process_tree import end_session, end_with_parent
 from dandelion.sweeps.cells import CellFiles
 from dandelion.sweeps.grid import Cell
 from server.ledger.run_folder import LEDGER
@@ -188,6 +189,7 @@ class Runner:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=end_with_parent,  # noqa: PLW1509  (one system call, before exec)
             )
         if len(slot.cores) < (os.cpu_count() or 1):
             os.sched_setaffinity(process.pid, slot.cores)

@@ -200,11 +200,11 @@ def _rates(probe: Probe, eps: float) -> Iterator[Rates]:
     by_setting = step_rule_of(c) == PLAIN
     if by_setting and any(plan.measure and not plan.backpropagate for plan in plans):
         steps = [probe.estimate(eps, trial) for trial in range(1, TRIALS + 1)]
-        yield judge_rates("learning-rate", c.optimizer.learning_rate, probe, steps, eps)
+        yield judge_rates("learning-rate", c.optimizer.rate, probe, steps, eps)
     if any(plan.backpropagate for plan in plans):
         only = mode_of(c).always_backpropagates and not c.bp.learning_rate
         key = "learning-rate" if only else "bp-learning-rate"
-        given = c.bp.learning_rate or c.optimizer.learning_rate
+        given = c.bp.learning_rate or c.optimizer.rate
         yield judge_rates(key, given, probe, [probe.backpropagate()])
 
 

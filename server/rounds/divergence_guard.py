@@ -178,7 +178,7 @@ class DivergenceGuard:
         """The setting times the rewind's scale; by a step rule, the last step's rate likewise."""
         config, ledger = self.run.config, self.run.ledger
         if not is_by_rule(config):
-            return config.optimizer.learning_rate * entry.learning_rate
+            return config.optimizer.rate * entry.learning_rate
         rewinds = [r.scale for r in ledger.rewinds() if r.round <= entry.follows]
         before = ledger.metrics_of(entry.follows)
         scale = rewinds[-1] if rewinds else 1.0

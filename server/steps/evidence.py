@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from server.ledger.reader import LedgerReader
 from server.ledger.records import Contribution, SiteNumbers
-from server.steps.rules import Evidence
+from server.steps.rules import Agreement, Evidence
 from shared.aggregation import fewest_replies, rule_of
 from shared.config.schema import Config
 from shared.estimation.forward_differences import without_bend
@@ -46,7 +46,7 @@ class EvidenceReader:
         slopes = [self._slopes(site.differences) for site in sites.values()]
         return Evidence(
             energy=energy_of(entry, c.zo.eps, c.zo.queries),
-            signal=None if own or self._is_exact() else signal_of(slopes, c.zo.queries),
+            agreement=None if own or self._is_exact() else agreement_of(slopes),
             ratio=self._ratio(entry.round, sites) if compares(c) else None,
         )
 
@@ -92,18 +92,17 @@ def energy_of(entry: Entry, eps: float, queries: int) -> float:
     return float(sum(np.sum(each**2) for each in slopes)) / queries
 
 
-def signal_of(slopes: Sequence[NDArray[np.float64]], queries: int) -> float | None:
-    """The part of u that sites have in common, from slopes (K*q,) of each along shared directions.
+def agreement_of(slopes: Sequence[NDArray[np.float64]]) -> Agreement | None:
+    """How alike sites' slopes (K*q,) along shared directions are; None if there are not two.
 
-    The product of two sites' slopes has the mean ‖∇L‖²: their noises are independent. None if there
-    are not two.
+    The product of two sites' slopes has the mean ‖∇L‖²: their noises are independent.
     """
     if len(slopes) < 2:
         return None
     table = np.array(slopes)  # (n, K*q)
-    count = len(table)
-    products = table.sum(0) ** 2 - (table**2).sum(0)  # over all pairs of different sites
-    return float(products.sum()) / (count * (count - 1)) / queries
+    count, squares = len(table), float(np.sum(table**2))
+    products = float(np.sum(table.sum(0) ** 2)) - squares  # over all pairs of different sites
+    return Agreement(count, products / ((count - 1) * squares)) if squares else None
 
 
 def predict_fall(entry: Entry, differences: NDArray[np.float32], config: Config) -> float:

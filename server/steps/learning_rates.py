@@ -9,7 +9,7 @@ from server.steps.rules import RULES, StepSettings, StepState
 from shared.base.errors import LedgerError
 from shared.config.schema import Config
 from shared.modes.mode import mode_of, parameters_round, plan_of
-from shared.modes.step_rule import PLAIN, momentum_of, movement_of, step_rule_of
+from shared.modes.step_rule import AUTO, PLAIN, VERSION, momentum_of, movement_of, step_rule_of
 from shared.optimizers.schedules import learning_rate
 from shared.protocol.entry import Entry
 
@@ -37,9 +37,7 @@ class LearningRates:
         """The rate of a round by settings alone: ``bp-learning-rate`` if it backpropagates."""
         backpropagates = plan_of(self._config, round_).backpropagate
         of_bp = self._config.bp.learning_rate if backpropagates else 0.0
-        return self._scale(round_) * self._height(
-            round_, of_bp or self._config.optimizer.learning_rate
-        )
+        return self._scale(round_) * self._height(round_, of_bp or self._config.optimizer.rate)
 
     def of_entry(self, entry: Entry, contributions: Sequence[Contribution]) -> float:
         """The rate that a round's entry carries; 1 if the sites' own steps had the rate."""
@@ -67,12 +65,15 @@ class LearningRates:
     def verify(self) -> int:
         """Compute each committed rate anew, as the rule makes it; return how many.
 
-        With a schedule that depends on ``num-rounds``, which may have changed since, none is.
+        With a schedule that depends on ``num-rounds``, which may have changed since, none is; nor
+        are those of a former version of ``step = auto``, whose runs go on by the one of now.
 
         Raises:
             LedgerError: an entry has another rate; names its round.
         """
-        if self._rule is None or self._config.optimizer.schedule != "constant":
+        settings = self._config.optimizer
+        is_former = step_rule_of(self._config) == AUTO and settings.step_version < VERSION
+        if self._rule is None or is_former or settings.schedule != "constant":
             return 0
         count = 0
         for round_ in range(1, self._ledger.last_round + 1):

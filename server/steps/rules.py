@@ -8,13 +8,17 @@ an estimate of q slopes moves it √(u / q) at rate 1. FZOO (https://arxiv.org/a
 *Auto.* To first order a step lowers the loss of its own batch by rate·u. If it has lowered it by
 r times that, then 1 − r = rate·T / 2q is what curvature T took back. The fall of the loss of *all*
 examples is largest where that is half of the signal's share ρ of u; the rest of u is noise of the
-batches, whose falls do not count. So the rate rises while (1 − r) / ρ is below RAISE, falls above
-LOWER, and falls at once, by what r itself says, if a batch's loss has risen.
+batches, whose falls do not count. So the rate rises while the excess (1 − r) / ρ is below RAISE and
+falls above LOWER. Above 1 the step has not lowered the loss of all examples: then the rate falls at
+once, by what the excess says. The share follows from how well sites agree, as a mean over rounds
+that does not depend on the size of their slopes, since the first slopes are the largest and the
+cleanest. No step is LONGEST times as long as is usual: a rate that is too large shows first in
+slopes that rise.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import inf, sqrt
 from statistics import median
 
 from shared.optimizers.adam import power
@@ -27,7 +31,7 @@ RAISE, LOWER = 0.5, 0.7  # of (1 − r) / ρ: best is 0.5
 FACTOR, CLIMB = 1.2, 2.0  # of one round; until a rate was too large for the first time
 EASY = 0.2  # of (1 − r) / ρ, below which a rate may climb
 SMOOTHING = 0.7  # share of the past in it
-LEAST_CUT, MOST_CUT = 1 / 2, 1 / 16  # of the rate, if a batch's loss has risen
+LEAST_CUT, MOST_CUT = 1 / 2, 1 / 16  # of the rate, if the loss of all examples has not fallen
 LEAST = 0.1  # share of the signal that is believed
 RANGE = 1 / 1024, 64.0  # of the normalised rate
 LONGEST = 4.0  # times the usual way that one round may move a parameter
@@ -44,11 +48,19 @@ class StepSettings:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How alike the slopes of sites are along shared directions."""
+
+    sites: int
+    value: float  # mean product of two sites' / mean square of a site's, at most 1
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What a round says of steps."""
 
     energy: float  # u: Σ slopes² / q over the numbers of its entry
-    signal: float | None = None  # part of u that is the gradient's; None: it cannot be told
+    agreement: Agreement | None = None  # of the sites' slopes; None: it cannot be told
     ratio: float | None = None  # r: fall of the last step's batch / fall that its slopes predicted
 
 
@@ -58,8 +70,11 @@ class StepState:
 
     steps: int = 0
     mean: float = 0.0  # of u, not corrected for its start at zero
-    signal: float | None = None  # the same of the signal
+    agreement: float = 0.0  # the same of the sites' agreement
+    weight: float = 0.0  # what the corrections divide that by; 0: it was never told
+    sites: int = 1  # of the last round that told it
     recent: tuple[float, ...] = ()  # u of the last rounds that took a step
+    ways: tuple[float, ...] = ()  # rate²·u of the same
     rate: float = 0.0  # before schedule and rewinds; 0: none yet
     taken: float = 0.0  # the same, as the round of this state took it
     excess: float = RAISE  # smoothed (1 − r) / ρ
@@ -88,19 +103,14 @@ def auto(state: StepState, evidence: Evidence, settings: StepSettings) -> StepSt
     """The state after a round whose rate follows the falls; the first one is normalised."""
     if not evidence.energy:
         return replace(state, taken=state.rate)
-    usual = state.usual(settings.memory)
     after = _remember(state, evidence, settings.memory)
     if not state.rate:
-        rate = rate_of(state, evidence.energy, settings)
-        return replace(after, rate=rate, taken=rate)
+        return _take(after, rate_of(state, evidence.energy, settings), evidence.energy)
     if evidence.ratio is not None:
-        after = _adapt(after, evidence.ratio, _share(after))
+        after = _adapt(after, evidence.ratio, share_of(after))
     middle = rate_of(state, plausible(state, evidence.energy), settings)
     low, high = (middle * factor for factor in RANGE)
-    after = replace(after, rate=min(max(after.rate, low), high))
-    is_wild = evidence.energy > LONGEST**2 * usual
-    taken = after.rate * (LONGEST * sqrt(usual / evidence.energy) if is_wild else 1.0)
-    return replace(after, taken=taken)
+    return _take(after, min(max(after.rate, low), high), evidence.energy)
 
 
 RULES: dict[str, Rule] = {"normalised": normalise, "auto": auto}
@@ -122,39 +132,56 @@ def plausible(state: StepState, energy: float) -> float:
     return min(energy, WILD * median(state.recent)) if state.recent else energy
 
 
+def share_of(state: StepState) -> float:
+    """The signal's share ρ of u, as far as it is believed; 1 if it cannot be told.
+
+    Of n sites' slopes with agreement c the mean square is E, and that of their mean
+    u = E·(1 + (n − 1)·c) / n, of which c·E is what all have in common.
+    """
+    if not state.weight:
+        return 1.0
+    agreement = max(state.agreement / state.weight, 0.0)
+    share = state.sites * agreement / (1 + (state.sites - 1) * agreement)
+    return min(max(share, LEAST), 1.0)
+
+
 def _remember(state: StepState, evidence: Evidence, beta: float) -> StepState:
     """Take a round's numbers in; a round of zeros says nothing, and does not come here."""
-    energy, signal = plausible(state, evidence.energy), state.signal
-    if evidence.signal is not None:
-        seen = evidence.signal * (energy / evidence.energy)
-        signal = beta * (signal or 0.0) + (1 - beta) * seen
+    energy, agreement = plausible(state, evidence.energy), evidence.agreement
+    if agreement is not None:
+        state = replace(
+            state,
+            agreement=beta * state.agreement + (1 - beta) * agreement.value,
+            weight=beta * state.weight + (1 - beta),
+            sites=agreement.sites,
+        )
     return replace(
         state,
         steps=state.steps + 1,
         mean=beta * state.mean + (1 - beta) * energy,
-        signal=signal,
         recent=(*state.recent, energy)[-RECENT:],
     )
 
 
-def _share(state: StepState) -> float:
-    """The signal's share ρ of u, as far as it is believed; 1 if it cannot be told."""
-    if state.signal is None or not state.mean:
-        return 1.0
-    return min(max(state.signal / state.mean, LEAST), 1.0)
+def _take(state: StepState, rate: float, energy: float) -> StepState:
+    """A step at a rate, shorter if it would be LONGEST times as long as is usual."""
+    way, most = rate**2 * energy, LONGEST**2 * median(state.ways or (inf,))
+    taken = rate * sqrt(most / way) if way > most else rate
+    return replace(state, rate=rate, taken=taken, ways=(*state.ways, taken**2 * energy)[-RECENT:])
 
 
 def _adapt(state: StepState, ratio: float, share: float) -> StepState:
     """Change the rate by what the last step's batch says."""
     excess = (1 - ratio) / share
-    if ratio < 0:
+    if excess > 1:
         cut = min(max(RAISE / excess, MOST_CUT), LEAST_CUT)
         return replace(state, rate=state.rate * cut, excess=RAISE, climbs=False)
     if not state.climbs:
         excess = SMOOTHING * state.excess + (1 - SMOOTHING) * excess
     if excess < RAISE:
         factor = CLIMB if state.climbs and excess < EASY else FACTOR
-        return replace(state, rate=state.rate * factor, excess=excess)
+        rate = max(state.rate, factor * state.taken)  # which was less, if the step was shortened
+        return replace(state, rate=rate, excess=excess)
     if excess > LOWER:
         return replace(state, rate=state.rate / FACTOR, excess=excess, climbs=False)
     return replace(state, excess=excess)

@@ -39,6 +39,7 @@ FORMER: Mapping[str, Value] = {  # what runs did before these settings were decl
     "kernels": "torch",
     "max-share": 1.0,
     "step": "plain",
+    "step-version": 1,
 }
 
 
@@ -102,6 +103,13 @@ class Config:
         }
         return {**values, **self.options}
 
+    def paths(self) -> dict[str, str]:
+        """The settings that are paths, or may be, by flat key; they may be empty."""
+        return {
+            each.key: str(getattr(getattr(self, where), name))
+            for (where, name), each in _path_fields().items()
+        }
+
     def replace(self, **changes: object) -> "Config":
         """The same with other values of some settings, by flat name.
 
@@ -150,6 +158,11 @@ def _fields() -> Mapping[tuple[str, str], Option]:
         for where, section in sections().items()
         for name, each in options_of(section).items()
     }
+
+
+@cache
+def _path_fields() -> Mapping[tuple[str, str], Option]:
+    return {place: each for place, each in _fields().items() if each.path}
 
 
 @cache

@@ -12,6 +12,7 @@ from shared.base.options import option, options_of
 from shared.config.scope_names import LINEAR_SCOPES, MASK_SCOPE, check_scope
 
 AUTO = "auto"
+USUAL_RATE = 2e-2  # where a rate is needed and none is given
 OBJECTIVES = ("loss", "accuracy", "f1", "margin")
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
 BP, MEASURING = "fo, calibrate, instruct, fedavg", "zo, calibrate, instruct"
@@ -245,10 +246,14 @@ class OptimizerSettings(Section):
 
     name: str = option("sgd", "what turns the estimate into a step", key="optimizer")
     step: str = option(
-        "plain", "plain: learning-rate; normalised: movement; auto: as falls of the loss tell",
-        choices=("plain", "normalised", AUTO))
-    learning_rate: float = option(2e-2, "step size, if step is plain or a round backpropagates",
-                                  above=0)
+        AUTO, "auto: learning-rate if one is given, else as falls of the loss tell; plain: "
+        "learning-rate; normalised: movement", choices=(AUTO, "plain", "normalised"))
+    learning_rate: float = option(
+        0.0, "step size, if step is plain or a round backpropagates; 0: not given, 0.02 where one "
+        "is needed", at_least=0)
+    step_version: int = option(
+        2, "how auto goes; 1 is said of a run of before, whose rates cannot be computed anew",
+        at_least=1, at_most=2, used_by="step auto")
     movement: float = option(
         0.0, "root mean square way of a parameter in a round; 0: by their number", at_least=0,
         below=1, used_by="step normalised; the first round of step auto")
@@ -259,6 +264,11 @@ class OptimizerSettings(Section):
                            "of the learning rate; linear and cosine end at zero in the last round",
                            key="lr-schedule", choices=("constant", "linear", "cosine"))
     warmup_rounds: int = option(0, "over which the learning rate rises from zero", unit="rounds")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of a run whose settings say it: the one that is given, or 0.02."""
+        return self.learning_rate or USUAL_RATE
 # fmt: on
 
 

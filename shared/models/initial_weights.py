@@ -35,5 +35,10 @@ def fill_normal_(weights: NDArray[np.float32], key: Key, std: float) -> None:
         sums = (halves[::2] + halves[1::2]).T.reshape(-1)[: len(part)]
         part[:] = (sums - _MEAN).astype(np.float32) * scale
 
+    starts = range(0, len(weights), TASK_WEIGHTS)
+    if len(starts) <= 1:  # a thread takes longer to start than a small tensor to fill
+        for start in starts:
+            fill(start)
+        return
     with ThreadPoolExecutor(cpu_count()) as pool:
-        list(pool.map(fill, range(0, len(weights), TASK_WEIGHTS)))
+        list(pool.map(fill, starts))

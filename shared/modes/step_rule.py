@@ -3,7 +3,7 @@
 With ``step = plain`` it is ``learning-rate``. With ``normalised`` the server divides by the size of
 the slopes, so that a parameter moves ``movement`` in a round, whatever the scale of the loss. With
 ``auto`` it then follows how far each step's own batch has fallen against what its slopes predicted
-(``server/steps/rules.py``), where that can be told, and is plain elsewhere.
+(``server/steps/rules.py``), where that can be told, and is plain elsewhere, or if a rate is given.
 """
 
 from typing import Literal, cast
@@ -16,6 +16,7 @@ StepRule = Literal["plain", "normalised", "auto"]
 PLAIN: StepRule = "plain"
 NORMALISED: StepRule = "normalised"
 AUTO: StepRule = "auto"
+VERSION = 2  # of auto; 1 took the mean signal over the mean of u, which the first rounds governed
 LARGEST_MOVEMENT = 5e-3  # good for the byte-level GPT of 0.12 million parameters
 FITTED = 3e-3, 7.1e6  # a good movement, and of how many parameters: two blocks of SmolLM2
 FALL = 2 / 3  # exponent: then it is 2e-5 at 13 billion, where peers move 2e-5 to 9e-5
@@ -27,11 +28,21 @@ def step_rule_of(config: Config) -> StepRule:
     return PLAIN if named == AUTO and why_plain(config) else named
 
 
+def rate_set(config: Config) -> float | None:
+    """The learning rate that settings say; None if a rule makes it of what was measured."""
+    return config.optimizer.rate if step_rule_of(config) == PLAIN else None
+
+
 def why_plain(config: Config) -> str:
     """Why ``step = auto`` keeps to ``learning-rate`` with other settings; empty: it does not."""
     if reason := why_not_normalised(config):
         return reason
     reasons = {
+        f"learning-rate {config.optimizer.learning_rate:g} is given": config.optimizer.step_version
+        > 1
+        and config.optimizer.learning_rate > 0,
+        f"privacy {config.privacy.mode!r}: falls of the loss are not sent": config.privacy.is_local,
+        "site-loss 'false': it rests on losses": not config.privacy.site_loss,
         "momentum: a step goes on in later rounds": momentum_of(config) > 0,
         "seed-schedule 'independent': a site's batch also falls along the directions of others, "
         "whose slopes it has not measured": config.zo.seed_schedule == "independent",

@@ -6,7 +6,7 @@ from shared.base.options import options_of
 from shared.config.privacy_section import PrivacySettings
 from shared.config.schema import Config, settings
 from shared.modes.mode import mode_of
-from shared.modes.step_rule import PLAIN, compares, step_rule_of
+from shared.modes.step_rule import PLAIN, step_rule_of
 from shared.privacy.grid import check_rounding
 from shared.sealed.committee import sums_needed
 
@@ -35,7 +35,6 @@ def check_privacy(c: Config) -> None:
         ("site-eval-fraction", "0: an outcome has no noise", c.evaluation.site_fraction > 0),
         ("objective", "one of loss, accuracy and margin: they are of one example",
          c.zo.objective not in OF_ONE_EXAMPLE),
-        ("step", "plain or normalised: falls of the loss are not sent", compares(c)),
     ):  # fmt: skip
         if holds:
             raise ConfigError(
@@ -61,8 +60,6 @@ def _check_numbers(c: Config) -> None:
 
 
 def _check_plain(c: Config) -> None:
-    if compares(c) and not c.privacy.site_loss:
-        raise ConfigError("site-loss = false with step 'auto', which rests on losses: use plain")
     values = c.to_run_config()
     for each in options_of(PrivacySettings).values():
         if each.key not in ALWAYS and values[each.key] != each.default:

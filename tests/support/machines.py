@@ -16,7 +16,8 @@ from network import Loopback, Namespaces, may_make_namespaces
 from processes import until
 from proxy import CountingProxy
 
-from dandelion.engines.flower_simulation import end_session, free_port
+from dandelion.engines.flower_simulation import free_port
+from dandelion.engines.process_tree import end_session
 
 ROOT = Path(__file__).resolve().parents[2]
 DANDELION = [sys.executable, "-m", "dandelion"]

@@ -12,12 +12,14 @@ LOOK_S, SETTLED_S, PATIENCE_S = 0.01, 30.0, 600.0
 HEAVY = ("libtorch", "llvmlite", "safetensors", "/numba/", "/tokenizers/")  # files, when mapped
 
 
-def until(holds: Callable[[], object], what: str, timeout_s: float = PATIENCE_S) -> None:
-    """Wait for something, or say what did not happen."""
+def until(
+    holds: Callable[[], object], what: str, timeout_s: float = PATIENCE_S, each_s: float = 0.2
+) -> None:
+    """Wait for something, or say what did not happen; look every ``each_s`` seconds."""
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.2)
+        time.sleep(each_s)
 
 
 def mapped(pid: int) -> set[str]:
@@ -61,6 +63,21 @@ class Watch(threading.Thread):
         while not self._over.wait(LOOK_S):
             for pid in of(self._folder, self._word):
                 self.seen[pid] = self.seen.get(pid, set()) | mapped(pid)
+
+
+@dataclass
+class Progress:
+    """Says that something hangs: a number that is to grow has stayed as it was for too long."""
+
+    most: int = -1
+    since: float = 0.0
+
+    def look(self, number: int, what: str, patience_s: float = PATIENCE_S) -> None:
+        """Note what the number is now."""
+        if number > self.most:
+            self.most, self.since = number, time.monotonic()
+        waited = time.monotonic() - self.since
+        assert waited < patience_s, f"{self.most} {what}: none more within {patience_s:g} s"
 
 
 @dataclass

@@ -284,7 +284,6 @@ def test_numbers_without_noise_are_counted_where_they_are_bounded(tmp_path):
         ({"merge_clients": True}, "with merge-clients"),
         ({"site_eval_fraction": 0.2}, "with site-eval-fraction"),
         ({"objective": "builtins:len"}, "with objective"),
-        ({"step": "auto"}, "with step"),
         ({"privacy": "none"}, "without privacy 'local'"),
     ],
 )

@@ -18,7 +18,7 @@ from shared.config.schema import settings as declared_settings
 
 ROOT = Path(__file__).parents[3]
 TINY = ("max-samples=20", "block-size=32", "eval-blocks=4", "num-clients=2", "num-rounds=2",
-        "queries=2", "snapshot-interval=1")  # fmt: skip
+        "queries=2", "snapshot-interval=1", "step=plain")  # fmt: skip
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ somebody who reaches the server sends the sites code of another kind.
 
 import re
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from sealed_nodes import make_notes
 
 pytestmark = pytest.mark.deployment
 PAGE = ROOT / "docs" / "tutorials" / "private-sites.md"
-WALK_S = 15 * 60
 SPY = """
 import json
 from pathlib import Path
@@ -64,11 +62,9 @@ def walk(federation: Federation, name: str) -> int:
 
 
 def test_two_runs_fit_the_third_is_refused_and_spying_code_gets_a_socket(federation, tmp_path):
-    started = time.monotonic()
     assert walk(federation, "first") == 0, federation.output_of("first")
     assert walk(federation, "second") == 0, federation.output_of("second")
     assert walk(federation, "third") == 2
-    assert time.monotonic() - started < WALK_S
     assert last_round(federation.runs / "third") < 20
     refused = federation.output_of("third")
     assert "refused by policy: max-epsilon" in refused

@@ -8,10 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from processes import of_flower_home
+from machines import last_round
+from processes import of, of_flower_home, until
 from rich.console import Console
 from small_tasks import kept_settings, task_settings
 
@@ -35,7 +37,7 @@ from dandelion.engines.flower_simulation import (
     run_flower,
 )
 from dandelion.engines.local import run_local
-from shared.config.schema import Config
+from shared.config.schema import Config, to_toml
 
 SETTINGS = {
     "num-rounds": 3,
@@ -69,17 +71,12 @@ def test_flowers_simulation_gives_the_digest_of_the_local_engine(tmp_path, expec
 
 
 @pytest.mark.slow
-def test_rates_that_follow_falls_are_those_of_the_local_engine(tmp_path):
-    by_falls = {"step": "auto", "estimator": "forward", "queries": 4}
-    here = digest(run_local(config(tmp_path, "here", **by_falls)))
-    assert digest(run_flower(config(tmp_path, "there", **by_falls), Console(quiet=True))) == here
-
-
-@pytest.mark.slow
-def test_a_mask_is_chosen_once_and_is_that_of_the_local_engine(tmp_path):
-    here = digest(run_local(config(tmp_path, "here", scope="mask:0.1")))
-    there = run_flower(config(tmp_path, "there", scope="mask:0.1"), Console(quiet=True))
-    assert digest(there) == here
+def test_a_mask_and_rates_that_follow_falls_are_those_of_the_local_engine(tmp_path):
+    """Two things that a run chooses by itself, and once; were one another, the digest would be."""
+    chosen = {"scope": "mask:0.1", "step": "auto", "estimator": "forward", "queries": 4}
+    here = run_local(config(tmp_path, "here", **chosen))
+    there = run_flower(config(tmp_path, "there", **chosen), Console(quiet=True))
+    assert digest(there) == digest(here)
 
 
 @pytest.mark.slow
@@ -113,6 +110,30 @@ def test_flwr_run_in_the_checkout_gives_the_digest_of_the_local_engine(tmp_path,
     finally:
         for pid in of_flower_home(tmp_path / "home" / "flwr"):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_all_processes_end_with_a_run_that_is_killed(tmp_path):
+    pairs = config(tmp_path, "killed", **{"num-rounds": 10_000}).to_run_config()
+    (tmp_path / "run.toml").write_text(to_toml(pairs))
+    # of a short name, so that Ray's sockets fit; what belongs to the run has it in its variables
+    with tempfile.TemporaryDirectory(prefix="k-", ignore_cleanup_errors=True) as short:
+        command = [sys.executable, "-m", "dandelion", "run", "--engine", "flower"]
+        command += ["--config", str(tmp_path / "run.toml")]
+        run = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": short, "RAY_TMPDIR": short},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        until(lambda: run.poll() is not None or last_round(tmp_path / "killed") > 0, "a round")
+        assert run.poll() is None
+        kinds = ("flower-superlink", "flower-superexec", "flwr-simulation", "raylet")
+        assert [kind for kind in kinds if not of(Path(short), kind)] == []
+        run.kill()
+        run.wait()
+        until(lambda: not of(Path(short)), "no process is left")
 
 
 @pytest.mark.slow

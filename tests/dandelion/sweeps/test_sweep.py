@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE_S, until
 from small_config import DATA
 from typer.testing import CliRunner
 
@@ -339,11 +339,10 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_same_bits(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
     )
-    cell, deadline = CellFiles(tmp_path / "cut", "queries=4"), time.monotonic() + 60
-    while cell.progress()[0] < 5 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    cell = CellFiles(tmp_path / "cut", "queries=4")
+    until(lambda: cell.progress()[0] >= 5 or process.poll() is not None, "round 5", each_s=0.05)
     process.send_signal(signal.SIGINT)
-    lines = process.communicate(timeout=60)[0].decode()
+    lines = process.communicate(timeout=PATIENCE_S)[0].decode()
     assert process.returncode == sweep_cli.CANCELLED
     assert "continue with: dandelion sweep --resume" in lines
     assert cell.state() == "interrupted"

@@ -23,6 +23,7 @@ TINY = {
     "num-clients": 3,
     "num-rounds": 4,
     "queries": 2,
+    "step": "plain",
     "run-name": "tiny",
 }
 METRICS = ["timestamp", "round", "mode", "scope", "q", "lr", "batch size", "optimizer",

@@ -14,19 +14,20 @@ from server.ledger.ledger import Ledger
 from server.ledger.reader import LedgerReader
 from server.ledger.records import OLDEST, VERSION
 from server.ledger.run_folder import read_config
-from server.steps.evidence import energy_of, predict_fall, signal_of
+from server.steps.evidence import agreement_of, energy_of, predict_fall
 from server.steps.learning_rates import LearningRates
 from shared.base.errors import ConfigError, LedgerError
-from shared.modes.step_rule import movement_of, step_rule_of, why_plain
+from shared.modes.step_rule import movement_of, rate_set, step_rule_of, why_plain
 from shared.protocol.entry import Entry, SlotDifferences
 from shared.protocol.flower_records import unpack
 from shared.protocol.messages import decode_request
 
-AUTO = {"step": "auto", "estimator": "forward", "queries": 4, "num_rounds": 6}
+AUTO = {"step": "auto", "learning_rate": 0.0, "estimator": "forward", "queries": 4, "num_rounds": 6}
+WHOLE = {"zo_batch_size": 0, "max_samples": 4}  # about a hundred blocks a site, in seven passes
 RULES = [
     AUTO,
     {**AUTO, "estimator": "two-point"},
-    {**AUTO, "zo_batch_size": 0},
+    {**AUTO, **WHOLE},
     {**AUTO, "staleness": 1},
     {**AUTO, "clients_per_round": 2},
     {**AUTO, "step": "normalised", "momentum": 0.5},
@@ -104,7 +105,7 @@ def test_only_sites_that_measured_the_last_step_measure_its_batch_again(tmp_path
 
 @pytest.mark.parametrize(
     ("changes", "more"),
-    [({}, 1), ({"estimator": "two-point"}, 2), ({"staleness": 1}, 2), ({"zo_batch_size": 0}, 0)],
+    [({}, 1), ({"estimator": "two-point"}, 2), ({"staleness": 1}, 2), (WHOLE, 0)],
     ids=str,
 )
 def test_what_a_comparison_costs_is_counted(tmp_path, monkeypatch, changes, more):
@@ -213,6 +214,8 @@ def test_verification_computes_each_rate_anew(tmp_path):
         other = LearningRates(chosen.replace(movement=1e-4), ledger, parameters)
         with pytest.raises(LedgerError, match=r"row 1: a learning rate of .* follows"):
             other.verify()
+        former = LearningRates(chosen.replace(step_version=1), ledger, parameters)
+        assert former.verify() == 0  # another rule made its rates
 
 
 def test_losses_are_bound_by_the_chain(tmp_path):
@@ -274,6 +277,10 @@ def test_a_former_configuration_is_two_points_and_plain_whatever_the_defaults(
     [
         ({}, ""),
         ({"optimizer": "adam"}, "divides by the size"),
+        ({"learning_rate": 0.1}, "learning-rate 0.1 is given"),
+        ({"learning_rate": 0.1, "step_version": 1}, ""),
+        ({"privacy": "local", "privacy_noise": 1.0, "privacy_clip": 40.0}, "are not sent"),
+        ({"site_loss": False}, "it rests on losses"),
         ({"momentum": 0.9}, "momentum"),
         ({"seed_schedule": "independent"}, "has not measured"),
         ({"local_steps": 2}, "local-steps"),
@@ -284,7 +291,7 @@ def test_a_former_configuration_is_two_points_and_plain_whatever_the_defaults(
     ids=str,
 )
 def test_auto_is_plain_where_falls_tell_nothing(tmp_path, changes, reason):
-    chosen = config(tmp_path, step="auto", **changes)
+    chosen = config(tmp_path, **{"step": "auto", "learning_rate": 0.0, **changes})
     assert step_rule_of(chosen) == ("plain" if reason else "auto")
     assert reason in why_plain(chosen)
     assert bool(reason) == bool(why_plain(chosen))
@@ -317,9 +324,20 @@ def test_energy_is_the_way_of_a_parameter_whatever_the_slots():
     assert energy_of(two, 0.5, 2) == 2.5
 
 
-def test_signal_is_what_sites_have_in_common():
+def test_agreement_is_the_share_that_sites_have_in_common():
     rng = np.random.default_rng(5)
     common = 2.0 * rng.standard_normal(200_000)
     sites = [common + 3.0 * rng.standard_normal(200_000) for _ in range(3)]
-    assert signal_of(sites, 200_000) == pytest.approx(4.0, rel=0.05)
-    assert signal_of(sites[:1], 200_000) is None
+    agreement = agreement_of(sites)
+    assert agreement.sites == 3
+    assert agreement.value == pytest.approx(4 / 13, rel=0.05)
+    assert agreement_of(sites[:1]) is None
+    assert agreement_of([np.zeros(4)] * 3) is None
+
+
+def test_a_rate_is_that_of_the_settings_if_they_say_one_or_need_one(tmp_path):
+    chosen = config(tmp_path, learning_rate=0.0)
+    assert rate_set(chosen) is None
+    assert rate_set(chosen.replace(learning_rate=0.3)) == 0.3
+    assert rate_set(chosen.replace(step="plain")) == 0.02
+    assert rate_set(chosen.replace(optimizer="adam")) == 0.02

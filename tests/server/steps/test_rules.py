@@ -4,7 +4,17 @@ from math import sqrt
 
 import pytest
 
-from server.steps.rules import RANGE, Evidence, StepSettings, StepState, auto, normalise
+from server.steps.rules import (
+    LEAST,
+    RANGE,
+    Agreement,
+    Evidence,
+    StepSettings,
+    StepState,
+    auto,
+    normalise,
+    share_of,
+)
 
 SETTINGS = StepSettings(movement=1e-3, memory=0.9, queries=16)
 
@@ -67,7 +77,9 @@ def test_a_rate_follows_falls_up_and_down():
     assert follow(auto, [Evidence(1.0)], state=start)[-1].rate == start.rate
 
 
-@pytest.mark.parametrize(("ratio", "factor"), [(-0.1, 0.5 / 1.1), (-4.0, 0.1), (-1e9, 1 / 16)])
+@pytest.mark.parametrize(
+    ("ratio", "factor"), [(-0.01, 0.5 / 1.01), (-0.1, 0.5 / 1.1), (-4.0, 0.1), (-1e9, 1 / 16)]
+)
 def test_a_rise_of_the_loss_cuts_the_rate_by_what_it_says(ratio, factor):
     start = follow(auto, [Evidence(1.0)])[-1]
     assert follow(auto, [Evidence(1.0, ratio=ratio)], state=start)[-1].rate == pytest.approx(
@@ -77,10 +89,56 @@ def test_a_rise_of_the_loss_cuts_the_rate_by_what_it_says(ratio, factor):
 
 def test_where_most_of_the_slopes_is_noise_a_rate_stays_lower():
     """The same falls, but half of u is the batches' noise: what 0.8 was, 0.6 is now."""
-    start = follow(auto, [Evidence(1.0, signal=0.5)])[-1]
+    half = Agreement(sites=2, value=1 / 3)
+    start = follow(auto, [Evidence(1.0, half)])[-1]
     clean = follow(auto, [Evidence(1.0)])[-1]
-    assert follow(auto, [Evidence(1.0, signal=0.5, ratio=0.6)], state=start)[-1].climbs is False
+    assert share_of(start) == pytest.approx(0.5)
+    noisy = follow(auto, [Evidence(1.0, half, ratio=0.6)], state=start)[-1]
+    assert noisy.rate == start.rate / 1.2
+    assert noisy.climbs is False
     assert follow(auto, [Evidence(1.0, ratio=0.6)], state=clean)[-1].rate == 1.2 * clean.rate
+
+
+def test_a_step_that_gained_nothing_for_all_examples_cuts_the_rate_at_once():
+    """Its batch fell by 0.4 of the prediction, all of which is that batch's own noise."""
+    half = Agreement(sites=2, value=1 / 3)
+    start = follow(auto, [Evidence(1.0, half)])[-1]
+    state = follow(auto, [Evidence(1.0, half, ratio=0.4)], state=start)[-1]
+    assert state.rate == pytest.approx(start.rate * 0.5 / 1.2)
+
+
+@pytest.mark.parametrize("sites", [2, 5])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_the_share_of_the_signal_is_that_of_the_mean_of_all_sites_slopes(sites, share):
+    """Signal 1 and noise s² of each site: of u = 1 + s²/n the signal is 1."""
+    noise = sites * (1 / share - 1)
+    told = Agreement(sites, value=1 / (1 + noise))
+    assert share_of(follow(auto, [Evidence(1.0, told)] * 3)[-1]) == pytest.approx(share)
+
+
+def test_large_first_slopes_do_not_hide_that_sites_agree_no_more():
+    """Their squares are thousandfold, their agreement is one of many."""
+    first, later = Agreement(2, 0.9), Agreement(2, 0.0)
+    states = follow(auto, [Evidence(1000.0, first)] * 2 + [Evidence(1.0, later)] * 20)
+    assert share_of(states[1]) > 0.9
+    assert share_of(states[-1]) < 0.3
+    assert share_of(follow(auto, [Evidence(1.0, Agreement(2, -1.0))] * 9)[-1]) == LEAST
+
+
+def test_a_shortened_step_does_not_say_that_the_rate_may_rise():
+    states = follow(auto, [Evidence(1.0)] * 9 + [Evidence(1e6)])
+    assert states[-1].taken < states[-1].rate / 100
+    after = follow(auto, [Evidence(1.0, ratio=0.99)], state=states[-1])[-1]
+    assert after.rate == states[-1].rate
+
+
+def test_no_step_is_longer_than_is_usual_of_steps_though_slopes_once_were_larger():
+    """Slopes fell and the rate rose meanwhile; large slopes then say that it was too large."""
+    evidence = [Evidence(500.0)] * 2 + [Evidence(5.0, ratio=0.97)] * 6 + [Evidence(200.0)]
+    states = follow(auto, evidence)
+    ways = [s.taken * sqrt(e.energy / 16) for s, e in zip(states, evidence, strict=True)]
+    usual = sorted(ways[:-1])[len(ways) // 2 - 1 : len(ways) // 2 + 1]
+    assert ways[-1] == pytest.approx(4 * sum(usual) / 2, rel=0.2)
 
 
 @pytest.mark.parametrize(("ratio", "bound"), [(0.99, RANGE[1]), (-1.0, RANGE[0])])

@@ -83,7 +83,7 @@ def test_a_wrong_type_names_key_expected_and_got(key, value, expected):
         ("eps", 0.0, "a number above 0"),
         ("eps", float("nan"), "a finite number"),
         ("learning-rate", float("inf"), "a finite number"),
-        ("learning-rate", -0.1, "a number above 0"),
+        ("learning-rate", -0.1, "a number from 0"),
         ("local-learning-rate", -0.1, "a number from 0"),
         ("eval-fraction", 0.0, "a number above 0 and below 1"),
         ("eval-fraction", 1.0, "a number above 0 and below 1"),

@@ -14,7 +14,6 @@ SEALED = {"privacy": "shared", "privacy_noise": 1.0, "privacy_clip": 40.0}
         ({"seed_schedule": "independent"}, "seed-schedule = 'independent': use shared"),
         ({"downlink": "dense"}, "downlink = 'dense': use replay"),
         ({"step": "normalised"}, "step = 'normalised': use plain"),
-        ({"step": "auto"}, "step = 'auto': use plain"),
         ({"mode": "fo"}, "mode = 'fo': use zo"),
         ({"mode": "instruct"}, "mode = 'instruct': use zo"),
         ({"local_steps": 2}, "local-steps = 2: use 1"),
