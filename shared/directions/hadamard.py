@@ -140,7 +140,8 @@ class Hadamard:
             return addresses
         starts, numbers = torch.tensor([self._starts, self._numbers], device=addresses.device)
         tensor = torch.bucketize(addresses, starts, right=True) - 1
-        return addresses + (numbers - starts)[tensor]
+        shifted: Tensor = addresses + (numbers - starts)[tensor]
+        return shifted
 
 
 def _walsh(row: int, bits: int, device: torch.device) -> Tensor:
