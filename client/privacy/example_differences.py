@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.config.schema import Config
+from shared.estimation.forward_differences import one_side
 from shared.estimation.per_example import exact_each, forward_each, two_point_each
+from shared.estimation.two_point import both_sides, evaluate_at
 from shared.modes.estimators import EXACT, FORWARD, estimator_of
 from shared.randomness.streams import Key
 from shared.training.oracle import Oracle
@@ -24,9 +26,15 @@ def example_differences(
     if estimator == EXACT:
         slopes = oracle.linear_slopes(batch)
         return exact_each(slopes, replica.model, replica.directions, keys, eps)
-    measure = forward_each if estimator == FORWARD else two_point_each
-    with oracle.frozen.reuse():
-        return measure(lambda: oracle.losses(batch), oracle.perturber, keys, eps)
+    is_forward = estimator == FORWARD
+    points = (one_side if is_forward else both_sides)(keys, eps)
+
+    def measure(own: Oracle, numbers: range) -> list[Tensor]:
+        at = own.perturber
+        return [evaluate_at(points[n], lambda _: own.losses(batch), at) for n in numbers]
+
+    losses = oracle.share_out(len(points), measure, lambda: [batch])
+    return (forward_each if is_forward else two_point_each)(losses)
 
 
 def root_mean_square_slopes(differences: NDArray[np.float64], eps: float) -> NDArray[np.float64]:

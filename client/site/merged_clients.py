@@ -10,7 +10,8 @@ from torch import Tensor
 
 from client.site.site import LocalSite, losses_around_step
 from client.site.zeroth_order import Queries
-from shared.estimation.forward_differences import numbers_of
+from shared.estimation.forward_differences import numbers_of, one_side
+from shared.estimation.two_point import Point, both_sides, evaluate_at
 from shared.modes.estimators import FORWARD, estimator_of
 from shared.protocol.messages import Measured, Request
 from shared.training.oracle import Oracle
@@ -51,36 +52,46 @@ def measure_merged(oracle: Oracle, sites: Sequence[LocalSite], request: Request)
 
 def _measure_both(oracle: Oracle, sites: Sequence[Queries]) -> list[SiteNumbers]:
     """Two-point differences (q,) of each site, and the mean of its losses."""
-    losses = np.empty((len(sites), sites[0].config.zo.queries, 2))
-    same = [site.batch(0) for site in sites]
-    with oracle.frozen.reuse():
-        for k, key in enumerate(sites[0].keys(0)):
-            fresh = sites[0].config.zo.query_data == "fresh" and k > 0
-            blocks = [site.batch(k) for site in sites] if fresh else same
-            for sign, scale in enumerate((sites[0].config.zo.eps, -sites[0].config.zo.eps)):
-                with oracle.perturber.at(key, scale):
-                    losses[:, k, sign] = mean_losses(oracle, blocks)
+    points = both_sides(sites[0].keys(0), sites[0].config.zo.eps)
+    losses = _losses_at(oracle, sites, points).reshape(len(sites), -1, 2)
     return [((own[:, 0] - own[:, 1]).astype(np.float32), float(own.mean())) for own in losses]
 
 
 def _measure_forward(oracle: Oracle, sites: Sequence[Queries]) -> list[SiteNumbers]:
     """Forward differences (q,) of each site, and its baseline."""
-    blocks, keys = [site.batch(0) for site in sites], sites[0].keys(0)
-    losses = np.empty((len(sites), len(keys)))
-    with oracle.frozen.reuse():
-        baselines = mean_losses(oracle, blocks)
-        for k, key in enumerate(keys):
-            with oracle.perturber.at(key, sites[0].config.zo.eps):
-                losses[:, k] = mean_losses(oracle, blocks)
-    return [
-        (numbers_of(own, float(base)), float(base))
-        for own, base in zip(losses, baselines, strict=True)
-    ]
+    points = one_side(sites[0].keys(0), sites[0].config.zo.eps)
+    losses = _losses_at(oracle, sites, points)
+    return [(numbers_of(own[1:], float(own[0])), float(own[0])) for own in losses]
+
+
+def _losses_at(
+    oracle: Oracle, sites: Sequence[Queries], points: Sequence[Point]
+) -> NDArray[np.float64]:
+    """Losses (S, P) of each site's batches at the points."""
+    same = [site.batch(0) for site in sites]
+    is_fresh = sites[0].config.zo.query_data == "fresh"
+
+    def blocks(query: int) -> list[Tensor]:
+        return [site.batch(query) for site in sites] if is_fresh and query else same
+
+    def measure(own: Oracle, numbers: range) -> list[NDArray[np.float64]]:
+        def losses(query: int) -> NDArray[np.float64]:
+            return mean_losses(own, blocks(query))
+
+        return [evaluate_at(points[n], losses, own.perturber) for n in numbers]
+
+    queries = range(points[-1].query + 1 if is_fresh else 1)
+    passes = (part for query in queries for part in _passes(blocks(query)))
+    return np.stack(oracle.share_out(len(points), measure, lambda: passes), axis=1)
+
+
+def _passes(blocks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The rows of each forward pass, of all sites' blocks, each (B, T)."""
+    rows = torch.cat(list(blocks))
+    return torch.split(rows, max(1, PASS_TOKENS // rows.shape[1]))
 
 
 def mean_losses(oracle: Oracle, blocks: Sequence[Tensor]) -> NDArray[np.float64]:
     """Mean loss of each site's blocks (S,), of all sites' blocks, each (B, T)."""
-    rows = torch.cat(list(blocks))
-    parts = torch.split(rows, max(1, PASS_TOKENS // rows.shape[1]))
-    each = torch.cat([oracle.losses(part) for part in parts])
+    each = torch.cat([oracle.losses(part) for part in _passes(blocks)])
     return np.array([float(own.mean()) for own in torch.split(each, [len(b) for b in blocks])])

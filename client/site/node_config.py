@@ -34,7 +34,7 @@ class NodeConfig(NodePolicy):
         choices=("auto", "inline", "resident"),
     )
     guard: str = option("", "socket of the process that does the work; empty: there is none")
-    device: str = option("", "cpu, cuda, cuda:1 …; empty: as the run says")
+    device: str = option("", "cpu, cuda, cuda:1, cuda:0,1 …; empty: as the run says")
     can_backpropagate: bool = option(True, "false: it measures and never computes a gradient")
     store: str = option("", "folder for the replica; empty: resident workers choose one")
     store_every: float = option(60.0, "least time between two writes of it", unit="s", at_least=0)

@@ -105,7 +105,7 @@ class ReplicaHost:
             code=source_digest(self._config.model.app).hex(),
             run=at[1].hex(),
             examples=site.count,
-            device=str(replica.model.flat.device),
+            device=", ".join([str(replica.model.flat.device), *self._oracle.other_devices]),
             dtype=str(replica.model.flat.dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
             can_backpropagate=site.can_backpropagate,

@@ -1,6 +1,7 @@
 """Loss differences: K steps of q queries each, along plain directions or along guided ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,9 +12,16 @@ from torch import Tensor
 from shared.config.schema import Config
 from shared.data.examples import Examples, draw
 from shared.estimation.exact import exact_differences
-from shared.estimation.forward_differences import forward_differences, numbers_of, without_bend
+from shared.estimation.forward_differences import numbers_of, one_side, without_bend
 from shared.estimation.guided import directions_along
-from shared.estimation.two_point import radius, two_point, two_point_along
+from shared.estimation.two_point import (
+    Point,
+    both_sides,
+    differences_of,
+    evaluate_at,
+    losses_along,
+    radius,
+)
 from shared.modes.estimators import EXACT, FORWARD, TWO_POINT, estimator_of
 from shared.modes.mode import parameters_round
 from shared.optimizers.gradient import coefficients_of
@@ -26,6 +34,8 @@ from shared.randomness.streams import (
     rounding_key,
 )
 from shared.training.oracle import EVALUATION_BATCH, Oracle
+
+Chunk = tuple[list[Key], list[float], list[Tensor]]  # keys, signs and batches of a forward pass
 
 
 @dataclass
@@ -48,16 +58,12 @@ class Queries:
         if guide is not None:
             return self._measure_along(oracle, guide)
         differences: list[NDArray[np.float32]] = []
-        flat, steps = oracle.replica.model.flat, self.config.training.local_steps
-        saved = flat.clone() if steps > 1 else None
-        try:
+        steps = self.config.training.local_steps
+        with oracle.replica.keep() if steps > 1 else nullcontext():
             for step in range(steps):
                 differences.append(self._measure_step(oracle, step))
                 if step + 1 < steps:
                     self._step_(oracle, self.keys(step), differences[-1], rate)
-        finally:
-            if saved is not None:
-                flat.copy_(saved)
         return np.concatenate(differences)
 
     def _measure_step(self, oracle: Oracle, step: int) -> NDArray[np.float32]:
@@ -67,17 +73,20 @@ class Queries:
         if estimator_of(c) == EXACT:
             return self._compute_exactly(oracle, step)
         if c.zo.parallel_queries > 1:
-            measure = self._measure_forward_batched if is_forward else self._measure_batched
-            return measure(oracle, step)
-        loss, keys = self._loss(oracle, step), self.keys(step)
-        with oracle.frozen.reuse():
-            if not is_forward:
-                return two_point(self._recorder(loss), oracle.perturber, keys, c.zo.eps)
-            numbers, baseline = forward_differences(
-                lambda: loss(0), oracle.perturber, keys, c.zo.eps
-            )
-        self.losses.append(baseline)
-        return numbers
+            batched = self._measure_forward_batched if is_forward else self._measure_batched
+            return batched(oracle, step)
+        points = (one_side if is_forward else both_sides)(self.keys(step), c.zo.eps)
+        rows = self._rows(step)
+
+        def measure(own: Oracle, numbers: range) -> list[float]:
+            def loss(query: int) -> float:
+                return self.evaluate(own, rows(query))
+
+            return [evaluate_at(points[n], loss, own.perturber) for n in numbers]
+
+        losses = oracle.share_out(len(points), measure, lambda: self._passes(rows, points))
+        self.losses += losses[:1] if is_forward else losses
+        return numbers_of(np.array(losses[1:]), losses[0]) if is_forward else differences_of(losses)
 
     def _compute_exactly(self, oracle: Oracle, step: int) -> NDArray[np.float32]:
         """Differences (q,) of one step from the gradient's closed form; nothing is perturbed."""
@@ -89,11 +98,13 @@ class Queries:
     def _measure_batched(self, oracle: Oracle, step: int) -> NDArray[np.float32]:
         """Differences (q,) of a step, some directions in a forward pass, each at both signs."""
         keys, at_once = self.keys(step), self.config.zo.parallel_queries
-        parts: list[NDArray[np.float32]] = []
+        chunks: list[Chunk] = []
         for first in range(0, len(keys), at_once):
             some = keys[first : first + at_once]
             blocks = self._blocks(step, range(first, first + len(some)))
-            losses = self._losses_at(oracle, [*some, *some], signs(len(some)), blocks + blocks)
+            chunks.append(([*some, *some], signs(len(some)), blocks + blocks))
+        parts: list[NDArray[np.float32]] = []
+        for losses in self._losses_at(oracle, chunks):
             plus, minus = losses.reshape(2, -1)
             self.losses += losses.reshape(2, -1).T.reshape(-1).tolist()
             parts.append((plus - minus).astype(np.float32))
@@ -102,30 +113,38 @@ class Queries:
     def _measure_forward_batched(self, oracle: Oracle, step: int) -> NDArray[np.float32]:
         """The same of forward differences; the baseline is one more row of the first pass."""
         keys, at_once = self.keys(step), self.config.zo.parallel_queries
-        block, parts = self.batch(step), list[NDArray[np.float64]]()
+        block, chunks = self.batch(step), list[Chunk]()
         for first in range(0, len(keys), at_once):
             some, scales = keys[first : first + at_once], [1.0] * len(keys[first : first + at_once])
             if not first:
                 some, scales = [*some, keys[0]], [*scales, 0.0]
-            parts.append(self._losses_at(oracle, some, scales, [block] * len(some)))
+            chunks.append((some, scales, [block] * len(some)))
+        parts = self._losses_at(oracle, chunks)
         baseline = float(parts[0][-1])
         parts[0] = parts[0][:-1]
         self.losses.append(baseline)
         return numbers_of(np.concatenate(parts), baseline)
 
-    def _losses_at(
-        self, oracle: Oracle, keys: list[Key], signs: list[float], blocks: list[Tensor]
-    ) -> NDArray[np.float64]:
-        """Losses (P,) of each point's batch at θ + sign·εz, in as few passes as memory allows."""
-        rows, device = torch.stack(blocks), oracle.replica.model.flat.device
-        scales = [sign * self.config.zo.eps for sign in signs]
-        if self.config.zo.batch_size:
-            return oracle.parallel.at(keys, scales, rows.to(device)).cpu().numpy()
-        losses = np.zeros(len(keys))
-        for part in torch.split(rows, EVALUATION_BATCH, 1):
-            means = oracle.parallel.at(keys, scales, part.to(device)).cpu().numpy()
-            losses += means * (part.shape[1] / rows.shape[1])
-        return losses
+    def _losses_at(self, oracle: Oracle, chunks: Sequence[Chunk]) -> list[NDArray[np.float64]]:
+        """Losses (P,) of each chunk's batches at θ + sign·εz, in as few passes as memory allows."""
+
+        def parts(number: int) -> tuple[Tensor, ...]:
+            rows = torch.stack(chunks[number][2])  # (P, B, T)
+            return torch.split(rows, self._most(rows.shape[1]), 1)
+
+        def measure_chunk(own: Oracle, number: int) -> NDArray[np.float64]:
+            (keys, signs, blocks), device = chunks[number], own.replica.model.flat.device
+            scales, losses = [sign * self.config.zo.eps for sign in signs], np.zeros(len(keys))
+            for part in parts(number):
+                means = own.parallel.at(keys, scales, part.to(device)).cpu().numpy()
+                losses += means * (part.shape[1] / len(blocks[0]))
+            return losses
+
+        return oracle.share_out(
+            len(chunks),
+            lambda own, numbers: [measure_chunk(own, number) for number in numbers],
+            lambda: (part.flatten(0, 1) for k in range(len(chunks)) for part in parts(k)),
+        )
 
     def _blocks(self, step: int, queries: range) -> list[Tensor]:
         """The batch (B, T) of each of some queries of a step."""
@@ -136,12 +155,21 @@ class Queries:
 
     def _measure_along(self, oracle: Oracle, guide: Tensor) -> NDArray[np.float32]:
         """Differences (q,) along directions by a gradient (size,)."""
-        model, directions = oracle.replica.model, oracle.replica.directions
-        guided = directions_along(self.config.bp, model, directions, guide)
-        step = radius(self.config.zo.eps, model.layout)
-        loss, keys = self._recorder(self._loss(oracle, 0)), self.keys(0)
-        with oracle.frozen.reuse():
-            return two_point_along(loss, oracle.perturber, model, guided, keys, step)
+        step = radius(self.config.zo.eps, oracle.replica.model.layout)
+        points, rows = both_sides(self.keys(0), step), self._rows(0)
+
+        def measure(own: Oracle, numbers: range) -> list[float]:
+            model, mine = own.replica.model, [points[n] for n in numbers]
+            guided = directions_along(self.config.bp, model, own.replica.directions, guide)
+
+            def loss(query: int) -> float:
+                return self.evaluate(own, rows(query))
+
+            return losses_along(loss, own.perturber, model, guided, mine)
+
+        losses = oracle.share_out(len(points), measure, lambda: self._passes(rows, points))
+        self.losses += losses
+        return differences_of(losses)
 
     def keys(self, step: int) -> list[Key]:
         """The keys of a step's directions (q,), in the order of their numbers."""
@@ -149,29 +177,23 @@ class Queries:
         slot = SHARED_SLOT if c.zo.seed_schedule == "shared" else self.id.slot
         return direction_keys(c.training.seed, self.round, slot, step * c.zo.queries, c.zo.queries)
 
-    def _loss(self, oracle: Oracle, step: int) -> Callable[[int], float]:
-        """A function from a query's number to the loss of its batch.
-
-        All signs of a query see the same batch.
-        """
+    def _rows(self, step: int) -> Callable[[int], Tensor]:
+        """A function from a query's number to its batch (B, T); all its points see the same one."""
+        if self.config.zo.query_data == "fresh":
+            return lambda query: self._blocks(step, range(query, query + 1))[0]
         same = self.batch(step)
+        return lambda query: same
 
-        def loss(query: int) -> float:
-            fresh = self.config.zo.query_data == "fresh"
-            return self.evaluate(
-                oracle, self._blocks(step, range(query, query + 1))[0] if fresh else same
-            )
+    def _passes(self, rows: Callable[[int], Tensor], points: Sequence[Point]) -> Iterator[Tensor]:
+        """The rows of each forward pass that evaluates these points, without repetitions."""
+        is_fresh = self.config.zo.query_data == "fresh"
+        for query in range(points[-1].query + 1 if is_fresh else 1):
+            batch = rows(query)
+            yield from torch.split(batch, self._most(len(batch)))
 
-        return loss
-
-    def _recorder(self, loss: Callable[[int], float]) -> Callable[[int], float]:
-        """The same function, which notes each loss: their mean is what the site reports."""
-
-        def record(query: int) -> float:
-            self.losses.append(loss(query))
-            return self.losses[-1]
-
-        return record
+    def _most(self, count: int) -> int:
+        """Examples of one forward pass, of a batch of so many."""
+        return count if self.config.zo.batch_size else EVALUATION_BATCH
 
     def loss_before(self, oracle: Oracle) -> float:
         """Loss here of the batch whose step is the next that the replica takes.

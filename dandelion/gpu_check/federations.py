@@ -1,11 +1,11 @@
-"""Federations on one device: the largest model in every mode, and several sites' equal digests."""
+"""Federations: the largest model in every mode, and equal digests of sites, processes and cards."""
 
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import median
@@ -60,6 +60,7 @@ SMALL: Mapping[str, Value] = {
     "max-samples": 20,
 }
 LEAST_SECONDS = 10.0  # of a step that are kept for its last evaluation
+ONE_CARD = "there is one card, two are needed"
 PROCESSES = 3  # that replay one ledger on one device at once
 
 
@@ -67,15 +68,16 @@ class OutOfTimeError(DandelionError):
     """A run is ended between two rounds because the step's time is over."""
 
 
-def train(task: StepTask, name: str, settings: Mapping[str, Value]) -> Path:
-    """Train on the task's device as long as there is time; return the run folder."""
+def train(task: StepTask, name: str, settings: Mapping[str, Value], device: str = "") -> Path:
+    """Train on the task's device, or on others, as long as there is time; return the run folder."""
     from dandelion.engines.local import run_local
     from server.reporting.report import Report
     from shared.training.validate import configure
 
     folder = task.file.parent / "runs"
     threads = os.cpu_count() if task.on_card else 1
-    own = {"device": task.device, "threads": threads, "output-dir": str(folder), "run-name": name}
+    own = {"threads": threads, "output-dir": str(folder), "run-name": name}
+    own["device"] = device or task.device
 
     times = [time.monotonic()]
 
@@ -140,9 +142,36 @@ def _report_memory(task: StepTask, what: str, settings: Mapping[str, Any]) -> No
 
 
 def run_together(task: StepTask) -> None:
-    """Train with several sites, then replay the ledger on the device in processes at once."""
+    """Train with several sites, replay the ledger in processes at once, train on two devices."""
     small = {**SMALL, "num-clients": 3, "num-rounds": 5, "eval-interval": 1}
     folder = train(task, "together", small)
+    _replay_at_once(task, folder)
+    _train_on_two(task, small, read_digests(folder))
+
+
+def _train_on_two(task: StepTask, settings: Mapping[str, Value], expected: Sequence[str]) -> None:
+    """Train anew with sites of two devices each, which share out a round's directions."""
+    pair, reason = two_devices(task.device)
+    what = "sites with two devices each give the digests of sites with one"
+    if reason:
+        return task.skip(what, reason)
+    started = time.perf_counter()
+    folder = train(task, "two-devices", settings, pair)
+    note = f"{pair}, {time.perf_counter() - started:.1f} s with all set-up"
+    task.yes_or_no(what, read_digests(folder) == list(expected), note)
+
+
+def two_devices(device: str) -> tuple[str, str]:
+    """A device and another of its kind as the setting ``device``, or why there is no other."""
+    if device == "cpu":
+        return "cpu,cpu", ""
+    first, cards = torch.device(device).index or 0, torch.cuda.device_count()
+    if cards < 2:
+        return "", ONE_CARD
+    return f"cuda:{first},{(first + 1) % cards}", ""
+
+
+def _replay_at_once(task: StepTask, folder: Path) -> None:
     started = time.perf_counter()
     count = 2 if task.tiny else PROCESSES
     replays = [_start_replay(folder, task.device) for _ in range(count)]

@@ -70,7 +70,7 @@ STEPS = (
     _large("zo, bfloat16", 0.5),
     CheckStep("learning", "Learning", "learning", 3.0, (*MODELS, *FEDERATION),
               ("smollm2", "rotten-tomatoes")),
-    CheckStep("together", "Several sites on one card", "federations", 0.4,
+    CheckStep("together", "Several sites on one card, and sites on two", "federations", 0.4,
               (*MODELS, *FEDERATION), (), "", "run_together"),
 )  # fmt: skip
 

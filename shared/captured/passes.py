@@ -7,6 +7,7 @@ points (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs/).
 """
 
 import logging
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -103,12 +104,16 @@ def _refuse(compute: Pass, rows: Tensor) -> CapturedPass:
     raise RuntimeError(f"a CUDA device expected, got {rows.device}")
 
 
+CAPTURING = threading.Lock()  # "only one capture may be underway at a time in the process": torch
+
+
 @dataclass
 class GraphMaker:
-    """Captures passes as CUDA graphs that share one pool of memory."""
+    """Captures passes as CUDA graphs of one card that share one pool of memory, and one stream."""
 
     device: torch.device
     _pool: Any = None
+    _side: Any = None
 
     def __call__(self, compute: Pass, rows: Tensor) -> CapturedPass:
         """Capture a pass with a batch of its own.
@@ -117,20 +122,32 @@ class GraphMaker:
             RuntimeError: the pass waits for the card or does something else that no graph can.
         """
         own = rows.clone()
-        current = torch.cuda.current_stream(self.device)
-        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.device(self.device), CAPTURING:
+            graph, out = self._capture(compute, own)
+
+        def start(rows: Tensor) -> Tensor:
+            own.copy_(rows)
+            with torch.cuda.device(self.device):  # whose current stream it is started on
+                graph.replay()
+            return out
+
+        return start
+
+    def _capture(self, compute: Pass, own: Tensor) -> tuple[Any, Tensor]:
+        """A graph of a pass, and where its result will be; the card is the current one.
+
+        Torch's own stream for captures is of the card that was first current in the process.
+        """
+        current = torch.cuda.current_stream()
+        if self._side is None:
+            self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side, mode = self._side, "thread_local"  # other threads may allocate on their cards
         side.wait_stream(current)
         with torch.cuda.stream(side):  # libraries set themselves up at their first call
             compute(own)
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode=mode):
             out = compute(own)
         self._pool = graph.pool()
-
-        def start(rows: Tensor) -> Tensor:
-            own.copy_(rows)
-            graph.replay()
-            return out
-
-        return start
+        return graph, out

@@ -74,7 +74,9 @@ class RunSettings(Section):
     kernels: str = option(
         "compiled", "what computes the losses of a small GPT-2 of ours on a CPU: a compiled pass, "
         "or torch, slower and with other last bits", choices=("compiled", "torch"))
-    device: str = option("cpu", "where the replicas live: cpu, cuda, cuda:1, ...")
+    device: str = option(
+        "cpu", "where the replicas live: cpu, cuda, cuda:1; cuda:0,1 shares a round's directions "
+        "out among cards")
     server_replica: str = option(
         "eager", "the server follows the ledger every round, or only when needed (lazy)",
         choices=("eager", "lazy"), resumable=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -42,7 +42,7 @@ class BatchedQueries:
     perturber: Perturber
     begin: Callable[[Tensor], AbstractContextManager[None]] = lambda _: nullcontext()
     each: Each | None = None  # losses of rows; None: of next tokens, logits made chunk by chunk
-    _is_checked: bool = field(default=False, init=False)
+    is_checked: bool = False  # whether a batched loss was compared with one measured alone
 
     def losses(self, keys: Sequence[Key], eps: float, blocks: Tensor) -> Tensor:
         """Mean losses (2, q) float64 of blocks (q, B, T): at +eps for each key, then at −eps.
@@ -62,7 +62,7 @@ class BatchedQueries:
         parameters = perturb_all(self.directions, keys, scales, blocks.device)
         with torch.inference_mode():
             losses = self._means(parameters, blocks)
-        if not self._is_checked:
+        if not self.is_checked:
             self._check(keys[0], scales[0], blocks[0], float(losses[0]))
         return losses
 
@@ -74,7 +74,7 @@ class BatchedQueries:
                 f"parallel-queries: {type(self.model.module).__name__} gives {batched} in a batch "
                 f"of directions and {alone} for that one alone; set parallel-queries = 1"
             )
-        self._is_checked = True
+        self.is_checked = True
 
     def _alone(self, rows: Tensor) -> float:
         """Mean loss of rows (B, n) at the module's parameters as they are."""

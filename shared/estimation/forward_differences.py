@@ -14,10 +14,16 @@ from numpy.typing import NDArray
 
 from shared.config.schema import Config
 from shared.estimation.perturber import Perturber
+from shared.estimation.two_point import Point, evaluate_at
 from shared.modes.estimators import FORWARD, estimator_of
 from shared.randomness.streams import Key
 
 FEWEST = 4  # queries from which on numbers are centred: below, too much of them would be lost
+
+
+def one_side(keys: Sequence[Key], eps: float) -> list[Point]:
+    """The points of forward differences (q + 1,): θ itself, then each key at +eps."""
+    return [Point(0, keys[0], 0.0), *(Point(k, key, eps) for k, key in enumerate(keys))]
 
 
 def forward_differences(
@@ -27,12 +33,9 @@ def forward_differences(
 
     Half of a number is a one-sided difference, so number / 2ε is the slope, as with two points.
     """
-    baseline = loss()
-    losses = np.empty(len(keys))
-    for index, key in enumerate(keys):
-        with perturber.at(key, eps):
-            losses[index] = loss()
-    return numbers_of(losses, baseline), baseline
+    points = one_side(keys, eps)
+    baseline, *losses = (evaluate_at(point, lambda _: loss(), perturber) for point in points)
+    return numbers_of(np.array(losses), baseline), baseline
 
 
 def numbers_of(losses: NDArray[np.float64], baseline: float) -> NDArray[np.float32]:

@@ -13,36 +13,23 @@ from torch import Tensor
 
 from shared.base.flat import FlatModel
 from shared.directions import Directions
-from shared.estimation.perturber import Perturber
 from shared.randomness.streams import Key
 
-Losses = Callable[[], Tensor]  # of each example (n,) float64, at the model's current parameters
 Slopes = Callable[[Mapping[str, Tensor]], Tensor]  # of each example (n,), along a direction by name
 
 
-def two_point_each(
-    losses: Losses, perturber: Perturber, keys: Sequence[Key], eps: float
-) -> NDArray[np.float64]:
-    """Return L_i(θ+εz) − L_i(θ−εz) for each key and example (q, n); 2q evaluations."""
-    rows = []
-    for key in keys:
-        with perturber.at(key, eps):
-            above = losses()
-        with perturber.at(key, -eps):
-            below = losses()
-        rows.append((above - below).numpy())
-    return np.array(rows, np.float64)
+def two_point_each(losses: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Return L_i(θ+εz) − L_i(θ−εz) (q, n), of losses (n,) at ``both_sides``' points."""
+    rows = torch.stack(list(losses)).numpy()
+    differences: NDArray[np.float64] = rows[0::2] - rows[1::2]
+    return differences
 
 
-def forward_each(
-    losses: Losses, perturber: Perturber, keys: Sequence[Key], eps: float
-) -> NDArray[np.float64]:
-    """Return 2·(L_i(θ+εz) − L_i(θ)) for each key and example (q, n); q + 1 evaluations."""
-    baseline, rows = losses(), []
-    for key in keys:
-        with perturber.at(key, eps):
-            rows.append(2 * (losses() - baseline).numpy())
-    return np.array(rows, np.float64)
+def forward_each(losses: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Return 2·(L_i(θ+εz) − L_i(θ)) (q, n), of losses (n,) at ``one_side``'s points."""
+    rows = torch.stack(list(losses)).numpy()
+    differences: NDArray[np.float64] = 2 * (rows[1:] - rows[0])
+    return differences
 
 
 def exact_each(

@@ -5,7 +5,7 @@ caches what is frozen for one batch only.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shared.base.errors import ConfigError
 from shared.base.flat import FlatModel
 from shared.config.run_sections import RunSettings
 from shared.features.kept_features import Progress
@@ -44,9 +45,9 @@ class _EndOfPrefix(Exception):  # noqa: N818  (a signal, no error)
 class KeptPrefix:
     """Lets forward passes of known rows begin after the frozen blocks of a model.
 
-    It is one of many ways to compute the same losses: they agree within 1e-5 relative with
-    ``keep-dtype = float32``, not to the bit, since an example may be in another batch. The first
-    rows are tried with and without; a model for which that fails goes on without.
+    Losses agree with those of whole passes within 1e-5 relative with ``keep-dtype = float32``, not
+    to the bit, since an example may be in another batch. The first rows are tried with and without;
+    a model for which that fails goes on without.
 
     Attributes:
         model: its frozen blocks are found by ``find_prefix``.
@@ -54,6 +55,7 @@ class KeptPrefix:
         labels: whether a row begins with a class, before its tokens.
         tokenizer: its identity.
         run: limits and dtype of what is kept.
+        lender: on another device of a run, that of the first: activations are taken from there.
     """
 
     model: FlatModel
@@ -61,10 +63,12 @@ class KeptPrefix:
     labels: bool
     tokenizer: str
     run: RunSettings
+    lender: "KeptPrefix | None" = None
     _is_possible: bool | None = field(default=None, init=False)
     _prefix: FrozenPrefix = field(init=False, repr=False)
     _store: KeptTensors = field(init=False, repr=False)
     _last: tuple[bytes, Tensor] | None = field(default=None, init=False, repr=False)
+    _lent: dict[bytes, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def bytes_in_memory(self) -> int:
@@ -99,17 +103,54 @@ class KeptPrefix:
                 if self._store.missing([keys[at] for at in part]):
                     return  # no room: computed again when they are needed
 
+    @contextmanager
+    def lend(self, batches: Iterable[Tensor]) -> Iterator[None]:
+        """Let other devices' passes of these batches begin at the cut while this is active.
+
+        What is not kept yet is computed here, batch by batch, as one device alone would come to it.
+
+        Raises:
+            ConfigError: they take more than ``keep-memory``.
+        """
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                for rows in batches:
+                    if not self._can_cut(rows):
+                        break
+                    self._lent |= self._fetch(rows, example_keys(self._tokens(rows).numpy()))
+                    self._check_lent()
+            yield
+        finally:
+            self._lent.clear()
+
+    def _check_lent(self) -> None:
+        size = sum(tensor.nbytes for tensor in self._lent.values())
+        if size > self.run.keep_memory * MIB:
+            raise ConfigError(
+                f"keep-memory of at least {-(-size // MIB)} MiB expected, since several devices "
+                f"share what is kept of a step's batches, got {self.run.keep_memory}"
+            )
+
     def _can_cut(self, rows: Tensor) -> bool:
         if self._is_possible is None:
-            allowed = self.run.keep_memory or self.run.keep_disk
-            self._is_possible = bool(allowed and count_frozen_blocks(self.model))
-            if self._is_possible:
-                with torch.inference_mode(False), torch.no_grad():
-                    self._is_possible = self._try(rows[:CHECKED])
+            with torch.inference_mode(False), torch.no_grad():
+                first = rows[:CHECKED]
+                self._is_possible = self._borrow(first) if self.lender else self._try(first)
         return self._is_possible
+
+    def _borrow(self, rows: Tensor) -> bool:
+        """Set up for what the lender keeps of its own model, which is equal to this one."""
+        if self.lender is None or not self.lender._is_possible:
+            return False
+        on_device = rows.to(self.model.flat.device)
+        self._prefix = find_prefix(self.model, lambda: self.each(self.model.module, on_device))
+        return True
 
     def _try(self, rows: Tensor) -> bool:
         """Set up for the model; whether losses of ``rows`` are equal with and without."""
+        allowed = self.run.keep_memory or self.run.keep_disk
+        if not allowed or not count_frozen_blocks(self.model):
+            return False
         module, on_device = self.model.module, rows.to(self.model.flat.device)
         try:
             self._prefix = find_prefix(self.model, lambda: self.each(module, on_device))
@@ -146,19 +187,28 @@ class KeptPrefix:
         return self._last[1]
 
     def _assemble(self, rows: Tensor, keys: Sequence[bytes]) -> Tensor:
-        """Kept and new activations of rows as one batch; equal examples are fetched once."""
+        """Activations of rows as one batch; equal examples are fetched once."""
+        lent = self._lent if self.lender is None else self.lender._lent
+        is_lent = self.lender is not None or all(key in lent for key in keys)
+        each = lent if is_lent else self._fetch(rows, keys)
+        firsts = dict.fromkeys(keys)
+        padded = self._pad([each[key] for key in firsts])
+        if len(firsts) == len(keys):
+            return padded
+        places = {key: place for place, key in enumerate(firsts)}
+        return padded[[places[key] for key in keys]]
+
+    def _fetch(self, rows: Tensor, keys: Sequence[bytes]) -> dict[bytes, Tensor]:
+        """Kept and new activations (T_j, h) of rows on the CPU, each example's once, by its key."""
         firsts: dict[bytes, int] = {}
-        order = [firsts.setdefault(key, at) for at, key in enumerate(keys)]
+        for at, key in enumerate(keys):
+            firsts.setdefault(key, at)
         kept = dict(zip(firsts, self._store.get([*firsts]), strict=True))
         absent = [firsts[key] for key, tensor in kept.items() if tensor is None]
         new: dict[bytes, Tensor] = {}
         for part in self._compute(rows, absent):
             new |= {keys[number]: tensor for number, tensor in part.items()}
-        padded = self._pad([new[key] if each is None else each for key, each in kept.items()])
-        if len(firsts) == len(keys):
-            return padded
-        places = {at: place for place, at in enumerate(firsts.values())}
-        return padded[[places[at] for at in order]]
+        return {key: new[key] if each is None else each for key, each in kept.items()}
 
     def _compute(self, rows: Tensor, numbers: Sequence[int]) -> Iterator[Mapping[int, Tensor]]:
         """Run the prefix on some of the rows, short ones first; keep and yield what it gives."""

@@ -1,6 +1,7 @@
 """A copy of the model that follows the ledger, entry by entry, with the same bits everywhere."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,8 +77,13 @@ class Replica:
     _digest: bytes = b""  # of the parameters at this round; empty: not computed yet
 
     @classmethod
-    def of(cls, model: FlatModel, config: Config) -> "Replica":
-        """A replica at round 0 of the run that ``config`` describes."""
+    def of(cls, model: FlatModel, config: Config, *, steps: bool = True) -> "Replica":
+        """A replica at round 0 of the run that ``config`` describes.
+
+        One that does not take ``steps`` itself follows another, and keeps no optimizer's state.
+        """
+        if not steps:
+            config = config.replace(optimizer="sgd", momentum=0.0, guidance="fresh")
         optimizer, family = OPTIMIZERS[config.optimizer.name], DIRECTIONS[config.zo.directions]
         mode = mode_of(config)  # averaged parameters: sites have stepped, by options of their own
         options = {} if mode.averages_parameters else arguments_of(optimizer, config.options)
@@ -208,12 +214,35 @@ class Replica:
         return dense
 
     def drift_(self, keys: list[Key], coefficients: list[float], rounding: Key) -> None:
-        """Add coefficients[k] * z(keys[k]) to the parameters; the caller must restore them.
+        """Add coefficients[k] * z(keys[k]) to the parameters, which the caller keeps (``keep``).
 
         ``rounding`` is the key of the bits that round parameters in bfloat16.
         """
         estimate = ZerothOrderGradient(self.directions, keys, coefficients)
         add_(self.model.flat, estimate, 1.0, rounding)
+        self._digest = b""
+
+    @contextmanager
+    def keep(self) -> Iterator[None]:
+        """Let the parameters drift meanwhile; they are put back at the end."""
+        saved, digest = self.model.flat.clone(), self._digest
+        try:
+            yield
+        finally:
+            self.model.flat.copy_(saved)
+            self._digest = digest
+
+    def follow_(self, other: "Replica") -> None:
+        """Take over the bits of another replica's parameters; it knows its digest already.
+
+        Raises:
+            DivergedError: they are not equal afterwards.
+        """
+        if self.digest() == other.digest():
+            return
+        self.model.flat.copy_(other.model.flat)
+        self.set_round(other.round)
+        self.check(other.digest())
 
     def state(self) -> Mapping[str, Tensor]:
         """Return what a snapshot must hold beside the parameters: live tensors by name."""

@@ -1,19 +1,20 @@
 """The oracle of a run's model: loss, loss at θ ± εz, and gradient, on batches of its task."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from shared.base.errors import ConfigError
+from shared.base.errors import ConfigError, DivergedError
 from shared.base.flat import flatten
 from shared.base.metrics import EvalSums
 from shared.captured.passes import CapturedPasses
-from shared.config.run_sections import RunSettings
 from shared.config.schema import Config
+from shared.devices.names import check_presence, devices_of
+from shared.devices.team import Helper, do_everywhere, share_out
 from shared.estimation.activation_cache import FrozenPrefixCache
 from shared.estimation.batched_queries import BatchedQueries
 from shared.estimation.perturber import Perturber
@@ -43,6 +44,7 @@ from shared.training.start import (
     run_task,
 )
 
+T = TypeVar("T")
 Measure = Callable[[nn.Module, Tensor], Tensor]  # a method of an objective
 
 EVALUATION_BATCH = 16  # examples of one forward pass
@@ -57,21 +59,23 @@ class Oracle:
     replica: Replica
     objective: Objective
     base: bytes  # 16, digest of the untrained model, and of the source of a reward
-    run: RunSettings
+    config: Config
+    lender: KeptPrefix | None = None  # of the first device's oracle, on another device of a run
 
     @classmethod
     def of(cls, config: Config) -> "Oracle":
-        """The untrained model that ``config`` names, at round 0.
+        """The untrained model that ``config`` names, at round 0, on the first of its devices.
 
         Raises:
             ConfigError: no such device, blocks longer than the model reads, or a scope or task
                 that does not fit the model.
         """
         torch.set_num_threads(config.run.threads)
-        if config.run.device != "cpu" and not torch.cuda.is_available():
-            raise ConfigError(
-                f"device {config.run.device!r}: no CUDA device is visible here; use cpu"
-            )
+        check_presence(config.run.device)
+        return cls._on(devices_of(config.run.device)[0], config)
+
+    @classmethod
+    def _on(cls, device: str, config: Config, lender: KeptPrefix | None = None) -> "Oracle":
         model = load_start(config)
         if config.data.block_size > model.positions:
             raise ConfigError(
@@ -83,14 +87,58 @@ class Oracle:
             model = adapt_(model, config.model, config.training.seed)
         if config.model.is_masked:
             model = mask_(model, config.model.mask)
-        module = model.module.to(config.run.device)
+        module = model.module.to(device)
         if config.model.app:
             module = module.to(getattr(torch, config.model.dtype))  # buffers too
         module = cast_(module, config.model.dtype)
         base = base_digest(module, reward_source(config.zo.objective))
-        replica = Replica.of(flatten(module, choose_parameters(config, module)), config)
+        flat = flatten(module, choose_parameters(config, module))
+        replica = Replica.of(flat, config, steps=lender is None)
         task = run_task(config, model)
-        return cls(model, task, replica, objective_of(config, task), base, config.run)
+        return cls(model, task, replica, objective_of(config, task), base, config, lender)
+
+    @property
+    def other_devices(self) -> tuple[str, ...]:
+        """The devices that share out evaluations with this oracle's own."""
+        return devices_of(self.config.run.device)[1:] if self.lender is None else ()
+
+    @cached_property
+    def _helpers(self) -> list[Helper["Oracle"]]:
+        """Oracles of the other devices, made if something is measured: never on a server."""
+        return [self._help(device) for device in self.other_devices]
+
+    def _help(self, device: str) -> Helper["Oracle"]:
+        other = Oracle._on(device, self.config, self.kept)
+        if other.base != self.base:
+            expected, got = self.base.hex(), other.base.hex()
+            raise DivergedError(f"base model {expected} expected on {device} too, got {got}")
+        return Helper(other, other.replica.model.flat.device, self.config.run.threads)
+
+    def share_out(
+        self,
+        count: int,
+        work: Callable[["Oracle", range], Sequence[T]],
+        passes: Callable[[], Iterable[Tensor]],
+    ) -> list[T]:
+        """The results of ``count`` evaluations in their order, each device with its share of them.
+
+        ``work`` evaluates some numbers by the oracle that it gets, which it leaves as it is.
+        ``passes`` gives the rows of its passes in the order in which one device would come to them.
+
+        Raises:
+            DivergedError: a device's replica has other parameters than the first one's.
+        """
+
+        def measure(own: Oracle, numbers: range) -> Sequence[T]:
+            with own.frozen.reuse():
+                return work(own, numbers)
+
+        if not self._helpers:
+            return list(measure(self, range(count)))
+        self.replica.digest()
+        do_everywhere(self._helpers, lambda other: other.replica.follow_(self.replica))
+        with self.kept.lend(passes()):
+            return share_out(self, self._helpers, count, measure)
 
     @cached_property
     def perturber(self) -> Perturber:
@@ -106,14 +154,14 @@ class Oracle:
     def kept(self) -> KeptPrefix:
         """Keeps the activations before the first trained block of each example, for the run.
 
-        A linear scope has its features kept instead: nothing is computed beside them. Those of a
-        problem of one's own are not kept: its examples have no tokens to be known by.
+        A linear scope has its features kept instead, and a problem's own examples have no tokens to
+        be known by.
         """
         model, task = self.language_model, self.task
-        identity = model.tokenizer.identity
-        run = replace(self.run, keep_memory=0, keep_disk=0) if self._keeps_none else self.run
+        identity, run = model.tokenizer.identity, self.config.run
+        run = replace(run, keep_memory=0, keep_disk=0) if self._keeps_none else run
         is_first = task.classes > 0 or getattr(task, "has_targets", False)
-        return KeptPrefix(self.replica.model, task.each, is_first, identity, run)
+        return KeptPrefix(self.replica.model, task.each, is_first, identity, run, self.lender)
 
     @property
     def _keeps_none(self) -> bool:
@@ -143,6 +191,7 @@ class Oracle:
             self.perturber,
             self.kept.at,
             None if isinstance(self.task, LanguageModelling) else self._each_of_points,
+            is_checked=self.lender is not None,  # it is on the first device
         )
 
     def _each_of_points(self, module: nn.Module, rows: Tensor, points: int) -> Tensor:
@@ -216,10 +265,7 @@ class Oracle:
         return batch.slopes
 
     def gradient(self, rows: Tensor) -> tuple[float, Tensor]:
-        """Loss of a batch, and its gradient (size,), padding zero.
-
-        It is backpropagated, unless a closed form is known.
-        """
+        """Loss of a batch, and its gradient (size,), padding 0, in closed form if there is one."""
         if self.is_linear:
             return self.linear_gradient(rows)
         model = self.replica.model
@@ -235,7 +281,7 @@ class Oracle:
         return float(loss.detach()), model.gather(parts)
 
     def gradient_of_all(self, rows: Tensor) -> tuple[float, Tensor]:
-        """Loss and gradient (size,) of any number of rows, a few in each pass, in their order."""
+        """Loss and gradient (size,) of any number of rows, a few in each pass."""
         total, mean = 0.0, torch.zeros_like(self.replica.model.flat, dtype=torch.float32)
         for part in torch.split(rows, EVALUATION_BATCH):
             loss, gradient = self.gradient(part)

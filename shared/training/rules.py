@@ -4,6 +4,7 @@ from shared.aggregation import fewest_replies, keeps_whole_vectors
 from shared.base.errors import ConfigError
 from shared.config.schema import Config, settings
 from shared.config.sections import FUNCTION
+from shared.devices.names import check_devices
 from shared.modes.estimators import (
     EXACT,
     FORWARD,
@@ -48,6 +49,7 @@ def check_combinations(c: Config) -> None:
     _check_data(c)
     check_privacy(c)
     check_text(c)
+    check_devices(c)
 
 
 def _check_problem(c: Config) -> None:

@@ -41,7 +41,8 @@ def add_products_(
     """
     (height, width), rounded = (a.shape[1], b.shape[1]), torch.from_numpy(scales.astype(np.float32))
     grid = (triton.cdiv(height, ROWS) * triton.cdiv(width, COLUMNS),)
-    _add[grid](
-        out, source, out.numel(), skip, a, b, height, width,
-        rounded.to(out.device), len(scales), rows=ROWS, cols=COLUMNS,
-    )  # fmt: skip
+    with torch.cuda.device_of(out):  # Triton launches on the thread's current card
+        _add[grid](
+            out, source, out.numel(), skip, a, b, height, width,
+            rounded.to(out.device), len(scales), rows=ROWS, cols=COLUMNS,
+        )  # fmt: skip

@@ -86,14 +86,16 @@ def product(
     tiles = -(-(skip + height * width) // TILE)
     words = torch.empty(tiles * TILE_WORDS, dtype=torch.int32, device=x.device)
     numbers, scales = key_and_scale([key], [scale], x.device)
-    _words[(triton.cdiv(tiles, TILES),)](words, first, tiles, numbers, tiles=TILES)
+    with torch.cuda.device_of(x):  # Triton launches on the thread's current card
+        _words[(triton.cdiv(tiles, TILES),)](words, first, tiles, numbers, tiles=TILES)
     across, deep = triton.cdiv(n, OUTER), triton.cdiv(k, INNER)
     share = triton.cdiv(deep, min(deep, triton.cdiv(PROGRAMS, across))) * INNER
     parts = triton.cdiv(k, share)
     out, rows = x.new_empty(parts, x.shape[0], n), max(16, triton.next_power_of_2(x.shape[0]))
-    _product[(across, parts)](
-        out, x.contiguous(), matrix.values, words, skip, scales, x.shape[0], n, k, share,
-        along_n, along_k, rows=rows, inner=INNER, outer=OUTER, num_warps=WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _product[(across, parts)](
+            out, x.contiguous(), matrix.values, words, skip, scales, x.shape[0], n, k, share,
+            along_n, along_k, rows=rows, inner=INNER, outer=OUTER, num_warps=WARPS,
+        )  # fmt: skip
     total = out[0] if parts == 1 else out.sum(0)
     return total if bias is None else total.add_(bias)

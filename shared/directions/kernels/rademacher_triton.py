@@ -5,6 +5,7 @@ of block b (see ``rademacher``), so an array (tiles, 32, 16) for each of the fou
 ±scale is chosen and added, so nothing is rounded but the sums, as in every other kernel.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -137,7 +138,7 @@ class DeviceSlot:
     was active computes with what the slot holds when the graph is started.
     """
 
-    _active: ClassVar["DeviceSlot | None"] = None
+    _here: ClassVar[threading.local] = threading.local()  # each device has a thread of its own
 
     def __init__(self, device: torch.device) -> None:
         self.numbers = torch.zeros(1, 5, dtype=torch.int64, device=device)
@@ -148,19 +149,25 @@ class DeviceSlot:
         """Let all launches with one key read this key and scale here meanwhile."""
         self.numbers.copy_(key_numbers([key], self.numbers.device))
         self.scale.copy_(_upload(np.array([scale], np.float32), self.scale.device))
-        before, DeviceSlot._active = DeviceSlot._active, self
+        before, DeviceSlot._here.slot = self.current(), self
         try:
             yield
         finally:
-            DeviceSlot._active = before
+            DeviceSlot._here.slot = before
+
+    @staticmethod
+    def current() -> "DeviceSlot | None":
+        """The slot that is active in this thread, if any."""
+        slot: DeviceSlot | None = getattr(DeviceSlot._here, "slot", None)
+        return slot
 
 
 def key_and_scale(
     keys: Sequence[Key], scales: Sequence[float], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The same as ``upload_keys``; one key and scale are those of the slot, if it is active."""
-    if DeviceSlot._active is not None and len(keys) == 1:
-        return DeviceSlot._active.numbers, DeviceSlot._active.scale
+    if (slot := DeviceSlot.current()) is not None and len(keys) == 1:
+        return slot.numbers, slot.scale
     return upload_keys(keys, scales, device)
 
 
@@ -192,10 +199,11 @@ def _launch(
     count, low = 1 if apart else len(keys), out.dtype is torch.bfloat16
     if low:
         out, source = out.view(torch.int16), source.view(torch.int16)
-    _add[(rows * groups,)](
-        out, source, *at, width, groups, numbers, factors, count, int(apart),
-        tiles=tiles, low=low, whole=whole, num_warps=WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(out):  # Triton launches on the thread's current card
+        _add[(rows * groups,)](
+            out, source, *at, width, groups, numbers, factors, count, int(apart),
+            tiles=tiles, low=low, whole=whole, num_warps=WARPS,
+        )  # fmt: skip
 
 
 def key_numbers(keys: Sequence[Key], device: torch.device) -> Tensor:

@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import processes
@@ -13,12 +14,13 @@ import torch
 from typer.testing import CliRunner
 
 from dandelion.cli.app import app
-from dandelion.gpu_check import bits, recordings, runner
+from dandelion.gpu_check import bits, federations, recordings, runner
 from dandelion.gpu_check.__main__ import main
 from dandelion.gpu_check.records import CheckRow, StepTask, read_records, try_each
 from dandelion.gpu_check.report import CardReport, StepOutcome, figure
 from dandelion.gpu_check.steps import STEPS, CheckStep, choose
 from shared.base.errors import ConfigError, DataError, UnknownNameError
+from shared.devices.names import devices_of
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = {"results.json", "table.md", "log.txt"}
@@ -231,6 +233,36 @@ def test_a_case_for_which_the_time_is_too_short_is_a_skip(task):
     (skip,) = read_records(task.file)["skip"]
     assert skip["what"] == "long"
     assert "1000000 s expected" in skip["reason"]
+
+
+# --- two devices
+
+
+@pytest.mark.parametrize(
+    ("device", "cards", "pair"),
+    [("cpu", 0, "cpu,cpu"), ("cuda", 2, "cuda:0,1"), ("cuda:1", 2, "cuda:1,0"), ("cuda", 1, "")],
+)
+def test_a_second_device_of_the_same_kind_is_looked_for(monkeypatch, device, cards, pair):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    assert federations.two_devices(device) == (pair, "" if pair else federations.ONE_CARD)
+    assert not pair or len(devices_of(pair)) == 2
+
+
+@pytest.mark.parametrize("spoils", [False, True])
+def test_sites_with_two_devices_are_compared_with_sites_with_one(task, spoils):
+    small = {**federations.SMALL, "num-rounds": 1, "model": "byte-gpt"}
+    digests = federations.read_digests(federations.train(task, "one", small))
+    federations._train_on_two(task, small, ["00" * 16] if spoils else digests)
+    (row,) = read_records(task.file)["row"]
+    assert row["value"] == (not spoils)
+    assert row["note"].startswith("cpu,cpu, ")
+
+
+def test_with_one_card_the_comparison_is_skipped_with_its_reason(task, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    federations._train_on_two(replace(task, device="cuda"), federations.SMALL, [])
+    (skip,) = read_records(task.file)["skip"]
+    assert skip["reason"] == "there is one card, two are needed"
 
 
 # --- the report
