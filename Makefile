@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Bytecode is kept, whatever the shell says: without it, each process of the tests compiles 450 files.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test slow deployment e2e check lint types map settings reference docs fmt clean
 
 demo: $(STAMP)  ## train a byte-level GPT over 8 sites by scalars alone
@@ -13,7 +16,7 @@ test: $(STAMP)  ## the default tests: no network, no GPU
 	$(BIN)/python -m pytest -n 2
 
 slow: $(STAMP)  ## the tests that start processes or take long
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow -n 3 --dist loadfile
 
 deployment: $(STAMP)  ## the tests of separate machines: SuperLink, SuperNodes, TLS, faults
 	$(BIN)/python -m pytest -m deployment

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 
 from shared.base.errors import ConfigError, WireError
 from shared.base.options import Value
@@ -24,7 +25,7 @@ class AppRun:
     initial: str  # digest of the trained parameters at round 0, hexadecimal
     frozen: str  # digest of all other tensors, and of the layout of the trained ones, hexadecimal
 
-    @property
+    @cached_property
     def config(self) -> Config:
         """The configuration that these settings are; all others have their defaults.
 

@@ -61,8 +61,19 @@ every_module, every_file = over(MODULES), over(MODULES + TESTS)
 
 
 @cache
+def text_of(path):
+    return (ROOT / path).read_text()
+
+
+@cache
 def tree(path):
-    return ast.parse((ROOT / path).read_text())
+    return ast.parse(text_of(path))
+
+
+@cache
+def nodes_of(path):
+    """All nodes of a file: some ten tests look through them."""
+    return tuple(ast.walk(tree(path)))
 
 
 def dotted(path):
@@ -74,7 +85,7 @@ NAMES = {dotted(path): path for path in MODULES}
 
 def imports(path):
     """Dotted names that are imported, wherever in the file; ``from a import b`` gives ``a.b``."""
-    for node in ast.walk(tree(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -114,7 +125,7 @@ def roots(path):
 
 def functions(path):
     kinds = ast.FunctionDef | ast.AsyncFunctionDef
-    return [node for node in ast.walk(tree(path)) if isinstance(node, kinds)]
+    return [node for node in nodes_of(path) if isinstance(node, kinds)]
 
 
 def python(*lines):
@@ -189,7 +200,7 @@ def test_nothing_is_ever_unpickled(path):
     assert not roots(path) & UNPICKLES
     loads = [
         node
-        for node in ast.walk(tree(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.Attribute)
         and node.attr == "load"
         and isinstance(node.value, ast.Name)
@@ -253,11 +264,11 @@ def test_the_client_app_does_not_import_torch():
 
 @every_module
 def test_a_module_is_at_most_300_lines(path):
-    assert len((ROOT / path).read_text().splitlines()) <= LONGEST
+    assert len(text_of(path).splitlines()) <= LONGEST
 
 
 def test_few_files_are_so_short_that_they_are_part_of_an_idea():
-    short = [path for path in FILES if len((ROOT / path).read_text().splitlines()) < SHORT]
+    short = [path for path in FILES if len(text_of(path).splitlines()) < SHORT]
     assert len(short) <= SHORT_SHARE * len(FILES), short
 
 
@@ -286,12 +297,12 @@ def test_the_first_line_of_a_file_is_one_sentence(path):
 @every_file
 def test_nothing_is_left_to_do(path):
     marks = ["TO" + "DO", "FIX" + "ME", "X" * 3]
-    assert not re.search(rf"\b({'|'.join(marks)})\b", (ROOT / path).read_text())
+    assert not re.search(rf"\b({'|'.join(marks)})\b", text_of(path))
 
 
 def stored(path):
     """Names that are assigned or taken as arguments, and attributes that are assigned."""
-    for node in ast.walk(tree(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
             yield node.id if isinstance(node, ast.Name) else node.attr
         elif isinstance(node, ast.arg):

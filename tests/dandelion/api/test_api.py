@@ -120,7 +120,7 @@ def test_what_a_caller_has_switched_on_in_torch_changes_no_run(tmp_path):
         assert not torch.is_grad_enabled()
 
 
-def test_a_run_is_plotted_into_a_file_and_into_a_figure(run, tmp_path):
+def test_a_run_is_plotted_into_a_file_and_into_a_figure(run, tmp_path, rendered):
     figure = run.plot(tmp_path / "loss.svg")
     assert (tmp_path / "loss.svg").read_text().startswith("<?xml")
     assert figure.axes[0].get_xlabel() == "round"

@@ -106,7 +106,7 @@ def test_a_bench_without_a_name_shows_what_there_is():
     assert "replay" in done.output
 
 
-def test_exponents_are_slopes_and_the_picture_is_drawn(tmp_path):
+def test_exponents_are_slopes_and_the_picture_is_drawn(tmp_path, rendered):
     x = (1.0, 10.0, 100.0)
     line = growth.Curve("round", "clients", "s", x, [3 * v for v in x])
     square = replace(line, name="square", unit="MiB", y=[v**2 for v in x])

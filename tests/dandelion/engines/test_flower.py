@@ -71,17 +71,12 @@ def test_flowers_simulation_gives_the_digest_of_the_local_engine(tmp_path, expec
 
 
 @pytest.mark.slow
-def test_rates_that_follow_falls_are_those_of_the_local_engine(tmp_path):
-    by_falls = {"step": "auto", "estimator": "forward", "queries": 4}
-    here = digest(run_local(config(tmp_path, "here", **by_falls)))
-    assert digest(run_flower(config(tmp_path, "there", **by_falls), Console(quiet=True))) == here
-
-
-@pytest.mark.slow
-def test_a_mask_is_chosen_once_and_is_that_of_the_local_engine(tmp_path):
-    here = digest(run_local(config(tmp_path, "here", scope="mask:0.1")))
-    there = run_flower(config(tmp_path, "there", scope="mask:0.1"), Console(quiet=True))
-    assert digest(there) == here
+def test_a_mask_and_rates_that_follow_falls_are_those_of_the_local_engine(tmp_path):
+    """Two things that a run chooses by itself, and once; were one another, the digest would be."""
+    chosen = {"scope": "mask:0.1", "step": "auto", "estimator": "forward", "queries": 4}
+    here = run_local(config(tmp_path, "here", **chosen))
+    there = run_flower(config(tmp_path, "there", **chosen), Console(quiet=True))
+    assert digest(there) == digest(here)
 
 
 @pytest.mark.slow

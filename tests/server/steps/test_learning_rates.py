@@ -23,10 +23,11 @@ from shared.protocol.flower_records import unpack
 from shared.protocol.messages import decode_request
 
 AUTO = {"step": "auto", "learning_rate": 0.0, "estimator": "forward", "queries": 4, "num_rounds": 6}
+WHOLE = {"zo_batch_size": 0, "max_samples": 4}  # about a hundred blocks a site, in seven passes
 RULES = [
     AUTO,
     {**AUTO, "estimator": "two-point"},
-    {**AUTO, "zo_batch_size": 0},
+    {**AUTO, **WHOLE},
     {**AUTO, "staleness": 1},
     {**AUTO, "clients_per_round": 2},
     {**AUTO, "step": "normalised", "momentum": 0.5},
@@ -104,7 +105,7 @@ def test_only_sites_that_measured_the_last_step_measure_its_batch_again(tmp_path
 
 @pytest.mark.parametrize(
     ("changes", "more"),
-    [({}, 1), ({"estimator": "two-point"}, 2), ({"staleness": 1}, 2), ({"zo_batch_size": 0}, 0)],
+    [({}, 1), ({"estimator": "two-point"}, 2), ({"staleness": 1}, 2), (WHOLE, 0)],
     ids=str,
 )
 def test_what_a_comparison_costs_is_counted(tmp_path, monkeypatch, changes, more):

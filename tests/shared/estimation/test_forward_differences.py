@@ -145,6 +145,7 @@ def test_what_cannot_work_is_refused_with_its_reason(tmp_path, changes, reason):
 
 
 FORWARD = {"estimator": "forward", "queries": 5, "num_rounds": 2}
+SHARDS = {"zo_batch_size": 0, "max_samples": 4}  # about a hundred blocks a site, in seven passes
 
 
 def numbers_of(outcome, round_=1):
@@ -165,14 +166,14 @@ def expect_alike(some, others):
     [
         {"merge_clients": True},
         {"directions": "lowrank", "parallel_queries": 2},
-        {"directions": "lowrank", "parallel_queries": 8, "zo_batch_size": 0},
-        {"merge_clients": True, "zo_batch_size": 0},
+        {"directions": "lowrank", "parallel_queries": 8, **SHARDS},
+        {"merge_clients": True, **SHARDS},
     ],
     ids=str,
 )
 def test_numbers_are_the_same_however_forward_passes_are_shared(tmp_path, changes):
     directions = {"directions": changes.get("directions", "rademacher")}
-    common = {**FORWARD, **directions, "zo_batch_size": changes.get("zo_batch_size", 2)}
+    common = {**FORWARD, **directions, **(SHARDS if "zo_batch_size" in changes else {})}
     alone = federate(config(tmp_path, "alone", **common))
     chosen = config(tmp_path, "together", **{**common, **changes})
     grid = Network(chosen)
@@ -215,7 +216,7 @@ def test_entries_have_centred_numbers(tmp_path):
 
 
 def test_the_gradient_of_a_whole_shard_is_that_of_one_batch(tmp_path):
-    chosen = config(tmp_path, mode="fo", bp_batch_size=0)
+    chosen = config(tmp_path, mode="fo", bp_batch_size=0, max_samples=4)
     oracle = Oracle.of(chosen)
     rows = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (37, 16)))
     loss, gradient = oracle.gradient_of_all(rows)
@@ -227,9 +228,10 @@ def test_the_gradient_of_a_whole_shard_is_that_of_one_batch(tmp_path):
 
 
 def test_a_whole_shard_is_one_batch_whose_order_is_that_of_the_data(tmp_path):
-    whole = federate(config(tmp_path, "whole", zo_batch_size=0, num_rounds=1))
+    whole = federate(config(tmp_path, "whole", **SHARDS, num_rounds=1))
     counts = {row[2]: row[3] for row in whole.rows["contributions"]}
-    drawn = federate(config(tmp_path, "drawn", zo_batch_size=max(counts.values()), num_rounds=1))
+    as_drawn = SHARDS | {"zo_batch_size": max(counts.values())}
+    drawn = federate(config(tmp_path, "drawn", **as_drawn, num_rounds=1))
     assert len(set(counts.values())) >= 1
     largest = max(counts, key=counts.get)
     alike = numbers_of(whole)[largest], numbers_of(drawn)[largest]

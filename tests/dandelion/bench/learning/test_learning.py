@@ -66,6 +66,12 @@ def pictures(monkeypatch):
     return whole
 
 
+@pytest.fixture
+def _unprobed(monkeypatch):
+    """A race without its linear probe, which takes longer than a small run."""
+    monkeypatch.setattr("dandelion.bench.learning.race.probe_points", lambda config, most: [])
+
+
 def small(tmp_path, **changes):
     return Trial(tmp_path, seeds=1, **changes)
 
@@ -310,7 +316,7 @@ def test_evaluations_are_counted_to_an_accuracy_too():
     assert table_rows([curve("decomfl", None)])[0][5] == "–"
 
 
-def test_published_accuracies_stand_where_our_run_of_the_method_was_as_far(tmp_path):
+def test_published_accuracies_stand_where_our_run_of_the_method_was_as_far(tmp_path, rendered):
     points = [
         replace(point(1.0, evaluations=21.0 * at, accuracy=0.3), round=at) for at in (1, 20, 40)
     ]
@@ -342,6 +348,7 @@ def test_a_diverged_method_says_so():
     assert row[2] == "diverged"
 
 
+@pytest.mark.usefixtures("_unprobed")
 def test_a_rate_that_diverges_ends_its_own_curve_only(tmp_path):
     trial = small(
         tmp_path, factors=(1.0, 1e9), evaluations=30, more=learning.QUICK, methods=["mezo"]
@@ -352,6 +359,7 @@ def test_a_rate_that_diverges_ends_its_own_curve_only(tmp_path):
     assert best_curves(curves)["mezo"] == [curves[0]]
 
 
+@pytest.mark.usefixtures("_unprobed")
 def test_a_base_is_trained_once_and_started_from(tmp_path):
     problem = replace(
         problem_of("demo-base"),
@@ -374,6 +382,7 @@ def rounds_of(folder):
         return {row.round: row.timestamp for row in ledger.metrics()}
 
 
+@pytest.mark.usefixtures("_unprobed")
 def test_an_interrupted_race_goes_on_where_it_was(tmp_path, monkeypatch):
     more = {**learning.QUICK, "eval-interval": 2}
     trial = small(tmp_path, factors=(1.0,), evaluations=12, more=more, methods=["mezo"])
@@ -401,6 +410,7 @@ def test_an_interrupted_race_goes_on_where_it_was(tmp_path, monkeypatch):
     assert (again.points, rounds_of(folder)) == (curve.points, after)  # nothing was run
 
 
+@pytest.mark.usefixtures("_unprobed")
 def test_a_folder_of_other_settings_begins_anew(tmp_path):
     trial = small(tmp_path, factors=(1.0,), evaluations=4, more=learning.QUICK, methods=["mezo"])
     (first,) = race(problem_of("demo"), trial, lambda text: None)[1:]
