@@ -41,6 +41,7 @@ CASES = {
     "instruct": {"mode": "instruct", "bp_interval": 2},
     "guidance reuse": {"mode": "instruct", "bp_interval": 2, "guidance": "reuse"},
     "gaussian": {"directions": "gaussian"},
+    "hadamard": {"directions": "hadamard", "scope": "bias"},
     "adam": {"optimizer": "adam", "learning_rate": 1e-3},
     "bfloat16": {"dtype": "bfloat16", "eps": 0.01, "local_steps": 2},
     "cut": {"scope": "last:1"},
