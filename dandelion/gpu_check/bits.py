@@ -88,8 +88,8 @@ def _perturb(task: StepTask) -> None:
 
 
 def _families(task: StepTask) -> None:
-    """Both families add the same numbers on the device and on the CPU."""
-    for name in ("rademacher", "lowrank"):
+    """Exact families add the same numbers on the device and on the CPU."""
+    for name in ("rademacher", "hadamard", "lowrank"):
         family, vectors = DIRECTIONS[name](LAYOUT), []
         for device in ("cpu", task.device):
             vector = torch.linspace(-2, 2, LAYOUT.size).to(device)

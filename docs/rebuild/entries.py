@@ -21,7 +21,7 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 KNOWN = {
     "dtype": ("float32", "bfloat16"),
-    "directions": ("rademacher", "lowrank"),
+    "directions": ("rademacher", "hadamard", "lowrank"),
     "optimizer": ("sgd", "adam", "mudamw"),
     "init-from": ("",),
 }

@@ -39,8 +39,8 @@ class Run:
     def of(cls, settings: dict[str, Any]) -> "Run":
         """The run with these settings."""
         spans = layout_of(settings["model"], settings["scope"])
-        rank = int(settings["direction-rank"]) if settings["directions"] == "lowrank" else 0
-        return cls(settings, spans, Directions(spans, rank))
+        rank = int(settings["direction-rank"])
+        return cls(settings, spans, Directions(spans, settings["directions"], rank))
 
     def start(self) -> State:
         """The initial model."""

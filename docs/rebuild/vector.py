@@ -6,7 +6,7 @@ from math import prod, sqrt
 
 import numpy as np
 
-from .words import F32, Floats, Key, LayoutError, signs, up_to_tile, words
+from .words import F32, TILE, Floats, Key, LayoutError, bits_set, signs, up_to_tile, words
 
 SHAPES = {  # width, blocks, positions, vocabulary
     "byte-gpt": (64, 2, 128, 259),
@@ -117,16 +117,36 @@ def initial(spans: list[Span], seed: int) -> Floats:
 
 @dataclass(frozen=True)
 class Directions:
-    """One family over a layout; ``rank`` is 0 for ``rademacher``."""
+    """One family over a layout; ``rank`` matters to ``lowrank``."""
 
     spans: list[Span]
+    family: str
     rank: int
 
     def add_(self, flat: Floats, key: Key, scale: float) -> None:
         """Add scale * z(key) to a vector (size,)."""
-        if not self.rank:
+        if self.family == "rademacher":
             flat += F32(scale) * signs(key, 0, len(flat))
-            return
+        elif self.family == "hadamard":
+            self._add_row_(flat, key, scale)
+        else:
+            self._add_products_(flat, key, scale)
+
+    def _add_row_(self, flat: Floats, key: Key, scale: float) -> None:
+        seed, round_word, slot_word, row = key
+        shared = (seed, (1 << 31) + round_word, slot_word, 1 << 31)
+        tile, element = divmod(len(flat) + row, TILE)
+        own = signs(shared, tile * TILE, TILE)[element]
+        common = signs(shared, 0, len(flat))
+        order = 1 << (sum(prod(span.shape) for span in self.spans) - 1).bit_length()
+        first = 0
+        for span in self.spans:
+            numbers = np.arange(first, first + prod(span.shape))
+            walsh = 1 - 2 * (bits_set(row % order & numbers) % 2).astype(F32)
+            flat[span.part] += F32(scale) * (own * common[span.part] * walsh)
+            first += len(numbers)
+
+    def _add_products_(self, flat: Floats, key: Key, scale: float) -> None:
         address = 0
         for span in self.spans:
             counts = (

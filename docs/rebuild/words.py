@@ -42,3 +42,12 @@ def signs(key: Key, first: int, count: int) -> Floats:
     lanes = drawn.reshape(tiles, 16, 4).transpose(0, 2, 1).reshape(tiles, 1, 64)
     bits = (lanes >> np.arange(32, dtype=np.uint64)[None, :, None]) & np.uint64(1)
     return (1 - 2 * bits.astype(F32)).ravel()[:count]
+
+
+def bits_set(numbers: Array) -> Array:
+    """How many bits of each number are set."""
+    counts, rest = np.zeros_like(numbers), numbers.copy()
+    while rest.any():
+        counts += rest & 1
+        rest >>= 1
+    return counts

@@ -51,8 +51,8 @@ class ZerothOrder(StrategyParameters, Strategy):
         seed: names all directions and draws of the run.
         batches: of a client's data on which it measures in a round; 0: all that the data gives.
         estimator: ``two-point`` or ``forward`` differences.
-        directions: the family: ``rademacher``, ``lowrank``, ``gaussian`` (its bits differ between
-            kinds of devices).
+        directions: the family: ``rademacher``, ``hadamard`` (for few parameters), ``lowrank``,
+            ``gaussian`` (its bits differ between kinds of devices).
         seed_schedule: whether all clients measure the same directions (``shared``), or each its own
             (``independent``: less variance, but the entries grow with the clients).
         optimizer: ``sgd``, ``adam``, …; ``options`` has its own settings, by the keys that

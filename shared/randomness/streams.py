@@ -18,7 +18,8 @@ R = 2**30 (every round of a run is below it) and S = 2**31 (every site's slot is
     HEAD_WEIGHTS      0             S            2**21 + number of the tensor
     PARTITION         0             S + 1        attempt
     ROUNDING          R + round     slot         number of the step's first direction
-    MASKS             2R + round    slot         number of the direction
+    MASKS             2R + round    slot         number of the direction, below 2**31
+    ROUND_SIGNS       2R + round    slot         2**31 + (index of a direction) // 2**20
     COHORT            3R + round    0            attempt
 
 Slot 0 is the one that all sites share, every other slot is one site's own. A new purpose is a new
@@ -32,6 +33,7 @@ SHARED_SLOT = 0
 ROUNDS, SLOTS, WORDS = 1 << 30, 1 << 31, 1 << 32  # R, S, and the values of a counter word
 FIRST_PROBE, FIRST_GRADIENT = 1 << 20, 1 << 16  # indexes; directions and batches of a run are below
 FIRST_ADAPTER, FIRST_HEAD = 1 << 20, 1 << 21  # indexes
+FIRST_SIGNS = 1 << 31  # index; masks are below
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ class Stream(Enum):
     HEAD_WEIGHTS = (range(1), range(SLOTS, SLOTS + 1), range(FIRST_HEAD, WORDS))
     PARTITION = (range(1), range(SLOTS + 1, SLOTS + 2), range(WORDS))
     ROUNDING = (range(ROUNDS, 2 * ROUNDS), range(SLOTS), range(WORDS))
-    MASKS = (range(2 * ROUNDS, 3 * ROUNDS), range(SLOTS), range(WORDS))
+    MASKS = (range(2 * ROUNDS, 3 * ROUNDS), range(SLOTS), range(FIRST_SIGNS))
+    ROUND_SIGNS = (range(2 * ROUNDS, 3 * ROUNDS), range(SLOTS), range(FIRST_SIGNS, WORDS))
     COHORT = (range(3 * ROUNDS, 4 * ROUNDS), range(1), range(WORDS))
 
     def key(self, seed: int, round_word: int, slot_word: int, index_word: int) -> Key:
@@ -129,6 +132,21 @@ def mask_key(direction: Key) -> Key:
     """Key of the mask that turns a guide into this direction."""
     words = (2 * ROUNDS + direction.round, direction.slot, direction.index)
     return Stream.MASKS.key(direction.seed, *words)
+
+
+def number_of(direction: Key) -> int:
+    """The number of a direction of a run or of a preflight among those of its round and slot."""
+    return direction.index % FIRST_PROBE
+
+
+def round_signs_key(direction: Key) -> Key:
+    """Key of the signs that this direction shares with all others of its round and slot.
+
+    Directions of a preflight share others than those of a run.
+    """
+    index = FIRST_SIGNS + direction.index // FIRST_PROBE
+    words = (2 * ROUNDS + direction.round, direction.slot, index)
+    return Stream.ROUND_SIGNS.key(direction.seed, *words)
 
 
 def cohort_key(seed: int, round_: int, attempt: int) -> Key:

@@ -33,6 +33,7 @@ KINDS = {
     "adam in bfloat16": {"optimizer": "adam", "dtype": "bfloat16", "eps": 0.01},
     "mudamw": {"optimizer": "mudamw", "cautious": True, "learning_rate": 1e-3},
     "lowrank": {"directions": "lowrank", "direction_rank": 3, "local_steps": 2},
+    "hadamard": {"directions": "hadamard", "queries": 5, "seed_schedule": "independent"},
     "gradients": {"mode": "fo", "snapshot_interval": 0, "momentum": 0.5},
     "biases": {"scope": "bias", "directions": "lowrank"},
     "last block": {"scope": "last:1", "momentum": 0.9},
@@ -119,7 +120,7 @@ def test_a_changed_number_is_noticed(path_of, capsys):
 
 
 def test_what_the_page_does_not_cover_is_refused_by_name(path_of):
-    with pytest.raises(LayoutError, match="directions: one of rademacher, lowrank expected"):
+    with pytest.raises(LayoutError, match="one of rademacher, hadamard, lowrank expected"):
         rebuild(path_of(directions="gaussian"))
 
 

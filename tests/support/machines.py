@@ -17,7 +17,7 @@ from processes import until
 from proxy import CountingProxy
 
 from dandelion.engines.flower_simulation import free_port
-from dandelion.engines.process_tree import end_session
+from dandelion.engines.process_tree import end_session, end_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 DANDELION = [sys.executable, "-m", "dandelion"]
@@ -103,6 +103,7 @@ class Federation:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
+                preexec_fn=end_with_parent,  # noqa: PLW1509  (one system call, before exec)
             )
         self.commands.append(process)
         return process

@@ -86,7 +86,7 @@ def compare(model, family, blocks):
     return losses, expected
 
 
-@pytest.mark.parametrize("family", ["rademacher", "gaussian", "lowrank"])
+@pytest.mark.parametrize("family", ["rademacher", "hadamard", "gaussian", "lowrank"])
 @pytest.mark.parametrize("name", MODELS)
 def test_i8_all_at_once_and_one_by_one_agree(name, family):
     model, blocks = built(name), blocks_of(len(KEYS))

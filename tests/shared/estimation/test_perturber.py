@@ -100,7 +100,7 @@ def in_place(model, loss, directions):
 
 
 @pytest.mark.parametrize("scratch", [TINY, ROOMY])
-@pytest.mark.parametrize("family", ["rademacher", "gaussian", "lowrank"])
+@pytest.mark.parametrize("family", ["rademacher", "hadamard", "gaussian", "lowrank"])
 @pytest.mark.parametrize("name", MODELS)
 def test_all_parameters_perturbed_give_the_loss_in_place(name, family, scratch):
     model, loss = built(name)
@@ -278,7 +278,7 @@ def test_nothing_of_the_parameters_is_missed(scratch, autocast):
     assert measured[0] != measured[1]
 
 
-@pytest.mark.parametrize("family", ["rademacher", "gaussian", "lowrank"])
+@pytest.mark.parametrize("family", ["rademacher", "hadamard", "gaussian", "lowrank"])
 def test_a_model_of_real_widths_gives_the_loss_in_place(family):
     """Wide enough for products of blocks and copies of small tensors, at the default scratch."""
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -23,6 +23,7 @@ BUILDERS = {  # each stream's function, with the numbers that it takes after the
     Stream.PARTITION: lambda s, r, slot, n: streams.partition_key(s, n),
     Stream.ROUNDING: streams.rounding_key,
     Stream.MASKS: lambda s, r, slot, n: streams.mask_key(Key(s, r, slot, n)),
+    Stream.ROUND_SIGNS: lambda s, r, slot, n: streams.round_signs_key(Key(s, r, slot, n << 20)),
     Stream.COHORT: lambda s, r, slot, n: streams.cohort_key(s, r, n),
 }
 seeds, rounds = st.integers(0, 2**64 - 1), st.integers(1, ROUNDS - 1)
@@ -85,6 +86,7 @@ def test_the_words_of_a_key_are_those_of_earlier_versions(stream):
         Stream.PARTITION: (0, (1 << 31) + 1, 7),
         Stream.ROUNDING: (3 | 1 << 30, 5, 7),
         Stream.MASKS: (3 | 1 << 31, 5, 7),
+        Stream.ROUND_SIGNS: (3 | 1 << 31, 5, 1 << 31 | 7),
         Stream.COHORT: (3 | 3 << 30, 0, 7),
     }
     assert BUILDERS[stream](11, 3, 5, 7) == Key(11, *earlier[stream])
