@@ -24,6 +24,7 @@ from shared.base.metrics import EvalSums
 from shared.base.plug_ins import list_plug_ins
 from shared.base.text import escape_record
 from shared.config.schema import Config
+from shared.devices.names import kind_of
 from shared.modes.estimators import cost
 from shared.modes.mode import mode_of, plan_of
 from shared.objectives.reward import is_reward
@@ -183,7 +184,7 @@ def reason_against(run: OpenRun) -> Callable[[Hello], str]:
         if mode_of(config).averages_parameters and not hello.can_backpropagate:
             mode = config.training.mode
             return f"mode {mode!r} trains at the sites, and this one cannot backpropagate"
-        if not exact and hello.device.split(":")[0] != device:
+        if not exact and kind_of(hello.device) != device:
             return (
                 f"directions {config.zo.directions!r} or optimizer {config.optimizer.name!r} "
                 f"differ between kinds of devices: {device} expected, got {hello.device}"

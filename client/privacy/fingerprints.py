@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import sha256
 
 import torch
@@ -49,19 +50,25 @@ def fingerprint_request(oracle: Oracle, request: Request, config: Config, *more:
     sites and server compare. ``more`` names what else the answer depends on. A run that is resumed
     has the estimator that it has recorded in place of ``auto``: that is no other request.
     """
-    recorded = with_estimator(config).to_run_config()
-    decisive = {k: v for k, v in recorded.items() if k not in RESUMABLE}
     flat = oracle.replica.model.flat.detach().cpu().contiguous()
     parts = (
         request.run,
         request.round.to_bytes(8, "little"),
         sha256(flat.view(torch.uint8).numpy().tobytes()).digest(),
         oracle.base,
-        json.dumps(decisive, sort_keys=True).encode(),
+        _decisive(config),
         code_digest(),
         *(text.encode() for text in more),
     )
     return sha256(b"".join(sha256(part).digest() for part in parts)).digest()
+
+
+@lru_cache(maxsize=4)  # sites of one process may be in different runs
+def _decisive(config: Config) -> bytes:
+    """The settings that make a run this one, as text."""
+    recorded = with_estimator(config).to_run_config()
+    decisive = {k: v for k, v in recorded.items() if k not in RESUMABLE}
+    return json.dumps(decisive, sort_keys=True).encode()
 
 
 def _combine(parts: Iterable[bytes]) -> bytes:

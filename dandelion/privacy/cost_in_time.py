@@ -20,7 +20,7 @@ from shared.protocol.messages import Measured, Request
 
 SETTINGS = {
     "dataset": "topics", "partitioner": "iid", "max-samples": 6, "block-size": 32,
-    "zo-batch-size": 14, "num-rounds": 1000, "keep-disk": 0,
+    "zo-batch-size": 14, "num-rounds": 1000, "step": "plain", "keep-disk": 0,
 }  # fmt: skip
 PRIVATE = {"privacy": "local", "privacy-noise": 1.0, "privacy-clip": 40.0}
 UNKNOWN = bytes(16)

@@ -48,7 +48,7 @@ class DivergenceGuard:
     """
 
     run: OpenRun
-    _losses: dict[int, float] = field(default_factory=dict)  # of each round, over its sites
+    _losses: dict[int, "RoundLoss"] = field(default_factory=dict)
 
     def rewind_if_diverged(self, log: RoundLog) -> bool:
         """Commit a rewind and bring the replica there if the run has diverged; or a due pause.
@@ -118,11 +118,12 @@ class DivergenceGuard:
         if not (config := self.run.config).guard.rewinds:
             return None
         rounds, losses = self._recent_losses(last)
-        reason = judge_losses(losses, config.guard.tolerance)
+        noise = median([self._losses[k].error for k in rounds[:-1]] or [0.0])
+        reason = judge_losses(losses, config.guard.tolerance, noise)
         reason = reason or self._not_finite(last) or self._not_finite(last + 1)
         if not reason:
             return None
-        newest = newest_sound(losses, config.guard.tolerance) or 0
+        newest = newest_sound(losses, config.guard.tolerance, noise) or 0
         return Divergence(reason, parameters_round(config, rounds[newest]) if rounds else 0)
 
     def _not_finite(self, round_: int) -> str:
@@ -148,13 +149,14 @@ class DivergenceGuard:
         line, first = lineage(self.run.ledger, last), max(1, last - HISTORY + 1)
         for round_ in range(first, last + 1):
             if round_ not in self._losses:
-                losses = self.run.ledger.site_losses(round_)
-                self._losses[round_] = median(losses) if losses else math.nan
+                self._losses[round_] = RoundLoss.of(self.run.ledger.site_losses(round_))
         self._losses = {k: loss for k, loss in self._losses.items() if k >= first}
         rounds = [
-            k for k, loss in sorted(self._losses.items()) if k in line and not math.isnan(loss)
+            k
+            for k, loss in sorted(self._losses.items())
+            if k in line and not math.isnan(loss.middle)
         ]
-        return rounds, [self._losses[k] for k in rounds]
+        return rounds, [self._losses[k].middle for k in rounds]
 
     def _return_to(self, sound: int) -> int:
         """Bring the replica to the newest snapshot up to ``sound``, or to the base model."""
@@ -212,24 +214,44 @@ def _account(culprits: Culprits, undone: Sequence[int]) -> str:
     )
 
 
-def judge_losses(losses: Sequence[float], tolerance: float) -> str:
-    """Say what is wrong with the newest of some rounds' losses (n,), oldest first; or nothing."""
+@dataclass(frozen=True)
+class RoundLoss:
+    """What the sites' losses of a round say: their median, and its standard error."""
+
+    middle: float  # NaN if there are none
+    error: float  # by absolute deviations from it, so that one site cannot make it large
+
+    @classmethod
+    def of(cls, losses: Sequence[float]) -> "RoundLoss":
+        """Of the losses (n,) of a round's sites; of normal ones the error is 1.25 · σ / √n."""
+        if not losses:
+            return cls(math.nan, 0.0)
+        middle = median(losses)
+        deviation = 1.4826 * median(abs(loss - middle) for loss in losses)
+        return cls(middle, 1.2533 * deviation / len(losses) ** 0.5)
+
+
+def judge_losses(losses: Sequence[float], tolerance: float, noise: float = 0.0) -> str:
+    """Say what is wrong with the newest of some rounds' losses (n,), oldest first; or nothing.
+
+    ``noise`` is the usual error of one of them, until differences between rounds tell it.
+    """
     if len(losses) < FEWEST_ROUNDS:
         return ""
     medians = running_medians(losses)
-    limit = bound(losses, medians[:-1], tolerance)
+    limit = bound(losses, medians[:-1], tolerance, noise)
     if medians[-1] <= limit:
         return ""
     return f"the sites' loss is {medians[-1]:.4g}, above its bound of {limit:.4g}"
 
 
-def newest_sound(losses: Sequence[float], tolerance: float) -> int | None:
+def newest_sound(losses: Sequence[float], tolerance: float, noise: float = 0.0) -> int | None:
     """Index of the newest loss within half of the rise that is allowed; None if there is none."""
     medians = running_medians(losses)
     if not medians:
         return None
     before = medians[:-1] or medians
-    half = lowest(before) + rise(losses, before, tolerance) / 2
+    half = lowest(before) + rise(losses, before, tolerance, noise) / 2
     fine = [k for k, m in enumerate(medians) if m <= half and losses[k] <= half]
     return fine[-1] if fine else None
 
@@ -244,20 +266,24 @@ def lowest(medians: Sequence[float]) -> float:
     return min(medians[WINDOW - 1 :] if len(medians) > 2 * WINDOW else medians)
 
 
-def bound(losses: Sequence[float], medians: Sequence[float], tolerance: float) -> float:
+def bound(
+    losses: Sequence[float], medians: Sequence[float], tolerance: float, noise: float
+) -> float:
     """The bound on a median of losses; higher in the first rounds, as their spread is unknown."""
     early = 1.0 if len(losses) < WINDOW else 0.75 if len(losses) <= 2 * WINDOW else 0.0
-    return lowest(medians) + max(rise(losses, medians, tolerance), early * scale(medians))
+    return lowest(medians) + max(rise(losses, medians, tolerance, noise), early * scale(medians))
 
 
-def rise(losses: Sequence[float], medians: Sequence[float], tolerance: float) -> float:
+def rise(
+    losses: Sequence[float], medians: Sequence[float], tolerance: float, noise: float
+) -> float:
     """How far a median may be above the lowest: a share of the scale, or the noise if larger.
 
     The noise is SPREADS standard deviations of a single loss, estimated from the differences of
-    successive losses, so that a trend does not count.
+    successive losses, so that a trend does not count; in the first rounds from how sites differ.
     """
     settled = np.asarray(losses[:-WINDOW], float)
-    spread = float(np.std(np.diff(settled))) / 2**0.5 if len(settled) > WINDOW else 0.0
+    spread = float(np.std(np.diff(settled))) / 2**0.5 if len(settled) > WINDOW else noise
     return max(tolerance * scale(medians), SPREADS * spread)
 
 

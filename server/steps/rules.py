@@ -34,6 +34,7 @@ SMOOTHING = 0.7  # share of the past in it
 LEAST_CUT, MOST_CUT = 1 / 2, 1 / 16  # of the rate, if the loss of all examples has not fallen
 LEAST = 0.1  # share of the signal that is believed
 RANGE = 1 / 1024, 64.0  # of the normalised rate
+STEPS = 3  # the last ones, whose median way is usual: of steps that double it is half the last
 LONGEST = 4.0  # times the usual way that one round may move a parameter
 
 
@@ -74,7 +75,7 @@ class StepState:
     weight: float = 0.0  # what the corrections divide that by; 0: it was never told
     sites: int = 1  # of the last round that told it
     recent: tuple[float, ...] = ()  # u of the last rounds that took a step
-    ways: tuple[float, ...] = ()  # rate²·u of the same
+    ways: tuple[float, ...] = ()  # rate²·u of the last of them
     rate: float = 0.0  # before schedule and rewinds; 0: none yet
     taken: float = 0.0  # the same, as the round of this state took it
     excess: float = RAISE  # smoothed (1 − r) / ρ
@@ -167,7 +168,7 @@ def _take(state: StepState, rate: float, energy: float) -> StepState:
     """A step at a rate, shorter if it would be LONGEST times as long as is usual."""
     way, most = rate**2 * energy, LONGEST**2 * median(state.ways or (inf,))
     taken = rate * sqrt(most / way) if way > most else rate
-    return replace(state, rate=rate, taken=taken, ways=(*state.ways, taken**2 * energy)[-RECENT:])
+    return replace(state, rate=rate, taken=taken, ways=(*state.ways, taken**2 * energy)[-STEPS:])
 
 
 def _adapt(state: StepState, ratio: float, share: float) -> StepState:

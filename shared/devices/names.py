@@ -42,6 +42,11 @@ def _find_fault(names: list[str]) -> str:
     return ""
 
 
+def kind_of(devices: str) -> str:
+    """The kind that a text of one device or several begins with; it may be anything."""
+    return re.split("[:,]", devices, maxsplit=1)[0]
+
+
 def check_presence(text: str) -> None:
     """Check that the devices of a setting are visible to torch here.
 

@@ -1,6 +1,7 @@
 """The oracle of a run's model: loss, loss at θ ± εz, and gradient, on batches of its task."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -67,8 +68,7 @@ class Oracle:
         """The untrained model that ``config`` names, at round 0, on the first of its devices.
 
         Raises:
-            ConfigError: no such device, blocks longer than the model reads, or a scope or task
-                that does not fit the model.
+            ConfigError: no such device, or blocks, a scope or a task that do not fit the model.
         """
         torch.set_num_threads(config.run.threads)
         check_presence(config.run.device)
@@ -129,16 +129,17 @@ class Oracle:
             DivergedError: a device's replica has other parameters than the first one's.
         """
 
-        def measure(own: Oracle, numbers: range) -> Sequence[T]:
-            with own.frozen.reuse():
-                return work(own, numbers)
+        def measure(other: Oracle, numbers: range) -> Sequence[T]:
+            with other.frozen.reuse() if other is not self else nullcontext():
+                return work(other, numbers)
 
-        if not self._helpers:
-            return list(measure(self, range(count)))
-        self.replica.digest()
-        do_everywhere(self._helpers, lambda other: other.replica.follow_(self.replica))
-        with self.kept.lend(passes()):
-            return share_out(self, self._helpers, count, measure)
+        with self.frozen.reuse():
+            if not self._helpers:
+                return list(work(self, range(count)))
+            self.replica.digest()
+            do_everywhere(self._helpers, lambda other: other.replica.follow_(self.replica))
+            with self.kept.lend(passes()):
+                return share_out(self, self._helpers, count, measure)
 
     @cached_property
     def perturber(self) -> Perturber:
@@ -228,8 +229,7 @@ class Oracle:
         """Try the objective on a batch, unless it is the loss of a task of ours.
 
         Raises:
-            ConfigError: it gives no finite number for each example, or a problem of one's own has
-                a fault.
+            ConfigError: it gives no finite number for each example, or one's own problem fails.
         """
         if isinstance(self.task, ProblemTask):
             replica = self.replica

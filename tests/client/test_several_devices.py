@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 from federation import Network, config, federate
+from own_problem import SETTINGS, write_problem
 
 from client.privacy.example_differences import example_differences
 from client.site import replica_host
 from dandelion.engines.local import contexts_of, merge_requests
 from shared.base.errors import ConfigError, DivergedError
+from shared.devices import names
 from shared.features import cut
 from shared.randomness.streams import direction_keys
 from shared.replica import replica
 from shared.replica.replica import Replica
 from shared.training.oracle import Oracle
+from shared.training.validate import configure
 
 PAIR = {"num_clients": 2, "num_rounds": 2, "queries": 4, "eval_interval": 0}
 CASES = {
@@ -37,6 +40,8 @@ CASES = {
     "calibrate": {"mode": "calibrate", "bp_interval": 2},
     "instruct": {"mode": "instruct", "bp_interval": 2},
     "guidance reuse": {"mode": "instruct", "bp_interval": 2, "guidance": "reuse"},
+    "gaussian": {"directions": "gaussian"},
+    "hadamard": {"directions": "hadamard", "scope": "bias"},
     "adam": {"optimizer": "adam", "learning_rate": 1e-3},
     "bfloat16": {"dtype": "bfloat16", "eps": 0.01, "local_steps": 2},
     "cut": {"scope": "last:1"},
@@ -76,10 +81,22 @@ def test_each_device_has_a_thread_and_a_replica_of_its_own(tmp_path, passes):
     first = host._oracle
     own = [first, *(helper.worker for helper in first._helpers)]
     assert len({oracle.replica.model.flat.data_ptr() for oracle in own}) == 3
+    assert host.hello({"partition-id": 0, "num-partitions": 2}).device == "cpu, cpu, cpu"
     threads = [passes[id(oracle)] for oracle in own]
     assert threads[0] == {threading.get_ident()}
     assert len(set.union(*threads)) == 3
     assert all(not helper.worker.replica.state() for helper in first._helpers)
+
+
+def test_a_problem_of_ones_own_has_a_module_on_each_device(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    app = write_problem(tmp_path, "cards_problem")
+    given = {**SETTINGS, "app": app, "output-dir": str(tmp_path), "num-rounds": 2}
+    several, one = (
+        federate(configure({**given, "run-name": f"{number}", "device": device}))
+        for number, device in enumerate(("cpu,cpu", "cpu"))
+    )
+    assert several.entries == one.entries
 
 
 def test_merged_sites_share_out_their_passes(tmp_path):
@@ -156,3 +173,34 @@ def test_activations_of_a_step_that_are_shared_have_a_limit(tmp_path, monkeypatc
     rows = torch.arange(32 * 8).view(8, 32) % 256
     with pytest.raises(ConfigError, match=r"keep-memory of at least [0-9]+ MiB .* got 10$"):
         oracle.share_out(2, lambda own, numbers: [own.loss(rows)], lambda: [rows])
+
+
+def losses_on(folder, device):
+    """Losses (8, 6) at eight points, six times each: passes are captured from the third on."""
+    oracle = Oracle.of(config(folder, device=device))
+    rows, keys = torch.arange(128).view(4, 32) % 256, direction_keys(1, 1, 0, 0, 8)
+
+    def work(own, numbers):
+        measured = []
+        for number in numbers:
+            with own.perturber.at(keys[number], 0.01):
+                measured.append([own.loss(rows) for _ in range(6)])
+        return measured
+
+    return np.array(oracle.share_out(8, work, lambda: []))
+
+
+@pytest.mark.gpu
+def test_threads_on_one_card_give_the_losses_of_one(tmp_path, monkeypatch):
+    """As with two cards, but for the second card: the setting itself refuses a card named twice."""
+    one = losses_on(tmp_path, "cuda:0")
+    monkeypatch.setattr(names, "_find_fault", lambda devices: "")
+    np.testing.assert_array_equal(losses_on(tmp_path, "cuda:0,0"), one)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_cards_give_the_losses_of_one(tmp_path):
+    one = losses_on(tmp_path, "cuda:0")
+    np.testing.assert_array_equal(losses_on(tmp_path, "cuda:0,1"), one)
+    np.testing.assert_array_equal(losses_on(tmp_path, "cuda:1,0"), one)

@@ -30,7 +30,7 @@ from server.ledger.ledger import Ledger
 from server.ledger.lineage import Lineage, entries_between
 from server.ledger.run_folder import open_run
 from server.ledger.snapshots import Snapshots, rebuild_, rebuild_each_
-from server.rounds.divergence_guard import WINDOW, judge_losses, newest_sound
+from server.rounds.divergence_guard import WINDOW, RoundLoss, judge_losses, newest_sound
 from server.run import train
 from shared.base.errors import ConfigError, GapError, LedgerError, StalledError, WireError
 from shared.modes.mode import parameters_round
@@ -442,6 +442,25 @@ def test_noise_raises_no_alarm(seed):
     heavy = 2.0 + 0.1 * chance.standard_t(3, 600)
     for series in (language, single, spiky, heavy):
         assert alarms(series.tolist()) == []
+
+
+def test_small_batches_of_the_first_rounds_raise_no_alarm():
+    """Two sites, two examples each: one easy batch, and then usual ones."""
+    rounds = [RoundLoss.of(losses) for losses in ([0.1, 0.01], [2.6, 1.3], [2.6, 0.1])]
+    losses = [each.middle for each in rounds]
+    noise = np.median([each.error for each in rounds[:-1]])
+    assert judge_losses(losses, 0.2) != ""
+    assert judge_losses(losses, 0.2, noise) == ""
+
+
+def test_the_error_of_a_rounds_loss_is_that_of_its_median_and_no_one_sites_to_make():
+    chance = np.random.default_rng(1)
+    many = [RoundLoss.of(chance.normal(3.0, 0.5, 25).tolist()) for _ in range(400)]
+    spread = np.std([each.middle for each in many])
+    assert np.mean([each.error for each in many]) == pytest.approx(spread, rel=0.1)
+    honest = [1.0, 1.1, 0.9, 1.05, 0.95]
+    assert RoundLoss.of([*honest, 1e6]).error < 2 * RoundLoss.of(honest).error
+    assert RoundLoss.of([3.0]).error == 0.0
 
 
 @pytest.mark.parametrize("start", [0, 30, 300])

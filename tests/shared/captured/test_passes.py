@@ -1,5 +1,8 @@
 """Passes are captured when a shape is used again and again, and give the numbers of plain ones."""
 
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -107,6 +110,53 @@ def test_nothing_is_captured_on_a_processor():
     passes = CapturedPasses.on(torch.device("cpu"))
     assert not passes.is_possible
     use(passes, *[5] * 2 * captured_passes.CAPTURE_FROM)
+
+
+class StandIn:
+    """What captures use of ``torch.cuda``, noted; it is no card, and records nothing."""
+
+    def __init__(self, monkeypatch):
+        self.devices, self.captures, self.underway = [], [], 0
+        for name in ("device", "stream", "graph", "Stream", "CUDAGraph", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    @contextmanager
+    def device(self, device):
+        self.devices.append(device)
+        yield
+        self.devices.pop()
+
+    def Stream(self):  # noqa: N802  (torch's name)
+        return SimpleNamespace(device=self.devices[-1], wait_stream=lambda other: None)
+
+    current_stream = Stream
+
+    def stream(self, stream):
+        return nullcontext()
+
+    def CUDAGraph(self):  # noqa: N802
+        return SimpleNamespace(pool=lambda: f"pool of {self.devices[-1]}", replay=lambda: None)
+
+    @contextmanager
+    def graph(self, graph, pool, stream, capture_error_mode):
+        assert captured_passes.CAPTURING.locked()  # torch: one capture at a time in a process
+        self.captures.append((pool, stream, capture_error_mode))
+        yield
+
+
+def test_each_card_captures_on_a_stream_and_with_memory_of_its_own(monkeypatch):
+    """Torch's own stream for captures is of the first card, and a pool needs the same stream."""
+    cuda = StandIn(monkeypatch)
+    makers = [captured_passes.GraphMaker(f"cuda:{number}") for number in range(2)]
+    for maker in (*makers, *makers):
+        assert maker(torch.sum, torch.ones(5))(torch.ones(5)) == 5
+    pools, streams, modes = zip(*cuda.captures, strict=True)
+    assert pools == (None, None, "pool of cuda:0", "pool of cuda:1")
+    assert [stream.device for stream in streams] == ["cuda:0", "cuda:1"] * 2
+    assert streams[:2] == streams[2:]
+    assert set(modes) == {"thread_local"}
+    assert cuda.devices == []
+    assert not captured_passes.CAPTURING.locked()
 
 
 @pytest.mark.gpu

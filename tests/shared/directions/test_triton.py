@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -84,6 +85,25 @@ def test_launches_read_key_and_scale_of_the_active_slot():
     assert torch.equal(out, expected)
     rademacher_triton.perturb_(out, source, 70, LARGE, 5.0)
     assert not torch.equal(out, expected)
+
+
+def test_a_slot_is_active_in_its_own_thread_alone():
+    slots = [rademacher_triton.DeviceSlot(torch.device("cpu")) for _ in range(2)]
+    inside, seen = threading.Barrier(2, timeout=60), {}
+
+    def use(number):
+        with slots[number].active(KEY, float(number)):
+            inside.wait()  # both are active now
+            seen[number] = rademacher_triton.DeviceSlot.current()
+            inside.wait()
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [seen[number] is slots[number] for number in range(2)] == [True, True]
+    assert rademacher_triton.DeviceSlot.current() is None
 
 
 def test_rows_with_keys_of_their_own_are_drawn_whatever_the_slot_holds():

@@ -79,6 +79,15 @@ def test_a_run_descends_on_it_and_evaluates_loss_and_accuracy(tmp_path, chosen, 
     assert 0 <= float(rows[-1]["accuracy"]) <= 1
 
 
+def test_several_devices_measure_it_as_one_does(tmp_path, chosen):
+    one, several = (
+        run_of(config(tmp_path, device, objective="margin", device=device, **chosen))
+        for device in ("cpu", "cpu,cpu")
+    )
+    assert one[:2] == several[:2]
+    assert np.array_equal(one[2], several[2])
+
+
 def test_a_reward_that_is_the_negative_loss_gives_the_same_model(tmp_path, chosen):
     by_loss = run_of(config(tmp_path, "loss", **chosen))
     by_reward = run_of(config(tmp_path, "other", objective="rewards:likelihood", **chosen))
