@@ -32,6 +32,11 @@ def public_folder(federation: Federation) -> Path:
     return federation.folder / "public"
 
 
+def words_of(federation: Federation, number: int) -> list[str]:
+    """What node ``number`` joins with, and joins with again: its third, and what runs may name."""
+    return [*partition(number), "--set", f"allow-paths={public_folder(federation)}/*"]
+
+
 @contextmanager
 def three_nodes(folder: Path) -> Iterator[Federation]:
     """A server and three nodes that have joined, each with its third of the data.
@@ -39,13 +44,11 @@ def three_nodes(folder: Path) -> Iterator[Federation]:
     The last node runs Flower's programs unpatched. Runs may name what is in ``public_folder``.
     """
     federation = Federation(folder)
-    allowed = ["--set", f"allow-paths={public_folder(federation)}/*"]
     try:
         federation.up()
         for number in range(3):
-            federation.join(
-                f"n{number}", *partition(number), *allowed, *["--stock"] * (number == 2)
-            )
+            words = words_of(federation, number)
+            federation.join(f"n{number}", *words, *["--stock"] * (number == 2))
         yield federation
     finally:
         federation.end()

@@ -7,7 +7,7 @@ from machines import last_round
 from processes import Watch, mapped, until
 from rich.console import Console
 from small_tasks import kept_settings, task_settings
-from three_nodes import SETTINGS, local_digest, partition, public_folder, three_nodes
+from three_nodes import SETTINGS, local_digest, public_folder, three_nodes, words_of
 
 from dandelion.engines.flower_simulation import run_flower
 from shared.config.schema import Config
@@ -46,7 +46,7 @@ def test_what_is_killed_changes_no_bit(federation, tmp_path):
     until(lambda: last_round(folder) >= 6, "round 6")
     federation.kill_server("flower-superlink")
     federation.kill("n0")
-    federation.join("n0", *partition(0))
+    federation.join("n0", *words_of(federation, 0))
     assert commands[-1].wait(400) == 0, federation.output_of("killed")
     assert federation.digest("killed") == local_digest(tmp_path, KILLS)
     assert [command.wait(120) for command in commands[:2]] == [2, 2]  # Flower noticed, and said so

@@ -3,7 +3,7 @@
 import pytest
 from machines import last_round, rows
 from processes import until
-from three_nodes import SETTINGS, partition, three_nodes
+from three_nodes import SETTINGS, three_nodes, words_of
 
 pytestmark = [pytest.mark.deployment, pytest.mark.soak]
 
@@ -56,7 +56,7 @@ def test_nodes_that_are_killed_cut_off_or_late_end_with_the_servers_digest(feder
     cut = last_round(folder)
     until(lambda: last_round(folder) >= cut + 2, "two rounds without it")
     federation.net.mend("n1")
-    federation.join("n0", *partition(0))
+    federation.join("n0", *words_of(federation, 0))
     until(lambda: last_round(folder) >= 9, "round 9")
     federation.join("late", "--set", "site=late", "--set", "num-partitions=3")
     assert command.wait(900) == 0, federation.output_of("faults")
