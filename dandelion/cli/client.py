@@ -143,6 +143,7 @@ def _supervise(
     supervised = {each.name: each for each in own} | programs(home, commands, CLIENT_APP_MODULES)
     node = supervised["supernode"]
     node.fatal, node.well, node.news = HANGS_AFTER, JOINED, f"is connected to {superlink}"
+    node.waits_for = "superexec"  # for ever, if a task is lost between its claim and its start
     for each in supervised.values():
         each.log.unlink(missing_ok=True)
     shutil.rmtree(home.apps, ignore_errors=True)

@@ -37,6 +37,7 @@ class Program:
     well: str = ""  # text in the log after which it has started well
     news: str = ""  # what is said when it has
     scratch: bool = False  # whether it gets a folder for temporary files, removed when it ends
+    waits_for: str = ""  # a program whose death it would not notice: it is restarted too
     process: "subprocess.Popen[bytes] | None" = None
     deaths: int = 0
     since: float = 0.0  # its last start (``time.monotonic``)
@@ -190,9 +191,13 @@ class Keeper:
                     self._report(each)
                     continue
                 self._say(f"{each.name} ended with status {status}; it is restarted")
+                waiting = [other for other in self._programs if other.waits_for == each.name]
+                for other in waiting:
+                    other.end()
                 if self._stopping.wait(RESTART_PAUSE_S):
                     return None
-                each.start()
+                for program in (*waiting, each):
+                    program.start()
         return None
 
     def _report(self, each: Program) -> None:

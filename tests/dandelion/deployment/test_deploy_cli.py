@@ -211,6 +211,26 @@ def test_what_dies_is_started_again_and_what_keeps_dying_is_given_up(tmp_path):
     assert steady.process.returncode == -signal.SIGTERM
 
 
+def test_what_waits_for_a_program_that_died_is_started_again_too(tmp_path):
+    dying = program(tmp_path, "dying", [sys.executable, "-c", "raise SystemExit(3)"])
+    waiting, other = program(tmp_path, "waiting", SLEEP), program(tmp_path, "other", SLEEP)
+    waiting.waits_for = "dying"
+    processes_seen = {"waiting": set(), "other": set()}
+
+    def give_up(each, status):
+        for one in (waiting, other):
+            processes_seen[one.name].add(one.process.pid)
+        return each.deaths >= 3
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dandelion.deployment.supervisor.RESTART_PAUSE_S", 0.05)
+        patch.setattr("dandelion.deployment.supervisor.signal.signal", lambda number, handler: None)
+        assert Keeper([waiting, other, dying], lambda text: None).run(give_up) is dying
+    assert len(processes_seen["waiting"]) == 3
+    assert len(processes_seen["other"]) == 1
+    assert waiting.deaths == other.deaths == 0
+
+
 def test_what_hangs_after_a_fatal_error_is_started_again(tmp_path):
     script = "import time; print('handshake error detected', flush=True); time.sleep(60)"
     hanging = program(tmp_path, "hanging", [sys.executable, "-c", script])
