@@ -28,7 +28,6 @@ class Recipe:
 
 LINEAR: Settings = {  # a readout on kept features: exact slopes of whole shards, no rate to search
     "step": "auto",
-    "learning-rate": 0.0,
     "queries": 64,
     "zo-batch-size": 0,
     "bp-batch-size": 64,
@@ -39,7 +38,6 @@ LINEAR: Settings = {  # a readout on kept features: exact slopes of whole shards
 BLOCKS: Settings = {  # the last blocks on kept activations: forward differences, no rate to search
     "estimator": "forward",
     "step": "auto",
-    "learning-rate": 0.0,
     "queries": 16,
     "zo-batch-size": 32,
     "num-rounds": 60,
@@ -161,13 +159,18 @@ def expand_preset(settings: Mapping[str, object]) -> dict[str, object]:
     scope = str(settings.get("scope", usual.get("scope", "full")))
     if scope != usual.get("scope", "full"):  # what the model's own scope needs is not meant
         usual = {key: value for key, value in usual.items() if key not in ("scope", "features")}
-    return {
-        **recipe.settings,
-        "model": model,
-        **usual,
-        **recipe.scopes.get((model, scope), {}),
-        **settings,
-    }
+    own = recipe.scopes.get((model, scope), {})
+    return _merge(recipe.settings, {"model": model}, usual, own, settings)
+
+
+def _merge(*layers: Mapping[str, object]) -> dict[str, object]:
+    """Settings of layers, the later ones win; with ``step = auto`` no earlier rate is meant."""
+    merged = dict[str, object]()
+    for layer in layers:
+        if layer.get("step") == "auto":
+            merged.pop("learning-rate", None)
+        merged |= layer
+    return merged
 
 
 def ladder_of(settings: Mapping[str, object]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The kernels that work on the device of a tensor; a family without its own takes plain torch."""
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -47,6 +48,36 @@ def check_tensor(tensor: Tensor) -> None:
     """
     if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
         raise ValueError(f"contiguous float32 expected, got {tensor.dtype} {tensor.stride()}")
+
+
+def check_pairs(keys: Sequence[Key], coefficients: Sequence[float]) -> None:
+    """Refuse keys that do not come with one coefficient each.
+
+    Raises:
+        ValueError: there are more of the ones than of the others.
+    """
+    if len(keys) != len(coefficients):
+        raise ValueError(f"{len(keys)} keys came with {len(coefficients)} coefficients")
+
+
+def check_source(out: Tensor, source: Tensor) -> None:
+    """Refuse a source that is not as long as what is written.
+
+    Raises:
+        ValueError: their sizes differ.
+    """
+    if out.numel() != source.numel():
+        raise ValueError(f"out {tuple(out.shape)} does not fit source {tuple(source.shape)}")
+
+
+def check_ids(rows: Tensor, ids: Tensor) -> None:
+    """Refuse ids that do not name each row.
+
+    Raises:
+        ValueError: there are more of the ones than of the others.
+    """
+    if rows.shape[:-1] != ids.shape:
+        raise ValueError(f"ids {tuple(ids.shape)} do not name rows {tuple(rows.shape)}")
 
 
 @cache

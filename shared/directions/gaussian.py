@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from shared.base.flat import Layout
 from shared.directions import DIRECTIONS
-from shared.directions.backends import words_on
+from shared.directions.backends import check_ids, check_pairs, check_source, words_on
 from shared.randomness.streams import Key
 
 PER_BLOCK = 4  # normals of one block
@@ -93,6 +93,7 @@ class Gaussian:
     def add_to_(
         self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0
     ) -> None:
+        check_pairs(keys, coefficients)
         for part in _parts(flat.numel(), flat.device):
             for key, coefficient in zip(keys, coefficients, strict=True):
                 z = _draw(key, start + part.start, part.stop - part.start, flat.device)
@@ -100,12 +101,14 @@ class Gaussian:
 
     @torch.no_grad()
     def perturb_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
+        check_source(out, source)
         for part in _parts(out.numel(), out.device):
             z = _draw(key, start + part.start, part.stop - part.start, out.device)
             torch.add(source[part], z * float(np.float32(scale)), out=out[part])
 
     @torch.no_grad()
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
+        check_ids(rows, ids)
         width = rows.shape[1]
         starts, step = start + ids.to(torch.int64) * width, max(1, CPU_ELEMENTS // width)
         for at in range(0, len(rows), step):

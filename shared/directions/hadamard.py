@@ -25,7 +25,13 @@ from torch import Tensor
 
 from shared.base.flat import TILE, Layout
 from shared.directions import DIRECTIONS
-from shared.directions.backends import check_tensor, kernels_for
+from shared.directions.backends import (
+    check_ids,
+    check_pairs,
+    check_source,
+    check_tensor,
+    kernels_for,
+)
 from shared.randomness.streams import Key, number_of, round_signs_key
 
 LEAST_BITS = 11  # of a part of one tile, 2**11 elements
@@ -68,6 +74,7 @@ class Hadamard:
     def add_to_(
         self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0
     ) -> None:
+        check_pairs(keys, coefficients)
         check_tensor(flat)
         scaled = [
             (self._row(key), float(np.float32(coefficient)))
@@ -81,8 +88,7 @@ class Hadamard:
     @torch.no_grad()
     def perturb_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
         check_tensor(out)
-        if out.shape != source.shape:
-            raise ValueError(f"out {tuple(out.shape)} does not fit source {tuple(source.shape)}")
+        check_source(out, source)
         row, factor = self._row(key), float(np.float32(scale))
         for part in self._parts(out, start):
             target = out[part.elements]
@@ -90,8 +96,7 @@ class Hadamard:
 
     @torch.no_grad()
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
-        if rows.shape[:-1] != ids.shape:
-            raise ValueError(f"ids {tuple(ids.shape)} do not name rows {tuple(rows.shape)}")
+        check_ids(rows, ids)
         row, width = self._row(key), rows.shape[-1]
         z = torch.zeros_like(rows)
         kernels_for(z).add_rows_(z, ids, start, row.shared, row.sign)

@@ -25,7 +25,13 @@ from shared.base.errors import ConfigError
 from shared.base.flat import TILE, Layout, TensorSpan
 from shared.base.options import option
 from shared.directions import DIRECTIONS
-from shared.directions.backends import check_tensor, kernels_for
+from shared.directions.backends import (
+    check_ids,
+    check_pairs,
+    check_source,
+    check_tensor,
+    kernels_for,
+)
 from shared.directions.rademacher import signs
 from shared.randomness.streams import Key
 
@@ -104,8 +110,7 @@ class Lowrank:
     def add_to_(
         self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0
     ) -> None:
-        if len(keys) != len(coefficients):
-            raise ValueError(f"{len(keys)} keys came with {len(coefficients)} coefficients")
+        check_pairs(keys, coefficients)
         for factors, part, first in self._parts(flat, start):
             if factors.is_matrix:
                 self._add_products_(part, part, factors, first, keys, coefficients)
@@ -113,8 +118,7 @@ class Lowrank:
                 kernels_for(part).add_to_(part, keys, coefficients, factors.rows + first)
 
     def perturb_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
-        if out.numel() != source.numel():
-            raise ValueError(f"out {tuple(out.shape)} does not fit source {tuple(source.shape)}")
+        check_source(out, source)
         done = 0
         for factors, part, first in self._parts(out, start):
             at = factors.span.start + first - start
@@ -128,8 +132,7 @@ class Lowrank:
         out[done:] = source[done:]
 
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
-        if rows.shape[:-1] != ids.shape:
-            raise ValueError(f"ids {tuple(ids.shape)} do not name rows {tuple(rows.shape)}")
+        check_ids(rows, ids)
         check_tensor(rows)
         a, b = self.factors([key], start, rows.device)
         weight = float(np.float32(scale / sqrt(self.rank)))

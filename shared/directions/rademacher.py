@@ -18,7 +18,14 @@ from torch import Tensor
 
 from shared.base.flat import TILE, TILE_BLOCKS, TILE_WORDS, Layout, Matrix
 from shared.directions import DIRECTIONS, KeySlot
-from shared.directions.backends import kernels_at, kernels_for, products_at
+from shared.directions.backends import (
+    check_ids,
+    check_pairs,
+    check_source,
+    kernels_at,
+    kernels_for,
+    products_at,
+)
 from shared.randomness.philox import words
 from shared.randomness.streams import Key
 
@@ -46,20 +53,19 @@ class Rademacher:
     def add_to_(
         self, flat: Tensor, keys: Sequence[Key], coefficients: Sequence[float], start: int = 0
     ) -> None:
-        if len(keys) != len(coefficients):
-            raise ValueError(f"{len(keys)} keys came with {len(coefficients)} coefficients")
+        check_pairs(keys, coefficients)
         if keys:
             kernels_for(flat).add_to_(flat, keys, coefficients, start)
 
     def perturb_(self, out: Tensor, source: Tensor, start: int, key: Key, scale: float) -> None:
+        check_source(out, source)
         kernels = kernels_for(out)
-        if out.numel() != source.numel() or kernels is not kernels_for(source):
-            raise ValueError(f"out {out.shape} on {out.device} does not fit source {source.shape}")
+        if kernels is not kernels_for(source):
+            raise ValueError(f"out on {out.device} does not fit source on {source.device}")
         kernels.perturb_(out, source, start, key, scale)
 
     def add_rows_(self, rows: Tensor, ids: Tensor, start: int, key: Key, scale: float) -> None:
-        if rows.shape[:-1] != ids.shape:
-            raise ValueError(f"ids {tuple(ids.shape)} do not name rows {tuple(rows.shape)}")
+        check_ids(rows, ids)
         kernels_for(rows).add_rows_(rows, ids, start, key, scale)
 
     def has_bfloat16(self, device: str) -> bool:

@@ -12,6 +12,7 @@ from shared.base.errors import ConfigError, UnknownNameError
 from shared.config.schema import Config
 from shared.data.documents import DATASETS
 from shared.models.packaged import model_names
+from shared.modes.step_rule import step_rule_of
 from shared.tasks.classification import label_words
 from shared.tasks.task import TASKS
 from shared.training.validate import configure
@@ -58,6 +59,15 @@ def test_the_users_settings_win():
         "x, y",
     )
     assert result.model.name == "minilm"
+
+
+def test_a_rule_that_is_asked_for_needs_no_rate_of_the_preset():
+    full = {"preset": "rotten-tomatoes", "model": "smollm2-135m", "scope": "full"}
+    assert step_rule_of(configure(expand_preset(full))) == "plain"
+    assert step_rule_of(configure(expand_preset({**full, "step": "auto"}))) == "auto"
+    both = expand_preset({**full, "step": "auto", "learning-rate": 0.1})
+    assert both["learning-rate"] == 0.1
+    assert step_rule_of(configure(expand_preset({**full, "scope": "last:2"}))) == "auto"
 
 
 def test_a_pretrained_model_alone_brings_its_task():

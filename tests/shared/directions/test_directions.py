@@ -82,6 +82,16 @@ def test_no_keys_add_nothing(family):
     assert torch.equal(vector, before)
 
 
+def test_shapes_that_do_not_fit_are_refused(family):
+    vector = torch.zeros(8)
+    with pytest.raises(ValueError, match="2 keys"):
+        family.add_to_(vector, [KEY, KEY], [1.0])
+    with pytest.raises(ValueError, match="source"):
+        family.perturb_(vector, vector[:4], 0, KEY, 1.0)
+    with pytest.raises(ValueError, match="ids"):
+        family.add_rows_(vector.view(2, 4), torch.tensor([1]), 0, KEY, 1.0)
+
+
 def test_every_part_of_a_key_changes_the_direction(family):
     keys = [KEY, replace(KEY, seed=KEY.seed + 1), replace(KEY, seed=11)]
     keys += [replace(KEY, round=6), replace(KEY, slot=4), replace(KEY, index=8)]

@@ -141,16 +141,6 @@ def test_what_the_kernels_cannot_read_is_refused(tensor):
         FAMILY.add_to_(tensor, [KEY], [1.0])
 
 
-def test_shapes_that_do_not_fit_are_refused():
-    vector = torch.zeros(8)
-    with pytest.raises(ValueError, match="2 keys"):
-        FAMILY.add_to_(vector, [KEY, KEY], [1.0])
-    with pytest.raises(ValueError, match="source"):
-        FAMILY.perturb_(vector, vector[:4], 0, KEY, 1.0)
-    with pytest.raises(ValueError, match="ids"):
-        FAMILY.add_rows_(vector.view(2, 4), torch.tensor([1]), 0, KEY, 1.0)
-
-
 def test_signs_are_fair_and_unrelated_between_keys_and_neighbours():
     size = 1 << 20
     z = drawn(KEY, size)
