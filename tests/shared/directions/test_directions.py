@@ -8,6 +8,7 @@ import torch
 
 from shared.base.flat import TILE, Layout
 from shared.directions import DIRECTIONS, gaussian
+from shared.directions.backends import check_ids, check_pairs, check_source
 from shared.directions.gaussian import normals
 from shared.randomness.philox import words
 from shared.randomness.streams import Key
@@ -83,13 +84,24 @@ def test_no_keys_add_nothing(family):
 
 
 def test_shapes_that_do_not_fit_are_refused(family):
+    # By torch or by the family itself; `test_a_refusal_names_the_shapes` is about our own words.
     vector = torch.zeros(8)
-    with pytest.raises(ValueError, match="2 keys"):
+    refused = pytest.raises((ValueError, RuntimeError))
+    with refused:
         family.add_to_(vector, [KEY, KEY], [1.0])
-    with pytest.raises(ValueError, match="source"):
+    with refused:
         family.perturb_(vector, vector[:4], 0, KEY, 1.0)
-    with pytest.raises(ValueError, match="ids"):
+    with refused:
         family.add_rows_(vector.view(2, 4), torch.tensor([1]), 0, KEY, 1.0)
+
+
+def test_a_refusal_names_the_shapes():
+    with pytest.raises(ValueError, match="2 keys came with 1 coefficients"):
+        check_pairs([KEY, KEY], [1.0])
+    with pytest.raises(ValueError, match=r"out \(8,\) does not fit source \(4,\)"):
+        check_source(torch.zeros(8), torch.zeros(4))
+    with pytest.raises(ValueError, match=r"ids \(1,\) do not name rows \(2, 4\)"):
+        check_ids(torch.zeros(2, 4), torch.tensor([1]))
 
 
 def test_every_part_of_a_key_changes_the_direction(family):
