@@ -101,7 +101,7 @@ class Account:
                 self.site,
                 f"data {self.data.fingerprint[:8]} ({self.data.units} {settings.unit}s)",
                 f"run {run[:8]}: {done} of {self.config.training.rounds} rounds",
-                epsilon_text(self.budget, self.data, self.policy),
+                epsilon_text(spent_epsilon(self.budget, self.data, self.policy), self.policy),
                 f"unit: one {settings.unit}, added or removed",
                 f"noise {newest.noise:.3g}, rate 1/{1 << newest.rate_bits}, clip {settings.clip:g}",
                 "against: everyone who sees its replies",
@@ -109,11 +109,16 @@ class Account:
         )
 
 
-def epsilon_text(budget: BudgetLedger, data: DataSet, policy: NodePolicy) -> str:
-    """What a data set has spent over all runs, in words; unknown where it cannot be counted."""
+def spent_epsilon(budget: BudgetLedger, data: DataSet, policy: NodePolicy) -> float | None:
+    """What a data set has spent over all runs; None where dp-accounting is not installed."""
     try:
-        epsilon = f"{epsilon_of(budget.spent(data.id), policy.delta):.3g}"
+        return epsilon_of(budget.spent(data.id), policy.delta)
     except ConfigError:
-        epsilon = "unknown (dp-accounting is not installed)"
+        return None
+
+
+def epsilon_text(epsilon: float | None, policy: NodePolicy) -> str:
+    """What is spent, of what a policy allows, in words."""
+    spent = "unknown (dp-accounting is not installed)" if epsilon is None else f"{epsilon:.3g}"
     limit = f" of {policy.max_epsilon:.3g}" if policy.max_epsilon else ", no limit,"
-    return f"epsilon {epsilon}{limit} at delta {policy.delta:g}"
+    return f"epsilon {spent}{limit} at delta {policy.delta:g}"

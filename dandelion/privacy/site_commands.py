@@ -1,9 +1,10 @@
 """``dandelion client secret``, ``key`` and ``budget``: a site's own files of privacy."""
 
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,7 +15,7 @@ from client.privacy.node_policy import NodePolicy
 from client.privacy.site_secret import SECRET_FILE, load_secret, make_secret
 from dandelion.deployment.deploy_home import default_home
 from dandelion.deployment.site_guard import PRIVACY_FOLDER
-from dandelion.monitor.tables import print_table
+from dandelion.monitor.tables import json_text, print_table
 from shared.base.errors import BudgetError
 from shared.base.files import state_folder
 
@@ -64,25 +65,54 @@ def budget(
     """Show each data set of a site, its runs, and the epsilon that all of them cost together."""
     if context.invoked_subcommand is not None:
         return
+    policy = NodePolicy(max_epsilon=limit, delta=delta)
+    with closing(open_existing(folder)) as ledger:
+        rows = [_budget_row(ledger, data, policy) for data in ledger.sets()]
+    if as_json:
+        console.print(json_text(rows), soft_wrap=True, highlight=False, markup=False)
+        return
+    print_table(console, _budget_table(rows, policy))
+
+
+def _budget_row(ledger: BudgetLedger, data: DataSet, policy: NodePolicy) -> dict[str, object]:
+    """What a data set has paid, under the names that ``--json`` has."""
+    from client.privacy.account import spent_epsilon
+
+    rounds = {
+        run: sum(each.times for each in ledger.spent(data.id, run)) for run in ledger.runs(data.id)
+    }
+    return {
+        "set": data.id,
+        "fingerprint": data.fingerprint,
+        "name": data.name,
+        "unit": data.unit,
+        "units": data.units,
+        "parent": data.parent or None,
+        "runs": [{"run": run, "rounds": times} for run, times in rounds.items()],
+        "numbers": ledger.numbers(data.id),
+        "epsilon": spent_epsilon(ledger, data, policy),
+        "max-epsilon": policy.max_epsilon or None,
+        "delta": policy.delta,
+    }
+
+
+def _budget_table(rows: Sequence[Mapping[str, Any]], policy: NodePolicy) -> Table:
+    """The same for a person."""
     from client.privacy.account import epsilon_text
 
-    policy = NodePolicy(max_epsilon=limit, delta=delta)
     table = Table("data", "name", "unit", "run", "rounds", "numbers", "all runs together")
-    with closing(open_existing(folder)) as ledger:
-        for data in ledger.sets():
-            runs = ledger.runs(data.id)
-            counts = [sum(r.times for r in ledger.spent(data.id, run)) for run in runs]
-            inherited = [f"inherits {data.parent}"] if data.parent else []
-            table.add_row(
-                f"{data.id}: {data.fingerprint[:12]}",
-                data.name or "dealt by the runs",
-                f"{data.units} {data.unit}s",
-                "\n".join([run[:8] for run in runs] + inherited),
-                "\n".join(map(str, counts)),
-                str(ledger.numbers(data.id)),
-                epsilon_text(ledger, data, policy),
-            )
-    print_table(console, table, as_json)
+    for row in rows:
+        inherited = [f"inherits {row['parent']}"] if row["parent"] else []
+        table.add_row(
+            f"{row['set']}: {row['fingerprint'][:12]}",
+            row["name"] or "dealt by the runs",
+            f"{row['units']} {row['unit']}s",
+            "\n".join([each["run"][:8] for each in row["runs"]] + inherited),
+            "\n".join(str(each["rounds"]) for each in row["runs"]),
+            str(row["numbers"]),
+            epsilon_text(row["epsilon"], policy),
+        )
+    return table
 
 
 @budget_app.command()

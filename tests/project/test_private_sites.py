@@ -79,9 +79,12 @@ def test_two_runs_fit_and_the_third_is_refused_for_its_budget(tmp_path, homes, c
     )
     (row,) = json.loads(shown.stdout)
     assert row["name"] == homes[0]["data"]
-    epsilon = float(re.search(r"epsilon ([\d.]+) of 2 ", row["all runs together"])[1])
-    assert 1.6 < epsilon <= 2
-    assert row["rounds"].startswith("20\n20")
+    assert 1.6 < row["epsilon"] <= row["max-epsilon"] == 2
+    assert [each["rounds"] for each in row["runs"]][:2] == [20, 20]
+    table = CliRunner().invoke(
+        app, ["client", "budget", "--home", str(home.parent), "--max-epsilon", "2"]
+    )
+    assert f"epsilon {row['epsilon']:.3g} of 2 at delta" in " ".join(table.stdout.split())
 
 
 def test_data_that_have_grown_are_refused_until_they_are_adopted(tmp_path, homes, caplog):
