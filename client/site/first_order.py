@@ -12,8 +12,9 @@ from shared.codecs.topk import ErrorFeedback
 from shared.config.schema import Config
 from shared.data.examples import Examples, draw
 from shared.modes.standard import LocalAdamW
+from shared.optimizers.gradient import add_scaled_
 from shared.randomness.streams import gradient_batch_key
-from shared.training.oracle import Oracle
+from shared.training.oracle import EVALUATION_BATCH, Oracle
 
 
 @dataclass
@@ -61,7 +62,18 @@ def backpropagate(
 
 
 def _gradient(config: Config, oracle: Oracle, rows: Tensor) -> tuple[float, Tensor]:
-    return oracle.gradient(rows) if config.bp.batch_size else oracle.gradient_of_all(rows)
+    return oracle.gradient(rows) if config.bp.batch_size else gradient_of_all(oracle, rows)
+
+
+def gradient_of_all(oracle: Oracle, rows: Tensor) -> tuple[float, Tensor]:
+    """Loss and gradient (size,) of any number of rows, a few in each pass."""
+    total, mean = 0.0, torch.zeros_like(oracle.replica.model.flat, dtype=torch.float32)
+    for part in torch.split(rows, EVALUATION_BATCH):
+        loss, gradient = oracle.gradient(part)
+        share = len(part) / len(rows)
+        total += share * loss
+        add_scaled_(mean, gradient, share)
+    return total, mean
 
 
 def train_locally(

@@ -151,6 +151,8 @@ class ReplicaHost:
             return
         if self._bring(request, snapshot) is not None:
             return
+        for site in sites:
+            site.keep_ahead(self._oracle, request.round)
         measured = measure_merged(self._oracle, sites, request)
         self._ready = {site.id.name: each for site, each in zip(sites, measured, strict=True)}
 

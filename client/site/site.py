@@ -11,6 +11,7 @@ from torch import Tensor
 from client.privacy.site_privacy import SitePrivacy
 from client.sealed.sealed_site import SealedSite
 from client.site.first_order import GradientSender, backpropagate, train_locally
+from client.site.keep_ahead import gradient_draws, keep_ahead, query_draws
 from client.site.zeroth_order import Queries
 from shared.base.metrics import EvalSums
 from shared.config.schema import Config
@@ -36,6 +37,7 @@ class LocalSite:
     privacy: SitePrivacy | None = None  # None: nothing is limited, counted or hidden
     sealed: SealedSite | None = None  # None: its numbers are not sealed
     _sender: GradientSender | None = field(default=None, repr=False)
+    _kept_by: Oracle | None = field(default=None, repr=False)  # what keeps all that it will
     _answers: dict[tuple[object, ...], Measured | Sealed] = field(default_factory=dict, repr=False)
 
     @property
@@ -54,11 +56,12 @@ class LocalSite:
 
         Costs K steps of queries (``evaluations_of``), one backward pass, or both, as the plan says.
         """
+        started = time.perf_counter()
+        self.keep_ahead(oracle, request.round)
         if self.sealed is not None:
             return self._measure_sealed(oracle, request, self.sealed)
         if self.privacy is not None and self.privacy.noisy is not None:
             return self._measure_privately(oracle, request, self.privacy)
-        started = time.perf_counter()
         plan = plan_of(self.config, request.round, self.can_backpropagate)
         losses, payload, guide = self._gradient(oracle, request, plan)
         if plan.along == "guidance":
@@ -87,6 +90,15 @@ class LocalSite:
         )
         self._remember(request, measured)
         return measured
+
+    def keep_ahead(self, oracle: Oracle, round_: int) -> None:
+        """Compute what is kept of all examples, once for an oracle, if the run comes to them."""
+        if self._kept_by is oracle:
+            return
+        self._kept_by = oracle
+        about = self.config, round_, self.can_backpropagate
+        keep_ahead(oracle, self.examples, query_draws(*about))
+        keep_ahead(oracle, self.bp_examples or self.examples, gradient_draws(*about))
 
     def _measure_privately(
         self, oracle: Oracle, request: Request, privacy: SitePrivacy

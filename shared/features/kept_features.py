@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -73,20 +73,37 @@ class KeptFeatures:
             if row is None:
                 first_of.setdefault(key, number)
         if first_of:
-            fresh = self._compute_rows(module, tokens, lengths, first_of)
+            fresh: dict[bytes, Tensor] = {}
+            for part in self._compute_rows(module, tokens, lengths, first_of):
+                fresh |= part
             rows = [fresh[k] if row is None else row for k, row in zip(keys, rows, strict=True)]
         return torch.stack([row for row in rows if row is not None])
 
+    def prepare(self, module: nn.Module, tokens: Tensor, lengths: Tensor) -> None:
+        """Compute the numbers of texts (n, T) that are not kept yet, as far as there is room."""
+        if self._store is None:
+            self._store = self.open_store(module)
+        keys = example_keys(tokens.cpu().numpy())
+        missing: dict[bytes, int] = {}
+        for number in self._store.missing(keys):
+            missing.setdefault(keys[number], number)
+        with torch.inference_mode(False), torch.no_grad():
+            for part in self._compute_rows(module, tokens, lengths, missing):
+                if self._store.missing([*part]):
+                    return  # no room: computed again when they are needed
+
     def _compute_rows(
         self, module: nn.Module, tokens: Tensor, lengths: Tensor, missing: Mapping[bytes, int]
-    ) -> dict[bytes, Tensor]:
+    ) -> Iterator[dict[bytes, Tensor]]:
         """Compute the texts of some rows, in passes of texts of one length, and store them.
 
         Each pass is stored at once, so that a process that is stopped loses one pass.
+
+        Yields:
+            The numbers of a pass, by the keys of its texts.
         """
         most = CUDA_PASS_TOKENS if tokens.is_cuda else PASS_TOKENS
         keys, sizes = [*missing], [int(lengths[number]) for number in missing.values()]
-        numbers: dict[bytes, Tensor] = {}
         progress = Progress(f"features of {len(keys):,} examples", sum(sizes))
         for part in [*split_into_passes(sizes, most, mixed=tokens.is_cuda)][::-1]:
             longest = sizes[part[-1]]
@@ -95,9 +112,9 @@ class KeptFeatures:
             with torch.inference_mode():
                 values = self.compute(module, tokens[chosen, :longest], lengths[chosen])
             kept = list(values[: len(part)].float().cpu())
-            numbers |= self._store_rows([keys[place] for place in part], kept)
+            stored = self._store_rows([keys[place] for place in part], kept)
             progress.advance(sum(sizes[place] for place in part))
-        return numbers
+            yield stored
 
     def _store_rows(self, keys: Sequence[bytes], rows: Sequence[Tensor]) -> dict[bytes, Tensor]:
         """Store rows; return them as they will be read later, rounded if they are kept so."""

@@ -20,6 +20,11 @@ class LabelledTexts:
         """
         return self.require_readout().raw_features(module, *texts_of(rows))
 
+    def keep(self, module: nn.Module, rows: Tensor) -> None:
+        """Compute what is kept of rows (n, 1 + T) before it is needed, if anything is."""
+        if self.readout is not None:
+            self.readout.keep(module, *texts_of(rows))
+
     def require_readout(self) -> ReadoutLogits:
         """The model's readout.
 

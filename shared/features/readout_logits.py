@@ -100,6 +100,11 @@ class ReadoutLogits:
                 features, _readout(module)(features, base).float(), classes
             )
 
+    def keep(self, module: nn.Module, tokens: Tensor, lengths: Tensor) -> None:
+        """Compute what is kept of texts (n, T) before it is needed, if anything is."""
+        if self._is_frozen(module):
+            self.kept.prepare(module, tokens, lengths)
+
     def raw_features(self, module: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Features (B, f) before they are standardised."""
         return self.kept.look_up(module, tokens, lengths)[:, : -_readout(module).classes]

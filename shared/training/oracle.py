@@ -27,7 +27,6 @@ from shared.models.adapters import adapt_
 from shared.models.model import LanguageModel
 from shared.objectives.objective import Objective, check_objective, objective_of
 from shared.objectives.reward import reward_source
-from shared.optimizers.gradient import add_scaled_
 from shared.problem.model import ProblemModel
 from shared.problem.task import ProblemTask
 from shared.replica.replica import Replica
@@ -280,15 +279,16 @@ class Oracle:
         }
         return float(loss.detach()), model.gather(parts)
 
-    def gradient_of_all(self, rows: Tensor) -> tuple[float, Tensor]:
-        """Loss and gradient (size,) of any number of rows, a few in each pass."""
-        total, mean = 0.0, torch.zeros_like(self.replica.model.flat, dtype=torch.float32)
-        for part in torch.split(rows, EVALUATION_BATCH):
-            loss, gradient = self.gradient(part)
-            share = len(part) / len(rows)
-            total += share * loss
-            add_scaled_(mean, gradient, share)
-        return total, mean
+    def keep(self, rows: Tensor) -> None:
+        """Compute what is kept of any number of rows before it is needed, as far as there is room.
+
+        It says in the log how far it is if that takes long.
+        """
+        if self.is_linear:
+            task: Any = self.task
+            task.keep(self.language_model.module, self._to_device(rows))
+        else:
+            self.kept.prepare(rows)
 
     def _to_device(self, rows: Tensor) -> Tensor:
         return rows.to(self.replica.model.flat.device)
@@ -296,5 +296,5 @@ class Oracle:
 
 def evaluate(oracle: Oracle, rows: Tensor) -> EvalSums:
     """Loss and scores over all ``rows`` of the task, at the model's current parameters."""
-    oracle.kept.prepare(rows)
+    oracle.keep(rows)
     return sum(map(oracle.outcome, torch.split(rows, EVALUATION_BATCH)), EvalSums(0.0, 0))
