@@ -9,6 +9,7 @@ rows of the output matrix; with an encoder it is a linear probe on pooled hidden
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class Readout(nn.Module):
         self.register_buffer("mean", scaling.mean)
         self.register_buffer("factor", scaling.factor)
         self.register_buffer("basis", scaling.basis)
+        longest = None if scaling.longest == inf else torch.tensor(scaling.longest)
+        self.register_buffer("longest", longest)  # None: as former versions had it
 
     def standardise(self, features: Tensor) -> Tensor:
         """Features (B, f) as W expects them."""
@@ -44,7 +47,8 @@ class Readout(nn.Module):
     def scaling(self) -> Scaling:
         """Its statistics, where the readout is."""
         buffers: Any = self
-        return Scaling(buffers.mean, buffers.factor, buffers.basis)
+        longest = inf if buffers.longest is None else float(buffers.longest)
+        return Scaling(buffers.mean, buffers.factor, buffers.basis, longest)
 
     def forward(self, features: Tensor, base: Tensor) -> Tensor:
         """Logits (B, k) of standardised features (B, f) and the model's own logits (B, k)."""
@@ -78,7 +82,8 @@ def load_readout(folder: Path) -> Readout | None:
         about = json.loads((folder / ABOUT_FILE).read_text())
         state = load_file(folder / TENSORS_FILE)
         basis = state["basis"].float() if "basis" in state else None
-        scaling = Scaling(state["mean"].float(), state["factor"].float(), basis)
+        longest = float(state["longest"]) if "longest" in state else inf
+        scaling = Scaling(state["mean"].float(), state["factor"].float(), basis, longest)
         readout = Readout(str(about["features"]), int(about["classes"]), scaling)
         readout.load_state_dict(state)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

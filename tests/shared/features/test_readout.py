@@ -1,6 +1,8 @@
 """A readout on kept features: logits, exact slopes, statistics, files, refusals."""
 
 import json
+from dataclasses import replace
+from math import inf
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from shared.estimation.exact import exact_differences
 from shared.estimation.two_point import two_point
 from shared.features.pooling import FeaturePart, parse_features, pool, run_with_states
 from shared.features.readout import BIAS, WEIGHT, Readout, load_readout
-from shared.features.scaling import Scaling
+from shared.features.scaling import LONGEST, Scaling, shorten
 from shared.modes.estimators import estimator_of
 from shared.modes.mode import plan_of
 from shared.protocol.messages import Request
@@ -293,8 +295,8 @@ def test_a_constant_channel_is_centred_and_not_blown_up():
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("auto", "dandelion run"), ("nonsense", "begins with"), ("std1:!!", "no base64"),
-     ("std1:AAAA", "other features"), ("std1:" + "////////", "finite")],
+    [("auto", "dandelion run"), ("nonsense", "begins with"), ("std2:!!", "no base64"),
+     ("std1:AAAA", "other features"), ("std2:" + "////////", "finite")],
 )  # fmt: skip
 def test_statistics_of_another_form_are_refused(text, words):
     with pytest.raises(ConfigError, match=words):
@@ -319,6 +321,48 @@ def test_whitened_features_are_uncorrelated_and_travel_as_text():
     assert torch.equal(again.apply(features), scaling.apply(features))
     assert (again.width, Scaling.of(features).width) == (3, 5)
     assert again.encode() == scaling.encode()
+
+
+def seldom_active():
+    """Features of a server, whose first channel hardly varies, and a site's, where once it does."""
+    server = correlated()
+    server[:, 0] = 1e-4 * torch.randn(len(server), generator=torch.Generator().manual_seed(5))
+    site = server.clone()
+    site[7, 0] = 10.0
+    return server, site
+
+
+@pytest.mark.parametrize("make", [Scaling.of, lambda features: Scaling.whiten(features, 5)])
+def test_an_example_of_a_channel_that_the_server_hardly_saw_is_shortened(make):
+    server, site = seldom_active()
+    scaling = make(server)
+    unbounded = replace(scaling, longest=inf).apply(site)
+    assert unbounded[7].norm() > 1000
+    bounded = scaling.apply(site)
+    assert bounded[7].norm() == pytest.approx(LONGEST * 5**0.5)
+    torch.testing.assert_close(bounded[7] * unbounded[7].norm(), unbounded[7] * bounded[7].norm())
+    others = torch.arange(len(site)) != 7
+    assert torch.equal(bounded[others], unbounded[others])
+
+
+def test_lengths_beyond_float32_are_shortened_too():
+    short = shorten(torch.tensor([[3e38, 3e38], [0.0, 0.0]]), LONGEST)
+    torch.testing.assert_close(short, torch.tensor([[LONGEST, LONGEST], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("make", [Scaling.of, lambda features: Scaling.whiten(features, 5)])
+def test_a_scaling_of_a_former_version_shortens_nothing(make, tmp_path):
+    server, site = seldom_active()
+    former = replace(make(server), longest=inf)
+    again = Scaling.decode(former.encode(), 5)
+    assert torch.equal(again.apply(site), former.apply(site))
+    for scaling in (former, make(server)):
+        readout = Readout("last", 2, scaling)
+        readout.save(tmp_path)
+        loaded = load_readout(tmp_path)
+        assert loaded.scaling.encode() == scaling.encode()
+        assert torch.equal(loaded.standardise(site), scaling.apply(site))
+    assert "longest" not in Readout("last", 2, former).state_dict()
 
 
 @pytest.mark.parametrize("components", [0, 6])
