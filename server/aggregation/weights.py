@@ -4,6 +4,7 @@ Nobody can check how many examples a site has. A site that claims 2³¹ of them 
 by itself, so a share is limited; what is cut off goes to the others, in proportion to theirs.
 """
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from server.ledger.records import Contribution
 from shared.config.schema import Config
 
+LOG = logging.getLogger("dandelion")
 EQUAL = "equal"  # value of the setting ``weights``
+MEAN = "mean"  # value of the setting ``aggregation``; other rules do not weigh, or say how
 
 
 def weights_of(config: Config, contributions: Sequence[Contribution]) -> NDArray[np.float64]:
@@ -44,3 +47,37 @@ def limit_shares(weights: NDArray[np.float64], most: float) -> NDArray[np.float6
             limited[order[:count]] = level
             break
     return limited
+
+
+class LimitNotice:
+    """Says in the log, once for each site, that it counts less than its examples are.
+
+    A site that really has most of the data is then heard too little, and the model is worse for it.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Take the run's settings."""
+        self._config = config
+        self._said: set[str] = set()
+
+    def say(self, contributions: Sequence[Contribution]) -> None:
+        """Name the sites of a round that ``max-share`` limits, if they are new."""
+        federation = self._config.federation
+        if federation.aggregation != MEAN or federation.weights == EQUAL:
+            return
+        examples = np.array([each.examples for each in contributions], np.float64)
+        limited = limit_shares(examples, federation.max_share)
+        for number in np.flatnonzero(limited < examples).tolist():
+            site = contributions[number].site
+            if site in self._said:
+                continue
+            self._said.add(site)
+            LOG.warning(
+                "site %s has %.0f %% of the examples of the sites that replied and counts as "
+                "%.0f %% of them (max-share = %g), since nobody can check its number; if you trust "
+                "your sites, start the run with max-share = 1",
+                site,
+                100 * examples[number] / examples.sum(),
+                100 * limited[number] / limited.sum(),
+                federation.max_share,
+            )

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from server.aggregation.combine import Combiner, GradientError
 from server.aggregation.outliers import find_outliers, measure_lengths
-from server.aggregation.weights import weights_of
+from server.aggregation.weights import LimitNotice, weights_of
 from server.ledger.records import Contribution, Metrics, Refusal, SumRow
 from server.ledger.run_folder import OpenRun
 from server.rounds.after_commit import record_outcomes
@@ -65,6 +65,7 @@ class ScalarStrategy(Strategy):
         self._validator = ReplyValidator(run, self._requests, log)
         self._messenger = Messenger(run, cohort, log, self._requests, self._validator)
         self._combiner = Combiner(run.config, run.oracle.replica)
+        self._limits = LimitNotice(run.config)
         self._sums = SumCollector(run, cohort, log, self._validator, self._messenger)
         self._committed = 0.0  # when the last round was (``time.monotonic``)
 
@@ -163,6 +164,7 @@ class ScalarStrategy(Strategy):
             self._skip(round_, made, transfers, refusals)
             return None
         entry, contributions = made.entry, made.contributions
+        self._limits.say(contributions)
         metrics = self._metrics(made, transfers, open_round.since)
         record_outcomes(run.ledger, parameters_round(run.config, round_), contributions)
         if consensus is not None:

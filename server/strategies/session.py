@@ -13,7 +13,7 @@ from typing import Any
 
 from server.aggregation.combine import Combiner
 from server.aggregation.outliers import find_outliers
-from server.aggregation.weights import weights_of
+from server.aggregation.weights import LimitNotice, weights_of
 from server.ledger.ledger import Ledger
 from server.ledger.records import Contribution, Metrics
 from server.steps.learning_rates import LearningRates
@@ -108,6 +108,7 @@ class AppSession:
             self._skip(round_, detail, most_skips)
             return None, []
         entry = replace(entry, learning_rate=self._rates.of_entry(entry, contributions))
+        self._limits.say(contributions)
         metrics = self._metrics(entry, combiner, contributions)
         transfers, refusals = self.exchange.take()
         committed = self.ledger.commit(entry, contributions, transfers, metrics, refusals)
@@ -134,6 +135,10 @@ class AppSession:
             bytes_down=self.exchange.payload_of("down"),
             seconds=time.monotonic() - self._since,
         )
+
+    @cached_property
+    def _limits(self) -> LimitNotice:
+        return LimitNotice(self.config)
 
     @cached_property
     def _rates(self) -> LearningRates:

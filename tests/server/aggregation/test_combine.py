@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.aggregation.combine import combine_differences
-from server.aggregation.weights import limit_shares
+from server.aggregation.weights import LimitNotice, limit_shares
 from server.ledger.records import Contribution
 from shared.aggregation import AGGREGATION, rule_of
 from shared.aggregation.flower import aggregate_by_flower, mean
@@ -190,6 +190,38 @@ def test_a_share_is_limited_and_the_others_keep_their_proportion(weights, most):
     within = given_weights <= most * given_weights.sum()
     if within.all() or len(weights) * most <= 1:
         np.testing.assert_array_equal(limited, given_weights)  # honest runs keep their bits
+
+
+def test_a_site_that_counts_less_than_its_examples_is_named_once(tmp_path, caplog):
+    sites = [contribution(1, [6.0], 860), contribution(2, [0.0], 70), contribution(3, [3.0], 70)]
+    notice = LimitNotice(config(tmp_path))
+    notice.say(sites)
+    notice.say(sites)
+    (line,) = caplog.messages
+    assert "site 1 has 86 % of the examples" in line
+    assert "counts as 50 %" in line
+    assert "max-share = 1" in line
+
+
+@pytest.mark.parametrize(
+    "changes", [{"max_share": 1.0}, {"weights": "equal"}, {"aggregation": "median"}]
+)
+def test_a_run_that_limits_no_share_names_no_site(changes, tmp_path, caplog):
+    sites = [contribution(1, [6.0], 860), contribution(2, [0.0], 70), contribution(3, [3.0], 70)]
+    LimitNotice(config(tmp_path, **changes)).say(sites)
+    LimitNotice(config(tmp_path)).say(sites[:2])  # two cannot outvote one another
+    assert not caplog.messages
+
+
+def test_a_federation_of_one_large_site_says_that_it_is_limited(tmp_path, caplog):
+    federate(config(tmp_path, max_share=0.3, num_clients=4, num_rounds=2))
+    assert not [line for line in caplog.messages if "max-share" in line]  # they are alike
+    caplog.clear()
+    federate(config(tmp_path, max_share=0.3, num_clients=4, num_rounds=2,
+                    partitioner="dirichlet", partition_alpha=0.1, name="skewed"))  # fmt: skip
+    lines = [line for line in caplog.messages if "max-share = 0.3" in line]
+    assert lines
+    assert len(lines) == len(set(lines))
 
 
 @given(
