@@ -30,6 +30,11 @@ def progress_lines(log: str) -> list[str]:
     return lines
 
 
+def has_ended(log: str, run_id: str) -> bool:
+    """Whether a SuperLink's log says that the task of a run has ended, well or not."""
+    return re.search(rf"Finished task \d+ of run {run_id}\b", log) is not None
+
+
 def failure_text(run_id: str, status: str, details: str, log: Path) -> str:
     """Why a run ended: the error of its ServerApp, which Flower keeps as the status' details."""
     lines = [line.strip() for line in details.splitlines() if line.strip()]

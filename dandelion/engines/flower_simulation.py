@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dandelion.engines.flower_reports import RAY_LATE, failure_text, progress_lines
+from dandelion.engines.flower_reports import RAY_LATE, failure_text, has_ended, progress_lines
 from dandelion.engines.process_tree import end_tree, start_tree
 from shared.base.errors import ConfigError, DandelionError
 from shared.base.files import OWN_PACKAGES
@@ -29,7 +29,8 @@ CONNECTION = "simulation"
 START_TIMEOUT_S = 300.0  # one that ends is noticed at once; a busy machine takes minutes
 RAY_ROOM = 30  # bytes of a folder's path; a socket's has at most 107, and Ray adds up to 77
 STARTS = 3  # of a run whose Ray is late: at most so many
-POLL_S = 3.0  # each status query costs a second of a core
+LOOK_S = 1.0  # between looks at a log
+POLL_S = 15.0  # between status queries while the log shows no end: one costs a second of a core
 
 
 class EngineError(DandelionError):
@@ -224,24 +225,23 @@ def _await_port(port: int, process: "subprocess.Popen[bytes]", log: Path) -> Non
 
 
 def app_folder(home: Path) -> Path:
-    """The folder that ``flwr run`` takes: the checkout, or a copy of what is installed.
+    """The folder that ``flwr run`` takes: a copy of what an app is made of.
 
-    Of ``dandelion`` only its table of public names is part of an app: a problem of one's own
-    imports them from there.
+    Flower looks at every file of the folder; in a checkout those of ``.venv`` and ``.git`` would be
+    among them, which takes seconds. Of ``dandelion`` only its table of public names is part of an
+    app: a problem of one's own imports them from there.
 
     Args:
         home: where the copy is made, in a folder ``app``; a former one is replaced.
     """
-    if (ROOT / PROJECT).exists():
-        return ROOT
-    folder = home / "app"
+    folder, project = home / "app", ROOT / PROJECT
     shutil.rmtree(folder, ignore_errors=True)
     for package in OWN_PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, folder / package, ignore=ignored)
     (folder / "dandelion").mkdir()
     shutil.copy(ROOT / PUBLIC, folder / PUBLIC)
-    shutil.copy(INSTALLED_PROJECT, folder / PROJECT)
+    shutil.copy(project if project.exists() else INSTALLED_PROJECT, folder / PROJECT)
     return folder
 
 
@@ -261,13 +261,17 @@ def _wait(
     run_id: str, environment: Mapping[str, str], log: Path, console: Console
 ) -> tuple[str, str]:
     """Print the run's progress until it has finished; return its last status and the details."""
-    shown = 0
+    shown, last_query = 0, time.monotonic()
     while True:
-        time.sleep(POLL_S)
-        lines = progress_lines(log.read_text(errors="replace"))
+        time.sleep(LOOK_S)
+        text = log.read_text(errors="replace")
+        lines = progress_lines(text)
         for line in lines[shown:]:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         shown = len(lines)
+        if not has_ended(text, run_id) and time.monotonic() - last_query < POLL_S:
+            continue
+        last_query = time.monotonic()
         answer = run_flwr(["ls", CONNECTION, "--run-id", run_id], environment)
         try:
             row = answer["runs"][0]

@@ -1,9 +1,7 @@
 """Numba kernels: compiled once, kept on disk, run on as many threads as torch uses."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from shared.base import flat
-from shared.randomness import philox
+from shared.directions.kernels.kernel_cache import keep_kernels
 
 PARALLEL_FROM = 1 << 17  # additions: below, a launch costs more than a second thread saves
 
@@ -55,7 +52,7 @@ def kernel(signature: str, **options: bool) -> Callable[[Callable[..., Any]], Ca
 
     def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
-            with _use_cache_folder(Path(function.__code__.co_filename).parent):
+            with keep_kernels(Path(function.__code__.co_filename)):
                 return njit(signature, cache=True, **options)(function)
         except RuntimeError as error:
             if "cannot cache" not in str(error):
@@ -63,32 +60,6 @@ def kernel(signature: str, **options: bool) -> Callable[[Callable[..., Any]], Ca
             return njit(signature, **options)(function)
 
     return compile_
-
-
-@contextmanager
-def _use_cache_folder(sources: Path) -> Iterator[None]:
-    """Let numba keep its cache in a folder that is named after all sources that are compiled in.
-
-    These are the modules here, those of folder ``sources``, and two that have what kernels share.
-
-    Numba itself looks at the age of one file only, but functions and constants of other files are
-    compiled in. A folder that the user names (NUMBA_CACHE_DIR) takes its place.
-    """
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = before or str(_folder(sources))
-    try:
-        yield
-    finally:
-        numba.config.CACHE_DIR = before
-
-
-@cache
-def _folder(sources: Path) -> Path:
-    own = Path(__file__).parent
-    paths = [path for folder in sorted({own, sources}) for path in sorted(folder.glob("*.py"))]
-    every = [*paths, Path(flat.__file__), Path(philox.__file__)]
-    digest = sha256(b"".join(path.read_bytes() for path in every)).hexdigest()
-    return sources / "__pycache__" / digest[:16]
 
 
 @intrinsic

@@ -25,12 +25,14 @@ from dandelion.engines.flower_reports import (
     TOKEN_LOST,
     TOO_SLOW,
     failure_text,
+    has_ended,
     progress_lines,
 )
 from dandelion.engines.flower_simulation import (
     ROOT,
     STARTS,
     EngineError,
+    app_folder,
     flower_environment,
     free_port,
     ray_folder,
@@ -171,6 +173,24 @@ def test_a_machine_that_is_too_busy_for_flower_is_told_so_once():
     log = [f"{PREFIX}round 1", lost, "INFO other", lost, f"{PREFIX}round 2", lost]
     assert progress_lines("\n".join(log)) == ["round 1", TOO_SLOW, "round 2"]
     assert progress_lines(f"{log[0]}\n{log[2]}") == ["round 1"]
+
+
+def test_the_end_of_a_runs_task_is_seen_in_the_log():
+    """The line is of Flower 1.41; a run that fails has it too."""
+    line = "INFO :      Finished task 92990214 of run 87937"
+    assert has_ended(f"INFO : Started task 92990214 of run 87937\n{line}\n", "87937")
+    assert not has_ended(line, "879")
+    assert not has_ended("INFO : Started task 92990214 of run 87937", "87937")
+
+
+def test_the_app_is_what_flower_needs_and_nothing_else_of_the_checkout(tmp_path):
+    folder = app_folder(tmp_path)
+    assert {path.name for path in folder.iterdir()} == {
+        "client", "server", "shared", "dandelion", "pyproject.toml",
+    }  # fmt: skip
+    assert [path.name for path in (folder / "dandelion").iterdir()] == ["__init__.py"]
+    assert (folder / "pyproject.toml").read_bytes() == (ROOT / "pyproject.toml").read_bytes()
+    assert not [*folder.rglob("__pycache__")]
 
 
 def test_a_failed_run_is_reported_with_its_error_and_a_slow_process(tmp_path):
