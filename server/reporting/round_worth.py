@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from server.ledger.reader import LedgerReader
 from server.ledger.records import SiteNumbers
 from shared.config.schema import Config
-from shared.estimation.forward_differences import FEWEST, without_bend
+from shared.estimation.forward_differences import FEWEST, centre
 from shared.modes.estimators import FORWARD, estimator_of
 from shared.modes.mode import mode_of
 from shared.optimizers.gradient import coefficients_of
@@ -124,7 +124,9 @@ def verdict_of(worth: RoundWorth, config: Config) -> str:
 
 def _slopes(config: Config, site: SiteNumbers) -> NDArray[np.float64]:
     """Slopes (q,) of a site's first step."""
-    numbers = without_bend(config, site.differences.astype(np.float64))
+    numbers = site.differences.astype(np.float64)
+    if estimator_of(config) == FORWARD:  # whether or not the run takes its steps by such numbers
+        numbers = centre(numbers, config.zo.queries)
     return coefficients_of(numbers[: config.zo.queries], config.zo.eps, 1)
 
 

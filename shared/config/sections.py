@@ -179,6 +179,9 @@ class ZoSettings(Section):
     estimator: str = option(
         AUTO, "two-point: 2q evaluations; forward: q + 1; exact: unperturbed; auto: cheapest",
         choices=(AUTO, "two-point", "forward", "exact"), used_by=MEASURING)
+    centre_differences: bool = option(
+        True, "what curvature adds to all numbers of a step is taken out: their mean, from 4 "
+        "queries on; false: as DeComFL and FZOO are published", used_by="estimator forward")
     parallel_queries: int = option(
         1, "p: directions of one forward pass (lowrank: cheapest), both signs", at_least=1,
         used_by=MEASURING)

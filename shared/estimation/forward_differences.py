@@ -56,8 +56,9 @@ def centre(differences: NDArray[np.float64], queries: int) -> NDArray[np.float64
 def without_bend(config: Config, differences: NDArray[np.float64]) -> NDArray[np.float64]:
     """Numbers (K*q,) without what curvature adds to all of them; two-point ones have none of it.
 
+    With ``centre-differences = false`` they stay as they were measured, as in published methods.
     Server and sites call it before a step is taken, so an entry has numbers that need no more.
     """
-    if estimator_of(config) != FORWARD:
+    if estimator_of(config) != FORWARD or not config.zo.centre_differences:
         return differences
     return centre(differences, config.zo.queries)

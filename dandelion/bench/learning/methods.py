@@ -47,7 +47,13 @@ MEZO = Method(
 DECOMFL = Method(
     "decomfl",
     "Li et al. 2024, arXiv 2405.15861",
-    {**PLAIN, "directions": "gaussian", "estimator": "forward", "queries": 5},
+    {
+        **PLAIN,
+        "directions": "gaussian",
+        "estimator": "forward",
+        "queries": 5,
+        "centre-differences": False,
+    },
 )
 FEDKSEED = Method(
     "fedkseed",
@@ -69,6 +75,7 @@ FZOO = Method(
         "directions": "rademacher",
         "estimator": "forward",
         "queries": 8,
+        "centre-differences": False,
         "step": "normalised",
         "step-memory": 0.0,
     },

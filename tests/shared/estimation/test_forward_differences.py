@@ -8,6 +8,8 @@ from torch import nn
 
 from client.site.first_order import gradient_of_all
 from dandelion.engines.local import contexts_of, merge_requests
+from server.ledger.run_folder import open_run
+from server.run import train
 from shared.base.errors import ConfigError
 from shared.base.flat import flatten
 from shared.config.schema import Config
@@ -91,6 +93,28 @@ def test_what_two_points_measured_is_not_centred():
     assert without_bend(Config({"estimator": "two-point", "queries": 4}), numbers) is numbers
     forward = Config({"estimator": "forward", "queries": 4})
     assert (without_bend(forward, numbers) == centre(numbers, 4)).all()
+    published = Config({"estimator": "forward", "queries": 4, "centre-differences": False})
+    assert without_bend(published, numbers) is numbers
+
+
+@pytest.mark.parametrize("schedule", ["shared", "independent"])
+def test_the_mean_stays_in_the_entry_if_numbers_are_not_centred(schedule, tmp_path):
+    entries = []
+    for centred in (True, False):
+        chosen = config(
+            tmp_path / str(centred), estimator="forward", queries=6, num_rounds=1, num_clients=2,
+            eps=0.3, seed_schedule=schedule, centre_differences=centred, learning_rate=0.01,
+        )  # fmt: skip
+        with open_run(chosen) as run:
+            train(Network(chosen), run, lambda report, round_: None)
+            entries.append((run.ledger.entry(1).slots, run.ledger.site_numbers(1)))
+    (centred, sites), (raw, same) = entries
+    for slot in sites:
+        assert (sites[slot].differences == same[slot].differences).all()
+    for with_mean, without in zip(raw, centred, strict=True):
+        assert abs(without.differences.mean()) < 1e-6 < abs(with_mean.differences.mean())
+        expected = (with_mean.differences - with_mean.differences.mean()) * 6 / 5
+        np.testing.assert_allclose(without.differences, expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
