@@ -56,7 +56,12 @@ RULES = (
     Rule(
         "DeComFL: forward, P = 5, SGD",
         6,
-        {"estimator": "forward", "queries": 5, "learning-rate": 5e-6},
+        {
+            "estimator": "forward",
+            "queries": 5,
+            "learning-rate": 5e-6,
+            "centre-differences": False,
+        },
         scales_rate=True,
     ),
     Rule(
