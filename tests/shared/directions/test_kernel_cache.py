@@ -57,7 +57,7 @@ def test_a_kernel_is_found_again_in_another_folder(tmp_path):
     assert first(14) == second(14) == 42
     assert first.stats.cache_path == second.stats.cache_path
     assert first.stats.cache_path.startswith(str(cache_folder() / KERNELS))
-    assert not (tmp_path / "a" / "__pycache__").exists()
+    assert not [*(tmp_path / "a").rglob("*.nbi")]
 
 
 def test_another_source_is_compiled_anew(tmp_path):
