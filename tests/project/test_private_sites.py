@@ -63,6 +63,7 @@ def run(folder, name, homes):
     return federate(config, network)
 
 
+@pytest.mark.slow
 def test_two_runs_fit_and_the_third_is_refused_for_its_budget(tmp_path, homes, caplog):
     assert len(run(tmp_path, "first", homes).entries) == 20
     forget_hosts()

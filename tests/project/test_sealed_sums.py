@@ -50,6 +50,7 @@ def run(folder, nodes, name="run", **changes):
     return config, federate(config, network)
 
 
+@pytest.mark.slow
 def test_four_hospitals_train_on_sums_alone(tmp_path, nodes):
     config, result = run(tmp_path, nodes)
     assert result.rows["refusals"] == []

@@ -57,6 +57,7 @@ def test_eighty_numbers_give_an_image_back_unless_they_are_private():
     assert np.median([each.error for each in private]) >= np.median(mean)
 
 
+@pytest.mark.slow
 def test_chosen_parameters_give_one_image_of_a_large_batch_unless_it_is_private():
     """A large batch protects nobody: the server's network lets the brightest image through."""
     pytest.importorskip("dp_accounting")
@@ -84,6 +85,7 @@ def test_a_ledger_tells_who_was_in_it():
     assert area_under_curve(members.inside, members.outside) > 0.85
 
 
+@pytest.mark.slow
 def test_a_private_ledger_tells_no_more_than_was_promised():
     pytest.importorskip("dp_accounting")
     members = ledger_of_images(EPSILON)

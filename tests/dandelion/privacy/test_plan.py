@@ -49,6 +49,7 @@ def test_slopes_and_a_run_are_measured_on_the_servers_data(tmp_path):
     assert '"held-out loss": "5.' in shown.stdout
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_promise_pays_for_no_data_of_this_user(tmp_path, monkeypatch):
     pytest.importorskip("dp_accounting")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

@@ -44,6 +44,7 @@ def test_a_readout_is_named_where_words_tell_classes_apart(folders, tmp_path):
     assert {each["scope"] for each in written["scopes"]} == rows.keys()
 
 
+@pytest.mark.slow
 def test_what_is_named_is_measured_again_by_a_run_of_its_settings(folders):
     """The settings that a row names make a run of so many trained numbers."""
     from shared.training.oracle import Oracle

@@ -104,6 +104,7 @@ def test_language_modelling_has_rewards_too(tmp_path):
     assert oracles[1].loss(rows) == pytest.approx(oracles[0].loss(rows))
 
 
+@pytest.mark.slow
 def test_accuracy_learns_a_head_by_forward_passes_alone(tmp_path, chosen):
     more = {"num_rounds": 40, "queries": 16, "learning_rate": 0.02, "eps": 0.1, "eval_interval": 40}
     run = config(tmp_path, objective="accuracy", **{**chosen, **more, "zo_batch_size": 16})

@@ -204,6 +204,7 @@ def test_pixels_come_through_as_they_are(pictures):
     np.testing.assert_array_equal(first[1:], pictures.pixels[own].ravel())
 
 
+@pytest.mark.slow
 def test_the_network_learns_by_numbers_alone(tmp_path, pictures):
     more = {"num-clients": 3, "clients-per-round": 0, "zo-batch-size": 16}
     trial = small(tmp_path, factors=(3.0,), evaluations=420, more=more, methods=("decomfl",))
