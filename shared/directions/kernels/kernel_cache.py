@@ -97,16 +97,16 @@ def kernel_folder(sources: Path) -> Path:
 
     It is in the user's cache if that is the user's own, and else beside the sources.
     """
-    root = cache_folder() / KERNELS
-    folder = root / beside(sources).name
     try:
+        root = cache_folder() / KERNELS
+        folder = root / beside(sources).name
         is_new = not folder.is_dir()
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         if not (_is_own(root) and _is_own(folder)):
             return beside(sources)
         os.utime(folder)
-    except OSError:
+    except (OSError, RuntimeError):  # the second: a user without a home
         return beside(sources)
     if is_new:
         _remove_unused(root)

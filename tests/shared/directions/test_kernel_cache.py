@@ -98,6 +98,16 @@ def test_without_a_cache_kernels_are_kept_beside_their_sources(tmp_path):
     kept_beside(tmp_path)
 
 
+def test_a_user_without_a_home_keeps_kernels_beside_their_sources(tmp_path, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("DANDELION_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(kernel_cache.Path, "home", homeless)
+    kept_beside(tmp_path)
+
+
 def kept_beside(tmp_path):
     function = unpack(tmp_path / "a")
     assert function(14) == 42
