@@ -117,11 +117,13 @@ def kernel_folder(sources: Path) -> Path:
 def beside(sources: Path) -> Path:
     """The folder beside the sources; its name is a digest of them and of the compiler.
 
-    They are the modules here, those of folder ``sources``, and two that have what kernels share.
+    They are the modules here but this one, those of folder ``sources``, and two that have what
+    kernels share.
     """
     own = Path(__file__).parent
     paths = [path for folder in sorted({own, sources}) for path in sorted(folder.glob("*.py"))]
-    every = [*paths, Path(flat.__file__), Path(philox.__file__)]
+    compiled = [path for path in paths if path.name != Path(__file__).name]
+    every = [*compiled, Path(flat.__file__), Path(philox.__file__)]
     digest = sha256(f"numba {numba.__version__}, llvmlite {llvmlite.__version__}".encode())
     for path in every:
         digest.update(sha256(path.read_bytes()).digest())
