@@ -160,9 +160,7 @@ def shorten(features: Tensor, longest: float) -> Tensor:
     Lengths are sums in float64, so that none overflows.
     """
     most = longest * features.shape[-1] ** 0.5
-    lengths = torch.linalg.vector_norm(features.double(), dim=-1, keepdim=True)
-    shortened: Tensor = features / (lengths / most).clamp(min=1).to(features.dtype)
-    return shortened
+    return torch.renorm(features.double(), 2, 0, most).to(features.dtype)
 
 
 def is_computed(text: str) -> bool:

@@ -31,7 +31,7 @@ from shared.randomness import philox
 KERNELS = "kernels"  # folder in the cache
 UNUSED_DAYS = 60  # a folder of a former version that nobody has used for so long is removed
 DAY_S = 86_400
-LOCATORS = "CACHE_LOCATOR_CLASSES"  # of numba's settings, from version 0.62
+LOCATORS = "CACHE_LOCATOR_CLASSES"  # a setting of numba; older versions do not have it
 
 
 @contextmanager
@@ -44,11 +44,11 @@ def keep_kernels(file: Path) -> Iterator[None]:
     if config.CACHE_DIR or not file.is_file():  # such as code that was typed in
         yield
         return
-    sources, own = file.parent, getattr(config, LOCATORS, None)
-    folder = kernel_folder(sources)
-    changed = {"CACHE_DIR": str(beside(sources))}
-    if own == "":  # numba has this setting, and the user none of his own
-        changed = {LOCATORS: f"{__name__}.{KernelLocator.__name__}", "CACHE_DIR": str(folder)}
+    if getattr(config, LOCATORS, None) == "":  # numba has this setting, and its user none
+        locator = f"{__name__}.{KernelLocator.__name__}"
+        changed = {LOCATORS: locator, "CACHE_DIR": str(kernel_folder(file.parent))}
+    else:
+        changed = {"CACHE_DIR": str(beside(file.parent))}
     before = {name: getattr(config, name) for name in changed}
     try:
         _set(changed)
