@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from client.handlers.client_replica import ReadyReplica
 from shared.base.errors import DataError
+from shared.base.flat import FlatModel
+from shared.estimation.exact import exact_differences, gradient_of
 from shared.estimation.forward_differences import forward_differences
 from shared.estimation.perturber import Perturber
 from shared.estimation.two_point import two_point
-from shared.modes.estimators import FORWARD, estimator_of
+from shared.modes.estimators import EXACT, FORWARD, estimator_of
+from shared.optimizers.gradient import add_scaled_
 from shared.protocol.messages import Measured
 from shared.protocol.site_id import SiteId
 from shared.randomness.philox import words
@@ -32,7 +35,8 @@ def measure(ready: ReadyReplica, site: SiteId, loss: Loss, load: Callable[[], Ba
     gives. While it gives them, torch's generator is seeded by run, round and site, so a loader that
     shuffles by it gives the same batches if the round is requested again.
 
-    Costs 2q passes over these batches, or q + 1 with forward differences.
+    Costs 2q passes over these batches, q + 1 with forward differences, or one forward and one
+    backward pass with exact slopes.
 
     Raises:
         DataError: the data gives no batch, or a loss is not finite or has a wrong shape.
@@ -58,12 +62,16 @@ def measure(ready: ReadyReplica, site: SiteId, loss: Loss, load: Callable[[], Ba
     slot = SHARED_SLOT if config.zo.seed_schedule == "shared" else site.slot
     keys = direction_keys(config.training.seed, ready.request.round, slot, 0, config.zo.queries)
     perturber = Perturber(replica.model, replica.directions)
-    with torch.inference_mode():
-        if estimator_of(config) == FORWARD:
-            differences, baseline = forward_differences(at_once, perturber, keys, config.zo.eps)
-        else:
-            differences = two_point(at_once, perturber, keys, config.zo.eps)
-            baseline = float(np.mean(losses))
+    if estimator_of(config) == EXACT:
+        baseline, gradient = mean_gradient(loss, replica.model, moved, sizes)
+        differences = exact_differences(replica.directions, keys, gradient, config.zo.eps)
+    else:
+        with torch.inference_mode():
+            if estimator_of(config) == FORWARD:
+                differences, baseline = forward_differences(at_once, perturber, keys, config.zo.eps)
+            else:
+                differences = two_point(at_once, perturber, keys, config.zo.eps)
+                baseline = float(np.mean(losses))
     model.check_unchanged(digest, versions, "loss")
     return Measured(
         round=ready.request.round,
@@ -91,18 +99,46 @@ def mean_loss(
     """
     total = 0.0
     for number, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
-        value = loss(module, batch)
-        if not isinstance(value, Tensor) or value.ndim > 1 or not value.numel():
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise DataError(f"loss of batch {number}: a tensor (n,) or () expected, got {got}")
-        mean = float(value.detach().double().mean())
-        if not math.isfinite(mean):
-            raise DataError(
-                f"loss of batch {number}: a finite number expected, got {mean}; a smaller lr or "
-                "eps, or a loss without overflow, may help"
-            )
-        total += mean * size
+        total += float(_mean_of(loss, module, batch, number).detach()) * size
     return total / sum(sizes)
+
+
+def mean_gradient(
+    loss: Loss, model: FlatModel, batches: Sequence[Batch], sizes: Sequence[int]
+) -> tuple[float, Tensor]:
+    """Mean loss per example over batches, and its gradient (size,), by backpropagation.
+
+    Args:
+        loss: as for ``mean_loss``; differentiable.
+        model: at the parameters that are measured.
+        batches: what ``loss`` takes.
+        sizes: examples in each batch: the weight of a mean.
+
+    Raises:
+        DataError: a loss has another shape, is not finite or has no gradient.
+    """
+    total, gradient = 0.0, torch.zeros_like(model.flat, dtype=torch.float32)
+    for number, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
+        with torch.enable_grad():
+            mean = _mean_of(loss, model.module, batch, number)
+            add_scaled_(gradient, gradient_of(model, mean), size / sum(sizes))
+        total += float(mean.detach()) * size
+    return total / sum(sizes), gradient
+
+
+def _mean_of(loss: Loss, module: nn.Module, batch: Batch, number: int) -> Tensor:
+    """The mean loss of a batch, a scalar in float64."""
+    value = loss(module, batch)
+    if not isinstance(value, Tensor) or value.ndim > 1 or not value.numel():
+        what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise DataError(f"loss of batch {number}: a tensor (n,) or () expected, got {what}")
+    mean = value.double().mean()
+    if not math.isfinite(got := float(mean.detach())):
+        raise DataError(
+            f"loss of batch {number}: a finite number expected, got {got}; a smaller lr or "
+            "eps, or a loss without overflow, may help"
+        )
+    return mean
 
 
 def examples_in(batch: Batch) -> int:

@@ -18,6 +18,7 @@ from shared.base.errors import ConfigError, PolicyError
 from shared.base.options import option
 from shared.config.privacy_section import GROUP, LOCAL, SHARED
 from shared.config.schema import Config
+from shared.modes.batches import EPOCHS
 from shared.modes.estimators import estimator_of
 from shared.protocol.entry import is_dense
 from shared.protocol.messages import Request
@@ -121,6 +122,8 @@ class NodePolicy:
         zo, privacy = config.zo, config.privacy
         queries = zo.queries * config.training.local_steps
         batch = min(filter(None, (zo.batch_size, config.bp.batch_size)), default=0)
+        if batch and config.data.batch_order == EPOCHS:
+            batch = 1  # what is left for the last batch of an epoch
         is_grouped = not privacy.is_local or privacy.unit == GROUP
         return [
             ("privacy", privacy.mode,

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,10 +9,10 @@ from shared.base.options import arguments_of
 from shared.codecs import Codec
 from shared.codecs.topk import ErrorFeedback
 from shared.config.schema import Config
-from shared.data.examples import Examples, draw
+from shared.data.examples import Examples
+from shared.modes.batches import gradient_rows
 from shared.modes.standard import LocalAdamW
 from shared.optimizers.gradient import add_scaled_
-from shared.randomness.streams import gradient_batch_key
 from shared.training.oracle import EVALUATION_BATCH, Oracle
 
 
@@ -44,12 +43,8 @@ class GradientSender:
 
 
 def batch_of(config: Config, examples: Examples, slot: int, round_: int, step: int) -> Tensor:
-    """The examples (bp-batch-size, T) of one backward pass: a pure function of its arguments.
-
-    All examples, in their order, if ``bp-batch-size`` is 0.
-    """
-    key, size = gradient_batch_key(config.training.seed, round_, slot, step), config.bp.batch_size
-    rows = draw(key, len(examples), size) if size else np.arange(len(examples))
+    """The examples (B, T) of one backward pass: a pure function of its arguments."""
+    rows = gradient_rows(config, slot, round_, step, len(examples))
     return torch.from_numpy(examples.batch(rows))
 
 

@@ -69,7 +69,9 @@ class LocalSite:
         numbers: NDArray[np.float32] = np.zeros(0, np.float32)
         compared: tuple[float | None, float | None] = None, None
         if plan.measure:
-            queries = Queries(self.id, self.examples, self.config, request.round, losses)
+            queries = Queries(
+                self.id, self.examples, self.config, request.round, losses, self.can_backpropagate
+            )
             along = None if plan.along == "keys" else guide
             numbers = queries.measure(oracle, request.learning_rate, along)
             compared = losses_around_step(queries, oracle, request)

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.site.first_order import gradient_of_all
 from shared.config.schema import Config
-from shared.data.examples import Examples, draw
+from shared.data.examples import Examples
 from shared.estimation.exact import exact_differences
 from shared.estimation.forward_differences import numbers_of, one_side, without_bend
 from shared.estimation.guided import directions_along
@@ -22,7 +23,8 @@ from shared.estimation.two_point import (
     losses_along,
     radius,
 )
-from shared.modes.estimators import EXACT, FORWARD, TWO_POINT, estimator_of
+from shared.modes.batches import query_rows
+from shared.modes.estimators import EXACT, FORWARD, TWO_POINT, Estimator, estimator_at
 from shared.modes.mode import parameters_round
 from shared.optimizers.gradient import coefficients_of
 from shared.protocol.site_id import SiteId
@@ -30,7 +32,6 @@ from shared.randomness.streams import (
     SHARED_SLOT,
     Key,
     direction_keys,
-    query_batch_key,
     rounding_key,
 )
 from shared.training.oracle import EVALUATION_BATCH, Oracle
@@ -47,9 +48,15 @@ class Queries:
     config: Config
     round: int
     losses: list[float] = field(default_factory=list)  # their mean is what the site reports
+    can_backpropagate: bool = True
+
+    @property
+    def estimator(self) -> Estimator:
+        """How this site measures."""
+        return estimator_at(self.config, self.can_backpropagate)
 
     def measure(self, oracle: Oracle, rate: float, guide: Tensor | None) -> NDArray[np.float32]:
-        """Return differences (K*q,); costs 2Kq forward passes, or K(q + 1).
+        """Return differences (K*q,); costs K times what ``evaluations_of`` says.
 
         ``guide`` (size,) is the gradient that directions are tilted to; None: plain directions.
         The examples depend on (seed, slot, round, step) alone, so a repeated request gives the
@@ -69,8 +76,8 @@ class Queries:
     def _measure_step(self, oracle: Oracle, step: int) -> NDArray[np.float32]:
         """Differences (q,) of one step, one direction after the other or some at a time."""
         c = self.config
-        is_forward = estimator_of(c) == FORWARD
-        if estimator_of(c) == EXACT:
+        is_forward = self.estimator == FORWARD
+        if self.estimator == EXACT:
             return self._compute_exactly(oracle, step)
         if c.zo.parallel_queries > 1:
             batched = self._measure_forward_batched if is_forward else self._measure_batched
@@ -89,8 +96,10 @@ class Queries:
         return numbers_of(np.array(losses[1:]), losses[0]) if is_forward else differences_of(losses)
 
     def _compute_exactly(self, oracle: Oracle, step: int) -> NDArray[np.float32]:
-        """Differences (q,) of one step from the gradient's closed form; nothing is perturbed."""
-        loss, gradient = oracle.linear_gradient(self.batch(step))
+        """Differences (q,) of one step from the batch's gradient; nothing is perturbed."""
+        rows = self.batch(step)
+        at_once = oracle.is_linear or self.config.zo.batch_size > 0
+        loss, gradient = oracle.gradient(rows) if at_once else gradient_of_all(oracle, rows)
         self.losses.append(loss)
         directions, eps = oracle.replica.directions, self.config.zo.eps
         return exact_differences(directions, self.keys(step), gradient, eps)
@@ -202,7 +211,7 @@ class Queries:
         """
         coming = parameters_round(self.config, self.round) + 1
         is_same = coming == self.round or not self.config.zo.batch_size
-        if is_same and estimator_of(self.config) != TWO_POINT:
+        if is_same and self.estimator != TWO_POINT:
             return self.losses[0]
         return self._loss_of_round(oracle, coming)
 
@@ -219,14 +228,8 @@ class Queries:
         return oracle.loss(rows) if self.config.zo.batch_size else oracle.loss_of_all(rows)
 
     def batch(self, number: int) -> Tensor:
-        """Draw the examples (B, T) of a step, or of a query if each has its own.
-
-        All examples, in their order, if ``zo-batch-size`` is 0.
-        """
-        c, count = self.config, len(self.examples)
-        size = c.zo.batch_size * (c.zo.queries if c.zo.query_data == "shared" else 1)
-        key = query_batch_key(c.training.seed, self.round, self.id.slot, number)
-        rows = draw(key, count, size) if size else np.arange(count)
+        """The examples (B, T) of a step, or of a query if each has its own."""
+        rows = query_rows(self.config, self.id.slot, self.round, number, len(self.examples))
         return torch.from_numpy(self.examples.batch(rows))
 
     def _step_(

@@ -116,15 +116,13 @@ class Combiner:
 
     def forwards(self, round_: int, contributions: Sequence[Contribution]) -> int:
         """Forward passes of all sites, a backward pass counted as two."""
-        return sum(
-            cost(
-                self.config,
-                plan_of(self.config, round_, bool(c.gradient)),
-                c.examples,
-                comparisons_of(self.config, round_, c.before is not None, c.after is not None),
-            )
-            for c in contributions
-        )
+        return sum(self._forwards(round_, each) for each in contributions)
+
+    def _forwards(self, round_: int, site: Contribution) -> int:
+        c, can = self.config, site.can_backpropagate
+        sent = site.before is not None, site.after is not None
+        plan, more = plan_of(c, round_, bool(site.gradient)), comparisons_of(c, round_, *sent, can)
+        return cost(c, plan, site.examples, more, can)
 
     def _combine_measured(self, sites: Sequence[Contribution]) -> PartialEstimate:
         """Combine sites that sent loss differences alone."""

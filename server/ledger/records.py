@@ -114,6 +114,7 @@ class Contribution:
     after: float | None = None  # loss of the batch of the step that was taken last
     length: float | None = None  # of the gradient; None: none was sent, or none was compared
     sealed: Sealed | None = None  # its numbers, if only a sum of them can be opened
+    can_backpropagate: bool = True  # the site; an exact slope costs it less then
 
     def order(self) -> tuple[object, ...]:
         """A key that sorts contributions by slot, and those of one slot by all their values."""

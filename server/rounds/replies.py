@@ -270,6 +270,7 @@ class ReplyValidator:
             outcome=content.outcome,
             before=content.before,
             after=content.after,
+            can_backpropagate=site.hello.can_backpropagate,
         )
 
     def _drop_copies(self, round_: int, valid: Sequence[Contribution]) -> list[Contribution]:

@@ -34,7 +34,7 @@ class StrategyParameters:
     movement: float = 0.0
     seed: int = 1
     batches: int = option(1, "batches that a client measures on in a round")
-    estimator: str = option("two-point", "of slopes", choices=("two-point", "forward"))
+    estimator: str = option("two-point", "of slopes", choices=("two-point", "forward", "exact"))
     directions: str = "rademacher"
     seed_schedule: str = "shared"
     optimizer: str = "sgd"

@@ -43,14 +43,15 @@ class ZerothOrder(StrategyParameters, Strategy):
 
     Args:
         model: the module whose ``state_dict`` the initial arrays are. It is copied, not changed.
-        queries: q, directions of a round. A client computes 2q losses, or q + 1 (``estimator``).
+        queries: q, directions of a round. A client computes 2q losses, or fewer (``estimator``).
         eps: smoothing radius ε, how far along a direction a client steps.
         lr: learning rate η of θ ← θ − η · (1/q) Σ (difference / 2ε) z. None: the rate is chosen
             each round so that a parameter moves ``movement`` (root mean square); needs ``sgd``.
         movement: of a parameter in a round, if ``lr`` is None; 0: by the number of parameters.
         seed: names all directions and draws of the run.
         batches: of a client's data on which it measures in a round; 0: all that the data gives.
-        estimator: ``two-point`` or ``forward`` differences.
+        estimator: ``two-point`` differences; ``forward`` ones, of q + 1 losses; ``exact``: slopes
+            from one backward pass, for clients that can backpropagate.
         directions: the family: ``rademacher``, ``hadamard`` (for few parameters), ``lowrank``,
             ``gaussian`` (its bits differ between kinds of devices).
         seed_schedule: whether all clients measure the same directions (``shared``), or each its own

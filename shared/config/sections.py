@@ -80,6 +80,9 @@ class DataSettings(Section):
     max_samples: int = option(
         0, "documents taken from it; 0: all, or of a large set those recommended", unit="documents")
     block_size: int = option(64, "length of one example", at_least=2, unit="tokens")
+    batch_order: str = option(
+        "drawn", "each step draws its batch; or epochs: a site's examples in a new order in each",
+        choices=("drawn", "epochs"))
     partitioner: str = option(
         "natural", "how examples are dealt to sites; names: shared/data/partition_rules.py")
     partition_by: str = option(

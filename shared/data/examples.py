@@ -1,4 +1,4 @@
-"""Examples as rows of tokens: cut from documents, and drawn for batches."""
+"""Examples as rows of tokens, cut from documents."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from shared.base.errors import ConfigError, DataError
 from shared.data.documents import UNLABELLED, Documents
 from shared.models.model import Tokenizer
-from shared.randomness.philox import words
-from shared.randomness.streams import Key
 
 LOG = logging.getLogger("dandelion")
 KEPT_SHARE = 0.75  # of the tokens; if the blocks have fewer, that is said, or parts are merged
@@ -269,24 +267,3 @@ def _merge_streams(
             for number, pair in enumerate(pairs)
         }
     return parts
-
-
-def draw(key: Key, count: int, batch: int) -> Rows:
-    """Draw the rows (batch,) of ``count`` examples, as the ``key`` of a batch says.
-
-    A pure function of its arguments (invariant I7). Rows are distinct if there are enough, by
-    Floyd's algorithm (Bentley and Floyd 1987). Else each row comes ``batch // count`` times, and
-    the rest are distinct. Of n rows one is word · n >> 32: off uniform by less than n / 2**32.
-
-    Raises:
-        DataError: there is no example, or an empty batch.
-    """
-    if count < 1 or batch < 1:
-        raise DataError(f"a batch of at least 1 from at least 1 example expected: {batch}, {count}")
-    whole, rest = divmod(batch, count)
-    bits = words(key, range(-(-rest // 4))).reshape(-1).tolist()
-    chosen: dict[int, None] = {}  # keeps the order
-    for top, word in zip(range(count - rest, count), bits, strict=False):
-        row = word * (top + 1) >> 32
-        chosen[top if row in chosen else row] = None
-    return np.append(np.arange(whole * count) % count, np.array([*chosen], np.int64))

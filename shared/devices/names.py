@@ -6,7 +6,7 @@ import torch
 
 from shared.base.errors import ConfigError
 from shared.config.schema import Config
-from shared.modes.estimators import EXACT, estimator_of, evaluations_of
+from shared.modes.estimators import EXACT, estimator_of, evaluations_of, is_backpropagated
 from shared.modes.mode import mode_of
 from shared.objectives.reward import is_reward
 
@@ -80,6 +80,8 @@ def _why_idle(c: Config, count: int) -> str:
     """Why so many devices cannot share out a step's evaluations, or an empty string."""
     if not mode_of(c).measures:
         return f"mode {c.training.mode!r}: no directions are measured that could be shared out"
+    if is_backpropagated(c):
+        return "estimator 'exact': one backward pass gives all slopes, so there is nothing to share"
     if estimator_of(c) == EXACT or c.model.is_linear:
         return f"scope {c.model.scope!r}: a readout's slopes take no pass that could be shared out"
     if is_reward(c.zo.objective):

@@ -1,4 +1,10 @@
-"""Exact slopes along directions, where the gradient by few parameters is known in closed form."""
+"""Exact slopes along directions: products of z and a gradient, and a gradient by backpropagation.
+
+They are the directional derivatives that differences tend to as ε → 0 (the oracle of Nesterov and
+Spokoiny 2017, "Random gradient-free minimization of convex functions", section 2), from one
+backward pass for all directions. Forward mode would take a pass for each (Baydin et al. 2022,
+https://arxiv.org/abs/2202.08587).
+"""
 
 from collections.abc import Sequence
 
@@ -7,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.base.errors import DataError
+from shared.base.flat import FlatModel
 from shared.directions import Directions
 from shared.randomness.streams import Key
 
@@ -28,6 +36,33 @@ def exact_differences(
     vector = gradient.float()
     slopes = [_slope(directions, key, vector) for key in keys]
     return (2 * eps * np.array(slopes, np.float64)).astype(np.float32)
+
+
+def gradient_of(model: FlatModel, loss: Tensor) -> Tensor:
+    """The gradient (size,) of a loss by the model's trained parameters; float32, padding zero.
+
+    A parameter that the loss does not depend on has the gradient 0.
+
+    Args:
+        model: whose parameters were used with gradients enabled.
+        loss: a scalar.
+
+    Raises:
+        DataError: the loss knows no gradient.
+    """
+    if not loss.requires_grad:
+        raise DataError(
+            "a loss with a gradient expected for backpropagation, but it was detached, or computed "
+            "without gradients: use estimator forward or two-point, or return the loss itself"
+        )
+    named = dict(model.module.named_parameters())
+    chosen = {span.name: named[span.name] for span in model.layout.tensors}
+    gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
+    parts = {
+        name: torch.zeros_like(own) if part is None else part
+        for (name, own), part in zip(chosen.items(), gradients, strict=True)
+    }
+    return model.gather(parts)
 
 
 def _slope(directions: Directions, key: Key, gradient: Tensor) -> float:

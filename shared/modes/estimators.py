@@ -3,7 +3,9 @@
 With *two-point* differences (Spall 1992) a site evaluates each direction at both signs: 2q
 evaluations. With *forward* differences it evaluates l₀ = L(θ) once and each direction at one sign:
 q + 1. It sends δₖ = 2·(L(θ + εzₖ) − l₀), so that δ / 2ε is the slope for both. *Exact* slopes need
-no perturbation; they exist if the loss depends on the trained parameters through a linear map.
+no perturbation: they are the products of z and a gradient, which has a closed form if the loss
+depends on the trained parameters through a linear map, and is backpropagated elsewhere. A site that
+cannot backpropagate then measures two-point differences: they have the same limit.
 """
 
 from typing import Literal, cast
@@ -53,13 +55,34 @@ def refusal_of_forward(config: Config) -> str:
     return ""
 
 
-def evaluations_of(config: Config) -> int:
-    """Evaluations of one batch's loss in one step of q queries; exact slopes take one."""
-    queries = config.zo.queries
-    return {EXACT: 1, FORWARD: 1 + queries, TWO_POINT: 2 * queries}[estimator_of(config)]
+def is_backpropagated(config: Config) -> bool:
+    """Whether the slopes of a run are exact, and have no closed form."""
+    return estimator_of(config) == EXACT and not config.model.is_linear
 
 
-def cost(config: Config, plan: Plan, examples: int, more: int = 0) -> int:
+def estimator_at(config: Config, can_backpropagate: bool) -> Estimator:
+    """What a site measures by: the run's estimator.
+
+    Two-point differences take the place of slopes that it would have to backpropagate and cannot.
+    """
+    if is_backpropagated(config) and not can_backpropagate:
+        return TWO_POINT
+    return estimator_of(config)
+
+
+def evaluations_of(config: Config, can_backpropagate: bool = True) -> int:
+    """Evaluations of one batch's loss in one step of q queries at a site.
+
+    Exact slopes take one, and a backward pass if they have no closed form.
+    """
+    queries, exact = config.zo.queries, 1 + BACKWARD * is_backpropagated(config)
+    each = {EXACT: exact, FORWARD: 1 + queries, TWO_POINT: 2 * queries}
+    return each[estimator_at(config, can_backpropagate)]
+
+
+def cost(
+    config: Config, plan: Plan, examples: int, more: int = 0, can_backpropagate: bool = True
+) -> int:
     """Forward passes over ``zo-batch-size`` examples that a plan costs; a backward counts two.
 
     Args:
@@ -67,9 +90,10 @@ def cost(config: Config, plan: Plan, examples: int, more: int = 0) -> int:
         plan: of the site.
         examples: the number that the site has: a batch, if ``zo-batch-size`` is 0.
         more: evaluations of the step's batch beside those of the estimate.
+        can_backpropagate: whether the site can; see ``estimator_at``.
     """
     steps, batch = config.training.local_steps, config.zo.batch_size or examples
-    evaluations = evaluations_of(config) * steps + more
+    evaluations = evaluations_of(config, can_backpropagate) * steps + more
     if config.zo.query_data == "shared":
         evaluations *= config.zo.queries  # the batch is so many times larger
     batches = plan.backpropagate + steps * plan.train

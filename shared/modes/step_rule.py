@@ -9,7 +9,7 @@ the slopes, so that a parameter moves ``movement`` in a round, whatever the scal
 from typing import Literal, cast
 
 from shared.config.schema import Config
-from shared.modes.estimators import TWO_POINT, estimator_of
+from shared.modes.estimators import TWO_POINT, estimator_at
 from shared.modes.mode import mode_of, parameters_round
 
 StepRule = Literal["plain", "normalised", "auto"]
@@ -73,13 +73,15 @@ def compares(config: Config) -> bool:
     return step_rule_of(config) == AUTO
 
 
-def comparisons_of(config: Config, round_: int, before: bool, after: bool) -> int:
+def comparisons_of(
+    config: Config, round_: int, before: bool, after: bool, can_backpropagate: bool = True
+) -> int:
     """Evaluations of a batch that a reply with these losses cost beside its numbers.
 
     A baseline of forward differences is the first of them, and all examples are one batch.
     """
     is_same = parameters_round(config, round_) + 1 == round_ or not config.zo.batch_size
-    is_known = estimator_of(config) != TWO_POINT and is_same
+    is_known = estimator_at(config, can_backpropagate) != TWO_POINT and is_same
     return (before and not is_known) + (after and config.zo.batch_size > 0)
 
 

@@ -18,6 +18,7 @@ from shared.devices.names import check_presence, devices_of
 from shared.devices.team import Helper, do_everywhere, share_out
 from shared.estimation.activation_cache import FrozenPrefixCache
 from shared.estimation.batched_queries import BatchedQueries
+from shared.estimation.exact import gradient_of
 from shared.estimation.perturber import Perturber
 from shared.features.cut import KeptPrefix
 from shared.features.prefix import count_frozen_blocks
@@ -267,17 +268,9 @@ class Oracle:
         """Loss of a batch, and its gradient (size,), padding 0, in closed form if there is one."""
         if self.is_linear:
             return self.linear_gradient(rows)
-        model = self.replica.model
-        named = dict(model.module.named_parameters())
-        chosen = {span.name: named[span.name] for span in model.layout.tensors}
         with self.kept.at(rows):
             loss = self.task.loss(self.language_model.module, self._to_device(rows))
-        gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
-        parts = {
-            name: torch.zeros_like(own) if part is None else part
-            for (name, own), part in zip(chosen.items(), gradients, strict=True)
-        }
-        return float(loss.detach()), model.gather(parts)
+        return float(loss.detach()), gradient_of(self.replica.model, loss)
 
     def keep(self, rows: Tensor) -> None:
         """Compute what is kept of any number of rows before it is needed, as far as there is room.

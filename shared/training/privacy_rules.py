@@ -5,6 +5,7 @@ from shared.base.errors import ConfigError
 from shared.base.options import options_of
 from shared.config.privacy_section import PrivacySettings
 from shared.config.schema import Config, settings
+from shared.modes.estimators import is_backpropagated
 from shared.modes.mode import mode_of
 from shared.modes.step_rule import PLAIN, step_rule_of
 from shared.privacy.grid import check_rounding
@@ -33,6 +34,8 @@ def check_privacy(c: Config) -> None:
         ("parallel-queries", "1: losses of single examples are clipped", c.zo.parallel_queries > 1),
         ("merge-clients", "false: sites share no forward pass", c.federation.merge_clients),
         ("site-eval-fraction", "0: an outcome has no noise", c.evaluation.site_fraction > 0),
+        ("estimator", "forward or two-point: backpropagation gives no gradient of each example",
+         is_backpropagated(c)),
         ("objective", "one of loss, accuracy and margin: they are of one example",
          c.zo.objective not in OF_ONE_EXAMPLE),
     ):  # fmt: skip

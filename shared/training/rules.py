@@ -5,14 +5,9 @@ from shared.base.errors import ConfigError
 from shared.config.schema import Config, settings
 from shared.config.sections import FUNCTION
 from shared.devices.names import check_devices
-from shared.modes.estimators import (
-    EXACT,
-    FORWARD,
-    estimator_of,
-    refusal_of_forward,
-)
+from shared.modes.estimators import EXACT
+from shared.modes.measuring_rules import check_measuring
 from shared.modes.mode import mode_of
-from shared.modes.step_rule import NORMALISED, why_not_normalised
 from shared.tasks.text_rules import check_text
 from shared.training.components import effective_options
 from shared.training.privacy_rules import check_privacy
@@ -38,14 +33,11 @@ def check_combinations(c: Config) -> None:
     _check_staleness(c)
     _check_aggregation(c)
     _check_mode(c)
-    _check_estimator(c)
-    _check_batches(c)
-    _check_step(c)
+    check_measuring(c)
     _check_averaging(c)
     _check_gradients(c)
     _check_objective(c)
     _check_model(c)
-    _check_merging(c)
     _check_data(c)
     check_privacy(c)
     check_text(c)
@@ -146,33 +138,6 @@ def _check_mode(c: Config) -> None:
         )
 
 
-def _check_estimator(c: Config) -> None:
-    if c.zo.estimator == FORWARD and mode_of(c).measures and (reason := refusal_of_forward(c)):
-        raise ConfigError(f"estimator 'forward' with {reason}: use two-point")
-    if c.zo.estimator == EXACT and not c.model.is_linear:
-        raise ConfigError(
-            f"estimator 'exact' with scope {c.model.scope!r}: its slopes have no closed form: use "
-            "two-point or forward, or a readout (scope words or prior, or head with features)"
-        )
-    if estimator_of(c) == EXACT:
-        _check_exact(c)
-
-
-def _check_batches(c: Config) -> None:
-    if not c.zo.batch_size and c.zo.query_data != "same":
-        raise ConfigError(
-            f"zo-batch-size = 0 with query-data {c.zo.query_data!r}: every query sees all of a "
-            "site's examples already: use same"
-        )
-
-
-def _check_step(c: Config) -> None:
-    if c.optimizer.step == NORMALISED and (reason := why_not_normalised(c)):
-        raise ConfigError(
-            f"step 'normalised' with {reason}: use plain, or auto, which is plain here"
-        )
-
-
 def _check_averaging(c: Config) -> None:
     """Where parameters are averaged, sites have stepped, by AdamW, and no query is spent."""
     if not mode_of(c).averages_parameters:
@@ -252,45 +217,6 @@ def _check_model(c: Config) -> None:
     ):
         if not fits and (value := c.to_run_config()[key]) != settings()[key].default:
             raise ConfigError(f"{key} = {value!r:.60} needs scope {scope}, got {c.model.scope!r}")
-
-
-def _check_merging(c: Config) -> None:
-    """Batches of several sites are one only if the sites stand at one point, with one key."""
-    mode = mode_of(c)
-    alone = {
-        "seed-schedule": c.zo.seed_schedule == "independent",
-        "mode": not mode.measures or mode.keeps_guidance(c),
-        "local-steps": c.training.local_steps > 1,
-        "parallel-queries": c.zo.parallel_queries > 1,
-        "staleness": c.federation.staleness > 0,
-    }
-    if c.federation.merge_clients and any(alone.values()):
-        key = next(key for key, holds in alone.items() if holds)
-        raise ConfigError(
-            f"merge-clients with {key} = {c.to_run_config()[key]!r}: sites that share forwards "
-            "measure plain directions of shared keys, one step, one direction after the other"
-        )
-
-
-def _check_exact(c: Config) -> None:
-    """Exact slopes leave nothing to those who share, batch or guide perturbed evaluations."""
-    scope = f"{c.model.scope}{' with features' * bool(c.model.features)}"
-    other = {
-        "parallel-queries": c.zo.parallel_queries > 1,
-        "merge-clients": c.federation.merge_clients,
-        "query-data": c.zo.query_data == "fresh",
-    }
-    if any(other.values()):
-        key = next(key for key, holds in other.items() if holds)
-        raise ConfigError(
-            f"{key} = {c.to_run_config()[key]!r} with scope {scope!r}: exact slopes need no "
-            "perturbed evaluation that could be shared; use its default"
-        )
-    if mode_of(c).leans_on_gradient:
-        raise ConfigError(
-            f"mode {c.training.mode!r} with scope {scope!r}: the exact gradient costs as much as "
-            "its slopes; use mode zo or fo, or estimator two-point"
-        )
 
 
 def _check_data(c: Config) -> None:

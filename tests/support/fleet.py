@@ -24,6 +24,9 @@ VARIANTS = {
     "instruct auto": {"bp-weight": "auto"},
     "instruct masked": {"instruct-directions": "masked"},
     "instruct reuse": {"guidance": "reuse"},
+    "zo exact": {"estimator": "exact"},
+    "zo epochs": {"batch-order": "epochs"},
+    "calibrate epochs": {"batch-order": "epochs"},
 }
 
 

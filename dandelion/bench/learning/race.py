@@ -27,6 +27,7 @@ from server.ledger.run_folder import LEDGER, read_config
 from server.reporting.report import Report
 from shared.base.errors import StalledError, UnknownNameError
 from shared.config.schema import Config
+from shared.modes.batches import EPOCHS
 from shared.modes.estimators import cost, with_estimator
 from shared.modes.mode import plan_of
 from shared.training.oracle import Oracle
@@ -231,11 +232,13 @@ def _score(ledger: LedgerReader, round_: int) -> str:
 
 
 def _batch(config: Config) -> int:
-    """Examples of one evaluation at a site: its batch, or all of them."""
-    if config.zo.batch_size:
-        return config.zo.batch_size
+    """Examples of one evaluation at a site: its batch, on average, or all of them."""
+    size = config.zo.batch_size
+    if size and config.data.batch_order != EPOCHS:
+        return size
     data = SiteData.of(config, Oracle.of(resolve_choices(config)).language_model)
-    return len(data.shard(0, config.federation.num_clients).queries)
+    count = len(data.shard(0, config.federation.num_clients).queries)
+    return count // -(-count // size) if size else count
 
 
 def _train_start(problem: RaceTask, trial: Trial) -> None:

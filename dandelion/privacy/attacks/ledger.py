@@ -21,10 +21,10 @@ from dandelion.privacy.attacks.protection import Array
 from server.ledger.reader import LedgerReader
 from server.ledger.run_folder import LEDGER
 from shared.config.schema import Config
-from shared.data.examples import draw
+from shared.modes.batches import query_rows
 from shared.privacy.accounting import noise_for, rate_bits_of
 from shared.protocol.site_id import site_of
-from shared.randomness.streams import SHARED_SLOT, direction_keys, query_batch_key
+from shared.randomness.streams import SHARED_SLOT, direction_keys
 from shared.training.corpus import Corpus
 from shared.training.oracle import EVALUATION_BATCH, Oracle
 
@@ -68,8 +68,7 @@ class LedgerAttack:
         c, texts = self.config, self._texts
         rows, first = np.arange(min(self.most, len(texts.inside), len(texts.foreign))), 0
         if not self._is_private:
-            key = query_batch_key(c.training.seed, round_, self._slot, 0)
-            rows = draw(key, len(texts.inside), c.zo.batch_size)
+            rows = query_rows(c, self._slot, round_, 0, len(texts.inside))
             first = (round_ - 1) * len(rows) % (len(texts.foreign) - len(rows) + 1)
         parts = texts.inside[rows], texts.foreign[first : first + len(rows)], texts.own
         members, others, known = (self._numbers(oracle, part, round_) for part in parts)

@@ -71,6 +71,15 @@ def test_dropout_that_a_loss_switches_on_is_refused():
     assert "left the module in train mode" in strategy.refusals[0].detail
 
 
+def test_a_loss_without_a_gradient_is_refused_where_slopes_are_backpropagated():
+    nodes = ManyApps(2)
+    nodes.default = client_app(loss=lambda module, batch: loss(module, batch).detach())
+    strategy = ZerothOrder(model=start_net(), queries=2, lr=0.1, estimator="exact")
+    strategy.max_skipped_rounds = 9
+    strategy.start(nodes.grid(), arrays_of(start_net()), 1, 5.0)
+    assert "use estimator forward or two-point" in strategy.refusals[0].detail
+
+
 def test_data_without_a_batch_is_refused():
     assert "the data gives none" in first_refusal(data=lambda context: [])
 

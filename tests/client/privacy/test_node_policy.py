@@ -36,6 +36,7 @@ def config_of(changes):
         ("max-clip", 8.0, {"privacy": "local", "privacy_noise": 1.0, "privacy_clip": 40.0}),
         ("eps-range", "1e-5..1e-2", {"eps": 0.5}),
         ("min-batch", 8, {"zo_batch_size": 2}),
+        ("min-batch", 2, {"zo_batch_size": 8, "batch_order": "epochs"}),
         ("max-queries", 8, {"queries": 4, "local_steps": 3}),
         ("allow-evaluation", False, {"site_eval_fraction": 0.2}),
     ],

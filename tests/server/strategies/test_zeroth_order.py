@@ -86,6 +86,24 @@ def test_the_result_is_filled_and_the_loss_falls():
     assert (first["clients"], first["learning-rate"]) == (4, 0.3)
 
 
+def test_exact_slopes_are_the_limit_of_differences():
+    def arrays(estimator, **more):
+        forget_processes()
+        strategy = ZerothOrder(
+            model=start_net(), queries=32, lr=0.05, estimator=estimator, batches=0, **more
+        )
+        result = run(strategy, rounds=5)
+        assert strategy.refusals == []
+        return result.arrays.to_torch_state_dict()
+
+    exact, differences = arrays("exact"), arrays("two-point", eps=1e-3)
+    moved = {
+        name: (exact[name] - start).abs().max() for name, start in start_net().state_dict().items()
+    }
+    for name, value in exact.items():
+        torch.testing.assert_close(value, differences[name], rtol=0, atol=1e-2 * float(moved[name]))
+
+
 def test_no_round_returns_the_initial_arrays():
     assert equal(run(strategy_of(), rounds=0).arrays, arrays_of(start_net()))
 
@@ -146,6 +164,7 @@ def test_defaults_are_those_of_a_run():
     [
         {}, {"optimizer": "adam"}, {"options": {"momentum": 0.9}}, {"seed_schedule": "independent"},
         {"estimator": "forward", "seed_schedule": "independent"}, {"directions": "lowrank"},
+        {"estimator": "exact"},
         {"aggregation": "median"}, {"batches": 0},
     ],
 )  # fmt: skip
@@ -346,7 +365,7 @@ def test_two_nodes_of_one_name_count_once():
         ({"queries": 0}, "queries"), ({"eps": 0.0}, "eps"), ({"lr": -1.0}, "learning-rate"),
         ({"optimizer": "sdg"}, "sdg"), ({"directions": "x"}, "unknown directions"),
         ({"fraction_train": 1.5}, "fraction-train"), ({"batches": -1}, "batches"),
-        ({"min_train_nodes": "two"}, "min-train-nodes"), ({"estimator": "exact"}, "estimator"),
+        ({"min_train_nodes": "two"}, "min-train-nodes"), ({"estimator": "backward"}, "estimator"),
         ({"options": {"momemtum": 0.9}}, "momemtum"), ({"options": {"queries": 3}}, "parameter of"),
         ({"optimizer": "adam", "lr": None}, "adam"), ({"ledger": 3}, "a path or None"),
         ({"model": nn.Sequential()}, "requires_grad"), ({"model": "gpt2"}, "torch.nn.Module"),

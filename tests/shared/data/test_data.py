@@ -1,4 +1,4 @@
-"""Documents come in one order, shards and held-out blocks are partitions, draws are pure."""
+"""Documents come in one order, shards and held-out blocks are partitions."""
 
 import math
 import sysconfig
@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from shared.base.errors import ConfigError, DataError, UnknownNameError
 from shared.data.documents import DATASETS, Documents, space_evenly
-from shared.data.examples import cut_blocks, draw
+from shared.data.examples import cut_blocks
 from shared.data.flower_partitioners import PARTITIONERS
 from shared.data.hold_out import hold_out
 from shared.data.partition_rules import RULES, partition
 from shared.data.resolve import documents_of
 from shared.models.tokenizers import ByteTokenizer
-from shared.randomness.streams import query_batch_key
 from shared.training.validate import configure
 
 BYTES = ByteTokenizer()
@@ -274,44 +273,7 @@ def test_a_cap_on_the_evaluation_leaves_each_group_its_part():
         hold_out(blocks, 1.0)
 
 
-# --- draws
-
-
-@settings(max_examples=50)
-@given(st.integers(1, 60), st.integers(1, 80), st.integers(0, 2**31 - 1), st.integers(1, 9**6))
-def test_a_draw_is_pure_distinct_while_it_can_be_and_else_even(count, batch, slot, round_):
-    rows = draw(query_batch_key(7, round_, slot, 0), count, batch)
-    assert np.array_equal(rows, draw(query_batch_key(7, round_, slot, 0), count, batch))
-    assert rows.shape == (batch,)
-    assert rows.dtype == np.int64
-    times = np.bincount(rows, minlength=count)
-    assert len(times) == count
-    assert times.max() - times.min() <= 1
-
-
-def test_a_draw_differs_by_seed_site_round_and_step():
-    base = (1, 2, 3, 4)
-    changed = [tuple(v + (i == j) for j, v in enumerate(base)) for i in range(4)]
-    draws = {tuple(draw(query_batch_key(*names), 10**6, 8)) for names in [base, *changed]}
-    assert len(draws) == 5
-
-
-def test_draws_are_the_same_on_every_machine():
-    assert draw(query_batch_key(0, 1, 1, 0), 1000, 6).tolist() == [635, 848, 414, 599, 345, 401]
-
-
-def test_draws_are_uniform():
-    pairs = Counter(
-        frozenset(draw(query_batch_key(0, r, 1, 0), 5, 2).tolist()) for r in range(1, 4001)
-    )
-    assert len(pairs) == 10
-    chi2 = sum((n - 400) ** 2 / 400 for n in pairs.values())
-    assert chi2 < 27.9  # 9 degrees of freedom: one in a thousand, and the seed is fixed
-
-
-def test_a_draw_from_nothing_is_refused():
-    with pytest.raises(DataError, match="at least 1 example"):
-        draw(query_batch_key(0, 1, 1, 0), 0, 4)
+# --- parts
 
 
 @given(count=st.integers(1, 6), groups=st.lists(st.sampled_from("abcdefgh"), min_size=8))

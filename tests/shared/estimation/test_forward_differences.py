@@ -158,7 +158,6 @@ def test_auto_is_the_cheapest_that_works(settings, estimator):
     [
         ({"estimator": "forward", "mode": "instruct"}, "both sides"),
         ({"estimator": "forward", "query_data": "fresh"}, "baseline of its own"),
-        ({"estimator": "exact", "scope": "full"}, "closed form"),
         ({"estimator": "backward"}, "unknown estimator"),
         ({"zo_batch_size": 0, "query_data": "shared"}, "sees all"),
     ],

@@ -414,7 +414,6 @@ def test_a_readout_of_main_components_learns_saves_and_goes_on(folders, tmp_path
         ({"scope": "words", "features": "layer:x"}, "layer:<number>"),
         ({"scope": "words", "features": "lasst"}, "last"),
         ({"scope": "bias", "features": "last"}, "scope words, prior or head"),
-        ({"scope": "bias", "estimator": "exact"}, "closed form"),
         ({"scope": "words", "parallel_queries": 2}, "parallel-queries"),
         ({"scope": "words", "merge_clients": True}, "merge-clients"),
         ({"scope": "words", "query_data": "fresh"}, "query-data"),

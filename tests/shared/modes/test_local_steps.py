@@ -5,7 +5,7 @@ import torch
 from federation import config, federate, ledger_of, replayed
 
 from client.site.site import LocalSite
-from shared.data.examples import draw
+from shared.modes.batches import draw
 from shared.protocol.messages import Request
 from shared.protocol.site_id import SiteId
 from shared.randomness.streams import direction_keys, query_batch_key
