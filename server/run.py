@@ -20,7 +20,7 @@ from server.rounds.round_log import RoundLog
 from server.rounds.strategy import ScalarStrategy
 from server.tracking.session import make_trackers, track
 from shared.base.errors import ConfigError
-from shared.base.metrics import EvalSums
+from shared.base.metrics import EvalSums, names_of_scores
 from shared.base.plug_ins import list_plug_ins
 from shared.base.text import escape_record
 from shared.config.schema import Config
@@ -82,7 +82,8 @@ def train(
     grid: Grid, run: OpenRun, on_round: Callable[[Report, int], None], all_dealt: bool = False
 ) -> Report:
     """Commit the rounds that are left, logging each; ``on_round`` is called after every one."""
-    report = Report(run.folder, run.ledger, run.config, run.oracle.replica)
+    names = names_of_scores(getattr(run.oracle.task, "score_names", ()))
+    report = Report(run.folder, run.ledger, run.config, run.oracle.replica, names)
     report.rebuild()
     warn_of_rounding(run)
     warn_of_cost(run.config)

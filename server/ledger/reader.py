@@ -233,6 +233,14 @@ class LedgerReader(RunSummaries):
             series.setdefault(name, []).append((round_, value))
         return series
 
+    def scores_of_rounds(self, first: int, last: int) -> dict[int, dict[str, float]]:
+        """The server's scores by round and name, of the rounds ``first`` to ``last`` that have."""
+        by_round: dict[int, dict[str, float]] = {}
+        query = "SELECT round, name, value FROM scores WHERE site = ? AND round BETWEEN ? AND ?"
+        for round_, name, value in self._rows(query, SERVER, first, last):
+            by_round.setdefault(round_, {})[name] = value
+        return by_round
+
     def choices(self, classes: int) -> NDArray[np.int64] | None:
         """The confusion table (classes, classes) of the last evaluation: [class, choice].
 

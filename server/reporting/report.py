@@ -45,6 +45,7 @@ METRICS_COLUMNS = (
     "site noise error",
     "macro f1",
 )
+SCORE_COLUMNS = {"accuracy", "f1", "macro f1"}  # of every run, empty if its task has no classes
 CLIENTS_COLUMNS = (
     "round",
     "site",
@@ -61,16 +62,33 @@ class Report:
     """Writes the readable files of a run folder; it can be repeated from the ledger at any time."""
 
     def __init__(
-        self, folder: Path, ledger: LedgerReader, config: Config, replica: Replica
+        self,
+        folder: Path,
+        ledger: LedgerReader,
+        config: Config,
+        replica: Replica,
+        scores: Iterable[str] = (),
     ) -> None:
+        """``scores`` are the names of those that the task has of its own, one column for each."""
         self.folder, self.ledger, self.config = folder, ledger, config
         self._replica = replica
+        known = set(METRICS_COLUMNS)
+        self._scores_by_column = {
+            f"{name} score" if name in known - SCORE_COLUMNS else name: name
+            for name in scores
+            if name not in SCORE_COLUMNS
+        }
 
     def rebuild(self) -> None:
         """Write both logs anew, up to the round before the last; ``add`` appends that one again."""
         to = self.ledger.last_round - 1
-        self._write("metrics.csv", "w", [METRICS_COLUMNS, *self._metrics(0, to)])
+        self._write("metrics.csv", "w", [self.columns, *self._metrics(0, to)])
         self._write("clients.csv", "w", [CLIENTS_COLUMNS, *self._clients(0, to)])
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of ``metrics.csv``."""
+        return (*METRICS_COLUMNS, *self._scores_by_column)
 
     def add(self, round_: int) -> None:
         """Append the rows of one round to both logs, if ``log-interval`` logs it."""
@@ -155,6 +173,7 @@ class Report:
         settings = (c.training.mode, c.model.scope, c.zo.queries)
         interval = c.bp.interval if mode_of(c).has_interval else 0
         batch = (c.zo.batch_size, c.optimizer.name, interval)
+        scores, named = self.ledger.scores_of_rounds(first, last), self._scores_by_column.values()
         return [
             _round_numbers(
                 [
@@ -162,6 +181,7 @@ class Report:
                     *(m.gradient_norm, loss, m.bytes_up, m.bytes_down, m.forwards, accuracy, f1),
                     *self._worth(m.round),
                     macro_f1,
+                    *(scores.get(m.round, {}).get(name) for name in named),
                 ]
             )
             for m, loss, accuracy, f1, macro_f1 in self.ledger.round_summaries(first, last)

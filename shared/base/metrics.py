@@ -1,6 +1,6 @@
 """Loss, accuracy and F1, computed from sums that add up over batches and sites in any order."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -68,6 +68,12 @@ class EvalSums:
             "f1": f1(self.confusion),
             "macro_f1": macro_f1(self.confusion),
         }
+
+
+def names_of_scores(sums: Iterable[str]) -> tuple[str, ...]:
+    """The names of the scores that sums of these names, and a table of pairs, are made into."""
+    one = EvalSums(0.0, 1, sums=dict.fromkeys(sums, 0.0), pairs=np.zeros((1, 2)))
+    return tuple(one.scores())
 
 
 def confusion_of(classes: Counts, choices: Counts, count: int) -> Counts:

@@ -12,6 +12,7 @@ from client.app import app
 from dandelion.engines.local import LocalGrid, contexts_of, run_local
 from server.ledger.ledger import Ledger
 from server.reporting.loss_plot import Curves, draw_losses, smooth, unit_of
+from server.reporting.report import Report
 from server.run import serve
 from shared.config.schema import Config
 
@@ -84,6 +85,11 @@ def test_metrics_have_exactly_the_agreed_columns_and_each_round_once(folder):
     head, rows = read(folder / "metrics.csv")
     assert head == METRICS
     assert [row["round"] for row in rows] == ["1", "2", "3", "4"]
+
+
+def test_a_score_named_like_a_column_has_one_of_its_own(tmp_path):
+    report = Report(tmp_path, None, None, None, ["loss", "accuracy", "rank"])
+    assert report.columns == (*METRICS, "loss score", "rank")
 
 
 def test_metrics_say_what_the_round_was(folder):

@@ -92,6 +92,7 @@ def test_a_run_learns_records_metrics_and_is_repeated_to_the_bit(app, tmp_path):
         {"scope": "regex:^out"},
         {"dtype": "bfloat16", "eps": 0.05},
         {"zo-batch-size": 0, "estimator": "forward"},
+        {"estimator": "exact", "batch-order": "epochs"},
         {"split-bp-zo-data": True, "mode": "calibrate", "bp-interval": 2},
     ],
     ids=str,

@@ -1,5 +1,6 @@
 """Generation: evaluated by what the model writes, on the server and at the sites."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -41,6 +42,11 @@ def test_scores_are_evaluated_on_the_server_and_at_the_sites(tmp_path, more):
             assert 0 <= summary[f"evaluation_{name}_last"] <= 1
             assert 0 <= summary[f"sites_{name}_last"] <= 1
             assert len(ledger.scores(ALL_SITES)[name]) >= 1
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in NAMES:
+        assert [row[name] != "" for row in rows] == [False, True, True]
+        assert float(rows[-1][name]) == pytest.approx(summary[f"evaluation_{name}_last"])
 
 
 def test_a_model_that_says_what_is_expected_has_full_scores(tmp_path):

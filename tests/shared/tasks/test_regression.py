@@ -1,5 +1,6 @@
 """Regression: losses and scores as defined, heads of all kinds, every mode, exact slopes."""
 
+import csv
 import json
 import math
 
@@ -144,6 +145,10 @@ def test_first_order_rounds_learn_the_numbers(task, folders, tmp_path):
                           **task))  # fmt: skip
     assert run.summary["evaluation_pearson_last"] > 0.9
     assert run.summary["evaluation_mae_last"] < 0.6 * run.summary["evaluation_mae_first"]
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    for name in ("mae", "rmse", "pearson", "spearman"):
+        assert float(last[name]) == pytest.approx(run.summary[f"evaluation_{name}_last"], rel=1e-6)
 
 
 def test_a_result_is_a_start_and_a_trained_block_changes_nothing(task, folders, tmp_path):
