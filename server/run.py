@@ -25,7 +25,7 @@ from shared.base.plug_ins import list_plug_ins
 from shared.base.text import escape_record
 from shared.config.schema import Config
 from shared.devices.names import kind_of
-from shared.modes.estimators import cost
+from shared.modes.estimators import EXACT, cost, estimator_of
 from shared.modes.mode import mode_of, plan_of
 from shared.objectives.reward import is_reward
 from shared.protocol.messages import Hello
@@ -134,7 +134,8 @@ def warn_of_rounding(run: OpenRun) -> None:
     """Warn if ``eps`` is lost to rounding at more than a few parameters."""
     model, eps = run.oracle.replica.model, run.config.zo.eps
     rounded = count_unperturbed(model.flat, model.layout, eps)
-    if not mode_of(run.config).measures or not rounded.matters:
+    is_perturbed = mode_of(run.config).measures and estimator_of(run.config) != EXACT
+    if not is_perturbed or not rounded.matters:
         return
     LOG.warning(
         "eps = %g is lost to rounding at %.2g %% of the parameters in %s%s; 99 %% of them would "

@@ -14,6 +14,7 @@ from server.preflight.probe import Probe, rms, split_examples
 from shared.base.errors import ConfigError
 from shared.base.files import write_atomically
 from shared.config.schema import Config
+from shared.modes.estimators import EXACT, estimator_of
 from shared.modes.mode import mode_of, plan_of
 from shared.modes.step_rule import PLAIN, step_rule_of
 from shared.optimizers.gradient import Gradient, coefficients_of, differences_of
@@ -115,10 +116,13 @@ def preflight(config: Config, oracle: Oracle, examples: Tensor) -> Preflight:
     suggested, verdict, reasons = (
         judge_eps(table, config.zo.eps) if measures else (config.zo.eps, *FINE)
     )
-    slopes = coefficients_of(probe.differences(suggested, DIRECTIONS, BATCHES), suggested, 1)
+    tried = suggested
+    if estimator_of(config) == EXACT:  # nothing of the run is perturbed, but trial steps are
+        suggested, (verdict, reasons) = config.zo.eps, FINE
+    slopes = coefficients_of(probe.differences(tried, DIRECTIONS, BATCHES), tried, 1)
     within = float(np.mean(np.var(slopes, axis=1, ddof=1)))
     between = max(float(np.mean(slopes.mean(1) ** 2)) - within / BATCHES, 0.0)
-    rates = list(_rates(probe, suggested)) if verdict != "refused" else []
+    rates = list(_rates(probe, tried)) if verdict != "refused" else []
     for row in rates:
         if row.verdict != "fine":
             verdict, reasons = "doubtful", [*reasons, row.reason]

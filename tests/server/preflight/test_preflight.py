@@ -44,6 +44,14 @@ def test_an_eps_that_cannot_work_is_refused_with_numbers(tmp_path, eps, cause):
     )
 
 
+@pytest.mark.parametrize("eps", [1e-10, 0.6])
+def test_an_eps_that_exact_slopes_do_not_use_is_not_judged(tmp_path, eps):
+    result = run_preflight(config(tmp_path, eps=eps, estimator="exact", queries=8))
+    assert result.verdict == "fine"
+    assert "eps" not in result.suggestion()
+    assert result.gradient_norm > 0
+
+
 def test_settings_that_are_fine_are_left_alone(tmp_path):
     result = run_preflight(config(tmp_path, queries=8, learning_rate=1e-2))
     assert (result.verdict, result.reasons, result.suggestion()) == ("fine", [], {})
