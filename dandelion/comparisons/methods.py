@@ -24,6 +24,7 @@ ADAM: Settings = {"optimizer": "adam", "learning-rate": 3e-3}  # what users of g
 GUIDED: Settings = {"bp-learning-rate": 0.5}
 METHODS: Mapping[str, Settings] = {
     "zo": {"mode": "zo"},
+    "zo-exact": {"mode": "zo", "estimator": "exact", "queries": 256},  # from one backward pass
     "zo-dense": {"mode": "zo", "downlink": "dense"},  # the original protocol
     "calibrate": {"mode": "calibrate", **GUIDED},
     "instruct": {"mode": "instruct", **GUIDED},

@@ -33,8 +33,11 @@ def exact_differences(
         gradient: of the mean loss (size,), padding zero.
         eps: the smoothing radius of the run.
     """
-    vector = gradient.float()
-    slopes = [_slope(directions, key, vector) for key in keys]
+    vector, z = gradient.float().double(), torch.zeros_like(gradient, dtype=torch.float32)
+    wide, slopes = torch.empty_like(vector), list[float]()
+    for key in keys:  # into the same memory: to ask for it anew would take most of the time
+        directions.add_to_(z.zero_(), [key], [1.0])
+        slopes.append(float(wide.copy_(z) @ vector))
     return (2 * eps * np.array(slopes, np.float64)).astype(np.float32)
 
 
@@ -63,9 +66,3 @@ def gradient_of(model: FlatModel, loss: Tensor) -> Tensor:
         for (name, own), part in zip(chosen.items(), gradients, strict=True)
     }
     return model.gather(parts)
-
-
-def _slope(directions: Directions, key: Key, gradient: Tensor) -> float:
-    z = torch.zeros_like(gradient)
-    directions.add_to_(z, [key], [1.0])
-    return float(z.double() @ gradient.double())
