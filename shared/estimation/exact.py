@@ -18,6 +18,8 @@ from shared.base.flat import FlatModel
 from shared.directions import Directions
 from shared.randomness.streams import Key
 
+PART = 1 << 20  # addresses at a time: 20 bytes each are in use beside the gradient
+
 
 def exact_differences(
     directions: Directions, keys: Sequence[Key], gradient: Tensor, eps: float
@@ -33,12 +35,15 @@ def exact_differences(
         gradient: of the mean loss (size,), padding zero.
         eps: the smoothing radius of the run.
     """
-    vector, z = gradient.float().double(), torch.zeros_like(gradient, dtype=torch.float32)
-    wide, slopes = torch.empty_like(vector), list[float]()
-    for key in keys:  # into the same memory: to ask for it anew would take most of the time
-        directions.add_to_(z.zero_(), [key], [1.0])
-        slopes.append(float(wide.copy_(z) @ vector))
-    return (2 * eps * np.array(slopes, np.float64)).astype(np.float32)
+    slopes = torch.zeros(len(keys), dtype=torch.float64, device=gradient.device)
+    for start in range(0, len(gradient), PART):
+        part = gradient[start : start + PART].float().double()
+        z = torch.zeros(len(part), device=part.device)
+        wide = torch.empty_like(part)
+        for number, key in enumerate(keys):
+            directions.add_to_(z.zero_(), [key], [1.0], start)
+            slopes[number] += wide.copy_(z) @ part
+    return (2 * eps * slopes).cpu().numpy().astype(np.float32)
 
 
 def gradient_of(model: FlatModel, loss: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from torch import nn
 from client.site.zeroth_order import Queries
 from server.ledger.run_folder import open_run
 from shared.base.errors import ConfigError, DataError
-from shared.base.flat import flatten
+from shared.base.flat import Layout, flatten
 from shared.config.schema import Config
 from shared.directions import DIRECTIONS
+from shared.estimation import exact
 from shared.estimation.exact import exact_differences, gradient_of
 from shared.modes.estimators import cost, estimator_at, evaluations_of
 from shared.modes.mode import MEASURE
@@ -59,12 +60,12 @@ def test_slopes_are_the_limit_of_two_sided_differences(tmp_path, directions):
     for eps in (0.004, 0.002, 0.001):
         c = config(tmp_path, directions=directions, eps=eps, **EXACT)
         oracle = Oracle.of(c)
-        exact, _ = measured(c, oracle)
+        slopes, _ = measured(c, oracle)
         two = config(
             tmp_path, directions=directions, eps=eps, **{**EXACT, "estimator": "two-point"}
         )
-        errors.append(np.abs(exact - measured(two, oracle)[0]).max() / (2 * eps))
-    scale = np.abs(exact).max() / (2 * eps)
+        errors.append(np.abs(slopes - measured(two, oracle)[0]).max() / (2 * eps))
+    scale = np.abs(slopes).max() / (2 * eps)
     assert errors[2] < 0.4 * errors[1] < 0.16 * errors[0]
     assert errors[2] < 2e-2 * scale
 
@@ -100,6 +101,17 @@ def test_a_federation_of_both_kinds_of_sites_learns_and_counts_what_each_has_cos
     assert result.losses[-1] < result.losses[0]
     with open_run(config(tmp_path, num_rounds=6, resume=str(result.folder), **chosen)) as run:
         assert run.oracle.replica.digest().hex() == result.digest
+
+
+@pytest.mark.parametrize("family", DIRECTIONS.names())
+def test_slopes_in_parts_are_those_of_the_whole(family, monkeypatch):
+    layout = Layout.of([("a", (40, 60)), ("b", (999,))])
+    gradient = torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
+    layout.clear_padding_(gradient)
+    keys, directions = direction_keys(3, 1, 0, 0, 5), DIRECTIONS[family](layout)
+    whole = exact_differences(directions, keys, gradient, 0.1)
+    monkeypatch.setattr(exact, "PART", 1024)
+    np.testing.assert_allclose(exact_differences(directions, keys, gradient, 0.1), whole, rtol=1e-6)
 
 
 def test_many_directions_cost_no_more_than_one():
