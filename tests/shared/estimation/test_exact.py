@@ -130,6 +130,16 @@ def test_bfloat16_has_them_too(tmp_path):
     assert np.corrcoef(numbers, measured(plain, Oracle.of(plain))[0])[0, 1] > 0.99
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("scope", ["full", "last:1"])
+def test_a_card_has_the_slopes_of_a_cpu(tmp_path, scope):
+    numbers = []
+    for device in ("cpu", "cuda"):
+        c = config(tmp_path, scope=scope, device=device, **EXACT)
+        numbers.append(measured(c, Oracle.of(c))[0])
+    np.testing.assert_allclose(*numbers, rtol=1e-3, atol=1e-3 * np.abs(numbers[0]).max())
+
+
 def test_a_parameter_that_a_loss_does_not_use_has_slope_zero():
     model = flatten(nn.ModuleDict({"a": nn.Linear(3, 1), "b": nn.Linear(3, 1)}))
     gradient = gradient_of(model, model.module["a"](torch.ones(3)).sum())
