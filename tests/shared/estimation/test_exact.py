@@ -24,7 +24,7 @@ from shared.training.oracle import Oracle
 from shared.training.server_choices import resolve_choices
 
 EXACT = {"estimator": "exact", "queries": 8, "zo_batch_size": 4}
-SCOPES = ("full", "last:1", "bias", "lora", "mask:0.05")
+SCOPES = ("full", "last:1", "bias", pytest.param("lora", marks=pytest.mark.slow), "mask:0.05")
 
 
 def measured(c, oracle, can_backpropagate=True, round_=1):
