@@ -16,7 +16,7 @@ RATES = ("learning-rate", "bp-learning-rate", "local-learning-rate")  # scaled t
 RATE_STEP = 10**0.5  # from one rate that is tried to the next
 
 FIRST_ORDER = frozenset(
-    {"fo", "fo-sgd", "fedavg", "fedavg-lora", "bp-alone"}
+    {"fo", "fo-sgd", "fedavg", "fedavg-lora", "bp-alone", "zo-exact"}
 )  # every round backpropagates
 AVERAGED: Settings = {"mode": "fedavg", "local-steps": 4, "learning-rate": 1e-3}
 GRADIENTS: Settings = {"learning-rate": 0.5}

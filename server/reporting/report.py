@@ -45,7 +45,7 @@ METRICS_COLUMNS = (
     "site noise error",
     "macro f1",
 )
-SCORE_COLUMNS = {"accuracy", "f1", "macro f1"}  # of every run, empty if its task has no classes
+CLASS_SCORES = {"accuracy", "f1", "macro_f1"}  # have columns in every run, empty without classes
 CLIENTS_COLUMNS = (
     "round",
     "site",
@@ -72,11 +72,10 @@ class Report:
         """``scores`` are the names of those that the task has of its own, one column for each."""
         self.folder, self.ledger, self.config = folder, ledger, config
         self._replica = replica
-        known = set(METRICS_COLUMNS)
         self._scores_by_column = {
-            f"{name} score" if name in known - SCORE_COLUMNS else name: name
+            f"{name} score" if name in METRICS_COLUMNS else name: name
             for name in scores
-            if name not in SCORE_COLUMNS
+            if name not in CLASS_SCORES
         }
 
     def rebuild(self) -> None:

@@ -84,8 +84,8 @@ def _check_batch_order(c: Config) -> None:
         sizes["bp-batch-size"] = c.bp.batch_size
     if not any(sizes.values()):
         raise ConfigError(
-            f"batch-order 'epochs' with {', '.join(f'{key} = 0' for key in sizes)}: a step sees "
-            "a site and all of its examples, so there is no order: use drawn"
+            f"batch-order 'epochs' with {', '.join(f'{key} = 0' for key in sizes)}: every step "
+            "sees all of a site's examples, so there is no order: use drawn"
         )
 
 

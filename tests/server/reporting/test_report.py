@@ -88,8 +88,8 @@ def test_metrics_have_exactly_the_agreed_columns_and_each_round_once(folder):
 
 
 def test_a_score_named_like_a_column_has_one_of_its_own(tmp_path):
-    report = Report(tmp_path, None, None, None, ["loss", "accuracy", "rank"])
-    assert report.columns == (*METRICS, "loss score", "rank")
+    report = Report(tmp_path, None, None, None, ["loss", "accuracy", "macro f1", "rank"])
+    assert report.columns == (*METRICS, "loss score", "macro f1 score", "rank")
 
 
 def test_metrics_say_what_the_round_was(folder):

@@ -129,8 +129,8 @@ def test_federated_averaging_goes_through_epochs_by_its_local_steps(steps):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"zo-batch-size": 0}, "zo-batch-size = 0.*all of its examples"),
-        ({"mode": "fo", "bp-batch-size": 0}, "bp-batch-size = 0.*all of its examples"),
+        ({"zo-batch-size": 0}, "zo-batch-size = 0.*all of a site's examples"),
+        ({"mode": "fo", "bp-batch-size": 0}, "bp-batch-size = 0.*all of a site's examples"),
         ({"privacy": "local", "privacy-epsilon": 2.0, "privacy-clip": 1.0}, "in secret"),
     ],
 )
